@@ -1,0 +1,74 @@
+# `make demo` and `make test` are all one needs: each makes .venv and installs into it first, if it has to.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := all,dev
+
+# Another Python: make demo PYTHON=python3.12. Tests: make test ARGS="tests/test_spans.py -x".
+PYTHON ?=
+ARGS   ?=
+# Two to four workers: more gain nothing here, and each holds its own copy of PyTorch.
+WORKERS ?= -n logical --maxprocesses 4
+
+# uv does not read pip's settings, so a local folder of wheels (a CPU build of torch, say) is passed on to it:
+# pip's list is parted by spaces, uv's by commas.
+empty :=
+space := $(empty) $(empty)
+comma := ,
+UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+export UV_FIND_LINKS
+# Without bytecode files every start pays for compiling all of PyTorch's Python again.
+unexport PYTHONDONTWRITEBYTECODE
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+INSTALL := -c constraints.txt -e ".[$(EXTRAS)]"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types install clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP)  ## make a video, ground three queries in it, show the result
+	@$(BIN)/sidelight demo $(ARGS)
+
+test: $(STAMP)  ## all tests (ARGS="-x tests/test_spans.py" for some)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: $(STAMP)  ## ruff: mend what can be mended
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+types: $(STAMP)  ## mypy
+	@$(BIN)/mypy
+
+install: $(STAMP)  ## only the set-up: .venv with everything in it
+
+clean:  ## remove .venv, caches and builds
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An interrupted or failed set-up leaves no stamp, so the next call does it again.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null; then exit 0; fi; \
+	for python in $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.10); do \
+	    if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+	        echo "making $(VENV) with $$python"; \
+	        $$python -m venv --clear $(VENV); exit; \
+	    fi; \
+	done; \
+	echo "sidelight needs Python 3.10 or newer; tried: $(if $(PYTHON),$(PYTHON),python3 and python3.10 to python3.13)." >&2; \
+	echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+	@echo "installing sidelight with [$(EXTRAS)] into $(VENV) (minutes the first time: torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
+	    && $(BIN)/uv pip install --quiet --python $(BIN)/python $(INSTALL) \
+	    || { echo "uv could not install; trying pip (slower)" >&2; \
+	         $(BIN)/python -m pip install --disable-pip-version-check $(INSTALL); }
+	@touch $@

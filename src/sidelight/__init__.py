@@ -1,0 +1,42 @@
+"""Find moments in video by a sentence.
+
+>>> from sidelight import Grounder
+>>> grounding = Grounder.from_pretrained("shapes").ground("video.mp4", "a red square spins")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidelight.grounder import Grounder
+    from sidelight.grounding import Grounding, Moment
+
+__all__ = ["Grounder", "Grounding", "Moment", "__version__"]
+
+__version__ = "0.1.0"
+
+# Where each name lives. They are imported when first asked for, because behind Grounder stands PyTorch, which
+# takes seconds to import.
+_HOMES = {
+    "Grounder": "sidelight.grounder",
+    "Grounding": "sidelight.grounding",
+    "Moment": "sidelight.grounding",
+}
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,188 @@
+"""Batch, Targets and Predictions: the contract between data, models, losses and decoding.
+
+Shape legend, used by every tensor file of the project (a name ends in its axes: ``video_KBTD``):
+
+    B batch              K levels             T clips              L query tokens
+    M moment queries     G ground-truth spans F hidden width       D input width (D_v video, D_t text)
+    H attention heads    P sampling points    N any number of points
+
+Spans are (center, width) in units of each sample's OWN extent: 1.0 is the end of that sample's last real
+clip, however far the batch is padded. Masks are True where data is real, and real entries come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_Container = TypeVar("_Container", bound="_TensorGroup")
+
+
+class _Shapes:
+    """Checks tensors against named axes; an axis named twice must have the same size both times."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.sizes: dict[str, tuple[int, str]] = {}
+
+    def check(self, name: str, tensor: Tensor, axes: Sequence[str], kind: str) -> None:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{self.owner}.{name} must be a torch tensor, got {type(tensor).__name__}")
+        shown = "(" + ", ".join(axes) + ")"
+        if tensor.ndim != len(axes):
+            raise ValueError(
+                f"{self.owner}.{name} must have {len(axes)} axes {shown}, got shape {tuple(tensor.shape)}"
+            )
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            if axis.isdigit():
+                expected, source = int(axis), "by definition"
+            else:
+                expected, source = self.sizes.setdefault(axis, (size, f"{name} has it"))
+            if size != expected:
+                raise ValueError(
+                    f"{self.owner}.{name} must be {shown} with {axis}={expected} ({source}), "
+                    f"got shape {tuple(tensor.shape)}"
+                )
+            if size == 0 and axis != "G":
+                raise ValueError(f"{self.owner}.{name} has an empty axis {axis}: shape {tuple(tensor.shape)}")
+        wanted = {
+            "float": tensor.is_floating_point(),
+            "bool": tensor.dtype == torch.bool,
+            "index": tensor.dtype == torch.int64,
+        }[kind]
+        if not wanted:
+            raise ValueError(f"{self.owner}.{name} must hold {kind} values, got {tensor.dtype}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _TensorGroup:
+    """What Batch, Targets and Predictions share: moving all their tensors at once."""
+
+    def _map(self: _Container, function: Callable[[Tensor], Tensor]) -> _Container:
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = function(value)
+            elif isinstance(value, _TensorGroup):
+                changed[field.name] = value._map(function)
+        return replace(self, **changed)
+
+    def to(
+        self: _Container,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> _Container:
+        """The same tensors on ``device``; floating ones in ``dtype`` if given (masks and indices keep
+        theirs)."""
+
+        def move(tensor: Tensor) -> Tensor:
+            wanted = dtype if tensor.is_floating_point() else None
+            return tensor.to(device=device, dtype=wanted, non_blocking=non_blocking)
+
+        return self._map(move)
+
+    def pin_memory(self: _Container) -> _Container:
+        """The same tensors in page-locked memory (PyTorch's DataLoader calls this when asked to pin)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Targets(_TensorGroup):
+    """The ground truth of a batch."""
+
+    spans_BG2: Tensor
+    """(center, width) of each ground-truth span in [0, 1] of its sample's own extent; G may be 0."""
+    spans_mask_BG: Tensor
+    """True for real spans; a sample may have none."""
+    saliency_BT: Tensor
+    """Saliency of each clip, at least 0: the mean of its raters, 0 outside the relevant clips."""
+    positive_B: Tensor
+    """One positive clip per sample, sampled anew each epoch; -1 for a sample that has none."""
+
+    def __post_init__(self) -> None:
+        shapes = _Shapes("Targets")
+        shapes.check("spans_BG2", self.spans_BG2, ("B", "G", "2"), "float")
+        shapes.check("spans_mask_BG", self.spans_mask_BG, ("B", "G"), "bool")
+        shapes.check("saliency_BT", self.saliency_BT, ("B", "T"), "float")
+        shapes.check("positive_B", self.positive_B, ("B",), "index")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch(_TensorGroup):
+    """Features of B (video, query) pairs, padded to a common length. Levels run from shallow to deep.
+
+    Only shapes and kinds are checked when it is built: looking at values would make an accelerator wait.
+    """
+
+    video_KBTD: Tensor
+    """Video features of each level and clip."""
+    video_mask_BT: Tensor
+    """True for real clips, which come first; each sample has at least one."""
+    text_KBLD: Tensor
+    """Query features of each level and token; token 0 is the CLS (start) token."""
+    text_mask_BL: Tensor
+    """True for real tokens, which come first; token 0 is always real."""
+    targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        shapes = _Shapes("Batch")
+        shapes.check("video_KBTD", self.video_KBTD, ("K", "B", "T", "D_v"), "float")
+        shapes.check("video_mask_BT", self.video_mask_BT, ("B", "T"), "bool")
+        shapes.check("text_KBLD", self.text_KBLD, ("K", "B", "L", "D_t"), "float")
+        shapes.check("text_mask_BL", self.text_mask_BL, ("B", "L"), "bool")
+        if self.targets is not None:
+            shapes.check("targets.saliency_BT", self.targets.saliency_BT, ("B", "T"), "float")
+
+    @property
+    def size(self) -> int:
+        """Number of samples, B."""
+        return self.video_mask_BT.shape[0]
+
+    @property
+    def levels(self) -> int:
+        """Number of levels, K."""
+        return self.video_KBTD.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions(_TensorGroup):
+    """What a model's ``forward`` returns. The K axis is in order of refinement: the last entry is the
+    answer."""
+
+    logits_KBM: Tensor
+    """Class logit of each moment query after each level."""
+    spans_KBM2: Tensor
+    """(center, width) in [0, 1] of the sample's own extent, after each level."""
+    actionness_BM: Tensor
+    """Estimated best IoU with any ground-truth span, in [0, 1], of the last level's spans."""
+    saliency_BT: Tensor
+    """Cosine of clip and query in [-1, 1]; exactly 0 on padded clips."""
+    video_KBTF: Tensor
+    """V[l]: each level's clips in the shared space (for the alignment losses)."""
+    text_KBF: Tensor
+    """The pooled T[l]: each level's query in the shared space (for the alignment losses)."""
+    video_mask_BT: Tensor
+    """True for real clips."""
+    saliency_video_BTF: Tensor
+    """The clips that the cosine was taken of."""
+    saliency_text_BF: Tensor
+    """The query vector that the cosine was taken of."""
+
+    def __post_init__(self) -> None:
+        shapes = _Shapes("Predictions")
+        shapes.check("logits_KBM", self.logits_KBM, ("K", "B", "M"), "float")
+        shapes.check("spans_KBM2", self.spans_KBM2, ("K", "B", "M", "2"), "float")
+        shapes.check("actionness_BM", self.actionness_BM, ("B", "M"), "float")
+        shapes.check("saliency_BT", self.saliency_BT, ("B", "T"), "float")
+        shapes.check("video_KBTF", self.video_KBTF, ("K", "B", "T", "F"), "float")
+        shapes.check("text_KBF", self.text_KBF, ("K", "B", "F"), "float")
+        shapes.check("video_mask_BT", self.video_mask_BT, ("B", "T"), "bool")
+        shapes.check("saliency_video_BTF", self.saliency_video_BTF, ("B", "T", "F"), "float")
+        shapes.check("saliency_text_BF", self.saliency_text_BF, ("B", "F"), "float")

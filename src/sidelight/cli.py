@@ -1,0 +1,113 @@
+"""The commands: parse, call, print.
+
+A user's mistake is one sentence on stderr and exit code 2. Everything heavy is imported by the command that needs it,
+so that ``sidelight --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+COMMANDS: dict[str, str] = {
+    "ground": "find moments in a video by a sentence",
+    "demo": "make a video that no model has seen, ground three queries in it, draw the result",
+    "train": "train a side-tuner by a recipe",
+    "predict": "predict for annotations, in the QVHighlights submission form",
+    "evaluate": "score predictions against annotations with the QVHighlights metrics",
+    "extract": "extract the features of videos and queries into a store",
+    "shapes": "make a world of labelled synthetic videos",
+    "summary": "print the parameters of a recipe's model, by module",
+    "pretrain": "train the embedded backbone on the shapes world",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from sidelight import __version__
+
+        print(f"sidelight {__version__}")
+        return 0
+    name = arguments.pop(0)
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
+    warnings.showwarning = _show_warning
+    try:
+        return _run(name, arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): no news for the user.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _fail(" ".join(str(error).split()))
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    commands = import_module("sidelight.commands")
+    add: Callable[[ArgumentParser], None] = getattr(commands, f"add_{name}")
+    run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")
+    parser = ArgumentParser(
+        prog=f"sidelight {name}", description=COMMANDS[name], exit_on_error=False, default_env=False
+    )
+    add(parser)
+    try:
+        parsed = parser.parse_args(_with_config(name, arguments))
+    except ArgumentError as error:
+        raise ValueError(f"{' '.join(str(error).split())} (see sidelight {name} --help)") from None
+    return run(parsed, parser)
+
+
+def _with_config(name: str, arguments: list[str]) -> list[str]:
+    """`sidelight train RECIPE.yaml` is short for `sidelight train --config RECIPE.yaml`."""
+    takes_config = name in ("train", "summary", "pretrain")
+    if takes_config and arguments and not arguments[0].startswith("-"):
+        if not os.path.isfile(arguments[0]):
+            raise ValueError(f"there is no recipe {arguments[0]}; expected a YAML file, such as those in recipes/")
+        return ["--config", *arguments]
+    return arguments
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "sidelight finds moments in video by a sentence.\n\n"
+        "usage: sidelight COMMAND ...\n\n"
+        f"commands:\n{rows}\n\n"
+        "sidelight COMMAND --help says more; sidelight --version tells the version.\n\n"
+        'example: sidelight ground holiday.mp4 "the dog jumps into the water" --plot answer.png'
+    )
+
+
+def _fail(sentence: str) -> int:
+    print(f"sidelight: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Our own warnings as one line; other packages' are for developers, not users."""
+    if category.__module__.startswith("sidelight"):
+        print(f"sidelight: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

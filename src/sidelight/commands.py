@@ -1,0 +1,374 @@
+"""What each command of the CLI takes and does. Imports of heavy modules stand in the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from sidelight.grounding import Grounding
+
+
+# ground ------------------------------------------------------------------------------------------------------------
+
+
+def add_ground(parser: ArgumentParser) -> None:
+    parser.add_argument("video", help="video file of any length")
+    parser.add_argument("query", nargs="+", help="one or more sentences, each in quotes")
+    _add_model(parser)
+    parser.add_argument("--top", type=int, default=5, help="moments to show per query")
+    parser.add_argument("--json", metavar="FILE", help="write the groundings as JSON; - for standard output")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw frames, highlight curve and moments")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep this video's features")
+
+
+def run_ground(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.grounder import Grounder, default_cache
+    from sidelight.video import probe
+
+    if args.top < 1:
+        raise ValueError(f"--top must be 1 or more, got {args.top}")
+    probe(args.video)  # says what is wrong with the file before anything slow begins
+    for target in (args.json, args.plot):
+        _check_writable(target)
+    grounder = Grounder.from_pretrained(
+        args.model, cache=None if args.no_cache else default_cache() / "features", device=args.device
+    )
+    groundings = grounder.ground(args.video, args.query)
+    if args.json == "-":
+        print(_groundings_json(groundings))
+        return 0
+    for grounding in groundings:
+        print_grounding(grounding, top=args.top)
+    if args.model == "shapes":
+        print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
+    if args.json:
+        _write_text(args.json, _groundings_json(groundings) + "\n")
+        print(f"wrote {args.json}")
+    if args.plot:
+        draw(groundings, args.video, args.plot)
+        print(f"wrote {args.plot}")
+    return 0
+
+
+def print_grounding(
+    grounding: Grounding, *, top: int = 5, truth: Sequence[tuple[float, float]] = ()
+) -> None:
+    """A table of moments, with a sparkline of the highlight curve; true windows beside it if they are known."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("start", "end", "score"):
+        table.add_column(name, justify="right")
+    for moment in grounding.top(top):
+        table.add_row(clock(moment.start), clock(moment.end), f"{moment.score:.2f}")
+    console.print(Text(grounding.query, style="bold"))
+    # The curve, as wide as the terminal leaves room for.
+    console.print(Text(f"  {sparkline(grounding.saliency.tolist(), max(20, min(75, console.width - 14)))}"))
+    if not grounding.moments:
+        console.print("  no moment")
+    else:
+        console.print(table)
+    if truth:
+        console.print("true: " + ", ".join(f"{clock(s)} - {clock(e)}" for s, e in truth))
+    console.print()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss.s, or h:mm:ss.s from an hour on."""
+    tenths = round(seconds * 10)
+    hours, rest = divmod(tenths, 36000)
+    minutes, rest = divmod(rest, 600)
+    tail = f"{rest // 10:02d}.{rest % 10}"
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Numbers as a row of bars, at most ``width`` of them, from the lowest to the highest value."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    bins = [
+        max(values[i * len(values) // count : max((i + 1) * len(values) // count, i * len(values) // count + 1)])
+        for i in range(count)
+    ]
+    low, high = min(bins), max(bins)
+    span = high - low or 1.0
+    return "".join(_BARS[min(7, int((v - low) / span * 8))] for v in bins)
+
+
+def draw(
+    groundings: Sequence[Grounding],
+    video: str | Path,
+    out: str | Path,
+    truth: Sequence[Sequence[tuple[float, float]]] | None = None,
+    *,
+    pictures: int = 12,
+) -> None:
+    """Draw groundings of one video below a strip of its frames."""
+    from sidelight.plot import plot_groundings
+    from sidelight.video import frames_at, probe
+
+    info = probe(video)
+    height = 160
+    width = max(2, round(height * info.width / info.height))
+    wanted = [(i + 0.5) / pictures * groundings[0].timeline.duration for i in range(pictures)]
+    frames = frames_at(video, wanted, size=(width, height))
+    strip = [(t, frame.image) for t, frame in zip(wanted, frames, strict=False)]
+    plot_groundings(groundings, out, frames=strip, truth=truth)
+
+
+def _groundings_json(groundings: Sequence[Grounding]) -> str:
+    return json.dumps([g.to_dict() for g in groundings], indent=2)
+
+
+# demo --------------------------------------------------------------------------------------------------------------
+
+
+def add_demo(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", default="demo", help="folder for the video, the JSON and the picture")
+    parser.add_argument("--seed", type=int, default=7, help="which video; models were trained on others")
+    _add_model(parser)
+
+
+def run_demo(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.demo import demo
+
+    began = time.perf_counter()
+    shown = demo(Path(args.out), seed=args.seed, model=args.model, device=args.device)
+    for grounding, truth in shown.answers:
+        print_grounding(grounding, top=3, truth=truth)
+    truths = [truth for _, truth in shown.answers]
+    draw([g for g, _ in shown.answers], shown.video, shown.picture, truths)
+    _write_text(shown.json, _groundings_json([g for g, _ in shown.answers]) + "\n")
+    print(f"a synthetic video that was not trained on: {shown.video}")
+    print(f"wrote {shown.json} and {shown.picture} in {time.perf_counter() - began:.1f} s")
+    print(f'try: sidelight ground {shown.video} "something {shown.answers[0][0].query.split()[-1]}"')
+    return 0
+
+
+# shapes, extract ---------------------------------------------------------------------------------------------------
+
+
+def add_shapes(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="folder; gets videos/ and annotations.jsonl")
+    parser.add_argument("--videos", type=int, required=True, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="which world")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="train")
+    parser.add_argument("--shortest", type=float, default=60, help="seconds of the shortest video")
+    parser.add_argument("--longest", type=float, default=150, help="seconds of the longest video")
+    parser.add_argument("--side", type=int, default=160, help="width and height in pixels")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+
+
+def run_shapes(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.shapes import make_world
+
+    annotations = make_world(
+        args.out,
+        videos=args.videos,
+        seed=args.seed,
+        split=args.split,
+        seconds=(args.shortest, args.longest),
+        side=args.side,
+        workers=args.workers,
+        progress=True,
+    )
+    print(f"wrote {args.videos} videos and {len(annotations)} queries to {args.out}")
+    return 0
+
+
+def add_extract(parser: ArgumentParser) -> None:
+    parser.add_argument("--videos", required=True, help="folder with the video files, named by their ids")
+    parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
+    parser.add_argument("--out", required=True, help="folder of the feature store")
+    parser.add_argument("--backbone", default="shapes", help="which backbone")
+    parser.add_argument("--levels", type=int, default=4, help="how many of its last layers")
+    parser.add_argument("--pooling", choices=["cls", "mean", "attention"], default="attention")
+    parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+
+
+def run_extract(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.annotations import read_annotations
+    from sidelight.backbones import load_backbone
+    from sidelight.extract import extract, find_videos
+    from sidelight.grounder import best_device
+
+    annotations = read_annotations(args.annotations)
+    files = find_videos(args.videos, (a.vid for a in annotations))
+    backbone = load_backbone(args.backbone, levels=args.levels, pooling=args.pooling)
+    backbone = backbone.to(args.device or best_device())
+    queries = [a.query for a in annotations]
+    store, failures = extract(files, queries, backbone, args.out, progress=True)
+    print(f"{store.folder}: {len(files) - len(failures)} of {len(files)} videos, {len(set(queries))} queries")
+    for vid, reason in failures.items():
+        print(f"failed: {vid}: {reason}")
+    return 1 if failures else 0
+
+
+# train, predict, evaluate, summary, pretrain -----------------------------------------------------------------------
+
+
+def add_train(parser: ArgumentParser) -> None:
+    from sidelight.recipe import add_recipe_arguments
+
+    parser.usage = "sidelight train RECIPE.yaml [--resume] [--train.lr LR ...]"
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_recipe_arguments(parser)
+
+
+def run_train(args: Namespace, parser: ArgumentParser) -> int:
+    from sidelight.recipe import recipe_from
+    from sidelight.train import train
+
+    recipe = recipe_from(args, parser)
+    progress = train(recipe, resume=args.resume)
+    print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {recipe.train.out}")
+    return 0
+
+
+def add_predict(parser: ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
+    parser.add_argument("--videos", help="folder with the video files, named by their ids")
+    parser.add_argument("--features", help="feature store; with --videos what it lacks is extracted into it")
+    parser.add_argument("--out", required=True, help="JSONL in the QVHighlights submission form")
+
+
+def run_predict(args: Namespace, _: ArgumentParser) -> int:
+    import tempfile
+
+    from sidelight.annotations import read_annotations, write_submissions
+    from sidelight.backbones import backbone_for
+    from sidelight.checkpoint import Checkpoint
+    from sidelight.dataset import GroundingDataset
+    from sidelight.evaluate import predict
+    from sidelight.extract import extract, find_videos
+    from sidelight.features import FeatureStore
+    from sidelight.grounder import best_device
+
+    if not args.videos and not args.features:
+        raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
+    _check_writable(args.out)
+    annotations = read_annotations(args.annotations)
+    device = args.device or best_device()
+    checkpoint = Checkpoint.from_pretrained(args.model).to(device)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.features or temporary
+        if args.videos:
+            files = find_videos(args.videos, (a.vid for a in annotations))
+            backbone = backbone_for(checkpoint.features).to(device)
+            store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
+            if failures:
+                vid, reason = next(iter(failures.items()))
+                raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
+        else:
+            store = FeatureStore(folder)
+        checkpoint.features.require(store.recipe, what=f"the features in {folder}")
+        submissions = predict(
+            checkpoint.model,
+            GroundingDataset(annotations, store),
+            checkpoint.decode,
+            window_clips=checkpoint.window_clips,
+            progress=True,
+        )
+    write_submissions(args.out, submissions)
+    print(f"wrote {len(submissions)} predictions to {args.out}")
+    return 0
+
+
+def add_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("predictions", help="JSONL in the QVHighlights submission form")
+    parser.add_argument("annotations", help="JSONL in the QVHighlights form")
+    parser.add_argument("--json", metavar="FILE", help="write all metrics as JSON")
+
+
+def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.evaluate import evaluate_files
+
+    _check_writable(args.json)
+    metrics = evaluate_files(args.predictions, args.annotations)
+    for name, value in metrics["brief"].items():
+        print(f"{name:<24}{value:>7.2f}")
+    if args.json:
+        _write_text(args.json, json.dumps(metrics, indent=2) + "\n")
+        print(f"wrote {args.json}")
+    return 0
+
+
+def add_summary(parser: ArgumentParser) -> None:
+    from sidelight.recipe import add_recipe_arguments
+
+    parser.usage = "sidelight summary RECIPE.yaml [--model.hidden 128 ...]"
+    add_recipe_arguments(parser)
+
+
+def run_summary(args: Namespace, parser: ArgumentParser) -> int:
+    from sidelight.checkpoint import build_model
+    from sidelight.models.layers import parameter_table
+    from sidelight.recipe import recipe_from
+
+    recipe = recipe_from(args, parser)
+    model = build_model(recipe.model_name, recipe.to_dict()["model"])
+    rows = parameter_table(model)
+    for name, count in rows:
+        print(f"{name:<32}{count:>12,}")
+    total = sum(count for _, count in rows)
+    print(f"{'trainable parameters':<32}{total:>12,}  = {total / 2**20:.2f} x 2^20")
+    return 0
+
+
+def add_pretrain(parser: ArgumentParser) -> None:
+    from sidelight.pretrain import PretrainConfig
+
+    parser.usage = "sidelight pretrain RECIPE.yaml [--steps STEPS ...]"
+    parser.add_argument("--config", action="config", help="a YAML file with the fields below")
+    parser.add_class_arguments(PretrainConfig)
+
+
+def run_pretrain(args: Namespace, parser: ArgumentParser) -> int:
+    import dataclasses
+
+    from sidelight.pretrain import PretrainConfig, pretrain
+
+    built = parser.instantiate(args)
+    pretrain(PretrainConfig(**{f.name: built[f.name] for f in dataclasses.fields(PretrainConfig)}))
+    return 0
+
+
+# shared ------------------------------------------------------------------------------------------------------------
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", default="shapes", help="a packaged model, a checkpoint's folder, or a hub id")
+    parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+
+
+def _check_writable(path: str | None) -> None:
+    """Say so before the work, not after it, if a result cannot be written."""
+    if path and path != "-":
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
+        if Path(path).is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder; give a file name")
+
+
+def _write_text(path: str | Path, text: str) -> None:
+    """Write beside, then rename."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,217 @@
+"""Annotations and features to batches.
+
+Everything random is seeded by (seed, epoch, index), so that an epoch is the same on one machine or four, and a run
+that was interrupted goes on with exactly the samples it would have had.
+
+Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sidelight import spans
+from sidelight.annotations import Annotation
+from sidelight.batch import Batch, Targets
+from sidelight.features import FeatureStore, Halves, VideoFeatures
+from sidelight.timeline import Timeline
+
+NO_POSITIVE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One (video, query) pair with its ground truth, not yet padded."""
+
+    video_KTD: Halves
+    text_KLD: Halves
+    spans_G2: npt.NDArray[np.float32]
+    saliency_T: npt.NDArray[np.float32]
+    positive: int
+
+
+class GroundingDataset:
+    """The samples of some annotations, with features from a store.
+
+    Args:
+        annotations: one sample each.
+        store: features of their videos and queries.
+        in_memory: read all features once; else each is read through a memory map when it is wanted.
+        seed: of the positive clips.
+
+    Raises:
+        ValueError: if there is no annotation, if the store lacks a video or a query, or if a window lies outside
+            its video.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        store: FeatureStore,
+        *,
+        in_memory: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not annotations:
+            raise ValueError("there are no annotations; expected at least one")
+        self.annotations, self.store, self.seed = list(annotations), store, seed
+        self._text = store.queries(a.query for a in annotations)
+        vids = dict.fromkeys(a.vid for a in annotations)
+        timelines = {vid: store.video(vid) for vid in vids}
+        self._video: dict[str, VideoFeatures] | None = timelines if in_memory else None
+        self._timelines: dict[str, Timeline] = {vid: f.timeline for vid, f in timelines.items()}
+        for annotation in self.annotations:
+            self._check(annotation)
+
+    def _check(self, annotation: Annotation) -> None:
+        timeline = self._timelines[annotation.vid]
+        for start, end in annotation.relevant_windows:
+            if end > timeline.extent + timeline.clip_seconds:
+                raise ValueError(
+                    f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
+                    f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
+                )
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def timeline(self, index: int) -> Timeline:
+        """The timeline of a sample's video."""
+        return self._timelines[self.annotations[index].vid]
+
+    def num_clips(self) -> npt.NDArray[np.int64]:
+        """(samples,) clips of each sample's video."""
+        return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        """One sample; ``epoch`` decides which relevant clip is its positive."""
+        annotation = self.annotations[index]
+        features = self._video[annotation.vid] if self._video else self.store.video(annotation.vid)
+        timeline = features.timeline
+        saliency = clip_saliency(annotation, timeline)
+        relevant = np.flatnonzero(saliency > 0)
+        positive = NO_POSITIVE
+        if len(relevant):
+            rng = np.random.default_rng([self.seed, epoch, index])
+            positive = int(relevant[rng.integers(len(relevant))])
+        windows = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
+        unit = np.clip(timeline.to_unit(windows), 0, 1)
+        return Sample(
+            video_KTD=features.video_KTD,
+            text_KLD=self._text[annotation.query],
+            spans_G2=np.asarray(spans.se_to_cw(unit), dtype=np.float32),
+            saliency_T=saliency,
+            positive=positive,
+        )
+
+    def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
+        """Several samples, padded."""
+        return collate([self.sample(i, epoch) for i in indices])
+
+
+def clip_saliency(annotation: Annotation, timeline: Timeline) -> npt.NDArray[np.float32]:
+    """(T,) mean of the raters per clip, 0 elsewhere; 1 inside the windows where nobody rated.
+
+    A relevant clip that every rater gave 0 gets a little more than 0: it is still relevant.
+
+    Raises:
+        ValueError: if a clip id lies beyond the video.
+    """
+    found = np.zeros(timeline.num_clips, dtype=np.float32)
+    if annotation.saliency_scores:
+        for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
+            if clip < timeline.num_clips:
+                found[clip] = max(float(np.mean(scores)), 0.1)
+            elif clip > timeline.num_clips:  # one clip beyond is rounding in the published files
+                raise ValueError(
+                    f"annotation {annotation.qid!r}: clip {clip} is beyond its video {annotation.vid!r}, "
+                    f"which has {timeline.num_clips} clips; correct relevant_clip_ids"
+                )
+        return found
+    for start, end in annotation.relevant_windows:
+        clips = timeline.clips_in(min(start, timeline.duration), min(end, timeline.duration))
+        found[clips.start : clips.stop] = 1.0
+    return found
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad samples to common lengths, as one batch of float32 features."""
+    size = len(samples)
+    levels, _, width = samples[0].video_KTD.shape
+    text_width = samples[0].text_KLD.shape[2]
+    clips = max(s.video_KTD.shape[1] for s in samples)
+    tokens = max(s.text_KLD.shape[1] for s in samples)
+    most = max(len(s.spans_G2) for s in samples)
+    video = np.zeros((levels, size, clips, width), np.float16)
+    text = np.zeros((levels, size, tokens, text_width), np.float16)
+    video_mask, text_mask = np.zeros((size, clips), bool), np.zeros((size, tokens), bool)
+    truth, truth_mask = np.zeros((size, most, 2), np.float32), np.zeros((size, most), bool)
+    saliency = np.zeros((size, clips), np.float32)
+    for i, s in enumerate(samples):
+        t, n, g = s.video_KTD.shape[1], s.text_KLD.shape[1], len(s.spans_G2)
+        video[:, i, :t], text[:, i, :n] = s.video_KTD, s.text_KLD
+        video_mask[i, :t], text_mask[i, :n] = True, True
+        truth[i, :g], truth_mask[i, :g] = s.spans_G2, True
+        saliency[i, :t] = s.saliency_T
+    return Batch(
+        video_KBTD=torch.from_numpy(video).float(),
+        video_mask_BT=torch.from_numpy(video_mask),
+        text_KBLD=torch.from_numpy(text).float(),
+        text_mask_BL=torch.from_numpy(text_mask),
+        targets=Targets(
+            spans_BG2=torch.from_numpy(truth),
+            spans_mask_BG=torch.from_numpy(truth_mask),
+            saliency_BT=torch.from_numpy(saliency),
+            positive_B=torch.tensor([s.positive for s in samples]),
+        ),
+    )
+
+
+def epoch_batches(
+    num_clips: npt.NDArray[np.int64],
+    *,
+    epoch: int,
+    batch_size: int,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> list[list[int]]:
+    """The order of one training epoch: for each step the samples of this process.
+
+    Samples are shuffled, then sorted by length within groups of eight batches, so that little is padded; then the
+    batches are shuffled. All processes get the same number of batches; what does not fill a batch for each is left
+    out of this epoch (another part each time).
+
+    Args:
+        num_clips: (samples,) length of each.
+        epoch: counts from 0.
+        batch_size: samples per process and step; a dataset that is smaller gives one smaller batch.
+        seed: of the order.
+        rank: this process.
+        world: number of processes.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(num_clips))
+    step = batch_size * world
+    if len(order) < step:
+        step = len(order) // world * world
+        if not step:
+            raise ValueError(f"{len(order)} samples are too few for {world} processes")
+    group = 8 * step
+    batches: list[npt.NDArray[np.int64]] = []
+    for first in range(0, len(order), group):
+        part = order[first : first + group]
+        part = part[np.argsort(num_clips[part], kind="stable")]
+        batches += [part[i : i + step] for i in range(0, len(part) - step + 1, step)]
+    return [batches[int(i)][rank::world].tolist() for i in rng.permutation(len(batches))]
+
+
+def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
+    """Batches of consecutive samples, the last one smaller: for prediction."""
+    for first in range(0, count, batch_size):
+        yield list(range(first, min(first + batch_size, count)))

@@ -1,0 +1,217 @@
+"""Features with their recipe, and the store that keeps them on disk.
+
+A store is a folder:
+
+    manifest.json               what made the features: the feature recipe
+    videos/VID.safetensors      "video" (K, T, D_v) float16, and the duration in the header
+    queries/NAME.safetensors    many queries a file: digest of the sentence -> (K, L, D_t) float16
+
+One file a video, because a video is what is read at once, written at once, and lost at once if a machine stops;
+safetensors, because it is read through a memory map and cannot carry code. Every file is written beside its place
+and renamed, so several processes can read while another one adds.
+
+Legend: K levels, T clips, L tokens, D_v / D_t widths of video and text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.timeline import Timeline
+
+Halves = npt.NDArray[np.float16]
+FORMAT = "sidelight.features/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures:
+    """What a backbone returned for one video, at every level, and the timeline of its clips."""
+
+    video_KTD: Halves
+    timeline: Timeline
+
+    def __post_init__(self) -> None:
+        if self.video_KTD.ndim != 3 or self.video_KTD.shape[1] != self.timeline.num_clips:
+            raise ValueError(
+                f"video features must be (levels, {self.timeline.num_clips} clips, width) for "
+                f"{self.timeline.duration:g} s; got {self.video_KTD.shape}"
+            )
+
+
+class FeatureStore:
+    """Features on disk, with the recipe that made them.
+
+    Args:
+        folder: an existing store.
+
+    Raises:
+        ValueError: if the folder is no store, or of a newer format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = self.folder / "manifest.json"
+        if not manifest.is_file():
+            raise ValueError(
+                f"{self.folder} is no feature store: manifest.json is missing; make one with `sidelight extract`"
+            )
+        try:
+            values = json.loads(manifest.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
+        if values.get("format") != FORMAT:
+            raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {values.get('format')!r}")
+        self.recipe = FeatureRecipe.from_dict(values["recipe"])
+        self._queries: dict[str, Path] = {}
+        self._shards_seen: set[Path] = set()
+
+    @classmethod
+    def create(cls, folder: str | Path, recipe: FeatureRecipe) -> FeatureStore:
+        """Make a store, or open one that is there.
+
+        Raises:
+            RecipeMismatchError: if the store that is there has another recipe.
+        """
+        folder = Path(folder)
+        if (folder / "manifest.json").exists():
+            store = cls(folder)
+            recipe.require(store.recipe, what=f"the features in {folder}")
+            return store
+        for part in ("videos", "queries"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "recipe": recipe.to_dict()}, indent=2) + "\n"
+        with _replacing(folder / "manifest.json") as temporary:
+            temporary.write_text(text)
+        return cls(folder)
+
+    def _video_path(self, vid: str) -> Path:
+        # Quoted, so that no id can name a file outside the folder.
+        return self.folder / "videos" / f"{quote(vid, safe=' ()[]+,=@')}.safetensors"
+
+    def has_video(self, vid: str) -> bool:
+        return self._video_path(vid).is_file()
+
+    def videos(self) -> list[str]:
+        """The ids of all videos, sorted."""
+        return sorted(unquote(p.stem) for p in (self.folder / "videos").glob("[!.]*.safetensors"))
+
+    def put_video(self, vid: str, features: VideoFeatures) -> None:
+        """Add or replace one video's features."""
+        metadata = {
+            "duration": repr(features.timeline.duration),
+            "clip_seconds": repr(features.timeline.clip_seconds),
+        }
+        _save(self._video_path(vid), {"video": features.video_KTD}, metadata)
+
+    def video(self, vid: str) -> VideoFeatures:
+        """One video's features, read through a memory map.
+
+        Raises:
+            ValueError: if the store has no such video, or its file is damaged.
+        """
+        path = self._video_path(vid)
+        if not path.is_file():
+            raise ValueError(
+                f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
+            )
+        tensors, metadata = _load(path)
+        timeline = Timeline(
+            duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"])
+        )
+        return VideoFeatures(video_KTD=tensors["video"], timeline=timeline)
+
+    def _index(self) -> dict[str, Path]:
+        """Digest of every stored query -> its file; looks for new files each time something is missing."""
+        from safetensors import safe_open
+
+        for path in sorted((self.folder / "queries").glob("[!.]*.safetensors")):
+            if path not in self._shards_seen:
+                with safe_open(path, framework="numpy") as file:
+                    self._queries.update(dict.fromkeys(file.keys(), path))
+                self._shards_seen.add(path)
+        return self._queries
+
+    def missing_queries(self, queries: Iterable[str]) -> list[str]:
+        """Those sentences, each once, that the store lacks."""
+        index = self._index()
+        return [q for q in dict.fromkeys(queries) if query_digest(q) not in index]
+
+    def put_queries(self, features: Mapping[str, Halves]) -> None:
+        """Add the (K, L, D_t) features of many sentences as one file."""
+        if not features:
+            return
+        tensors = {query_digest(q): value for q, value in features.items()}
+        name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
+        _save(self.folder / "queries" / f"{name}.safetensors", tensors, {})
+
+    def queries(self, queries: Iterable[str]) -> dict[str, Halves]:
+        """Sentence -> (K, L, D_t), for many at once: each file is opened once.
+
+        Raises:
+            ValueError: if the store lacks one of them.
+        """
+        from safetensors import safe_open
+
+        wanted = list(dict.fromkeys(queries))
+        if missing := self.missing_queries(wanted):
+            raise ValueError(
+                f"the feature store {self.folder} lacks {len(missing)} of {len(wanted)} queries, "
+                f"such as {missing[0]!r}; run `sidelight extract` with these annotations"
+            )
+        by_file: dict[Path, list[str]] = {}
+        for query in wanted:
+            by_file.setdefault(self._queries[query_digest(query)], []).append(query)
+        found: dict[str, Halves] = {}
+        for path, names in by_file.items():
+            with safe_open(path, framework="numpy") as file:
+                found.update({q: file.get_tensor(query_digest(q)) for q in names})
+        return found
+
+
+def query_digest(query: str) -> str:
+    """The key of a sentence: 20 hex digits of its SHA-256."""
+    return hashlib.sha256(query.encode()).hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to ``path`` when the block ends well and removed when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
+    from safetensors.numpy import save_file
+
+    halves = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in tensors.items()}
+    for name, values in halves.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
+    with _replacing(path) as temporary:
+        save_file(halves, temporary, metadata)
+
+
+def _load(path: Path) -> tuple[dict[str, Halves], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and extract the video again") from None

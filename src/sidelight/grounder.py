@@ -1,0 +1,184 @@
+"""The main job: a video file and a sentence become a Grounding.
+
+    from sidelight import Grounder
+
+    grounder = Grounder.from_pretrained("shapes")
+    answer = grounder.ground("video.mp4", "a red square spins")
+    print(answer.moments[0])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from sidelight.grounding import Grounding
+
+if TYPE_CHECKING:
+    import torch
+
+    from sidelight.backbones.protocol import Backbone
+    from sidelight.checkpoint import Checkpoint
+    from sidelight.features import Halves, VideoFeatures
+
+
+class Grounder:
+    """A backbone and the side-tuner that was trained on its features, together.
+
+    Args:
+        checkpoint: the side-tuner.
+        backbone: its backbone; found by the checkpoint's feature recipe unless given.
+        cache: folder in which a video's features are kept, by the file's content and the recipe, so that the next
+            query on the same file answers at once; None for no cache. See :func:`default_cache`.
+        device: where to compute.
+
+    Raises:
+        RecipeMismatchError: if the backbone makes other features than the side-tuner was trained on.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        backbone: Backbone | None = None,
+        cache: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        from sidelight.backbones import backbone_for
+
+        self.device = device if device is not None else best_device()
+        self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
+        checkpoint.features.require(self.backbone.recipe, what="the backbone's features")
+        self.checkpoint = checkpoint.to(self.device)
+        self.cache = Path(cache) if cache is not None else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "shapes",
+        *,
+        cache: str | Path | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+    ) -> Grounder:
+        """Load a model: ``shapes`` (ships with sidelight), a checkpoint's folder, or a hub id.
+
+        Args:
+            name: which one.
+            cache: folder for features; see the class.
+            device: ``cpu``, ``cuda``, ``mps``, ...; the best there is unless given.
+            revision: of a hub id.
+
+        Raises:
+            ValueError: if there is no such model.
+        """
+        from sidelight.checkpoint import Checkpoint
+
+        return cls(Checkpoint.from_pretrained(name, revision=revision), cache=cache, device=device)
+
+    @overload
+    def ground(self, video: str | Path, query: str) -> Grounding: ...
+    @overload
+    def ground(self, video: str | Path, query: Sequence[str]) -> list[Grounding]: ...
+
+    def ground(self, video: str | Path, query: str | Sequence[str]) -> Grounding | list[Grounding]:
+        """Find the moments of a video in which a sentence is true.
+
+        Args:
+            video: a video file of any length. One of more than the model's window is read in overlapping windows.
+            query: a sentence, or several, which then share the video's features.
+
+        Returns:
+            A Grounding for a sentence, a list of them for several.
+
+        Raises:
+            VideoError: if the file cannot be read as a video.
+            ValueError: if a query is empty, or there is none.
+        """
+        queries = [query] if isinstance(query, str) else list(query)
+        if not queries:
+            raise ValueError("there is no query; expected a sentence or a list of sentences")
+        for sentence in queries:
+            if not sentence.strip():
+                raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
+        text = self.encode(queries)
+        found = self.ground_features(self.features(video), text, queries, video_name=str(video))
+        return found[0] if isinstance(query, str) else found
+
+    def encode(self, queries: Sequence[str]) -> list[Halves]:
+        """The (K, L, D_t) features of each sentence."""
+        from sidelight.extract import encode_queries
+
+        found = encode_queries(queries, self.backbone)
+        return [found[query] for query in queries]
+
+    def features(self, video: str | Path) -> VideoFeatures:
+        """The features of a video file, from the cache if it holds them.
+
+        Raises:
+            VideoError: if the file cannot be read as a video.
+        """
+        from sidelight.extract import content_digest, encode_video_file
+        from sidelight.features import FeatureStore
+        from sidelight.video import probe
+
+        if self.cache is None:
+            return encode_video_file(video, self.backbone)
+        store = FeatureStore.create(self.cache / self.backbone.recipe.digest(), self.backbone.recipe)
+        key = content_digest(video)
+        if store.has_video(key):
+            return store.video(key)
+        found = encode_video_file(video, self.backbone)
+        # What a damaged file lost is told each time, so its features are not kept.
+        if found.timeline.duration >= probe(video).duration - found.timeline.clip_seconds:
+            store.put_video(key, found)
+        return found
+
+    def ground_features(
+        self, video: VideoFeatures, text: Sequence[Halves], queries: Sequence[str], *, video_name: str | None = None
+    ) -> list[Grounding]:
+        """Groundings from features at hand: one for each query."""
+        import numpy as np
+
+        from sidelight.dataset import NO_POSITIVE, Sample, collate
+        from sidelight.evaluate import ground_batch
+
+        clips = video.timeline.num_clips
+        samples = [
+            Sample(
+                video_KTD=video.video_KTD,
+                text_KLD=features,
+                spans_G2=np.zeros((0, 2), np.float32),
+                saliency_T=np.zeros(clips, np.float32),
+                positive=NO_POSITIVE,
+            )
+            for features in text
+        ]
+        return ground_batch(
+            self.checkpoint.model,
+            collate(samples),
+            [video.timeline] * len(samples),
+            queries,
+            self.checkpoint.decode,
+            window_clips=self.checkpoint.window_clips,
+            videos=[video_name] * len(samples),
+        )
+
+
+def best_device() -> str:
+    """cuda, else mps, else cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def default_cache() -> Path:
+    """Where the command line keeps features: SIDELIGHT_CACHE, else the user's cache folder."""
+    if folder := os.environ.get("SIDELIGHT_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sidelight"

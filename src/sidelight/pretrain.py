@@ -1,0 +1,308 @@
+"""Train the embedded backbone on the shapes world, contrastively, from pixels and sentences.
+
+A batch holds clips, and for each clip a sentence that is true of it and some that differ in one attribute. Which
+sentence is true of which clip is known exactly, so a pair that happens to fit is never pushed apart. Combinations
+that are kept for the test split occur neither as clips nor as sentences.
+
+Legend: C clips, F frames, S side, E events of a clip (at most 2), N sentences; attributes are indices into the
+colours, shapes and actions, -1 for "not named" or "no event".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sidelight.backbones.shapes import ShapesBackboneConfig, TwoTowers
+from sidelight.shapes import make_world
+from sidelight.shapes.language import phrase
+from sidelight.shapes.world import ACTIONS, COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
+from sidelight.timeline import Timeline
+from sidelight.video import frames_at
+
+Ints = npt.NDArray[np.int64]
+_TABLES: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES, ACTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One training run of the embedded backbone."""
+
+    world: str = "data/shapes"
+    """Folder of the videos; they are made there if they are missing."""
+    seed: int = 0
+    """Seed of the world and of the run."""
+    videos: int = 800
+    """Training videos."""
+    val_videos: int = 60
+    """Validation videos."""
+    steps: int = 1500
+    """Optimiser steps."""
+    batch: int = 128
+    """Clips per step."""
+    negatives: int = 2
+    """Sentences per clip that differ in one attribute."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up; a cosine to 0 follows."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    threads: int = 2
+    """CPU threads."""
+    out: str = "runs/shapes-backbone"
+    """Folder for the weights, the log and the state to resume from."""
+    model: ShapesBackboneConfig = ShapesBackboneConfig()
+    """Sizes of the towers."""
+
+    def __post_init__(self) -> None:
+        for field in ("videos", "val_videos", "steps", "batch", "threads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be 1 or more, got {getattr(self, field)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Clips in memory: pictures uint8 (C, F, S, S, 3) and the attributes (C, 2, 3) of up to two events each."""
+
+    frames: npt.NDArray[np.uint8]
+    events: Ints
+
+    def with_event(self) -> Ints:
+        """Indices of the clips in which something happens."""
+        return np.flatnonzero((self.events[:, :, 0] >= 0).any(1))
+
+
+def load_clips(config: PretrainConfig, split: str) -> Clips:
+    """Make the world if need be, decode every clip of it, and keep both in ``world/split``."""
+    videos = config.videos if split == "train" else config.val_videos
+    folder = Path(config.world) / split
+    scenes = [sample_scene(seed=config.seed, index=i, split=split) for i in range(videos)]
+    model = config.model
+    cached = folder / f"clips-{model.resolution}-{model.frames_per_clip}-{videos}.npy"
+    if not cached.exists():
+        make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.threads, progress=True)
+        _decode(scenes, folder, cached, model)
+    events = np.concatenate([_events_of(scene, model.clip_seconds) for scene in scenes])
+    return Clips(frames=np.load(cached, mmap_mode="r"), events=events)
+
+
+def _decode(scenes: list[Scene], folder: Path, out: Path, model: ShapesBackboneConfig) -> None:
+    from tqdm import tqdm
+
+    side, per_clip = model.resolution, model.frames_per_clip
+    timelines = [Timeline(duration=s.duration, clip_seconds=model.clip_seconds) for s in scenes]
+    shape = (sum(t.num_clips for t in timelines), per_clip, side, side, 3)
+    temporary = out.with_suffix(".partial.npy")
+    frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    row = 0
+    for scene, timeline in tqdm(list(zip(scenes, timelines, strict=True)), unit="video", desc="decoding"):
+        wanted = timeline.frame_seconds(per_clip).reshape(-1)
+        path = folder / "videos" / f"{scene.vid}.mp4"
+        pictures = [f.image for f in frames_at(path, wanted.tolist(), size=(side, side))]
+        frames[row : row + timeline.num_clips] = np.stack(pictures).reshape(-1, *shape[1:])
+        row += timeline.num_clips
+    frames.flush()
+    temporary.replace(out)
+
+
+def _events_of(scene: Scene, clip_seconds: float) -> Ints:
+    """The attributes of the events of each clip: (clips, 2, 3), -1 where there is none."""
+    clips = round(scene.duration / clip_seconds)
+    found = np.full((clips, 2, 3), -1)
+    for event in scene.events:
+        assert event.action is not None
+        row = [_TABLES[0].index(event.colour), SHAPES.index(event.shape), ACTIONS.index(event.action)]
+        for clip in range(round(event.start / clip_seconds), round(event.end / clip_seconds)):
+            found[clip, int(found[clip, 0, 0] >= 0)] = row
+    return found
+
+
+def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
+    """(C, N): is the sentence true of the clip, that is, of one of its events?"""
+    e, w = events_CE3[:, :, None, :], wanted_N3[None, None]
+    same: npt.NDArray[np.bool_] = (((e == w) | (w < 0)) & (e >= 0)).all(-1).any(1)
+    return same
+
+
+def sample_sentences(
+    rng: np.random.Generator, events_CE3: Ints, negatives: int
+) -> tuple[list[str], Ints]:
+    """For each clip a true sentence, then ``negatives`` that differ in one attribute; with their attributes."""
+    wanted = []
+    for events in events_CE3:
+        there = events[events[:, 0] >= 0]
+        row = there[int(rng.integers(len(there)))].copy()
+        others = []
+        while len(others) < negatives:
+            other = row.copy()
+            column = int(rng.integers(3))
+            other[column] = rng.integers(len(_TABLES[column]))
+            if _name(other) not in HELD_OUT:
+                others.append(other)
+        if rng.random() < 0.15:
+            row[0] = -1
+        elif rng.random() < 0.15:
+            row[1] = -1
+        wanted += [row, *others]
+    return [_phrase(rng, row) for row in wanted], np.stack(wanted)
+
+
+def _name(row: Ints) -> tuple[str, str, str]:
+    colour, shape, action = (table[int(i)] for table, i in zip(_TABLES, row, strict=True))
+    return colour, shape, action
+
+
+_FILLERS = ("please", "find", "show", "video", "clip", "one", "xyz", "really", "big", "um", "then")
+
+
+def _phrase(rng: np.random.Generator, row: Ints) -> str:
+    colour, shape, action = (
+        table[int(i)] if i >= 0 else None for table, i in zip(_TABLES, row, strict=True)
+    )
+    assert action is not None
+    sentence = phrase(rng, action=action, colour=colour, shape=shape)
+    if rng.random() < 0.15:
+        # Words that say nothing, so that the tower learns to look past what it does not know.
+        words = sentence.split()
+        words.insert(int(rng.integers(len(words) + 1)), _FILLERS[int(rng.integers(len(_FILLERS)))])
+        sentence = " ".join(words)
+    return sentence
+
+
+def contrastive_loss(video_CD: Tensor, text_ND: Tensor, match_CN: Tensor, log_scale: Tensor) -> Tensor:
+    """InfoNCE with several positives, both ways: a scalar.
+
+    Each row's (and each column's) log-probabilities are averaged over its true pairs; columns without any clip
+    that they are true of serve as negatives only.
+    """
+    logits = video_CD @ text_ND.T * log_scale.clamp(max=4.6).exp()
+    positive = match_CN.float()
+    rows = -(F.log_softmax(logits, 1) * positive).sum(1) / positive.sum(1)
+    used = positive.sum(0)
+    columns = -(F.log_softmax(logits, 0) * positive).sum(0) / used.clamp(min=1)
+    return rows.mean() + columns[used > 0].mean()
+
+
+def learning_rate(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    part = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def pretrain(config: PretrainConfig) -> dict[str, float]:
+    """Train the towers; write ``out/model.safetensors`` and ``out/config.json``.
+
+    An interrupted run goes on from its last saved state (every 100 steps).
+
+    Returns:
+        The validation accuracies of :func:`validate`.
+    """
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    clips, out = load_clips(config, "train"), Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model = TwoTowers(config.model)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    first, state = 0, out / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first = saved["step"]
+        print(f"going on from step {first} of {config.steps}", flush=True)
+    pool, began, losses = clips.with_event(), time.perf_counter(), []
+    for step in range(first, config.steps):
+        # Seeded by the step, so that a resumed run sees what an unbroken one would have.
+        rng = np.random.default_rng([config.seed, step])
+        chosen = rng.choice(pool, size=min(config.batch, len(pool)), replace=False)
+        losses.append(_step(model, optimiser, clips, chosen, rng, learning_rate(step, config), config))
+        if (step + 1) % 25 == 0:
+            rate = (step + 1 - first) / (time.perf_counter() - began)
+            left = (config.steps - step - 1) / rate / 60
+            print(
+                f"step {step + 1}/{config.steps}  loss {np.mean(losses[-25:]):.3f}  "
+                f"{rate:.2f} steps/s  {left:.0f} min left",
+                flush=True,
+            )
+        if (step + 1) % 100 == 0:
+            temporary = state.with_suffix(".partial")
+            values = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            torch.save(values, temporary)
+            temporary.replace(state)
+        if (step + 1) % 500 == 0:
+            print(validate(model, load_clips(config, "val")), flush=True)
+    model.save(out)
+    found = validate(model, load_clips(config, "val"))
+    print(f"{asdict(config)}\n{found}", flush=True)
+    return found
+
+
+def _step(
+    model: TwoTowers,
+    optimiser: torch.optim.Optimizer,
+    clips: Clips,
+    chosen: Ints,
+    rng: np.random.Generator,
+    lr: float,
+    config: PretrainConfig,
+) -> float:
+    events = clips.events[chosen]
+    sentences, wanted = sample_sentences(rng, events, config.negatives)
+    ids, _ = model.tokenizer.batch(sentences, longest=config.model.text_length)
+    frames = torch.from_numpy(clips.frames[chosen])
+    loss = contrastive_loss(
+        model.embed_video(frames),
+        model.embed_text(ids),
+        torch.from_numpy(matches(events, wanted)),
+        model.log_scale,
+    )
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimiser.step()
+    return loss.item()
+
+
+@torch.inference_mode()
+def validate(model: TwoTowers, clips: Clips, *, batch: int = 128, most: int = 1500) -> dict[str, float]:
+    """How often the right one of all 480 combinations is found in clips with one event, in percent.
+
+    Returns:
+        ``combination``, ``colour``, ``shape`` and ``action``: top-1 accuracies.
+    """
+    model.eval()
+    one = np.flatnonzero((clips.events[:, 0, 0] >= 0) & (clips.events[:, 1, 0] < 0))
+    one = np.random.default_rng(0).permutation(one)[:most]
+    grid = np.stack(np.meshgrid(*(np.arange(len(t)) for t in _TABLES), indexing="ij"), -1).reshape(-1, 3)
+    rng = np.random.default_rng(0)
+    ids, _ = model.tokenizer.batch([_phrase(rng, row) for row in grid], longest=model.config.text_length)
+    text = model.embed_text(ids)
+    best = torch.cat(
+        [
+            (model.embed_video(torch.from_numpy(clips.frames[np.sort(one[i : i + batch])])) @ text.T).argmax(1)
+            for i in range(0, len(one), batch)
+        ]
+    )
+    order = np.concatenate([np.sort(one[i : i + batch]) for i in range(0, len(one), batch)])
+    right = grid[best.numpy()] == clips.events[order, 0]
+    model.train()
+    names = ("colour", "shape", "action")
+    return {
+        "combination": round(100 * float(right.all(1).mean()), 1),
+        **{name: round(100 * float(right[:, i].mean()), 1) for i, name in enumerate(names)},
+    }

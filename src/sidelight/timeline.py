@@ -1,0 +1,135 @@
+"""The map between clips and seconds; the only place where that arithmetic is done.
+
+Clip i covers [i, i + 1) * clip_seconds. The *extent* is where the last clip ends, which may be a little after
+the video does; models count in units of it, so that 1.0 is the end of the last clip.
+
+Legend: T clips, n frames per clip; spans (..., 2) are [start, end].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+_ROUNDING = 1e-6  # clips; durations are sums of fractions, so 150.0000001 s are still 75 clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """The clips of one video.
+
+    Raises:
+        ValueError: unless both numbers are finite and above 0.
+    """
+
+    duration: float
+    """Length of the video in seconds."""
+    clip_seconds: float
+    """Length of a clip in seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("duration", "clip_seconds"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"Timeline.{name} must be a number of seconds above 0, got {value!r}")
+            object.__setattr__(self, name, float(value))
+
+    @property
+    def num_clips(self) -> int:
+        """T; the last clip may be cut short by the end of the video."""
+        return max(1, math.ceil(self.duration / self.clip_seconds - _ROUNDING))
+
+    @property
+    def extent(self) -> float:
+        """Where the last clip ends, in seconds: the unit of models."""
+        return self.num_clips * self.clip_seconds
+
+    def clip_spans(self) -> Floats:
+        """(T, 2) seconds of each clip, the last one cut at the duration."""
+        starts = np.arange(self.num_clips) * self.clip_seconds
+        return np.stack([starts, np.minimum(starts + self.clip_seconds, self.duration)], axis=1)
+
+    def frame_seconds(self, frames_per_clip: int) -> Floats:
+        """(T, n) seconds at which to look: the middles of n equal parts of each clip, inside the video."""
+        if frames_per_clip < 1:
+            raise ValueError(f"frames_per_clip must be 1 or more, got {frames_per_clip}")
+        clips = np.arange(self.num_clips)[:, None]
+        parts = (np.arange(frames_per_clip) + 0.5) / frames_per_clip
+        inside = np.nextafter(self.duration, 0.0)
+        return np.minimum((clips + parts) * self.clip_seconds, inside)
+
+    def to_unit(self, spans_seconds: npt.ArrayLike) -> Floats:
+        """[start, end] in seconds to [start, end] in units of the extent."""
+        return np.asarray(spans_seconds, dtype=np.float64) / self.extent
+
+    def to_seconds(self, spans_unit: npt.ArrayLike) -> Floats:
+        """[start, end] in units of the extent to seconds, clamped to the video."""
+        return np.clip(np.asarray(spans_unit, dtype=np.float64) * self.extent, 0.0, self.duration)
+
+    def clips_in(self, start: float, end: float) -> range:
+        """The clips that [start, end] covers by at least half.
+
+        A span that covers no clip by half gets the one clip that it covers most.
+
+        Raises:
+            ValueError: if the span is not within the video or ends before it starts.
+        """
+        # A duration may exceed the extent by a rounding error (see _ROUNDING).
+        limit = max(self.extent, self.duration)
+        if not 0 <= start <= end <= limit:
+            raise ValueError(f"a span must lie within [0, {limit:g}] s in order, got [{start}, {end}]")
+        unit = self.clip_seconds
+        first, stop = math.ceil(start / unit - 0.5 - _ROUNDING), math.floor(end / unit + 0.5 + _ROUNDING)
+        first, stop = max(first, 0), min(stop, self.num_clips)
+        if first < stop:
+            return range(first, stop)
+        only = min(int((start + end) / 2 / unit), self.num_clips - 1)
+        return range(only, only + 1)
+
+    def windows(self, clips: int) -> list[tuple[int, Timeline]]:
+        """Cut a long video into windows of ``clips`` clips that overlap by half.
+
+        Returns:
+            (first clip, the window's own timeline) of each, in order; the last one ends with the video, so
+            all are equally long. One window, the whole video, if it has no more clips than that.
+        """
+        if clips < 2:
+            raise ValueError(f"a window needs 2 clips or more, got {clips}")
+        if self.num_clips <= clips:
+            return [(0, self)]
+        last = self.num_clips - clips
+        firsts = [*range(0, last, clips // 2), last]
+        ends = [min((first + clips) * self.clip_seconds, self.duration) for first in firsts]
+        return [
+            (first, Timeline(duration=end - first * self.clip_seconds, clip_seconds=self.clip_seconds))
+            for first, end in zip(firsts, ends, strict=True)
+        ]
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return {"duration": self.duration, "clip_seconds": self.clip_seconds}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Timeline:
+        """The inverse of :meth:`to_dict`; ValueError if a field is missing."""
+        present = values.keys() if hasattr(values, "keys") else ()
+        for name in ("duration", "clip_seconds"):
+            if name not in present:
+                raise ValueError(f"a timeline needs duration and clip_seconds; {name} is missing")
+        return cls(duration=values["duration"], clip_seconds=values["clip_seconds"])
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number with more than 308 digits
+        return False
