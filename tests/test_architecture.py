@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backbones.tokenizer": ("shapes.language",),
     "backbones.shapes": ("backbones.protocol", "backbones.tokenizer"),
     "backbones": ("backbones.protocol", "backbones.shapes"),
-    "pretrain": ("timeline", "video", "shapes", "shapes.world", "shapes.language", "backbones.shapes"),
+    "runtime": (),
+    "pretrain": ("runtime", "timeline", "video", "shapes", "shapes.world", "shapes.language", "backbones.shapes"),
     "features": ("timeline", "backbones.protocol"),
     "extract": ("timeline", "video", "backbones.protocol", "features"),
     # features -> predictions
@@ -79,6 +80,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "metrics",
         "checkpoint",
         "recipe",
+        "runtime",
         "evaluate",
     ),
     "grounder": (

@@ -46,8 +46,8 @@ class Annotation:
     duration: float
     """Seconds of the video."""
     relevant_windows: tuple[tuple[float, float], ...] = ()
-    """[start, end] in seconds; none in a split whose labels are kept back. A window may end after the video, as
-    a few do in published files."""
+    """[start, end] in seconds; none in a split whose labels are kept back. A window may end after the
+    video, as a few do in published files."""
     relevant_clip_ids: tuple[int, ...] = ()
     """The clips that were rated."""
     saliency_scores: tuple[tuple[int, ...], ...] = ()

@@ -80,7 +80,8 @@ class _TensorGroup:
         non_blocking: bool = False,
     ) -> _Container:
         """The same tensors on ``device``; floating ones in ``dtype`` if given (masks and indices keep
-        theirs)."""
+        theirs).
+        """
 
         def move(tensor: Tensor) -> Tensor:
             wanted = dtype if tensor.is_floating_point() else None
@@ -154,7 +155,8 @@ class Batch(_TensorGroup):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions(_TensorGroup):
     """What a model's ``forward`` returns. The K axis is in order of refinement: the last entry is the
-    answer."""
+    answer.
+    """
 
     logits_KBM: Tensor
     """Class logit of each moment query after each level."""

@@ -43,10 +43,12 @@ class DecodeConfig:
     """Drop moments that score less."""
     round_to: float | None = None
     """Round starts and ends to multiples of this many seconds (2 on QVHighlights) before suppression; a
-    moment that would vanish becomes one unit long. None leaves them alone."""
+    moment that would vanish becomes one unit long. None leaves them alone.
+    """
     merge_tolerance: float = 1.0
     """Windows of a long video: a moment that ends within this many clips of a window's inner edge is cut by
-    it."""
+    it.
+    """
     merge_iou: float = 0.5
     """Windows: two moments of different windows that overlap this much are the same moment."""
     merge_ratio: float = 0.3
@@ -112,7 +114,8 @@ def _to_host(
     predictions: Predictions, config: DecodeConfig
 ) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
     """(start, end) (B, M, 2) in units of the extent, scores (B, M), saliency (B, T) and clips (B,), in one
-    copy."""
+    copy.
+    """
     probability = predictions.logits_KBM[-1].float().sigmoid()
     actionness = predictions.actionness_BM.float()
     scores_BM = {
@@ -140,7 +143,8 @@ def _to_host(
 
 def _rounded(seconds_M2: Floats, unit: float, duration: float) -> Floats:
     """Starts and ends at multiples of ``unit``, at least one unit apart where they were apart, within the
-    duration."""
+    duration.
+    """
     units = np.rint(seconds_M2 / unit)
     vanished = (units[:, 0] == units[:, 1]) & (seconds_M2[:, 1] > seconds_M2[:, 0])
     units[vanished, 0] = np.floor(seconds_M2[vanished].mean(1) / unit)
@@ -259,7 +263,8 @@ def _pieces(
 
 def _inner_edges(offset: float, grounding: Grounding, timeline: Timeline) -> tuple[float, float]:
     """Where the window starts and ends, in seconds of the whole video; infinitely far where the video does
-    too."""
+    too.
+    """
     end = offset + grounding.timeline.duration
     left = offset if offset > 1e-6 else -np.inf
     right = end if end < timeline.duration - 1e-6 else np.inf
@@ -268,7 +273,8 @@ def _inner_edges(offset: float, grounding: Grounding, timeline: Timeline) -> tup
 
 def _superseded(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
     """Without the cut moments that another window saw whole; the whole one keeps the better score of the
-    two."""
+    two.
+    """
     wholes = [piece for piece in pieces if piece.whole]
     kept = []
     for piece in pieces:
@@ -291,7 +297,8 @@ def _superseded(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
 
 def _united(pieces: list[_Piece], number: int, tolerance: float, config: DecodeConfig) -> list[_Piece]:
     """Join moments cut by the right edge of window ``number`` with those cut by the left edge of the next,
-    best first."""
+    best first.
+    """
     before = [piece for piece in pieces if piece.cut_right and max(piece.windows) == number]
     after = [piece for piece in pieces if piece.cut_left and min(piece.windows) == number + 1]
     pairs = [
@@ -328,7 +335,8 @@ def _united(pieces: list[_Piece], number: int, tolerance: float, config: DecodeC
 
 def _once(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
     """Keep the best of the moments that different windows agree on. Moments of one window were suppressed
-    there."""
+    there.
+    """
     kept: list[_Piece] = []
     for piece in sorted(pieces, key=lambda piece: -piece.score):
         same = (
@@ -343,7 +351,8 @@ def _once(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
 
 def _blended(windows: Sequence[tuple[float, Grounding]], timeline: Timeline) -> NDArray[np.float32]:
     """Saliency of each clip of the whole video: a mean over windows, weighted by the distance to their inner
-    edges."""
+    edges.
+    """
     middles = (np.arange(timeline.num_clips) + 0.5) * timeline.clip_seconds
     total, weights = np.zeros(len(middles)), np.zeros(len(middles))
     for offset, grounding in windows:

@@ -29,7 +29,8 @@ from sidelight.options import check_types, require
 
 _MASKED = -1e4
 """Stands for minus infinity among logits: its exponential is exactly 0 in float32, and its gradient is a
-number."""
+number.
+"""
 _IMPOSSIBLE = 1e9
 """Cost of a pair whose cost is not a number."""
 
@@ -76,7 +77,8 @@ class SDSTLossConfig:
     """Temperature of the highlight loss."""
     nce_directions: tuple[str, ...] = ("row", "col")
     """What a positive clip must beat: clips of its own video (row), the same clip index of other samples
-    (col)."""
+    (col).
+    """
     nce_ties: Literal["ignore", "negative"] = "ignore"
     """What clips as salient as the positive one count for: nothing, or negatives, as in R2-Tuning's code."""
     alignment_temperature: float = 0.07
@@ -126,7 +128,8 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
 @torch.no_grad()
 def match(predictions: Predictions, targets: Targets, config: SDSTLossConfig) -> tuple[Tensor, int]:
     """Hungarian matching at every level: (K, B, M) index of the ground-truth span each moment query got, or
-    -1, and the number of pairs at one level (at least 1, to divide by)."""
+    -1, and the number of pairs at one level (at least 1, to divide by).
+    """
     from scipy.optimize import linear_sum_assignment
 
     levels, size, queries = predictions.logits_KBM.shape
@@ -159,7 +162,8 @@ def match(predictions: Predictions, targets: Targets, config: SDSTLossConfig) ->
 
 def focal_loss(logits_KBM: Tensor, positive_KBM: Tensor, count: int, config: SDSTLossConfig) -> Tensor:
     """Eq. 17: matched moment queries towards 1, the others towards 0; divided by the number of matched
-    ones."""
+    ones.
+    """
     goal = positive_KBM.to(logits_KBM.dtype)
     loss = F.binary_cross_entropy_with_logits(logits_KBM, goal, reduction="none")
     loss = loss * (goal - logits_KBM.sigmoid()).abs() ** config.focal_gamma
@@ -207,7 +211,8 @@ def sampled_nce_loss(
     saliency_BT: Tensor, mask_BT: Tensor, targets: Targets, config: SDSTLossConfig
 ) -> Tensor:
     """Eq. 12: a positive clip must score above the clips of lower saliency in its own video ("row"), and
-    above the clips at its own index in the other samples, where those are of low saliency too ("col")."""
+    above the clips at its own index in the other samples, where those are of low saliency too ("col").
+    """
     positive_B, valid_B = targets.positive_B.clamp(min=0), targets.positive_B >= 0
     reached_B1 = targets.saliency_BT.gather(1, positive_B.unsqueeze(1))
     # Where nothing is positive, every clip is a negative for the others.
@@ -236,7 +241,8 @@ def alignment_losses(
 ) -> dict[str, Tensor]:
     """Eqs. 21 and 22: InfoNCE, in both directions, of the positive clip's V[l] and the pooled T[l], across
     the batch at each level and across the levels of each sample. Samples without a positive clip take no
-    part."""
+    part.
+    """
     positive_B, valid_B = targets.positive_B.clamp(min=0), targets.positive_B >= 0
     levels, size, _, width = video_KBTF.shape
     index = positive_B.view(1, size, 1, 1).expand(levels, size, 1, width)

@@ -1,5 +1,6 @@
 """Checks that configuration dataclasses run when they are built, so that a mistake in a recipe is named at
-once."""
+once.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidelight.backbones.shapes import ShapesBackboneConfig, TwoTowers
+from sidelight.runtime import tune_cpu
 from sidelight.shapes import make_world
 from sidelight.shapes.language import phrase
 from sidelight.shapes.world import ACTIONS, COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
@@ -48,7 +49,7 @@ class PretrainConfig:
     """Optimiser steps."""
     batch: int = 128
     """Clips per step."""
-    negatives: int = 2
+    negatives: int = 3
     """Sentences per clip that differ in one attribute."""
     lr: float = 1e-3
     """Peak learning rate."""
@@ -94,7 +95,8 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
         make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.threads, progress=True)
         _decode(scenes, folder, cached, model)
     events = np.concatenate([_events_of(scene, model.clip_seconds) for scene in scenes])
-    return Clips(frames=np.load(cached, mmap_mode="r"), events=events)
+    # Read into memory: batches are random, and a memory map would wait for the disk again and again.
+    return Clips(frames=np.load(cached), events=events)
 
 
 def _decode(scenes: list[Scene], folder: Path, out: Path, model: ShapesBackboneConfig) -> None:
@@ -128,6 +130,10 @@ def _events_of(scene: Scene, clip_seconds: float) -> Ints:
     return found
 
 
+_HARDNESS = (0.15, 0.7, 0.15)
+"""How often a negative sentence differs in colour, shape or action. Shapes are by far the hardest to tell apart."""
+
+
 def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
     """(C, N): is the sentence true of the clip, that is, of one of its events?"""
     e, w = events_CE3[:, :, None, :], wanted_N3[None, None]
@@ -146,7 +152,7 @@ def sample_sentences(
         others = []
         while len(others) < negatives:
             other = row.copy()
-            column = int(rng.integers(3))
+            column = int(rng.choice(3, p=_HARDNESS))
             other[column] = rng.integers(len(_TABLES[column]))
             if _name(other) not in HELD_OUT:
                 others.append(other)
@@ -210,7 +216,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     Returns:
         The validation accuracies of :func:`validate`.
     """
-    torch.set_num_threads(config.threads)
+    tune_cpu(config.threads)
     torch.manual_seed(config.seed)
     clips, out = load_clips(config, "train"), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

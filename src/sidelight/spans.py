@@ -63,7 +63,7 @@ def paired_iou(a: Array, b: Array) -> Array:
 
 
 def paired_giou(a: Array, b: Array) -> Array:
-    """(..., 2) x (..., 2) -> (...): generalised IoU (Rezatofighi et al., CVPR 2019), in (-1, 1]."""
+    """(..., 2) x (..., 2) -> (...): generalised IoU (Rezatofighi et al., CVPR 2019), in [-1, 1]."""
     inter, union, hull = _overlaps(a, b)
     found: Array = _ratio(inter, union) - _ratio(hull - union, hull)
     return found

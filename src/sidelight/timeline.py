@@ -52,8 +52,8 @@ class Timeline:
 
     def clip_spans(self) -> Floats:
         """(T, 2) seconds of each clip, the last one cut at the duration."""
-        starts = np.arange(self.num_clips) * self.clip_seconds
-        return np.stack([starts, np.minimum(starts + self.clip_seconds, self.duration)], axis=1)
+        edges = np.arange(self.num_clips + 1) * self.clip_seconds
+        return np.stack([edges[:-1], np.minimum(edges[1:], self.duration)], axis=1)
 
     def frame_seconds(self, frames_per_clip: int) -> Floats:
         """(T, n) seconds at which to look: the middles of n equal parts of each clip, inside the video."""

@@ -27,6 +27,7 @@ from sidelight.features import FeatureStore
 from sidelight.losses import SDSTLossConfig, sdst_losses
 from sidelight.metrics import evaluate_qvhighlights
 from sidelight.recipe import Recipe, TrainConfig
+from sidelight.runtime import tune_cpu
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -159,6 +160,15 @@ class Trainer:
             ValueError: if the run exists and ``resume`` is not said, or its state is of another recipe.
         """
         self._open(resume)
+        try:
+            return self._run(stop_after)
+        finally:
+            if self.fabric.is_global_zero:
+                self._losses.close()
+            if self._board is not None:
+                self._board.close()
+
+    def _run(self, stop_after: int | None) -> Progress:
         while self.progress.epoch < self.config.epochs:
             if not self._epoch(stop_after):
                 self._save()
@@ -390,8 +400,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
     except ImportError:
         raise ValueError('training needs more packages: pip install "sidelight[train]"') from None
     config = recipe.train
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    tune_cpu(config.threads)
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,

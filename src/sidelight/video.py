@@ -1,429 +1,658 @@
-"""Video files: what is in them, and their pictures at given seconds (PyAV, that is FFmpeg).
+"""Read a video file: what it is (``probe``) and its pictures at given seconds (``frames_at``).
 
-Times are seconds since the video's first picture. The picture at time t is the one on screen then: the last whose
-presentation time is not after t. A picture's own time is exact, also where the rate varies.
+Time: second 0 is where the video stream starts, whatever the file's own clock shows there. A picture is on
+screen from its own timestamp until the next one's; a rate never replaces a time that the file gives.
 
-Legend: H, W height and width as displayed.
+Way: ``_open`` explains files that are no videos, ``_Decoder`` reads pictures in order and jumps, ``_Losses``
+counts what a damaged file did not give, ``_Painter`` turns the few wanted pictures into pixels.
+
+*Ticks* are timestamps as the file has them, in units of the stream's time base.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import av
-import av.error
 import numpy as np
 import numpy.typing as npt
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+Resize = Literal["stretch", "crop"]
 
-Picture = npt.NDArray[np.uint8]
+_SLACK = 0.5  # s, or two pictures if longer: a video may end this much before its stated end and be whole
+_BLIND_JUMP = (
+    10.0  # s; without an index, what is nearer is decoded through: keyframes are seldom further apart
+)
+_IN_FLIGHT = (
+    4  # pictures; a jump throws away what the decoder's threads have begun, a shorter one gains nothing
+)
+_READ_ERRORS = 8  # in a row: then the rest of the file is given up
+_OVERHEAD = 4096  # bytes between two packets; what a container puts there is far smaller
+_MANY = 4096  # packets remembered for which no picture came yet; healthy decoders hold back far fewer
+# Area-aware bicubic that uses every chroma sample, rounds where the default cuts off (darker by half a level), and
+# gives the same bits on every processor, so that features are the same too.
+_SCALER = (
+    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+)
 
 
 class VideoError(ValueError):
-    """A file that cannot be used as a video; the message says why and what to do."""
+    """A file that cannot be read as a video; says what was expected and what to do."""
 
 
 class VideoWarning(UserWarning):
-    """Part of a video could not be decoded; the message says how much."""
+    """A damaged video of which only a part could be decoded; says how much was lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What is known of a video file without decoding it."""
+    """What a video file is."""
 
     path: str
     duration: float
-    """Seconds from the first picture to the end of the last, as the file says."""
+    """Seconds from the start of the video stream to its end, as the file states it."""
     fps: Fraction
-    """Average pictures per second; exact. Single pictures may last longer or shorter."""
+    """Pictures per second on average; says nothing about a variable rate."""
     width: int
-    """Pixels, as displayed (after rotation)."""
+    """As displayed: turned upright, with square pixels."""
     height: int
-    """Pixels, as displayed (after rotation)."""
     rotation: int
-    """Degrees, clockwise, by which players turn the stored pictures: 0, 90, 180 or 270."""
+    """Degrees (0, 90, 180, 270) by which the stored picture is turned clockwise for display."""
     codec: str
     container: str
+    """FFmpeg's name of the file format."""
     pixel_format: str
     start: float
-    """Presentation time of the first picture in the file, in seconds; all other times count from it."""
+    """What the file's own clock shows at our second 0."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture."""
+    """One picture of a video."""
 
     seconds: float
-    """Its own presentation time, since the first picture."""
-    image: Picture
-    """RGB (H, W, 3)."""
+    """Its own presentation time from the video's start."""
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) RGB. Frames that are the same picture share one array."""
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Read what a file says of itself; only its first picture is decoded.
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """What the file is. Decodes one picture, so a file that passes is a video.
 
     Raises:
-        VideoError: if the file is missing, empty, not a video, without pictures, or damaged from the start.
+        VideoError: if the file cannot be read as a video.
     """
-    with _opened(path) as (container, stream):
-        return _describe(str(path), container, stream)
+    decoder = _Decoder(path)
+    try:
+        stream, first = decoder.stream, decoder.first
+        width, height = _displayed_size(first, stream)
+        return VideoInfo(
+            path=decoder.path,
+            duration=_stated_end(decoder)[0] or _scanned_end(decoder),
+            fps=_rate(stream),
+            width=width,
+            height=height,
+            rotation=_Turn.of(first).clockwise,
+            codec=stream.codec_context.codec.canonical_name,
+            container=decoder.container.format.name,
+            pixel_format=first.format.name,
+            start=float(decoder.zero * decoder.tick),
+        )
+    finally:
+        decoder.close()
 
 
 def frames_at(
-    path: str | Path,
+    path: str | os.PathLike[str],
     seconds: Sequence[float],
     *,
     size: tuple[int, int] | None = None,
-    resize: str = "stretch",
+    resize: Resize = "stretch",
 ) -> Iterator[Frame]:
-    """The picture on screen at each wanted time.
+    """For each wanted time the picture on screen then: the last whose own seconds are not above it.
 
-    One picture is in memory at a time, however long the video is. Stretches in which nothing is wanted are skipped
-    where the file's keyframes allow it.
+    A time before the first picture gets the first, one after the end of a whole video gets the last. Where a
+    damaged file lacks pictures the last good one stays, and where it breaks off the iterator ends early: both
+    with one VideoWarning. Unwanted pictures are decoded where others need them, and never converted. Untagged
+    colours are taken as players do: BT.709 for high definition, BT.601 below.
 
     Args:
-        path: a video file.
-        seconds: wanted times, ascending; before the first picture counts as the first.
-        size: (width, height) to scale to; the video's own unless given.
-        resize: ``stretch`` scales both sides; ``crop`` scales until the picture covers ``size`` and keeps its middle.
+        path: the file.
+        seconds: ascending times from the video's start.
+        size: (width, height) of the images; as displayed if None.
+        resize: "stretch" to the size, or "crop": scale until the size is covered, then cut out the middle.
 
     Yields:
-        One :class:`Frame` per wanted time, in order. Where the video ends early (cut short, damaged) the rest is not
-        there, after a :class:`VideoWarning`.
+        Exactly one Frame per wanted time, in order. Memory does not grow with the video.
 
     Raises:
-        VideoError: as :func:`probe`, or if nothing can be decoded.
-        ValueError: if times are not ascending, or an option is unknown.
+        ValueError: if the times do not ascend, or size or resize is none of the above.
+        VideoError: if the file cannot be read as a video.
     """
-    wanted = [float(t) for t in seconds]
-    if any(b < a for a, b in zip(wanted, wanted[1:], strict=False)) or not all(map(math.isfinite, wanted)):
-        raise ValueError("wanted times must be finite and ascending")
+    try:
+        wanted = [float(second) for second in seconds]
+    except (TypeError, ValueError):
+        raise ValueError(f"seconds must be a sequence of numbers, got {seconds!r}") from None
+    if not all(map(math.isfinite, wanted)):
+        raise ValueError("seconds must be finite, but a NaN or an infinity is among the wanted times")
+    for before, after in pairwise(wanted):
+        if after < before:
+            raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
+    if size is not None and not (len(size) == 2 and all(n == int(n) and n > 0 for n in size)):
+        raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
-        raise ValueError(f"resize must be stretch or crop, got {resize!r}")
-    if size is not None and min(size) < 1:
-        raise ValueError(f"size must be (width, height) of at least 1 pixel, got {size}")
-    if not wanted:
-        return
-    with _opened(path) as (container, stream):
-        info = _describe(str(path), container, stream)
-        reader = _Reader(container, stream, info)
-        draw = _Drawer(size, resize)
-        for t in wanted:
-            frame = reader.at(t)
-            if frame is None:
-                break
-            yield draw(frame, reader.seconds(frame))
-        reader.report()
+        raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
+    decoder = _Decoder(path)  # here, not in the generator: a bad file is told of at once
+    return _frames(decoder, _Painter(decoder, size, resize), wanted)
 
 
-class _opened:
-    """Open a container and choose its video stream; every failure becomes one sentence."""
+def _frames(decoder: _Decoder, painter: _Painter, wanted: list[float]) -> Iterator[Frame]:
+    """Paint what is on screen. Warns before the last frame: whoever counts does not ask for one more."""
+    frame, count = None, 0
+    try:
+        for count, picture in enumerate(_on_screen(decoder, wanted), 1):
+            if frame is None or frame.seconds != picture.seconds:
+                frame = Frame(picture.seconds, painter.paint(picture.frame))
+            if count == len(wanted):
+                _warn(decoder)
+            yield frame
+        if count < len(wanted):
+            _warn(decoder)
+    finally:
+        decoder.close()
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
 
-    def __enter__(self) -> tuple[InputContainer, VideoStream]:
-        path = self.path
-        if not path.exists():
-            raise VideoError(f"{path} does not exist; check the path")
-        if path.is_dir():
-            raise VideoError(f"{path} is a folder; give the path of one video file")
-        if path.stat().st_size == 0:
-            raise VideoError(f"{path} is empty (0 bytes); copy or download it again")
-        try:
-            self.container = av.open(str(path))
-        except PermissionError:
-            raise VideoError(f"{path} may not be read; check its permissions") from None
-        except (av.error.FFmpegError, OSError, ValueError):
+class _Picture(NamedTuple):
+    seconds: float
+    frame: VideoFrame
+
+
+def _on_screen(decoder: _Decoder, wanted: list[float]) -> Iterator[_Picture]:
+    """The picture on screen at each wanted time, until a file that breaks off ends."""
+    shown, coming = None, decoder.read()
+    for second in wanted:
+        if coming is not None and coming.seconds <= second and decoder.worth_a_jump(second):
+            shown, coming = None, decoder.jump(second)
+        while coming is not None and coming.seconds <= second:
+            shown, coming = coming, decoder.read()
+        if coming is None and second >= decoder.end and decoder.breaks_off():
+            return
+        picture = shown or coming
+        if picture is None:  # there was one before
+            raise VideoError(f"{decoder.path} has changed while it was read; leave it alone and try again")
+        yield picture
+
+
+class _Decoder:
+    """An open video, its pictures in the order of time, and jumps.
+
+    ``read`` gives pictures with growing seconds; after a ``jump`` it goes on from there. A jump may land too
+    late: indexes hold decoding times, groups of pictures are open, keyframes are damaged. So it is checked and
+    repeated from further back, at last from the start of the file, which needs no index.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.container, self.stream, self.path = _open(path)
+        self.tick = self.stream.time_base or Fraction(1, 1000)
+        # Ticks from picture to picture where the file does not tell.
+        self.step = max(1, round(1 / (self.stream.guessed_rate or _rate(self.stream)) / self.tick))
+        self.end = 0.0  # s, of the last picture read
+        self.zero = 0  # ticks at second 0
+        self.missing: float | None = None  # s that should follow the last picture; None before it was reached
+        self.losses = _Losses(self)
+        self._jumps = self._blind = True  # whether to jump at all, and without an index
+        self._delay: int | None = None  # ticks from a keyframe's time in the index to its presentation
+        self._matroska = "matroska" in self.container.format.name
+        self._reset()
+        if self._matroska:
+            self._seek(self.stream.start_time or 0)  # Matroska's index is read at the first seek only
+        first = self._next_frame()
+        if first is None:
+            self.close()
             raise VideoError(
-                f"{path} is not a video that can be read: its header is missing or damaged, or it is another kind of "
-                "file; check that it plays in a video player, or copy it again"
-            ) from None
-        try:
-            return self.container, self._stream()
-        except BaseException:
-            self.container.close()
-            raise
+                f"{self.path} is a {self.stream.codec_context.codec.canonical_name} video of which not one "
+                "picture could be decoded; check that a video player shows it, or get a fresh copy"
+            )
+        self.first = first
+        # What could not be decoded before the first picture is part of the video all the same.
+        self.zero = min([_ticks(first), *self.losses.due])
+        if self.seconds(_ticks(first)) > self.slack:
+            self.losses.add(self.zero, _ticks(first))
+        self._ready.appendleft(first)
+        self._previous = None
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.container.close()
 
-    def _stream(self) -> VideoStream:
-        names = set(self.container.format.name.split(","))
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in self.container.streams.video if not s.disposition & cover]
-        if names & {"image2", "gif"} or any(n.endswith("_pipe") for n in names):
-            raise VideoError(f"{self.path} is a picture, not a video; give a video file, such as an mp4")
-        if not streams:
-            kind = "has sound but no pictures" if self.container.streams.audio else "has no video stream"
-            raise VideoError(f"{self.path} {kind}; give a file with a video stream")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError(
-                f"{self.path} holds video in a format that cannot be decoded; convert it to H.264, for example"
-            )
-        stream.thread_type = "AUTO"
-        return stream
+    @property
+    def slack(self) -> float:
+        return max(_SLACK, float(2 * self.step * self.tick))
 
+    def seconds(self, ticks: int) -> float:
+        return float((ticks - self.zero) * self.tick)
 
-def _describe(path: str, container: InputContainer, stream: VideoStream) -> VideoInfo:
-    context = stream.codec_context
-    start = Fraction(0)
-    if stream.start_time is not None and stream.time_base is not None:
-        start = stream.start_time * stream.time_base
-    elif container.start_time is not None:
-        start = Fraction(container.start_time, av.time_base)
-    rotation = _rotation(container, stream)
-    width, height = context.width, context.height
-    if rotation % 180:
-        width, height = height, width
-    duration = _duration(container, stream, start)
-    if duration <= 0:
-        raise VideoError(f"{path} does not say how long it is and no picture could be read; it may be cut short")
-    return VideoInfo(
-        path=path,
-        duration=float(duration),
-        fps=stream.average_rate or stream.guessed_rate or Fraction(0),
-        width=width,
-        height=height,
-        rotation=rotation,
-        codec=context.name,
-        container=container.format.name,
-        pixel_format=context.pix_fmt or "",
-        start=float(start),
-    )
+    def read(self) -> _Picture | None:
+        """The next picture; None at the end."""
+        frame = self._next_frame()
+        if frame is None:
+            return None
+        self.end = self.seconds(_ticks(frame) + self.losses.came(frame))
+        return _Picture(self.seconds(_ticks(frame)), frame)
 
-
-def _duration(container: InputContainer, stream: VideoStream, start: Fraction) -> Fraction:
-    """Seconds of the video stream. The file's own length is the last resort: sound may go on longer."""
-    if stream.duration is not None and stream.time_base is not None:
-        return stream.duration * stream.time_base
-    # Matroska writes when each track ends, counted from 0, not how long it lasts.
-    if tag := stream.metadata.get("DURATION"):
-        hours, minutes, rest = tag.split(":")
-        end = int(hours) * 3600 + int(minutes) * 60 + Fraction(rest)
-        return end - start
-    if container.duration is not None:
-        return Fraction(container.duration, av.time_base) - start
-    # Raw streams say nothing: read every packet's time, without decoding.
-    last = Fraction(0)
-    for packet in container.demux(stream):
-        if packet.pts is not None and packet.time_base is not None:
-            last = max(last, (packet.pts + (packet.duration or 0)) * packet.time_base)
-    container.seek(0)
-    return last - start
-
-
-def _rotation(container: InputContainer, stream: VideoStream) -> int:
-    """Clockwise degrees by which to turn pictures; it stands with the pictures, so the first one is decoded."""
-    angle = 0
-    try:
-        for frame in container.decode(stream):
-            angle = round(-frame.rotation / 90) * 90 % 360
-            break
-        container.seek(0)
-    except (av.error.FFmpegError, OSError):
-        pass  # whoever decodes on will say what is wrong
-    return angle
-
-
-class _Reader:
-    """Finds the picture on screen at ascending times, decoding as little as it can."""
-
-    def __init__(self, container: InputContainer, stream: VideoStream, info: VideoInfo) -> None:
-        self.container, self.stream, self.info = container, stream, info
-        self.base = stream.time_base or Fraction(1, 1000)
-        self.first = stream.start_time
-        self.current: VideoFrame | None = None  # the last picture not after the wanted time
-        self.ahead: VideoFrame | None = None  # the one after it
-        self.ended = False
-        self.damaged = 0
-        self.decoded = 0
-        self.asked = 0.0
-        self.seekable = True
-        self.frames = self._decode()
-        entries = stream.index_entries
-        # Times in an index are decoding times; a keyframe is shown at or after its own.
-        self.keyframes = sorted(e.timestamp for e in entries if e.is_keyframe and not e.is_discard)
-
-    def seconds(self, frame: VideoFrame) -> float:
-        """A picture's time since the first one."""
-        return float(self._ticks(frame) * self.base)
-
-    def _ticks(self, frame: VideoFrame) -> int:
-        assert frame.pts is not None
-        return frame.pts - (self.first or 0)
-
-    def at(self, t: float) -> VideoFrame | None:
-        """The picture at ``t``, or None if the video ends before."""
-        self.asked = t
-        self._skip_to(t)
-        while not self.ended and (self.ahead is None or self.seconds(self.ahead) <= t):
-            following = next(self.frames, None)
-            if following is None:
-                self.ended = True
-                if self.ahead is not None:
-                    self.current, self.ahead = self.ahead, None
-                break
-            if self.ahead is not None:
-                self.current = self.ahead
-            self.ahead = following
-        found = self.current
-        if found is None:  # nothing is shown so early: the first picture
-            found = self.ahead
-        if found is None:
-            raise VideoError(
-                f"{self.info.path}: no picture could be decoded; it is damaged: copy or download it again"
-            )
-        return None if self.ended and t > self._end(found) else found
-
-    def _end(self, last: VideoFrame) -> float:
-        """Until when the last picture stays: its own duration, or what lies within rounding of the video's end."""
-        shown = self.seconds(last) + float((last.duration or 0) * self.base)
-        rate = float(self.info.fps) or 25.0
-        tolerance = max(2 / rate, 0.5)
-        return max(shown, self.info.duration) if self.info.duration - shown <= tolerance else shown
-
-    def _skip_to(self, t: float) -> None:
-        """Seek if a keyframe lies between where decoding stands and ``t``."""
-        if not self.seekable or self.ended or len(self.keyframes) < 2:
-            return
-        stands = self._ticks(self.ahead) if self.ahead is not None else 0
-        # One second of margin: shorter skips cost more than they save.
-        margin = int(1 / self.base)
-        wanted = int(Fraction(t) / self.base)
-        offset = self.first or 0
-        number = bisect_right(self.keyframes, wanted + offset) - 1
-        if number < 1 or self.keyframes[number] - offset <= stands + margin:
-            return
-        for target in (number, number - 1):
-            if target < 1 or self.keyframes[target] - offset <= stands:
-                break
-            if self._seek(self.keyframes[target], t):
-                return
-        # The index misleads: start over and decode through.
-        self.seekable = False
-        self.container.seek(0)
-        self.frames = self._decode()
-        self.current = self.ahead = None
-
-    def _seek(self, timestamp: int, t: float) -> bool:
-        """Go to a keyframe; False if no picture at or before ``t`` is found there."""
-        try:
-            self.container.seek(timestamp, stream=self.stream, backward=True)
-        except (av.error.FFmpegError, OSError):
+    def worth_a_jump(self, second: float) -> bool:
+        """Whether a keyframe lies well between what was read so far and the wanted second."""
+        if not self._jumps or self._position is None:
             return False
-        self.frames = self._decode()
-        for frame in self.frames:
-            # Pictures shown before the keyframe may refer to ones that were skipped.
-            if frame.key_frame:
-                if self.seconds(frame) > t:
-                    return False
-                self.current, self.ahead = None, frame
-                return True
-        return False
+        here, wanted = self._position + _IN_FLIGHT * self.step, self._wanted(second)
+        key = self.keyframe_before(wanted)
+        if key is not None and key > here:
+            return True
+        index = self.stream.index_entries
+        knows_more = len(index) > 0 and index[-1].timestamp > self._position
+        return self._blind and not knows_more and (wanted - here) * self.tick > _BLIND_JUMP
 
-    def _decode(self) -> Iterator[VideoFrame]:
-        """Pictures in the order they are shown; packets that cannot be decoded are counted and left out."""
-        packets = self.container.demux(self.stream)
+    def jump(self, second: float) -> _Picture | None:
+        """Go to a picture at or before the wanted second, hopefully near it, and read it."""
+        wanted, before = self._wanted(second), self._position or 0
+        key, back = self.keyframe_before(wanted), round(1 / self.tick)
+        target = key if key is not None and key > before else wanted
+        while target > self.zero:
+            picture = self._land(target, second)
+            if picture is not None:
+                self._blind &= _ticks(picture.frame) > before  # else keyframes are far apart here
+                return picture
+            target, back = wanted - back, 4 * back
+        self._jumps = False
+        self.close()
+        self.container, self.stream, _ = _open(self.path)
+        self._reset()
+        return self.read()
+
+    def breaks_off(self) -> bool:
+        """After the last picture: whether the video should have gone on."""
+        if self.missing is None:
+            read = self.seconds(self.losses.last or self.zero)
+            stated, own = _stated_end(self)
+            if stated is None or (stated > read + self.slack and not own and _sound_reaches(self, stated)):
+                stated = read  # the file's duration is that of its sound, which goes on after the pictures
+            missing = max(stated, read) - self.end
+            self.missing = missing if missing > self.slack else 0.0
+        return self.missing > 0
+
+    def keyframe_before(self, ticks: int) -> int | None:
+        """Presentation ticks of the last keyframe in the index that is not after ``ticks``."""
+        index, delay = self.stream.index_entries, self._delay or 0
+        found = index.search_timestamp(ticks - delay)
+        return index[found].timestamp + delay if found >= 0 else None
+
+    def indexed_within(self, start: int, end: int) -> bool:
+        """Whether the index has a keyframe between; False where it has no presentation times."""
+        key = self.keyframe_before(end - 1)
+        return not self._delay and key is not None and key > start
+
+    def _wanted(self, second: float) -> int:
+        return math.floor(Fraction(second) / self.tick + Fraction(1, 1000)) + self.zero  # floats are rounded
+
+    def _reset(self) -> None:
+        """Begin to read at the file's current place."""
+        self._packets = self._demux()
+        self._ready: deque[VideoFrame] = deque()
+        self._ended = False
+        self._previous: int | None = None  # ticks of the picture before
+        self._position: int | None = None  # decoding ticks of the last packet
+        self._floor: int | None = None  # after a jump: ticks of the keyframe; what is before lacks references
+        self.losses.moved()
+
+    def _seek(self, ticks: int) -> bool:
+        try:
+            self.container.seek(ticks, stream=self.stream)
+        except FFmpegError:
+            return False
+        self._reset()
+        return True
+
+    def _land(self, target: int, second: float) -> _Picture | None:
+        """Jump; the first picture there, or None if it is later than wanted."""
+        if not self._seek(target):
+            return None
+        packet = self._next_packet()
+        while packet is not None and not packet.is_keyframe:
+            packet = self._next_packet()
+        if packet is None or packet.pts is None or self.seconds(packet.pts) > second:
+            return None
+        self._floor = packet.pts
+        self._decode(packet)
+        picture = self.read()
+        # A later picture: the keyframe is damaged, or only begins a gradual refresh that is not done yet.
+        return picture if picture is not None and _ticks(picture.frame) == packet.pts else None
+
+    def _next_frame(self) -> VideoFrame | None:
         while True:
+            while self._ready:
+                frame = self._ready.popleft()
+                if frame.pts is None:  # raw streams have no times: count
+                    frame.pts = 0 if self._previous is None else self._previous + self.step
+                ticks = _ticks(frame)
+                in_order = self._previous is None or ticks > self._previous
+                if in_order and (self._floor is None or ticks >= self._floor):
+                    self._previous = ticks
+                    return frame
+                self.losses.due.discard(ticks)
+            if self._ended:
+                return None
+            self._decode(self._next_packet())
+
+    def _next_packet(self) -> Packet[VideoStream] | None:
+        """The next packet; None at the end of what can be read."""
+        errors = 0
+        while errors < _READ_ERRORS:
             try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError):
-                self.damaged += 1
-                return
-            if packet is None:
-                return
-            try:
-                decoded: list[Any] = packet.decode()
-            except (av.error.FFmpegError, OSError):
-                self.damaged += 1
+                packet = next(self._packets)
+            except StopIteration:
+                return None
+            except FFmpegError:
+                errors += 1
+                self.losses.trouble()
+                self._packets = self._demux()  # goes on after the bad place
                 continue
-            for frame in decoded:
-                if frame.pts is not None:
-                    if self.first is None:
-                        self.first = frame.pts
-                    self.decoded += 1
-                    yield frame
+            if self._matroska:
+                self.losses.passed(packet)
+            if packet.stream_index != self.stream.index:
+                continue
+            if not packet.size and packet.dts is None:  # PyAV's mark of the end
+                return None
+            self.losses.sent(packet)
+            self._position = packet.dts if packet.dts is not None else packet.pts
+            if self._delay is None:  # MP4 has the time of decoding there
+                index = self.stream.index_entries
+                self._delay = max(0, (packet.pts or 0) - index[0].timestamp) if len(index) else 0
+            return packet
+        return None
 
-    def report(self) -> None:
-        """Warn of what was lost, if anything was."""
-        lost, why = 0.0, ""
-        if self.ended and self.current is not None:
-            end = self._end(self.current)
-            if self.info.duration > end and self.asked > end:
-                lost, why = self.info.duration - end, f"ends after {end:.1f} s"
-        rate = float(self.info.fps) or 25.0
-        if not lost and self.damaged:
-            lost, why = self.damaged / rate, "is damaged in places, where the picture before is held"
-        if lost:
-            share = min(1.0, lost / self.info.duration)
-            warnings.warn(
-                f"{self.info.path} {why}: {lost:.1f} of {self.info.duration:.1f} s ({share:.0%}) could not be decoded",
-                VideoWarning,
-                stacklevel=3,
+    def _demux(self) -> Iterator[Packet[Any]]:
+        """Packets; of all streams where bytes are counted."""
+        return self.container.demux() if self._matroska else self.container.demux(self.stream)
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> None:
+        """Make pictures ready; None asks for those that the decoder held back."""
+        self._ended = packet is None
+        with suppress(FFmpegError):  # the packet stays due in the losses, and the next one may be good
+            self._ready.extend(self.stream.codec_context.decode(packet))
+
+
+class _Losses:
+    """Time, in ticks, for which a damaged file gave no picture, or a wrong one.
+
+    A gap between two pictures is a loss only if packets for it were read, or the index has a keyframe in it:
+    a variable rate leaves gaps too.
+    """
+
+    def __init__(self, decoder: _Decoder) -> None:
+        self._decoder = decoder
+        self.due: set[int] = set()  # presentation ticks of packets whose picture has not come yet
+        self.total = 0
+        self.last: int | None = None  # where the last packet ends
+        self._counted = 0
+        self._before: tuple[int, int] | None = None  # start and end of the picture before
+
+    def moved(self) -> None:
+        """Reading goes on elsewhere."""
+        self.due.clear()
+        self._before = None
+        self._doubt = 0  # packets around which something may be missing
+        self._place = 0  # byte in the file after the last packet
+
+    def passed(self, packet: Packet[Any]) -> None:
+        """Notice bytes of the file that are in no packet; Matroska skips bad ones without a word."""
+        if packet.pos is not None and packet.pos > self._place > 0 and packet.pos - self._place > _OVERHEAD:
+            self.trouble()
+        self._place = (packet.pos or 0) + packet.size
+
+    def sent(self, packet: Packet[VideoStream]) -> None:
+        """Expect a picture of this packet, unless it is made to have none."""
+        if packet.pts is None or not packet.size or packet.is_discard:
+            return
+        self._doubt = 3 if packet.is_corrupt else self._doubt - 1  # MPEG-TS flags a packet early
+        if self._doubt > 0:
+            self.trouble()
+        end = packet.pts + max(packet.duration or 0, self._decoder.step)
+        self.last = end if self.last is None else max(self.last, end)
+        if self._doubt > 0:
+            self.trouble()
+        if len(self.due) < _MANY:
+            self.due.add(packet.pts)
+
+    def trouble(self) -> None:
+        """What comes after the last packet is missing."""
+        if self.last is not None and len(self.due) < _MANY:
+            self.due.add(self.last)
+
+    def came(self, frame: VideoFrame) -> int:
+        """Account for a picture; its duration."""
+        ticks, step = _ticks(frame), self._decoder.step
+        duration = max(frame.duration or 0, step)
+        if self._before is not None and ticks - self._before[1] > step // 2:
+            start, end = self._before
+            if any(start < due < ticks for due in self.due) or self._decoder.indexed_within(start, ticks):
+                self.add(end, ticks)
+        if frame.is_corrupt:
+            self.add(ticks, ticks + duration)
+        self.due = {due for due in self.due if due > ticks}
+        self._before = ticks, ticks + duration
+        return duration
+
+    def add(self, start: int, end: int) -> None:
+        """Count a loss, once: after a jump some of it may be met again."""
+        start = start if not self.total else max(start, self._counted)
+        self.total += max(0, end - start)
+        self._counted = max(self._counted, end)
+
+
+class _Painter:
+    """Pictures to upright RGB arrays of one size."""
+
+    def __init__(self, decoder: _Decoder, size: tuple[int, int] | None, resize: Resize) -> None:
+        whole = _displayed_size(decoder.first, decoder.stream)
+        self._size = size if size is not None else whole
+        self._scaled = self._size
+        if resize == "crop":
+            scale = max(self._size[0] / whole[0], self._size[1] / whole[1])
+            width, height = (round(length * scale) for length in whole)
+            self._scaled = max(self._size[0], width), max(self._size[1], height)
+        self._scaler = VideoReformatter()  # keeps its tables from picture to picture
+
+    def paint(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB."""
+        turn, matrix = _Turn.of(frame), None
+        if frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
+            matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
+        width, height = self._scaled[::-1] if turn.sideways else self._scaled
+        image = self._scaler.reformat(
+            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER
+        ).to_ndarray()
+        image = image.transpose(1, 0, 2) if turn.sideways else image
+        image = image[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1]
+        left, top = (self._scaled[0] - self._size[0]) // 2, (self._scaled[1] - self._size[1]) // 2
+        image = image[top : top + self._size[1], left : left + self._size[0]]
+        return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+class _Turn(NamedTuple):
+    """How a stored picture becomes upright: exchange rows and columns if sideways, then mirror."""
+
+    sideways: bool
+    flip_x: bool
+    flip_y: bool
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> _Turn:
+        """From the display matrix, which sends (x, y), y downwards, to (a x + c y, b x + d y)."""
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls(False, False, False)
+        a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+        return cls(True, c < 0, b < 0) if abs(b) > abs(a) else cls(False, a < 0, d < 0)
+
+    @property
+    def clockwise(self) -> int:
+        """Degrees."""
+        if self.sideways:
+            return 90 if self.flip_x else 270
+        return 180 if self.flip_y else 0
+
+
+def _displayed_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    width = round(frame.width * (aspect if Fraction(1, 8) <= aspect <= 8 else 1))  # beyond that it is rubbish
+    return (frame.height, width) if _Turn.of(frame).sideways else (width, frame.height)
+
+
+def _ticks(frame: VideoFrame) -> int:
+    assert frame.pts is not None, "_next_frame gives every picture a time"
+    return frame.pts
+
+
+def _rate(stream: VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+
+
+def _stated_end(decoder: _Decoder) -> tuple[float | None, bool]:
+    """Second at which the file states that it ends, and whether it does so for this very stream."""
+    stream, container, zero = decoder.stream, decoder.container, float(decoder.zero * decoder.tick)
+    if stream.duration:
+        return float(stream.duration * decoder.tick), True
+    matroska = "matroska" in container.format.name
+    if matroska and (tag := stream.metadata.get("DURATION")):
+        with suppress(ValueError):  # of a tag that is not like 00:01:02.500
+            hours, minutes, rest = tag.split(":")
+            length = int(hours) * 3600 + int(minutes) * 60 + float(rest)
+            # mkvmerge, which also tags statistics, gives the length; FFmpeg the end on the file's clock.
+            length -= 0.0 if "_STATISTICS_TAGS" in stream.metadata else zero
+            if length > 0:
+                return length, True
+    if not container.duration:
+        return None, False
+    # Matroska states the end on the file's clock; of other formats FFmpeg computes the length of all streams.
+    began = 0 if matroska else container.start_time or 0
+    end = (began + container.duration) / av.time_base - zero
+    return (end, False) if end > 0 else (None, False)
+
+
+def _scanned_end(decoder: _Decoder) -> float:
+    """Second at which the last packet ends, where the file states nothing: live recordings, raw streams."""
+    container, stream, _ = _open(decoder.path)
+    count, last = 0, decoder.zero
+    with container, suppress(FFmpegError):  # after an error there is no more
+        for packet in container.demux(stream):
+            count += bool(packet.size)
+            if packet.pts is not None and not packet.is_discard:
+                last = max(last, packet.pts + max(packet.duration or 0, decoder.step))
+    return decoder.seconds(last) or float(max(1, count) * decoder.step * decoder.tick)
+
+
+def _sound_reaches(decoder: _Decoder, end: float) -> bool:
+    """Whether packets of other streams go on to about second ``end``."""
+    container, stream, _ = _open(decoder.path)
+    zero = float(decoder.zero * decoder.tick)
+    with container, suppress(FFmpegError):
+        container.seek(max(0, round((decoder.end + zero) * av.time_base)))
+        for packet in container.demux():
+            if packet.stream_index != stream.index and packet.pts is not None and packet.time_base:
+                reached = float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero
+                if reached >= end - decoder.slack:
+                    return True
+    return False
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[InputContainer, VideoStream, str]:
+    """The file, its main video stream and its name.
+
+    Raises:
+        VideoError: in one sentence, what the file is instead and what to do.
+    """
+    name, beginning = str(path), b""
+    if os.path.isdir(name):
+        raise VideoError(f"{name} is a folder; expected one video file, so add the file's name")
+    try:
+        with open(name, "rb") as file:
+            beginning = file.read(8)
+        if not beginning:
+            raise VideoError(
+                f"{name} is empty (0 bytes); expected a video file, so copy or download it again"
             )
+        # Absolute, since "a:b.mp4" is a protocol to FFmpeg; "replace", since metadata may be any bytes.
+        container = av.open(os.path.abspath(name), metadata_errors="replace")
+    except FileNotFoundError:
+        raise VideoError(f"{name} does not exist; expected a video file, so check the path") from None
+    except OSError as error:
+        why = error.strerror or "unknown reason"
+        raise VideoError(f"{name} cannot be read ({why}); expected a video file that you may read") from None
+    except FFmpegError:
+        if beginning[4:] in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
+            what = (
+                "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
+            )
+            raise VideoError(f"{name} {what}; expected a whole file, so copy or record it again") from None
+        what = "is not a video; expected MP4, MKV, MOV, WebM or the like"
+        raise VideoError(f"{name} {what}, so check that a video player shows it") from None
+    try:
+        return container, _main_stream(container, name), name
+    except VideoError:
+        container.close()
+        raise
 
 
-class _Drawer:
-    """Decoded pictures to RGB arrays of the wanted size; the same picture twice is converted once."""
-
-    def __init__(self, size: tuple[int, int] | None, resize: str) -> None:
-        self.size, self.resize = size, resize
-        self._last: tuple[float, Frame] | None = None
-        self._reformatter = av.video.reformatter.VideoReformatter()
-
-    def __call__(self, frame: VideoFrame, seconds: float) -> Frame:
-        if self._last is None or self._last[0] != seconds:
-            self._last = (seconds, Frame(seconds, self._image(frame)))
-        return self._last[1]
-
-    def _image(self, frame: VideoFrame) -> Picture:
-        turns = round(frame.rotation / 90) % 4  # counterclockwise quarter turns
-        stored = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-        width, height = self.size or stored
-        if self.resize == "crop" and self.size is not None:
-            scale = max(width / stored[0], height / stored[1])
-            width, height = max(width, round(stored[0] * scale)), max(height, round(stored[1] * scale))
-        if turns % 2:
-            width, height = height, width
-        range_ = av.video.reformatter.ColorRange
-        full = frame.color_range == range_.JPEG or frame.format.name.startswith("yuvj")
-        converted = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            src_colorspace=_matrix(frame),
-            src_color_range=range_.JPEG if full else range_.MPEG,
-            dst_color_range=range_.JPEG,
-            threads=1,
+def _main_stream(container: InputContainer, name: str) -> VideoStream:
+    """What a player shows: no cover, no thumbnail, no still image."""
+    kind, brand = container.format.name, container.metadata.get("major_brand", "").strip()
+    if kind in ("image2", "ico") or kind.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1"):
+        raise VideoError(f"{name} is a still image; expected a video file, so give one with moving pictures")
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [] if kind == "tty" else [s for s in container.streams.video if not s.disposition & stills]
+    if not streams:
+        what = "only sound" if container.streams.audio else "no moving pictures"
+        raise VideoError(
+            f"{name} holds {what}; expected a video file such as MP4, MKV or WebM, so check the path"
         )
-        image: Picture = converted.to_ndarray()
-        if turns:
-            image = np.ascontiguousarray(np.rot90(image, turns))
-        if self.resize == "crop" and self.size is not None:
-            left, top = (image.shape[1] - self.size[0]) // 2, (image.shape[0] - self.size[1]) // 2
-            image = np.ascontiguousarray(image[top : top + self.size[1], left : left + self.size[0]])
-        return image
+    known = [stream for stream in streams if stream.codec_context is not None]  # type: ignore[redundant-expr]
+    if not known:
+        raise VideoError(
+            f"{name} has a video codec that FFmpeg does not know; expected one such as H.264, so convert it"
+        )
+    for stream in known:
+        stream.thread_type = "AUTO"
+    best = container.streams.best("video")
+    return next((stream for stream in known if best is not None and stream.index == best.index), known[0])
 
 
-def _matrix(frame: VideoFrame) -> int:
-    """The matrix from YUV to RGB: as the file says, else BT.709 for high definition and BT.601 below."""
-    space = av.video.reformatter.Colorspace
-    # FFmpeg's numbers: 2 unspecified, 5 and 6 both BT.601, 9 and 10 both BT.2020.
-    known = {1: space.ITU709, 4: space.FCC, 5: space.ITU601, 6: space.ITU601, 7: space.SMPTE240M, 9: space.BT2020}
-    known[10] = space.BT2020
-    default = space.ITU709 if frame.height >= 720 else space.ITU601
-    return int(known.get(int(frame.colorspace), default))
+def _warn(decoder: _Decoder) -> None:
+    """Tell of a loss, pointing at the caller outside of this package, wherever the iterator is driven from."""
+    lost, at_end = float(decoder.losses.total * decoder.tick), decoder.missing or 0.0
+    if not lost + at_end:
+        return
+    whole = max(_stated_end(decoder)[0] or 0.0, decoder.end + at_end)
+    share = min(1.0, (lost + at_end) / whole)
+    text = f"{decoder.path} is damaged: {lost + at_end:.2f} s of {whole:.2f} s ({share:.1%}) could not be decoded"
+    text += " or only with errors" if lost else ""
+    text += f"; it breaks off after {decoder.end:.2f} s" if at_end else "; the last good picture stays there"
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sidelight":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{text}; get a fresh copy if you can", VideoWarning, stacklevel=level)

@@ -1,8 +1,8 @@
-"""Highlight detection: mAP and HIT@1 at Fair, Good and VeryGood, as QVHighlights defines them.
+"""Highlight detection: average precision and HIT@1 at Fair, Good and Very Good, as QVHighlights defines them.
 
 The definitions are those of the published script (Lei et al., NeurIPS 2021).
 
-Legend: Q queries, T clips (padded), W raters.
+Legend: Q queries, T clips (padded), R raters; masks are True where data is real.
 """
 
 from __future__ import annotations
@@ -17,52 +17,47 @@ LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 """The rating from which a clip counts as positive."""
 
 
-def hit_at_one(predicted_QT: Floats, clips_Q: npt.NDArray[np.int64], positive_QTW: Bools) -> float:
-    """Percent of queries whose best clip some rater found positive.
+def hit_at_1(saliency_QT: Floats, predicted_QT: Bools, positive_QTR: Bools) -> Bools:
+    """(Q,) whether some rater found the clip of the highest saliency positive; of equal ones, the first.
 
     Args:
-        predicted_QT: saliency, -inf where there is none.
-        clips_Q: clips of each video; a best clip beyond them is wrong.
-        positive_QTW: what each rater found.
+        saliency_QT: the prediction.
+        predicted_QT: where there is one, which may go on beyond the video.
+        positive_QTR: what each rater found; False beyond the video, so a best clip there is a miss.
     """
-    best_Q = predicted_QT.argmax(1)
-    inside = best_Q < clips_Q
-    rows = np.arange(len(best_Q))
-    hit = positive_QTW[rows, np.minimum(best_Q, positive_QTW.shape[1] - 1)].any(-1)
-    return float(100 * (hit & inside).mean())
+    best_Q11 = np.where(predicted_QT, saliency_QT, -np.inf).argmax(1)[:, None, None]
+    found: Bools = np.any(np.take_along_axis(positive_QTR, best_Q11, 1), axis=(1, 2))
+    return found
 
 
-def average_precision(scores_QT: Floats, real_QT: Bools, positive_QTW: Bools) -> Floats:
-    """(Q, W) average precision of the clips' ranking against each rater.
+def average_precision(saliency_QT: Floats, clips_QT: Bools, positive_QTR: Bools) -> Floats:
+    """(Q, R) average precision of the clips in the order of their saliency, against each rater.
 
-    Precision is made non-increasing in recall, then averaged over the distinct recalls above 0; clips of equal score
-    share a rank. A rater who found every clip positive gives 1, one who found none gives 0.
+    Clips of equal saliency share one point of the curve. Precision is made non-increasing in recall, then
+    averaged over the points at which recall rises: not over the positive clips, which differs where clips
+    tie. A rater who found no clip positive gives 0.
 
     Args:
-        scores_QT: saliency of each clip.
-        real_QT: True for clips of the video.
-        positive_QTW: what each rater found.
+        saliency_QT: the prediction.
+        clips_QT: the clips of the video.
+        positive_QTR: what each rater found.
     """
-    order = np.argsort(np.where(real_QT, -scores_QT, np.inf), axis=1, kind="stable")
-    scores = np.take_along_axis(np.where(real_QT, scores_QT, -np.inf), order, 1)
-    real = np.take_along_axis(real_QT, order, 1)
-    positive = np.take_along_axis(positive_QTW & real_QT[..., None], order[..., None], 1)
-    hits = positive.cumsum(1)
-    # Only the last clip of a group of equal scores is a point of the curve.
-    last = real.copy()
-    last[:, :-1] &= (scores[:, 1:] != scores[:, :-1]) | ~real[:, 1:]
-    precision = np.where(last[..., None], hits / np.arange(1, hits.shape[1] + 1)[:, None], 0.0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    before = np.concatenate([np.zeros_like(hits[:, :1]), hits[:, :-1]], 1)
-    before = np.maximum.accumulate(np.where(_after(last)[..., None], before, 0), axis=1)
-    new = last[..., None] & (hits > before)
-    found = (envelope * new).sum(1) / np.maximum(new.sum(1), 1)
-    everything = (positive | ~real[..., None]).all(1)
-    return np.where(everything, 1.0, found)
-
-
-def _after(last_QT: Bools) -> Bools:
-    """True where a group of equal scores begins: at the first clip, and after each group's last one."""
-    begins = np.ones_like(last_QT)
-    begins[:, 1:] = last_QT[:, :-1]
-    return begins
+    falling = np.where(clips_QT, saliency_QT, -np.inf)
+    order_QT = np.argsort(-falling, axis=1, kind="stable")
+    falling = np.take_along_axis(falling, order_QT, 1)
+    positive_QTR = np.take_along_axis(positive_QTR & clips_QT[..., None], order_QT[..., None], 1)
+    hits_QTR = positive_QTR.cumsum(1)
+    # The last clip of each run of equal saliency is where a point of the curve is. Padding is one run at the
+    # end without positives, so it is never a point at which recall rises.
+    ends_QT = np.ones(falling.shape, dtype=bool)
+    ends_QT[:, :-1] = falling[:, 1:] != falling[:, :-1]
+    ranks_T1 = np.arange(1, falling.shape[1] + 1)[:, None]
+    precision_QTR = np.where(ends_QT[..., None], hits_QTR / ranks_T1, 0.0)
+    envelope_QTR = np.maximum.accumulate(precision_QTR[:, ::-1], axis=1)[:, ::-1]
+    # Hits up to the run before: what an end had, carried on to the next end.
+    at_ends_QTR = np.maximum.accumulate(np.where(ends_QT[..., None], hits_QTR, 0), axis=1)
+    before_QTR = np.zeros_like(hits_QTR)
+    before_QTR[:, 1:] = at_ends_QTR[:, :-1]
+    rises_QTR = ends_QT[..., None] & (hits_QTR > before_QTR)
+    found: Floats = (envelope_QTR * rises_QTR).sum(1) / np.maximum(rises_QTR.sum(1), 1)
+    return found

@@ -1,9 +1,9 @@
 """Moment retrieval: recall at ranks, mean IoU and average precision, as QVHighlights defines them.
 
-The definitions are those of the published script (Lei et al., NeurIPS 2021), with the additions of R2-Tuning's (mIoU,
-R5, R1 from 0.3), which agree wherever both report a number. Nothing here loops over queries or thresholds.
+The definitions are those of the published script (Lei et al., NeurIPS 2021), with the additions of
+R2-Tuning's (Liu et al., ECCV 2024: mIoU, R5, recall from 0.3). Nothing here loops over queries or thresholds.
 
-Legend: Q queries, N predicted windows of a query, G ground-truth windows, H thresholds; rows are padded, masks are
+Legend: Q queries, N predicted windows of a query, G true windows, H thresholds; rows are padded, masks are
 True where data is real.
 """
 
@@ -20,103 +20,112 @@ from sidelight import spans
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-AP_THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
-R_THRESHOLDS = np.linspace(0.3, 0.95, 14).round(2)
+AP_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10).round(2)
+RECALL_THRESHOLDS: Floats = np.linspace(0.3, 0.95, 14).round(2)
 AP_WINDOWS = 10
 """Average precision looks at the first ten windows as they are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Predicted and true windows of many queries, padded."""
+    """Predicted and true windows of many queries, padded. Windows are [start, end] in seconds."""
 
-    pred_QN3: Floats
-    """[start, end, score], in the order they were listed."""
-    pred_QN: Bools
-    truth_QG2: Floats
-    truth_QG: Bools
+    pred_QN2: Floats
+    """In the order they were listed."""
+    score_QN: Floats
+    pred_mask_QN: Bools
+    true_QG2: Floats
+    true_mask_QG: Bools
 
-    def iou(self) -> Floats:
-        """(Q, N, G); -1 where either is padding."""
-        found = np.asarray(spans.iou(self.pred_QN3[..., :2], self.truth_QG2))
-        return np.where(self.pred_QN[:, :, None] & self.truth_QG[:, None, :], found, -1.0)
+    def __len__(self) -> int:
+        """Q."""
+        return len(self.pred_QN2)
 
     def within(self, shortest: float, longest: float) -> Windows:
-        """Only the true windows longer than ``shortest`` and at most ``longest`` seconds, and the queries with any."""
-        length = self.truth_QG2[..., 1] - self.truth_QG2[..., 0]
-        mask = self.truth_QG & (length > shortest) & (length <= longest)
-        rows = mask.any(1)
+        """The true windows longer than ``shortest`` and at most ``longest`` seconds, and their queries."""
+        length_QG = self.true_QG2[..., 1] - self.true_QG2[..., 0]
+        mask_QG = self.true_mask_QG & (length_QG > shortest) & (length_QG <= longest)
+        rows = mask_QG.any(1)
         return Windows(
-            pred_QN3=self.pred_QN3[rows],
-            pred_QN=self.pred_QN[rows],
-            truth_QG2=self.truth_QG2[rows],
-            truth_QG=mask[rows],
+            pred_QN2=self.pred_QN2[rows],
+            score_QN=self.score_QN[rows],
+            pred_mask_QN=self.pred_mask_QN[rows],
+            true_QG2=self.true_QG2[rows],
+            true_mask_QG=mask_QG[rows],
         )
 
 
-def pad_windows(
-    predicted: Sequence[npt.ArrayLike], truth: Sequence[npt.ArrayLike]
-) -> Windows:
-    """Windows of unequal numbers to padded arrays: for each query (N, 3) predicted and (G, 2) true ones."""
-    pred, pred_mask = _pad(predicted, 3)
-    true, true_mask = _pad(truth, 2)
-    return Windows(pred_QN3=pred, pred_QN=pred_mask, truth_QG2=true, truth_QG=true_mask)
+def pad_windows(predicted: Sequence[npt.ArrayLike], true: Sequence[npt.ArrayLike]) -> Windows:
+    """Pad for each query (N, 3) [start, end, score] and (G, 2) [start, end], whose numbers differ."""
+    pred_QN3, pred_mask_QN = pad(predicted, width=3)
+    true_QG2, true_mask_QG = pad(true, width=2)
+    return Windows(
+        pred_QN2=pred_QN3[..., :2],
+        score_QN=pred_QN3[..., 2],
+        pred_mask_QN=pred_mask_QN,
+        true_QG2=true_QG2,
+        true_mask_QG=true_mask_QG,
+    )
 
 
-def _pad(rows: Sequence[npt.ArrayLike], width: int) -> tuple[Floats, Bools]:
-    arrays = [np.asarray(row, np.float64).reshape(-1, width) for row in rows]
-    counts = np.array([len(a) for a in arrays], dtype=int)
-    mask = np.arange(max(1, counts.max(initial=0))) < counts[:, None]
+def pad(rows: Sequence[npt.ArrayLike], *, width: int) -> tuple[Floats, Bools]:
+    """(rows, longest, width) with zeros after each row's end, and (rows, longest) True where data is real."""
+    arrays = [np.asarray(row, dtype=np.float64).reshape(-1, width) for row in rows]
+    counts = np.array([len(array) for array in arrays], dtype=np.int64)
+    mask = np.arange(counts.max(initial=1)) < counts[:, None]
     padded = np.zeros((*mask.shape, width))
-    if len(arrays):
-        padded[mask] = np.concatenate(arrays)
+    padded[mask] = np.concatenate([np.zeros((0, width)), *arrays])
     return padded, mask
 
 
-def recall(iou_QNG: Floats, thresholds: Floats, rank: int) -> Floats:
-    """(H,) percent of queries one of whose first ``rank`` windows overlaps a true one by at least the threshold."""
-    best_Q = iou_QNG[:, :rank].max((1, 2), initial=0.0)
-    found: Floats = 100 * (best_Q[:, None] >= thresholds).mean(0)
+def best_iou(windows: Windows, rank: int) -> Floats:
+    """(Q,) the highest IoU between one of the first ``rank`` windows listed and any true one.
+
+    0 for a query without predictions. The IoU here is intersection over hull, as in the published script; for
+    windows that meet this is the same but for the last bit, which decides when an IoU lies at a threshold.
+    """
+    pred = windows.pred_QN2[:, :rank, None]
+    true = windows.true_QG2[:, None]
+    met = np.minimum(pred[..., 1], true[..., 1]) - np.maximum(pred[..., 0], true[..., 0])
+    hull = np.maximum(pred[..., 1], true[..., 1]) - np.minimum(pred[..., 0], true[..., 0])
+    real = windows.pred_mask_QN[:, :rank, None] & windows.true_mask_QG[:, None]
+    iou_QNG = np.where(real & (met > 0), met / np.where(hull > 0, hull, 1.0), 0.0)
+    found: Floats = iou_QNG.max(axis=(1, 2))
     return found
 
 
-def mean_iou(iou_QNG: Floats) -> float:
-    """Percent: the mean, over queries, of the first window's best IoU."""
-    return float(100 * iou_QNG[:, :1].max((1, 2), initial=0.0).mean())
-
-
 def average_precision(windows: Windows, thresholds: Floats = AP_THRESHOLDS) -> Floats:
-    """(Q, H) interpolated average precision of the first ten windows, ordered by score.
+    """(Q, H) interpolated average precision of the first ten windows listed, in the order of their scores.
 
-    From the best score down each window takes the true one it overlaps most among those not yet taken, if by at
-    least the threshold; it is wrong otherwise.
+    From the best score down, each window takes the true one that it overlaps most among those not yet taken,
+    if by at least the threshold; otherwise it is a false alarm. Equal scores keep the order listed; of equal
+    overlaps the last true window is taken, as the published script does. 0 for a query without predictions
+    (the published script leaves such queries out of its mean).
     """
-    pred, mask = windows.pred_QN3[:, :AP_WINDOWS], windows.pred_QN[:, :AP_WINDOWS]
-    order = np.argsort(np.where(mask, -pred[..., 2], np.inf), axis=1, kind="stable")
-    iou = Windows(
-        pred_QN3=pred, pred_QN=mask, truth_QG2=windows.truth_QG2, truth_QG=windows.truth_QG
-    ).iou()
-    iou = np.take_along_axis(iou, order[..., None], 1)
-    real = np.take_along_axis(mask, order, 1)
-    queries, ranks, truths = iou.shape
-    free = np.broadcast_to(windows.truth_QG[:, None], (queries, len(thresholds), truths)).copy()
-    right = np.zeros((queries, len(thresholds), ranks), bool)
+    mask_QN = windows.pred_mask_QN[:, :AP_WINDOWS]
+    sinking = np.where(mask_QN, -windows.score_QN[:, :AP_WINDOWS], np.inf)
+    order_QN = np.argsort(sinking, axis=1, kind="stable")
+    iou_QNG = np.asarray(spans.iou(windows.pred_QN2[:, :AP_WINDOWS], windows.true_QG2))
+    iou_QNG = np.where(mask_QN[:, :, None] & windows.true_mask_QG[:, None, :], iou_QNG, -1.0)
+    iou_QNG = np.take_along_axis(iou_QNG, order_QN[..., None], 1)
+    queries, ranks, most = iou_QNG.shape
+    free_QHG = np.broadcast_to(windows.true_mask_QG[:, None], (queries, len(thresholds), most)).copy()
+    right_QHN = np.zeros((queries, len(thresholds), ranks), dtype=bool)
     for rank in range(ranks):
-        overlap = np.where(free, iou[:, rank, None, :], -1.0)
-        # Of equal overlaps the last true window is taken, as the published script's reversed sort does.
-        best = truths - 1 - np.argmax(overlap[..., ::-1], axis=-1)[..., None]
-        hit = np.take_along_axis(overlap, best, -1)[..., 0] >= thresholds
-        right[..., rank] = hit
-        taken = np.take_along_axis(free, best, -1) & ~hit[..., None]
-        np.put_along_axis(free, best, taken, -1)
-    return _interpolated(right & real[:, None], real, windows.truth_QG.sum(1))
+        overlap_QHG = np.where(free_QHG, iou_QNG[:, rank, None, :], -1.0)
+        best_QH1 = most - 1 - np.argmax(overlap_QHG[..., ::-1], axis=-1)[..., None]
+        hit_QH1 = np.take_along_axis(overlap_QHG, best_QH1, -1) >= thresholds[:, None]
+        right_QHN[..., rank] = hit_QH1[..., 0]
+        np.put_along_axis(free_QHG, best_QH1, np.take_along_axis(free_QHG, best_QH1, -1) & ~hit_QH1, -1)
+    return _interpolated(right_QHN, windows.true_mask_QG.sum(1))
 
 
-def _interpolated(right_QHN: Bools, real_QN: Bools, truths_Q: npt.NDArray[np.int64]) -> Floats:
-    """(Q, H): the area under precision made non-increasing, over recall."""
-    hits = right_QHN.cumsum(-1)
-    precision = hits / np.maximum(real_QN.cumsum(-1), 1)[:, None]
-    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    gained = np.diff(hits, axis=-1, prepend=0) / np.maximum(truths_Q, 1)[:, None, None]
-    found: Floats = (envelope * gained).sum(-1)
+def _interpolated(right_QHN: Bools, trues_Q: npt.NDArray[np.int64]) -> Floats:
+    """(Q, H) area under the curve of precision over recall, precision made non-increasing.
+
+    Padding stands last and is never right, so it changes neither.
+    """
+    precision_QHN = right_QHN.cumsum(-1) / np.arange(1, right_QHN.shape[-1] + 1)
+    envelope_QHN = np.maximum.accumulate(precision_QHN[..., ::-1], axis=-1)[..., ::-1]
+    found: Floats = (envelope_QHN * right_QHN).sum(-1) / trues_Q[:, None]
     return found

@@ -31,8 +31,9 @@ EDGE = {"left": -1.0, "center": 0.0, "right": 1.0}
 
 
 def span_points(references_BM2: Tensor, offsets: Tensor) -> Tensor:
-    """center + offset * width / 2: (B, M, 2) and (B or 1, M or 1, ...) -> (B, M, ...) positions in
-    float32."""
+    """Center + offset * width / 2: (B, M, 2) and (B or 1, M or 1, ...) -> (B, M, ...) positions in
+    float32.
+    """
     references_BM2 = references_BM2.float()
     extra = offsets.ndim - 2
     center, width = (part.reshape(*part.shape, *[1] * extra) for part in references_BM2.unbind(-1))
@@ -136,7 +137,8 @@ class DeformableAttention(nn.Module):
 
     def sampling(self, query_BMQ: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets in half widths, and weights that add up to 1 over the points of a head: both (B, M, H,
-        P)."""
+        P).
+        """
         shape = (self.heads, self.points)
         offsets = torch.unflatten(self.offsets(query_BMQ), -1, shape).float()
         weights = torch.unflatten(self.weights(query_BMQ), -1, shape).float().softmax(-1)

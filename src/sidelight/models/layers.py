@@ -46,7 +46,8 @@ class Dropout(nn.Module):
 
 class DropPath(nn.Module):
     """Stochastic depth (Larsson et al. 2016): drops a whole residual branch, independently for each
-    sample."""
+    sample.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -123,7 +124,8 @@ class FeedForward(nn.Module):
 
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention in two steps, so that a memory's keys and values can be made once for all
-    levels."""
+    levels.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -139,7 +141,8 @@ class MultiHeadAttention(nn.Module):
 
     def attend(self, queries_BNF: Tensor, memory: KeysValues, mask_BL: Tensor | None) -> Tensor:
         """Queries read the memory where ``mask_BL`` is True (at least once per sample, or the result is not
-        a number)."""
+        a number).
+        """
         queries = self._split(self.query(queries_BNF))
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         read_BHNC = F.scaled_dot_product_attention(queries, *memory, attn_mask=mask)
@@ -175,7 +178,8 @@ def xavier_linear(width_in: int, width_out: int) -> nn.Linear:
 
 def sinusoid(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Normalised sinusoidal code of ``values`` in [0, 1] (one turn of the fastest wave): (...) -> (...,
-    width)."""
+    width).
+    """
     steps = torch.arange(width // 2, device=values.device, dtype=torch.float32)
     frequencies = 2 * math.pi * temperature ** (-2 * steps / width)
     angles = values.float().unsqueeze(-1) * frequencies
@@ -196,7 +200,8 @@ def inverse_sigmoid(x: Tensor, epsilon: float = 1e-5) -> Tensor:
 
 def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
     """(name, number of trainable parameters) of each top-level module and each parameter that belongs to
-    none."""
+    none.
+    """
     table = [(name, p.numel()) for name, p in model.named_parameters(recurse=False) if p.requires_grad]
     for name, child in model.named_children():
         table.append((name, sum(p.numel() for p in child.parameters() if p.requires_grad)))

@@ -8,7 +8,7 @@ become moments. The dense stream tells the sparse one where to look (RDSA, in ``
 Shape legend: B batch, K levels, T clips, L query tokens, M moment queries, F hidden width, D input width, 2
 (center, width).
 
-What the paper leaves open, and what is done here (each one is a field of :class:`SDSTConfig`):
+What the paper leaves open, and what is done here (fields of :class:`SDSTConfig`, but for the last two):
 
 - The levels run from shallow to deep, so that the last refinement sees the backbone's last layer.
 - The convolutions of RDSA are a per-channel one and one of width 1, as in DAT, and not two dense ones: only
@@ -93,7 +93,8 @@ class SDSTConfig:
     """Which level is refined first; R2-Tuning goes deep first."""
     share_levels: bool = True
     """One level for all (the paper's choice), or one of its own for each (Tab. J); heads are always
-    shared."""
+    shared.
+    """
     attention: Literal["rdsa", "deformable", "standard"] = "rdsa"
     """How moment queries read the video: RDSA, deformable or plain cross-attention (Tab. 5)."""
     condition_on: Literal["raw", "ca", "sa", "ffn"] = "ffn"
@@ -106,7 +107,8 @@ class SDSTConfig:
     """Let RDSA's readings know their neighbouring clips through a CNN (Tab. M)."""
     rdsa_conv: Literal["separable", "full"] = "separable"
     """The kind of that CNN; two full convolutions would make it 0.33 M parameters larger than the paper's
-    count allows."""
+    count allows.
+    """
     rdsa_kernel: int = 3
     """Clips that each of its convolutions over time sees (odd)."""
     rdsa_width: int = 64
@@ -119,7 +121,8 @@ class SDSTConfig:
     """Stop gradients of the references between levels, as DAB-DETR does."""
     reference_init: Literal["spread", "normal"] = "spread"
     """First references: evenly over places and lengths whatever the seed, or sigmoid of a normal draw
-    (DAB-DETR)."""
+    (DAB-DETR).
+    """
     roi_bins: int = 16
     """Bins that a moment is pooled into for its actionness."""
     roi_samples: int = 1
@@ -198,7 +201,8 @@ class SparseStream(nn.Module):
 
     def project_text(self, text: Tensor) -> KeysValues:
         """T (..., L, F) -> keys and values of the cross-attention to the query, or T itself where there is
-        none."""
+        none.
+        """
         if "ca" not in self.order:
             return text, text
         return cast(MultiHeadAttention, self.blocks["ca"]).project(text, text)
@@ -263,7 +267,8 @@ class Level(nn.Module):
 
     def read(self, video: Tensor, text: Tensor) -> Reading:
         """Everything that needs no recurrence, for one level or, when it is shared, for all levels at
-        once."""
+        once.
+        """
         video, text = self.map_video(video), self.map_text(text)
         dense_text = self.dense.text_attention.project(text, text)
         return Reading(video, text, *dense_text, *self.sparse.project_text(text))
@@ -271,7 +276,8 @@ class Level(nn.Module):
 
 class Reading(NamedTuple):
     """V and T, and T's keys and values in both streams; the first axis is K when all levels were read at
-    once."""
+    once.
+    """
 
     video: Tensor
     text: Tensor
@@ -360,7 +366,8 @@ class SDST(nn.Module):
 
     def _read(self, batch: Batch, context: Context) -> Reading:
         """The batch's features through the levels' input maps, every part with a leading K in order of
-        refinement."""
+        refinement.
+        """
         config = self.config
         widths = {"video_dim": batch.video_KBTD.shape[-1], "text_dim": batch.text_KBLD.shape[-1]}
         for name, got in {"levels": batch.levels, **widths}.items():

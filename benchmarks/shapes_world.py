@@ -1,0 +1,92 @@
+"""The packaged model on a shapes test world: all queries, unseen combinations alone, and shuffled queries.
+
+    python benchmarks/shapes_world.py --seed 4242 --videos 100 --out data/shapes-test
+
+Everything here is synthetic. The shuffled run asks each video another video's query and scores the answer against the
+windows of the original one: what remains is what can be had without reading the query.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sidelight.annotations import Annotation
+from sidelight.backbones import backbone_for
+from sidelight.checkpoint import Checkpoint
+from sidelight.dataset import GroundingDataset
+from sidelight.evaluate import predict
+from sidelight.extract import extract, find_videos
+from sidelight.features import FeatureStore
+from sidelight.metrics import evaluate_qvhighlights
+from sidelight.shapes import make_world
+
+SHOWN = (
+    "MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mIoU", "MR-full-mAP", "MR-short-mAP",
+    "MR-middle-mAP", "MR-long-mAP", "HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--videos", type=int, default=100)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--out", default="data/shapes-test")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    out = Path(args.out) / f"seed-{args.seed}-{args.videos}"
+    annotations = make_world(
+        out, videos=args.videos, seed=args.seed, split="test", workers=args.threads, progress=True
+    )
+    checkpoint = Checkpoint.from_pretrained(args.model)
+    store, failures = extract(
+        find_videos(out / "videos", (a.vid for a in annotations)),
+        [a.query for a in annotations],
+        backbone_for(checkpoint.features),
+        out / f"features-{checkpoint.features.digest()}",
+        progress=True,
+    )
+    assert not failures
+    rows = {
+        "all": annotations,
+        "unseen": [a for a in annotations if a.extra["unseen"]],
+        "seen": [a for a in annotations if not a.extra["unseen"]],
+        "attribute left out": [a for a in annotations if not (a.extra["colour"] and a.extra["shape"])],
+        "shuffled": shuffled(annotations),
+    }
+    scores = {name: score(checkpoint, part, store) for name, part in rows.items()}
+    print(f"shapes test world, seed {args.seed}, {args.videos} videos (synthetic)")
+    print(f"{'':<22}" + "".join(f"{name:>20}" for name in rows))
+    print(f"{'queries':<22}" + "".join(f"{len(part):>20}" for part in rows.values()))
+    for metric in SHOWN:
+        print(f"{metric:<22}" + "".join(f"{s.get(metric, float('nan')):>20.2f}" for s in scores.values()))
+
+
+def shuffled(annotations: Sequence[Annotation]) -> list[Annotation]:
+    """Each annotation with the query of another video."""
+    rng = np.random.default_rng(0)
+    vids = list(dict.fromkeys(a.vid for a in annotations))
+    order = rng.permutation(vids).tolist()
+    other = {vid: order[(order.index(vid) + 1) % len(order)] for vid in vids}
+    queries = {vid: [a.query for a in annotations if a.vid == vid] for vid in vids}
+    return [
+        replace(a, query=queries[other[a.vid]][int(rng.integers(len(queries[other[a.vid]])))])
+        for a in annotations
+    ]
+
+
+def score(checkpoint: Checkpoint, annotations: Sequence[Annotation], store: FeatureStore) -> dict[str, float]:
+    dataset = GroundingDataset(annotations, store)
+    found = predict(checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips)
+    return dict(evaluate_qvhighlights(found, annotations)["brief"])
+
+
+if __name__ == "__main__":
+    main()

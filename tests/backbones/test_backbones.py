@@ -1,0 +1,147 @@
+"""The protocol, the recipe, and the embedded backbone behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError, load_backbone
+from sidelight.backbones.protocol import weights_digest
+from sidelight.backbones.shapes import ShapesBackbone
+from sidelight.backbones.tokenizer import CLS, PAD, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone: Path) -> ShapesBackbone:
+    return ShapesBackbone(weights=tiny_backbone)
+
+
+def clips(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_it_is_a_backbone(backbone: ShapesBackbone) -> None:
+    assert isinstance(backbone, Backbone)
+    assert FeatureRecipe.from_dict(backbone.recipe.to_dict()) == backbone.recipe
+    assert backbone.recipe.levels == (-4, -3, -2, -1)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "attention", "tokens"])
+def test_levels_and_poolings(tiny_backbone: Path, pooling: str) -> None:
+    whole = ShapesBackbone(weights=tiny_backbone, pooling=pooling)
+    some = ShapesBackbone(weights=tiny_backbone, pooling=pooling, levels=(-3, -1))
+    video = whole.encode_video(clips(3))
+    assert video.shape == ((4, 3, 9, 32) if pooling == "tokens" else (4, 3, 32))
+    assert torch.equal(some.encode_video(clips(3)), video[[1, 3]])
+    (text,) = whole.encode_text(["a red square spins"])
+    assert text.shape == (4, 5, 32)
+    assert torch.equal(some.encode_text(["a red square spins"])[0], text[[1, 3]])
+
+
+def test_attention_pooling_of_a_level_is_the_last_levels_pool(tiny_backbone: Path) -> None:
+    tokens = ShapesBackbone(weights=tiny_backbone, pooling="tokens")
+    pooled = ShapesBackbone(weights=tiny_backbone, pooling="attention").encode_video(clips(2))
+    every = tokens.encode_video(clips(2))
+    for level in range(4):
+        torch.testing.assert_close(pooled[level], tokens.model.video.pool(every[level]))
+
+
+def test_a_clip_does_not_depend_on_its_batch(backbone: ShapesBackbone) -> None:
+    together = backbone.encode_video(clips(5))
+    alone = backbone.encode_video(clips(5)[2:3])
+    torch.testing.assert_close(alone[:, 0], together[:, 2], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_does_not_change_a_sentence(backbone: ShapesBackbone) -> None:
+    alone = backbone.encode_text(["a red square spins"])[0]
+    padded = backbone.encode_text(["a red square spins", "there is a purple plus sign jumping up and down"])[0]
+    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+
+
+def test_no_queries_give_no_features(backbone: ShapesBackbone) -> None:
+    assert backbone.encode_text([]) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "tokens"),
+    [
+        ("", ["[CLS]"]),
+        ("!?", ["[CLS]"]),
+        ("A RED Square", ["[CLS]", "a", "red", "square"]),
+        ("squares", ["[CLS]", "square", "##s"]),
+        ("qx7", ["[CLS]", "##q", "##x", "##7"]),
+        ("été", ["[CLS]", "[OTHER]", "##t", "[OTHER]"]),
+        ("red,green_blue", ["[CLS]", "red", "green", "blue"]),
+    ],
+)
+def test_tokenizer(sentence: str, tokens: list[str]) -> None:
+    tokenizer = Tokenizer()
+    assert [tokenizer.tokens[i] for i in tokenizer(sentence)] == tokens
+
+
+def test_tokenizer_pads() -> None:
+    ids, lengths = Tokenizer().batch(["red", "a red star"], longest=10)
+    assert lengths == [2, 4] and ids[0, 0] == CLS and ids[0, 2:].tolist() == [PAD, PAD]
+
+
+@pytest.mark.parametrize("query", ["", "  ", "...", "a " * 100])
+def test_queries_that_cannot_be_read_are_refused(backbone: ShapesBackbone, query: str) -> None:
+    with pytest.raises(ValueError, match="query"):
+        backbone.encode_text([query])
+
+
+def test_wrong_frames_are_refused(backbone: ShapesBackbone) -> None:
+    with pytest.raises(ValueError, match=r"uint8 of shape \(clips, 4, 32, 32, 3\)"):
+        backbone.encode_video(torch.zeros(1, 4, 16, 16, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"levels": 9}, "levels"), ({"levels": ()}, "levels"), ({"pooling": "max"}, "pooling"), ({"weights": "x"}, "x")],
+)
+def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_backbone("shapes", **{"weights": tiny_backbone, **options})
+    with pytest.raises(ValueError, match="no backbone 'clop'"):
+        load_backbone("clop")
+
+
+def test_a_recipe_refuses_another_and_names_each_difference(backbone: ShapesBackbone) -> None:
+    recipe = backbone.recipe
+    recipe.require(recipe)
+    other = replace(recipe, pooling="mean", clip_seconds=1.0)
+    assert other.digest() != recipe.digest()
+    with pytest.raises(RecipeMismatchError, match=r"pooling is 'mean', expected 'attention'; clip_seconds is 1.0") as e:
+        other.require(other)
+        recipe.require(other)
+    assert "Extract them again" in str(e.value) or "clip_seconds" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"levels": []}, "levels"),
+        ({"levels": [-1, -2]}, "levels"),
+        ({"levels": [0]}, "levels"),
+        ({"resize": "squash"}, "resize"),
+        ({"clip_seconds": 0}, "clip_seconds"),
+        ({"more": 1}, "unknown fields: more"),
+    ],
+)
+def test_recipes_are_checked(backbone: ShapesBackbone, change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FeatureRecipe.from_dict({**backbone.recipe.to_dict(), **change})
+    with pytest.raises(ValueError, match="lacks backbone"):
+        FeatureRecipe.from_dict({k: v for k, v in backbone.recipe.to_dict().items() if k != "backbone"})
+
+
+def test_the_digest_sees_every_value() -> None:
+    weights = {"a": torch.zeros(3), "b": torch.ones(2, dtype=torch.int64)}
+    changed = {**weights, "a": torch.tensor([0.0, 0.0, 1e-7])}
+    assert weights_digest(weights) != weights_digest(changed)
+    assert weights_digest(weights) == weights_digest(dict(reversed(weights.items())))
+    assert weights_digest({"s": torch.tensor(1.0)}) != weights_digest({"s": torch.tensor(2.0)})

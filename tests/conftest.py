@@ -1,0 +1,84 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from sidelight.annotations import Annotation
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data: golden numbers, annotations, videos. Without it, a test is skipped."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    path = Path(os.environ.get("SIDELIGHT_SHARED") or beside)
+    if not path.is_dir():
+        pytest.skip(f"needs the reference folder, which is not at {path}; set SIDELIGHT_SHARED to it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short videos of the shapes world and their annotations. Read only."""
+    from sidelight.shapes.generate import make_world
+
+    folder = tmp_path_factory.mktemp("tiny_world")
+    make_world(folder, videos=3, seed=11, seconds=(20, 26), side=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_annotations(tiny_world: Path) -> list[Annotation]:
+    """The annotations of tiny_world."""
+    from sidelight.annotations import read_annotations
+
+    return read_annotations(tiny_world / "annotations.jsonl")
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a shapes backbone with random weights: four levels, 32 wide. Read only."""
+    import torch
+
+    from sidelight.backbones.shapes import ShapesBackboneConfig, TwoTowers
+
+    config = ShapesBackboneConfig(
+        resolution=32,
+        frames_per_clip=4,
+        width=32,
+        depth=4,
+        heads=2,
+        text_width=32,
+        text_depth=4,
+        text_heads=2,
+        joint=16,
+    )
+    folder = tmp_path_factory.mktemp("tiny_backbone")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        TwoTowers(config).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(
+    tiny_world: Path,
+    tiny_annotations: list[Annotation],
+    tiny_backbone: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The features of tiny_world by tiny_backbone. Read only."""
+    from sidelight.backbones import load_backbone
+    from sidelight.extract import extract, find_videos
+
+    folder = tmp_path_factory.mktemp("tiny_store")
+    videos = find_videos(tiny_world / "videos", (a.vid for a in tiny_annotations))
+    backbone = load_backbone("shapes", weights=tiny_backbone)
+    _, failures = extract(videos, [a.query for a in tiny_annotations], backbone, folder)
+    assert not failures
+    return folder

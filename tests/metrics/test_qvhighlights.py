@@ -1,0 +1,203 @@
+"""Every printed digit of the published scripts, and what they leave open."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sidelight.annotations import Annotation, AnnotationError, Submission, read_annotations, read_submissions
+from sidelight.metrics import Convention, evaluate_qvhighlights
+
+
+@pytest.fixture(scope="module")
+def val(shared: Path) -> list[Annotation]:
+    return read_annotations(shared / "data" / "qvhighlights" / "highlight_val_release.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "numbers", "convention"),
+    [
+        (
+            "qvhighlights-eval/sample_val_preds",
+            "qvhighlights-eval/sample_val_preds_metrics_raw",
+            "moment-detr",
+        ),
+        ("qvhighlights-eval/sample_val_preds", "qvhighlights-eval/sample_val_preds_r2_metrics", "r2-tuning"),
+        ("benchmarks/stress/preds", "benchmarks/stress/standalone_metrics", "moment-detr"),
+        ("benchmarks/stress/preds", "benchmarks/stress/vtg_metrics", "r2-tuning"),
+    ],
+)
+def test_every_printed_digit(
+    shared: Path, val: list[Annotation], predictions: str, numbers: str, convention: Convention
+) -> None:
+    submissions = read_submissions(shared / "golden" / f"{predictions}.jsonl")
+    began = time.perf_counter()
+    found = evaluate_qvhighlights(submissions, val, convention=convention)
+    assert time.perf_counter() - began < 5  # 0.3 s where nothing else runs
+    golden = json.loads((shared / "golden" / f"{numbers}.json").read_text())
+    assert found == golden
+    assert json.dumps(found) == json.dumps(golden)  # also in the order of the keys
+    assert evaluate_qvhighlights(submissions[::-1], val, convention=convention) == golden
+
+
+def test_default_has_the_numbers_of_both_scripts(shared: Path, val: list[Annotation]) -> None:
+    submissions = read_submissions(shared / "golden" / "qvhighlights-eval" / "sample_val_preds.jsonl")
+    both = evaluate_qvhighlights(submissions, val)
+    for name, table in evaluate_qvhighlights(submissions, val, convention="moment-detr").items():
+        for metric, value in table.items():
+            if isinstance(value, dict):
+                assert value.items() <= both[name][metric].items()
+            else:
+                assert both[name][metric] == value
+
+
+def test_charades(shared: Path) -> None:
+    annotations = read_annotations(shared / "data" / "charades-sta" / "charades_test.jsonl")
+    submissions = read_submissions(shared / "golden" / "benchmarks" / "charades-sta" / "preds.jsonl")
+    golden = json.loads((shared / "golden" / "benchmarks" / "charades-sta" / "vtg_metrics.json").read_text())
+    # No window there is longer than 30 s; R2-Tuning's script then repeats "full", we leave "long" out.
+    assert golden.pop("long") == golden["full"]
+    golden["brief"] = {k: v for k, v in golden["brief"].items() if "-long-" not in k}
+    assert evaluate_qvhighlights(submissions, annotations) == golden
+
+
+# --- small cases ------------------------------------------------------------------------------------------
+
+
+def truth(qid: int | str = 1, **changes: Any) -> Annotation:
+    values: dict[str, Any] = {
+        "query": "a",
+        "vid": "v",
+        "duration": 10,
+        "relevant_windows": ((0, 8),),
+        "relevant_clip_ids": (0, 1, 2, 3),
+        "saliency_scores": ((2, 0), (3, 0), (4, 4), (0, 0)),
+    }
+    return Annotation(qid=qid, **{**values, **changes})
+
+
+def guess(qid: int | str = 1, windows: Any = ((0, 8, 0.5),), saliency: Any = (0, 1, 2, 0, 0)) -> Submission:
+    return Submission(qid=qid, vid="v", pred_relevant_windows=windows, pred_saliency_scores=saliency)
+
+
+def test_one_query() -> None:
+    found = evaluate_qvhighlights([guess()], [truth()])
+    assert found["full"]["MR-mAP"]["average"] == found["short"]["MR-R1"]["0.95"] == 100
+    assert found["brief"]["MR-full-mIoU"] == 100
+    assert found["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
+    # The first rater's positives are clips 0 to 2; clip 0 shares its saliency with clips 3 and 4.
+    assert found["HL-min-Fair"]["HL-mAP"] == round(100 * ((1 + 1 + 3 / 5) / 3 + 1) / 2, 2)
+    assert set(found) == {"brief", "full", "short", "HL-min-Fair", "HL-min-Good", "HL-min-VeryGood"}
+    assert not any("long" in key or "middle" in key for key in found["brief"])
+
+
+@pytest.mark.parametrize(
+    ("submission", "r1", "ap", "hit"),
+    [
+        (guess(windows=[]), 0, 0, 100),  # no window is a miss, not an error
+        (guess(windows=[[4, 4, 1]]), 0, 0, 100),
+        (guess(windows=[[0, 8, 0.1]] * 50), 100, 100, 100),
+        (guess(windows=[[9, 10, 0.9]] * 10 + [[0, 8, 1.0]]), 0, 0, 100),
+        (guess(saliency=[0]), 100, 100, 100),  # too short
+        (guess(saliency=[0, 0, 0, 0, 0, 9]), 100, 100, 0),  # its best clip is beyond the video
+        (guess(saliency=[0, 0, 0, 0, 9, 0]), 100, 100, 0),
+        (guess(saliency=[-9, -9, -1]), 100, 100, 100),
+    ],
+)
+def test_awkward_predictions(submission: Submission, r1: float, ap: float, hit: float) -> None:
+    found = evaluate_qvhighlights([submission], [truth()])
+    assert found["full"]["MR-R1"]["0.5"] == r1
+    assert found["full"]["MR-mAP"]["average"] == ap
+    assert found["HL-min-Fair"]["HL-Hit1"] == hit
+
+
+def test_what_has_no_ground_truth_is_left_out() -> None:
+    no_saliency = truth(relevant_clip_ids=(), saliency_scores=())
+    assert set(evaluate_qvhighlights([guess()], [no_saliency])) == {"brief", "full", "short"}
+    assert set(evaluate_qvhighlights([guess(saliency=[])], [truth()])) == {"brief", "full", "short"}
+    only_saliency = evaluate_qvhighlights([guess()], [truth(relevant_windows=())])
+    assert set(only_saliency) == {"brief", "HL-min-Fair", "HL-min-Good", "HL-min-VeryGood"}
+    assert not any(key.startswith("MR") for key in only_saliency["brief"])
+
+
+def test_long_windows_by_convention() -> None:
+    annotation = truth(duration=400, relevant_windows=((0, 200),), relevant_clip_ids=(), saliency_scores=())
+    submission = guess(windows=[[0, 200, 1]])
+    assert evaluate_qvhighlights([submission], [annotation])["long"]["MR-mAP"]["average"] == 100
+    other = evaluate_qvhighlights([submission], [annotation], convention="moment-detr")
+    assert "long" not in other
+    assert set(other["full"]) == {"MR-mAP", "MR-R1"}
+    assert "0.3" not in other["full"]["MR-R1"]
+
+
+def test_clips_of_another_length_and_the_cut_last_clip() -> None:
+    annotation = truth(
+        duration=10.5, relevant_clip_ids=(10,), saliency_scores=((4,),), relevant_windows=((10, 10.5),)
+    )
+    saliency = np.zeros(11)
+    saliency[10] = 1
+    found = evaluate_qvhighlights([guess(saliency=saliency)], [annotation], clip_seconds=1)
+    assert found["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
+
+
+@pytest.mark.parametrize(
+    ("submissions", "annotations", "message"),
+    [
+        ([], [], "there are no annotations to score against"),
+        ([guess()], [], "there are no annotations to score against"),
+        (
+            [],
+            [truth(q) for q in range(5)],
+            r"5 of 5 annotations have no prediction \(qid 0, 1, 2 and 2 more\); predict for exactly",
+        ),
+        ([guess()], [truth(), truth("b")], r"1 of 2 annotations have no prediction \(qid 'b'\)"),
+        ([guess(), guess(9)], [truth()], r"1 of 2 predictions have no annotation \(qid 9\)"),
+        (
+            [guess("1")],
+            [truth(1)],
+            r"no prediction \(qid 1\), and 1 of 1 predictions have no annotation \(qid '1'\)",
+        ),
+        ([guess(), guess()], [truth()], "each qid must stand once among the predictions; qid 1 stand"),
+        ([guess()], [truth(), truth()], "each qid must stand once among the annotations; qid 1 stand"),
+        (
+            [guess(), guess(2)],
+            [truth(), truth(2, relevant_windows=())],
+            r"1 of 2 annotations have no relevant_windows \(qid 2\); all or none",
+        ),
+        (
+            [guess(), guess(2)],
+            [truth(), truth(2, saliency_scores=())],
+            r"1 of 2 annotations have no saliency_scores \(qid 2\)",
+        ),
+        (
+            [guess(), guess(2, saliency=[])],
+            [truth(), truth(2)],
+            r"1 of 2 predictions have no pred_saliency_scores \(qid 2\)",
+        ),
+        (
+            [guess(), guess(2)],
+            [truth(), truth(2, saliency_scores=((1,), (1,), (1,), (1,)))],
+            r"the same number of raters, got \[1, 2\]",
+        ),
+        (
+            [guess()],
+            [truth(relevant_windows=(), saliency_scores=(), relevant_clip_ids=())],
+            "there is nothing to score",
+        ),
+    ],
+)
+def test_what_does_not_pair_off(
+    submissions: list[Submission], annotations: list[Annotation], message: str
+) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        evaluate_qvhighlights(submissions, annotations)
+
+
+def test_unknown_convention() -> None:
+    with pytest.raises(ValueError, match="convention must be one of 'r2-tuning', 'moment-detr', got 'coco'"):
+        evaluate_qvhighlights([guess()], [truth()], convention="coco")  # type: ignore[arg-type]

@@ -1,0 +1,233 @@
+"""The shapes world keeps its own rules."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidelight.annotations import read_annotations
+from sidelight.shapes import make_world
+from sidelight.shapes.generate import annotate, merge_windows
+from sidelight.shapes.language import ACTION_WORDS, SHAPE_WORDS, phrase
+from sidelight.shapes.render import Painter, visibility
+from sidelight.shapes.world import (
+    ACTIONS,
+    COLOURS,
+    HELD_OUT,
+    MAX_WINDOW_SECONDS,
+    MAX_WINDOWS,
+    SHAPES,
+    Thing,
+    sample_scene,
+    state_at,
+)
+from sidelight.video import frames_at, probe
+
+SCENES = {
+    split: [sample_scene(seed=3, index=i, split=split) for i in range(30)] for split in ("train", "val", "test")
+}
+EVERY = [scene for scenes in SCENES.values() for scene in scenes]
+
+
+@pytest.mark.parametrize(
+    ("windows", "merged"),
+    [
+        ([], []),
+        ([(0, 2)], [(0, 2)]),
+        ([(4, 6), (0, 2)], [(0, 2), (4, 6)]),
+        ([(0, 2), (2, 4)], [(0, 4)]),
+        ([(0, 10), (2, 4), (8, 12)], [(0, 12)]),
+    ],
+)
+def test_merge_windows(windows: list[tuple[float, float]], merged: list[tuple[float, float]]) -> None:
+    assert merge_windows(windows) == merged
+
+
+def test_vocabulary_is_as_large_as_promised() -> None:
+    assert len(COLOURS) == 8 and len(SHAPES) >= 5 and len(ACTIONS) >= 8
+    assert all(len(words) >= 3 for words in ACTION_WORDS.values())
+    assert len(HELD_OUT) == len(COLOURS) * len(SHAPES) * len(ACTIONS) // 10
+    # Each attribute alone does occur in training.
+    seen = set(itertools.product(COLOURS, SHAPES, ACTIONS)) - HELD_OUT
+    assert {c for c, _, _ in seen} == set(COLOURS) and {a for _, _, a in seen} == set(ACTIONS)
+
+
+def test_scenes_are_deterministic_and_independent_of_how_many_there_are() -> None:
+    assert sample_scene(seed=3, index=7) == SCENES["train"][7]
+    assert sample_scene(seed=4, index=7) != SCENES["train"][7]
+    assert sample_scene(seed=3, index=7, split="val").events != SCENES["train"][7].events
+
+
+def test_durations_and_at_most_two_events_at_once() -> None:
+    for scene in EVERY:
+        assert 60 <= scene.duration <= 150
+        assert all(0 <= e.start < e.end <= scene.duration for e in scene.events)
+        for clip in range(int(scene.duration // 2)):
+            assert sum(e.start <= clip * 2 < e.end for e in scene.events) <= 2
+    assert any(
+        a.start < b.end and b.start < a.end for s in EVERY for a, b in itertools.combinations(s.events, 2)
+    )
+
+
+def test_held_out_combinations_occur_in_the_test_split_only() -> None:
+    for split, scenes in SCENES.items():
+        found = [any(e.combination in HELD_OUT for e in scene.events) for scene in scenes]
+        assert all(found) if split == "test" else not any(found)
+
+
+def test_every_query_has_hard_negatives_and_true_windows() -> None:
+    for index, scene in enumerate(SCENES["test"]):
+        rows = annotate(scene, seed=3, index=index)
+        assert rows
+        for row in rows:
+            asked = [row.extra[k] for k in ("colour", "shape", "action")]
+            events = [e.combination for e in scene.events]
+            for position in range(3):
+                if asked[position] is None:
+                    continue
+                # Something in the video differs in exactly this attribute.
+                assert any(
+                    all(
+                        (a is None or (a == b) != (i == position))
+                        for i, (a, b) in enumerate(zip(asked, e or (), strict=True))
+                    )
+                    for e in events
+                ), (row.query, asked)
+            assert 1 <= len(row.relevant_windows) <= MAX_WINDOWS
+            assert all(2 <= end - start <= MAX_WINDOW_SECONDS for start, end in row.relevant_windows)
+            # Windows are exactly where a matching event runs.
+            for clip in range(int(scene.duration // 2)):
+                running = any(
+                    e.start <= clip * 2 < e.end
+                    and all(a is None or a == b for a, b in zip(asked, e.combination or (), strict=True))
+                    for e in scene.events
+                )
+                assert running == (clip in row.relevant_clip_ids)
+
+
+def test_moments_of_all_lengths_and_ratings_of_all_kinds_occur() -> None:
+    rows = [r for i, s in enumerate(SCENES["train"]) for r in annotate(s, seed=3, index=i)]
+    lengths = np.array([end - start for r in rows for start, end in r.relevant_windows])
+    assert (lengths < 10).mean() > 0.2 and (lengths > 30).mean() > 0.05
+    assert ((lengths >= 10) & (lengths <= 30)).mean() > 0.2
+    ratings = np.array([s for r in rows for s in r.saliency_scores])
+    assert ratings.shape[1] == 3 and ratings.min() >= 0 and ratings.max() == 4
+    assert (ratings.std(1) > 0).mean() > 0.3  # raters disagree
+    assert {len(r.relevant_windows) for r in rows} == {1, 2, 3}
+    assert any(r.extra["colour"] is None for r in rows) and any(r.extra["shape"] is None for r in rows)
+
+
+def test_phrases_name_what_is_asked_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    found = {phrase(rng, action="spin", colour="red", shape="square") for _ in range(200)}
+    assert len(found) > 20 and all("red" in q for q in found)
+    assert all(any(w in q for w in SHAPE_WORDS["square"]) for q in found)
+    nameless = {phrase(rng, action="spin", colour="red") for _ in range(100)}
+    assert not any(w in q.split() for q in nameless for words in SHAPE_WORDS.values() for w in words)
+    assert phrase(rng, action="grow", colour="orange", shape="star").count("a orange") == 0
+
+
+def _thing(action: str | None, shape: str = "square") -> Thing:
+    return Thing(
+        colour="red", shape=shape, action=action, start=0, end=8, x=0.5, y=0.6, radius=0.15, angle=0.0, period=2.0
+    )
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_each_action_changes_the_state_in_its_own_way(action: str) -> None:
+    states = [state_at(_thing(action), 0.5 + t / 10) for t in range(20)]
+    moved = {name: len({round(getattr(s, name), 6) for s in states}) > 1 for name in ("x", "y", "radius", "angle")}
+    moved["opacity"] = any(s.opacity == 0 for s in states)
+    changing = {
+        "left": "x", "right": "x", "shake": "x", "up": "y", "down": "y", "bounce": "y",
+        "grow": "radius", "shrink": "radius", "spin": "angle", "blink": "opacity",
+    }[action]  # fmt: skip
+    assert [name for name, yes in moved.items() if yes] == [changing]
+
+
+def test_outside_its_time_a_thing_is_not_there() -> None:
+    assert state_at(_thing("spin"), -0.1).opacity == 0 == state_at(_thing("spin"), 8.0).opacity
+    assert state_at(_thing(None), 4.0).opacity == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_is_drawn_in_its_colour(shape: str) -> None:
+    scene = SCENES["train"][0]
+    empty = Painter(_only(scene), 128).frame(4.0).astype(int)
+    drawn = Painter(_only(scene, _thing(None, shape)), 128).frame(4.0).astype(int)
+    changed = np.abs(drawn - empty).max(-1) > 8
+    rows, columns = np.nonzero(changed)
+    area = changed.sum() / (np.pi * (0.15 * 128) ** 2)
+    assert 0.3 < area < 1.1
+    assert abs(columns.mean() / 128 - 0.5) < 0.03 and abs(rows.mean() / 128 - 0.6) < 0.05
+    assert (drawn[changed][:, 0] > drawn[changed][:, 2] + 30).mean() > 0.6
+
+
+def _only(scene: object, *things: Thing) -> object:
+    import dataclasses
+
+    return dataclasses.replace(scene, events=things, distractors=())  # type: ignore[type-var]
+
+
+def test_a_turned_circle_can_be_seen_to_turn() -> None:
+    painter = Painter(_only(SCENES["train"][0], _thing("spin", "circle")), 128)  # type: ignore[arg-type]
+    difference = np.abs(painter.frame(1.0).astype(int) - painter.frame(1.5).astype(int)).max(-1)
+    assert (difference > 60).sum() > 20
+
+
+def test_visibility_prefers_large_and_central() -> None:
+    import dataclasses
+
+    painter = Painter(SCENES["train"][0], 128)
+    good = visibility(painter, dataclasses.replace(_thing(None), radius=0.17, x=0.5, y=0.5), 1)
+    assert 0 < visibility(painter, dataclasses.replace(_thing(None), radius=0.1, x=0.2, y=0.2), 1) < good <= 1
+    assert visibility(painter, _thing(None), 9) == 0
+
+
+def test_a_world_is_watchable_complete_and_repeatable(tiny_world: Path, tmp_path: Path) -> None:
+    rows = read_annotations(tiny_world / "annotations.jsonl")
+    files = sorted((tiny_world / "videos").iterdir())
+    assert {r.vid for r in rows} == {f.stem for f in files} and len(files) == 3
+    info = probe(files[0])
+    assert info.codec == "h264" and info.width == info.height == 128 and info.pixel_format == "yuv420p"
+    assert info.duration == next(r.duration for r in rows if r.vid == files[0].stem)
+    again = make_world(tmp_path, videos=1, seed=11, seconds=(20, 26), side=128)
+    assert again == [r for r in rows if r.vid == files[0].stem]
+    assert _digest(tmp_path / "videos" / files[0].name) == _digest(files[0])
+    # The picture in the file is the one that was drawn, but for compression.
+    scene = sample_scene(seed=11, index=0, seconds=(20, 26))
+    (frame,) = frames_at(files[0], [5.0])
+    assert np.abs(frame.image.astype(int) - Painter(scene, 128).frame(5.0)).mean() < 6
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
+    make_world(tmp_path, videos=1, seed=1, seconds=(20, 20), side=128)
+    kept = tmp_path / "videos" / "shapes_train_1_00000.mp4"
+    kept.write_bytes(b"kept")
+    make_world(tmp_path, videos=2, seed=1, seconds=(20, 20), side=128)
+    assert kept.read_bytes() == b"kept" and len(list((tmp_path / "videos").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"videos": 0}, "videos"),
+        ({"side": 127}, "side"),
+        ({"side": 64}, "side"),
+        ({"split": "dev"}, "split"),
+        ({"seed": -1}, "seed"),
+        ({"seconds": (90, 60)}, "seconds"),
+        ({"seconds": (2, 60)}, "seconds"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path: Path, wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_world(tmp_path, **{"videos": 1, **wrong})  # type: ignore[arg-type]

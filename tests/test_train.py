@@ -1,0 +1,168 @@
+"""Training: a run goes on after a kill with exactly the losses that it would have had."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidelight.annotations import read_annotations
+from sidelight.checkpoint import Checkpoint
+from sidelight.dataset import GroundingDataset
+from sidelight.evaluate import predict
+from sidelight.features import FeatureStore
+from sidelight.metrics import evaluate_qvhighlights
+from sidelight.recipe import Recipe, read_recipe
+from sidelight.train import learning_rate, train
+
+TINY = """
+model: {video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}
+data:
+  train: WORLD/annotations.jsonl
+  val: WORLD/annotations.jsonl
+  train_features: STORE
+train: {epochs: 2, batch_size: 8, lr: 1.0e-3, warmup_steps: 5, ema: 0.9, save_every: 2, accelerator: cpu, out: OUT}
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tiny_world: Path, tiny_store: Path, tmp_path: Path) -> Write:
+    """Write the tiny recipe with an output folder of that name."""
+
+    def to(out: str) -> Path:
+        path = tmp_path / f"{out}.yaml"
+        text = TINY.replace("WORLD", str(tiny_world)).replace("STORE", str(tiny_store))
+        path.write_text(text.replace("OUT", str(tmp_path / out)))
+        return path
+
+    return to
+
+
+def losses(recipe: Recipe) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(recipe.train.out) / "losses.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises_and_learns(write: Write) -> None:
+    recipe = read_recipe(write("run"), ["--train.epochs=5"])
+    progress = train(recipe, quiet=True)
+    out = Path(recipe.train.out)
+    rows = losses(recipe)
+    assert [r["step"] for r in rows] == list(range(len(rows))) and progress.epoch == 5
+    assert rows[-1]["total"] < rows[0]["total"] and all(math.isfinite(r["total"]) for r in rows)
+    assert any((out / "tensorboard").iterdir())
+    best = Checkpoint.from_pretrained(out / "best")
+    brief = best.metrics["brief"]
+    assert brief["MR-full-mAP"] == progress.best == max(h["MR-full-mAP"] for h in progress.history)
+    assert best.recipe["train"]["lr"] == 1e-3 and (out / "last" / "model.safetensors").is_file()
+    # The stored model gives the stored numbers.
+    annotations = read_annotations(recipe.data.val)
+    dataset = GroundingDataset(annotations, FeatureStore(recipe.data.train_features))
+    assert evaluate_qvhighlights(predict(best.model, dataset, best.decode), annotations)["brief"] == brief
+
+
+def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> None:
+    whole, broken = write("whole"), write("broken")
+    train(read_recipe(whole), quiet=True)
+    expected = losses(read_recipe(whole))
+    out = Path(read_recipe(broken).train.out)
+    # Slowed down, so that the kill comes in mid-epoch; the numbers do not depend on it.
+    code = (
+        "import sys, time, sidelight.train as t, sidelight.recipe as r\n"
+        "step = t.Trainer._step\n"
+        "t.Trainer._step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
+        "t.train(r.read_recipe(sys.argv[1]), quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(broken)], env={**os.environ})
+    log, deadline = out / "losses.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(losses(read_recipe(broken)))
+    assert 3 <= killed_at < len(expected)
+    train(read_recipe(broken), resume=True, quiet=True)
+    assert losses(read_recipe(broken)) == expected
+
+
+def test_a_finished_run_is_not_overwritten(write: Write) -> None:
+    recipe = read_recipe(write("run"), ["--train.epochs=1"])
+    train(recipe, quiet=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(recipe, quiet=True)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(replace(recipe, train=replace(recipe.train, lr=0.5)), resume=True, quiet=True)
+    # More epochs of the same run are fine.
+    longer = replace(recipe, train=replace(recipe.train, epochs=2))
+    assert train(longer, resume=True, quiet=True).epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--train.lr=fast"], "train.lr"),
+        (["--train.epochs=0"], "epochs must be at least 1"),
+        (["--train.nothing=1"], "train.nothing"),
+        (["--model.video_dim=64"], "features in .* have 32; set model.video_dim=32"),
+        (["--model.levels=2"], "model.levels is 2"),
+        (["--data.train="], "no data.train"),
+        (["--data.train=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data.train_features=nowhere"], "no feature store"),
+        (["--train.best_by=nothing", "--train.epochs=1"], "best_by must be one of"),
+    ],
+)
+def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
+    path = write("wrong")
+    with pytest.raises(ValueError, match=said):
+        train(read_recipe(path, overrides), quiet=True)
+    with pytest.raises(ValueError, match="there is no recipe"):
+        read_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "expected"),
+    [(0, 0, 1e-4 * 0.001), (1000, 0, 1e-4 * 0.5005), (2000, 0, 1e-4), (9000, 20, 1e-5), (9000, 45, 1e-6)],
+)
+def test_learning_rate(step: int, epoch: int, expected: float) -> None:
+    recipe = Recipe(model=read_recipe("recipes/shapes.yaml").model)
+    assert learning_rate(step, epoch, recipe.train) == pytest.approx(expected)
+
+
+def test_every_recipe_of_the_repository_can_be_read() -> None:
+    from sidelight.checkpoint import build_model
+
+    recipes = [p for p in sorted(Path("recipes").glob("*.yaml")) if "backbone" not in p.name]
+    assert recipes
+    for path in recipes:
+        recipe = read_recipe(path)
+        with torch.device("meta"):
+            build_model(recipe.model_name, recipe.to_dict()["model"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(write: Write) -> None:
+    path = write("pair")
+    code = (
+        "import sys, sidelight.recipe as r, sidelight.train as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.train(r.read_recipe(sys.argv[1], ['--train.devices=2', '--train.epochs=1']), quiet=True)"
+    )
+    script = path.with_suffix(".py")
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = losses(read_recipe(path))
+    assert rows and all(math.isfinite(r["total"]) for r in rows)

@@ -1,0 +1,584 @@
+"""Video files, made here so that each picture shows its own number, and real ones."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+import wave
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidelight.video import Frame, VideoError, VideoInfo, VideoWarning, frames_at, probe
+
+Pixels = npt.NDArray[np.uint8]
+WIDTH, HEIGHT = 64, 48
+_LEVEL = 36  # brightness between two digits; lossy codecs stay well within half of it
+
+
+# --- films whose pictures are numbered --------------------------------------------------------------------
+
+
+def numbered(number: int) -> Pixels:
+    """(48, 64) three grey columns: the digits of the number to base 8."""
+    digits = [number // 64, number // 8 % 8, number % 8]
+    return np.repeat(np.array(digits, np.uint8) * _LEVEL, [21, 21, 22])[None].repeat(HEIGHT, axis=0)
+
+
+def number_of(image: Pixels) -> int:
+    height, width = image.shape[:2]
+    centers = ((np.arange(3) + 0.5) * width / 3).astype(int)
+    grey = image[height // 4 : -height // 4].mean(axis=(0, 2))
+    digits = [round(float(grey[c - 4 : c + 4].mean()) / _LEVEL) for c in centers]
+    return digits[0] * 64 + digits[1] * 8 + digits[2]
+
+
+def steady(count: int, start: float = 0.0) -> list[float]:
+    """Ten pictures a second."""
+    return [start + n / 10 for n in range(count)]
+
+
+def unsteady(count: int) -> list[float]:
+    """From 20 to 400 ms apart."""
+    steps = np.random.default_rng(0).integers(20, 400, count)
+    return [int(time) / 1000 for time in np.cumsum(steps)]
+
+
+@dataclass(frozen=True)
+class Film:
+    """A file and when it shows which picture, known from how it was made."""
+
+    path: Path
+    times: list[float]
+
+    def on_screen(self, second: float) -> int:
+        seconds = [float(Fraction(round((t - self.times[0]) * 1000), 1000)) for t in self.times]
+        return max(0, bisect_right(seconds, second) - 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    times: list[float]
+    codec: str = "libx264"
+    options: dict[str, str] = field(default_factory=dict)
+    mux: dict[str, str] = field(default_factory=dict)
+    gop: int = 20
+    reordered: int | None = None
+    sound: float = 0.0
+    sound_codec: str = "aac"
+    tick: Fraction = Fraction(1, 1000)
+    turn: int = 0
+    aspect: Fraction = Fraction(1)
+
+
+_OPEN = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=25:min-keyint=25:scenecut=0"}
+_X265 = "log-level=none:pools=none:frame-threads=1:open-gop=1:keyint=20:min-keyint=20:bframes=3"
+_AV1 = {"preset": "12", "svtav1-params": "lp=1"}
+_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+RECIPES = {
+    "one.mp4": Recipe(steady(1)),
+    "plain.mp4": Recipe(steady(30)),
+    "unsteady.mp4": Recipe(unsteady(60)),
+    "unsteady.mkv": Recipe(unsteady(60)),
+    "late.mp4": Recipe(steady(60, 1.5)),
+    "late.mkv": Recipe(steady(60, 1.5)),
+    "open.mp4": Recipe(steady(300), options=_OPEN, gop=25),
+    "open.mkv": Recipe(steady(300), options=_OPEN, gop=25),
+    "near.mp4": Recipe(steady(300), gop=25, reordered=0),
+    "far.mp4": Recipe(steady(300), gop=250),
+    "vp9.webm": Recipe(steady(60), "libvpx-vp9", _VP9),
+    "av1.mkv": Recipe(steady(60), "libsvtav1", _AV1),
+    "mpeg4.mp4": Recipe(steady(60), "mpeg4", reordered=2),
+    "mpeg4.avi": Recipe(steady(60), "mpeg4", tick=Fraction(1, 10)),
+    "h265.mp4": Recipe(steady(80), "libx265", {"preset": "ultrafast", "x265-params": _X265}),
+    "h265.mkv": Recipe(steady(80), "libx265", {"preset": "ultrafast", "x265-params": _X265}),
+    "stream.ts": Recipe(steady(80)),
+    "fragments.mp4": Recipe(steady(80), mux={"movflags": "frag_keyframe+empty_moov"}),
+    "live.mkv": Recipe(steady(80), mux={"live": "1"}),
+    "faststart.mp4": Recipe(steady(300), mux={"movflags": "faststart"}),
+    "whole.mkv": Recipe(steady(300)),
+    "sound.mp4": Recipe(steady(20), sound=5.0),
+    "sound.mkv": Recipe(steady(20), sound=5.0),
+    "sound.ts": Recipe(steady(20), sound=5.0),
+    "sound.webm": Recipe(steady(20), "libvpx-vp9", _VP9, sound=5.0, sound_codec="libopus"),
+}
+
+
+class MakeFilm(Protocol):
+    def __call__(self, name: str, recipe: Recipe | None = None) -> Film: ...
+
+
+def _encode(path: Path, recipe: Recipe, draw: Callable[[int], Pixels]) -> None:
+    with av.open(str(path), "w", options=recipe.mux) as container:
+        stream = container.add_stream(recipe.codec, rate=round(1 / recipe.tick) if recipe.tick > 0.01 else 10)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.options = {"threads": "1", **recipe.options}
+        stream.codec_context.time_base, stream.codec_context.gop_size = recipe.tick, recipe.gop
+        if recipe.reordered is not None:
+            stream.codec_context.max_b_frames = recipe.reordered
+        stream.codec_context.sample_aspect_ratio = recipe.aspect
+        if recipe.turn:
+            stream.set_display_rotation(recipe.turn)
+        sound = container.add_stream(recipe.sound_codec, rate=48000) if recipe.sound else None
+        for number, time in enumerate(recipe.times):
+            picture = av.VideoFrame.from_ndarray(draw(number), format="gray").reformat(format="yuv420p")
+            picture.pts, picture.time_base = round(time / recipe.tick), recipe.tick
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            assert isinstance(sound, AudioStream)
+            _encode_silence(container, sound, recipe.sound)
+
+
+def _encode_silence(container: Any, stream: AudioStream, seconds: float) -> None:
+    for at in range(0, int(seconds * 48000), 960):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+        silence.sample_rate, silence.pts, silence.time_base = 48000, at, Fraction(1, 48000)
+        container.mux(stream.encode(silence))
+    container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> MakeFilm:
+    folder, made = tmp_path_factory.mktemp("films"), dict[str, Film]()
+
+    def make(name: str, recipe: Recipe | None = None) -> Film:
+        if name not in made:
+            recipe = recipe or RECIPES[name]
+            try:
+                _encode(folder / name, recipe, numbered)
+            except av.codec.codec.UnknownCodecError:
+                pytest.skip(f"this FFmpeg has no encoder {recipe.codec}")
+            made[name] = Film(folder / name, recipe.times)
+        return made[name]
+
+    return make
+
+
+def read(path: Path, seconds: Sequence[float], **options: Any) -> list[Frame]:
+    """All frames; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return list(frames_at(path, seconds, **options))
+
+
+def check(film: Film, seconds: Sequence[float], frames: Sequence[Frame]) -> None:
+    """Each frame shows the right number, and its time is that picture's."""
+    expected = [film.on_screen(second) for second in seconds]
+    assert [number_of(frame.image) for frame in frames] == expected
+    times = [film.times[number] - film.times[0] for number in expected]
+    assert [frame.seconds for frame in frames] == pytest.approx(times, abs=1e-9)
+
+
+def full_decode(path: Path) -> list[tuple[float, Pixels]]:
+    """Every picture with its time from the first one, by the plainest way there is."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")  # of several, the one that players show
+        assert isinstance(stream, VideoStream)
+        pictures = [(f.pts, f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+        base = stream.time_base
+    assert base is not None
+    ticks = [pts for pts, _ in pictures if pts is not None]
+    return [(float((pts - ticks[0]) * base), image) for pts, (_, image) in zip(ticks, pictures, strict=True)]
+
+
+# --- films made here --------------------------------------------------------------------------------------
+
+
+def test_a_number_can_be_read_from_its_picture() -> None:
+    assert [number_of(numbered(n)[..., None].repeat(3, -1)) for n in range(512)] == list(range(512))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_picture_comes_at_its_time(film: MakeFilm, name: str) -> None:
+    made = film(name)
+    assert [number_of(image) for _, image in full_decode(made.path)] == list(range(len(made.times)))
+    info = probe(made.path)
+    first, last = made.times[0], made.times[-1] - made.times[0]
+    assert info.path == str(made.path)
+    assert (info.width, info.height, info.rotation) == (WIDTH, HEIGHT, 0)
+    # MP4 states the sum of decoding times, which for reordered pictures at unsteady times may be a little less.
+    assert last - (0.1 if name == "unsteady.mp4" else 0) < info.duration <= last + 0.41
+    if not name.endswith(("ts", "fragments.mp4")):  # these formats have a delay of their own
+        assert info.start == pytest.approx(first)
+    own = [t - first for t in made.times]
+    between = [t + 0.007 for t in own]
+    check(made, own, read(made.path, own))
+    check(made, between, read(made.path, between))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [
+        ("plain.mp4", "h264", "mp4"),
+        ("vp9.webm", "vp9", "webm"),
+        ("av1.mkv", "av1", "matroska"),
+        ("mpeg4.mp4", "mpeg4", "mp4"),
+        ("mpeg4.avi", "mpeg4", "avi"),
+        ("h265.mp4", "hevc", "mp4"),
+        ("stream.ts", "h264", "mpegts"),
+    ],
+)
+def test_probe_names_codec_and_container(film: MakeFilm, name: str, codec: str, container: str) -> None:
+    info = probe(film(name).path)
+    assert info.codec == codec
+    assert container in info.container.split(",")
+    assert info.pixel_format.startswith("yuv420p")
+    assert info.fps == 10
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        [],
+        [0.0],
+        [-5.0, -0.001, 0.0],  # before the first picture: the first
+        [1.0, 1.0, 1.0],
+        [29.9, 29.95, 29.999],
+        [29.95, 30.0, 100.0],  # after the last picture: the last
+        [0.05, 27.3],
+        [2.4, 2.5, 2.6, 12.4, 22.5, 24.99],  # around keyframes
+        np.linspace(0, 29, 7),
+    ],
+)
+@pytest.mark.parametrize("name", ["near.mp4", "far.mp4", "open.mp4", "open.mkv"])
+def test_wanted_times(film: MakeFilm, name: str, seconds: Sequence[float]) -> None:
+    made = film(name)
+    check(made, seconds, read(made.path, seconds))
+
+
+MANY = [
+    "near.mp4",
+    "far.mp4",
+    "open.mp4",
+    "open.mkv",
+    "unsteady.mkv",
+    "late.mp4",
+    "late.mkv",
+    "h265.mkv",
+    "stream.ts",
+]
+
+
+@pytest.mark.parametrize("name", MANY)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_times_give_the_pictures_on_screen(film: MakeFilm, name: str, data: st.DataObject) -> None:
+    made = film(name)
+    own = [t - made.times[0] for t in made.times]
+    moments = st.one_of(st.sampled_from(own), st.floats(0, own[-1]), st.floats(0.75 * own[-1], own[-1]))
+    seconds = sorted(data.draw(st.lists(moments, max_size=7)))
+    check(made, seconds, read(made.path, seconds))
+
+
+@pytest.mark.parametrize("name", ["near.mp4", "open.mp4", "open.mkv"])
+def test_stretches_in_which_nothing_is_wanted_are_skipped(film: MakeFilm, tmp_path: Path, name: str) -> None:
+    """Pictures are wiped out between keyframes; who does not look there does not notice."""
+    made, path = film(name), tmp_path / name
+    data = made.path.read_bytes()
+    with av.open(str(made.path)) as container:
+        for packet in container.demux(video=0):
+            if packet.pts is not None and 12 <= packet.pts * packet.time_base < 17:
+                data = data.replace(bytes(packet), bytes(packet.size), 1)
+    path.write_bytes(data)
+    seconds = [0.0, 9.3, 19.3, 29.3]
+    check(made, seconds, read(path, seconds))
+    with pytest.warns(VideoWarning, match="damaged"):
+        frames = list(frames_at(path, [0.0, 9.3, 15.0, 19.3, 29.3]))
+    assert len(frames) == 5
+
+
+def test_frames_are_not_kept(film: MakeFilm) -> None:
+    images: list[weakref.ref[Pixels]] = []
+    most = 0
+    for frame in frames_at(film("near.mp4").path, np.arange(0, 30, 0.05).tolist()):
+        images.append(weakref.ref(frame.image))
+        most = max(most, sum(image() is not None for image in images[-20:]))
+    assert len(images) == 600
+    assert most <= 3
+    assert sum(image() is not None for image in images[:-1]) <= 1
+
+
+def test_an_iterator_may_be_left_early(film: MakeFilm) -> None:
+    made = film("near.mp4")
+    frames = frames_at(made.path, steady(300))
+    assert isinstance(frames, Iterator)
+    check(made, [0.0], [next(frames)])
+    del frames
+    check(made, [3.0], read(made.path, [3.0]))
+
+
+@pytest.mark.parametrize("name", ["sound.mp4", "sound.mkv", "sound.ts", "sound.webm"])
+def test_longer_sound_is_no_damage(film: MakeFilm, name: str) -> None:
+    made = film(name)
+    assert probe(made.path).duration == pytest.approx(2.0, abs=0.11)
+    seconds = [0.0, 1.85, 1.95, 4.0]
+    check(made, seconds, read(made.path, seconds))
+
+
+# --- sizes and rotation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 32), (1, 1), (100, 20), (48, 64)])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_sizes(film: MakeFilm, size: tuple[int, int], resize: str) -> None:
+    for frame in read(film("plain.mp4").path, [0.0, 1.0], size=size, resize=resize):
+        assert frame.image.shape == (size[1], size[0], 3)
+        assert frame.image.dtype == np.uint8
+        assert frame.image.flags.c_contiguous
+
+
+def test_stretch_keeps_all_and_crop_the_middle(film: MakeFilm) -> None:
+    made = film("plain.mp4")
+    stretched, cropped = (
+        read(made.path, [2.9], size=(24, 48), resize=kind)[0].image for kind in ("stretch", "crop")
+    )
+    assert number_of(stretched[:, :, :]) == 29
+    np.testing.assert_allclose(cropped, read(made.path, [2.9])[0].image[:, 20:44], atol=3)
+
+
+def corner(number: int) -> Pixels:
+    """The top left quarter is white."""
+    image = np.zeros((HEIGHT, WIDTH), np.uint8)
+    image[: HEIGHT // 2, : WIDTH // 2] = 255
+    return image
+
+
+@pytest.mark.skipif(
+    not hasattr(VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotations"
+)
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_rotation(tmp_path: Path, clockwise: int, resize: str) -> None:
+    path = tmp_path / "turned.mp4"
+    _encode(path, Recipe(steady(3), turn=-clockwise), corner)
+    info = probe(path)
+    assert info.rotation == clockwise
+    assert (info.width, info.height) == ((HEIGHT, WIDTH) if clockwise % 180 else (WIDTH, HEIGHT))
+    for size in (None, (40, 40)):
+        (frame,) = read(path, [0.1], size=size, resize=resize)
+        width, height = size or (info.width, info.height)
+        assert frame.image.shape == (height, width, 3)
+        quarters = [frame.image[: height // 2, : width // 2], frame.image[: height // 2, -(width // 2) :]]
+        quarters += [
+            frame.image[-(height // 2) :, -(width // 2) :],
+            frame.image[-(height // 2) :, : width // 2],
+        ]
+        assert (
+            int(np.argmax([quarter.mean() for quarter in quarters])) == clockwise // 90
+        )  # clockwise from top left
+
+
+def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:
+    path = tmp_path / "wide.mp4"
+    _encode(path, Recipe(steady(3), aspect=Fraction(4, 3)), numbered)
+    assert (probe(path).width, probe(path).height) == (85, HEIGHT)
+    assert [frame.image.shape for frame in read(path, [0.0])] == [(HEIGHT, 85, 3)]
+    assert [frame.image.shape for frame in read(path, [0.0], size=(10, 10))] == [(10, 10, 3)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "message"),
+    [
+        ([], {"resize": "fit"}, "resize must be"),
+        ([], {"size": (0, 10)}, "size must be"),
+        ([], {"size": (10,)}, "size must be"),
+        ([], {"size": (10.5, 10)}, "size must be"),
+        ([2.0, 1.0], {}, "ascend"),
+        ([0.0, float("nan")], {}, "finite"),
+        ([float("inf")], {}, "finite"),
+        (["a"], {}, "seconds must be a sequence of numbers"),
+        ([None], {}, "seconds must be a sequence of numbers"),
+        (3.0, {}, "seconds must be a sequence of numbers"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(
+    film: MakeFilm, seconds: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        frames_at(film("plain.mp4").path, seconds, **options)
+
+
+# --- damaged files, and files that are no videos ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["whole.mkv", "faststart.mp4"])
+@pytest.mark.parametrize("step", [0.1, 1.0, 7.0])
+def test_a_video_that_was_cut_short(film: MakeFilm, tmp_path: Path, name: str, step: float) -> None:
+    whole, path = film(name), tmp_path / name
+    data = whole.path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert probe(path).duration == pytest.approx(30.0)
+    seconds = np.arange(0, 30, step).tolist()
+    with pytest.warns(VideoWarning, match=f"{name}.*of 30") as caught:
+        frames = list(frames_at(path, seconds))
+    assert len(caught) == 1
+    assert 0.2 * len(seconds) < len(frames) < len(seconds)
+    # Damage at the very end may spoil the last pictures, but none before.
+    sound = [frame for frame in frames if frame.seconds < frames[-1].seconds - 0.5]
+    check(Film(path, whole.times), seconds[: len(sound)], sound)
+
+
+def test_what_comes_before_a_cut_is_whole(film: MakeFilm, tmp_path: Path) -> None:
+    whole, path = film("whole.mkv"), tmp_path / "cut.mkv"
+    data = whole.path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    seconds = [0.0, 1.0, 5.0]
+    check(Film(path, whole.times), seconds, read(path, seconds))
+
+
+def _cut(path: Path, film: MakeFilm) -> None:
+    data = film("plain.mp4").path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])  # what tells where the pictures are is written last
+
+
+def _sound_only(path: Path, film: MakeFilm) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        assert isinstance(stream, AudioStream)
+        _encode_silence(container, stream, 0.5)
+
+
+def _wave(path: Path, film: MakeFilm) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(1600))
+
+
+def _picture(path: Path, film: MakeFilm) -> None:
+    codec, layout = ("png", "rgb24") if path.suffix == ".png" else ("mjpeg", "yuvj420p")
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream(codec, rate=1)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, layout
+        picture = av.VideoFrame.from_ndarray(corner(0), format="gray").reformat(format=layout)
+        container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("empty.mp4", lambda path, film: path.touch(), "empty"),
+        ("missing.mp4", lambda path, film: None, "does not exist"),
+        ("under/missing.mp4", lambda path, film: None, "does not exist"),
+        ("a" * 300 + ".mp4", lambda path, film: None, "cannot be read|does not exist"),
+        ("folder", lambda path, film: path.mkdir(), "is a folder"),
+        ("letter.mp4", lambda path, film: path.write_text("Dear all,\n" * 50), "is not a video"),
+        (
+            "letter.txt",
+            lambda path, film: path.write_text("Dear all,\n" * 50),
+            "not a video|no moving pictures",
+        ),
+        (
+            "rows.json",
+            lambda path, film: path.write_text('{"a": 1}\n' * 50),
+            "not a video|no moving pictures",
+        ),
+        ("zeros.mkv", lambda path, film: path.write_bytes(bytes(5000)), "is not a video"),
+        (
+            "head.mp4",
+            lambda path, film: path.write_bytes(film("plain.mp4").path.read_bytes()[:40]),
+            "MP4|video",
+        ),
+        ("cut.mp4", _cut, "moov|index"),
+        ("sound.m4a", _sound_only, "only sound"),
+        ("sound.wav", _wave, "only sound"),
+        ("picture.png", _picture, "image"),
+        ("picture.jpg", _picture, "image"),
+    ],
+)
+def test_files_that_are_no_videos(
+    tmp_path: Path, film: MakeFilm, name: str, make: Callable[[Path, MakeFilm], object], message: str
+) -> None:
+    path = tmp_path / name
+    make(path, film)
+    for use in (probe, lambda p: frames_at(p, []), lambda p: frames_at(p, [0.0]), lambda p: probe(str(p))):
+        with pytest.raises(VideoError, match=message) as caught:
+            use(path)
+        text = str(caught.value)
+        assert text.startswith(str(path))
+        assert "\n" not in text
+        assert ". " not in text  # one sentence
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# --- real files -------------------------------------------------------------------------------------------
+
+REAL = {
+    "av1_video.mkv": (640, 360, 5.0),
+    "bt709_full_range.mp4": (1280, 720, 1.0),
+    "charades_indoor.mp4": (480, 270, 30.697),
+    "corrupted.mp4": (1280, 720, 5.0),
+    "flipping_a_pancake.mkv": (426, 240, 10.333),
+    "h264_10bits.mp4": (200, 200, 1.0),
+    "h265_video.mp4": (128, 128, 1.0),
+    "internvideo_example.mp4": (640, 480, 8.0),
+    "nasa_13013.mp4": (480, 270, 13.013),
+    "unordered.mov": (50, 50, 0.125),
+    "video_0.mov": (568, 320, 0.1),
+    "video_90.mov": (320, 568, 0.1),
+    "video_180.mov": (568, 320, 0.1),
+    "video_270.mov": (320, 568, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(shared: Path, name: str) -> None:
+    path, (width, height, duration) = shared / "videos" / name, REAL[name]
+    info = probe(path)
+    assert isinstance(info, VideoInfo)
+    assert (info.width, info.height) == (width, height)
+    assert info.duration == pytest.approx(duration, abs=0.01)
+    assert info.start == 0
+    assert info.rotation == (int(path.stem[6:]) if path.stem.startswith("video_") else 0)
+    seconds = (np.arange(8) / 8 * info.duration).tolist()
+    if name == "corrupted.mp4":
+        with pytest.warns(VideoWarning, match="corrupted"):
+            frames = list(frames_at(path, seconds, size=(32, 24)))
+    else:
+        frames = read(path, seconds, size=(32, 24))
+    assert len(frames) == len(seconds)
+    assert all(frame.seconds <= second for frame, second in zip(frames, seconds, strict=True))
+    assert all(frame.image.shape == (24, 32, 3) for frame in frames)
+    assert name == "unordered.mov" or all(frame.image.std() > 5 for frame in frames)  # that one is plain grey
+
+
+def test_a_real_file_against_a_full_decode(shared: Path) -> None:
+    path, seconds = shared / "videos" / "nasa_13013.mp4", [6.0, 6.1, 10.0, 12.979633]
+    pictures = full_decode(path)
+    times = [time for time, _ in pictures]
+    expected = [pictures[bisect_right(times, second) - 1] for second in seconds]
+    frames = read(path, seconds)
+    assert [frame.seconds for frame in frames] == [time for time, _ in expected]
+    for frame, (_, image) in zip(frames, expected, strict=True):
+        difference = np.abs(frame.image.astype(int) - image)
+        assert difference.mean() < 2  # scalers differ in how they round; the next picture differs by more
+    program = shutil.which("ffprobe")
+    if program is None:
+        return
+    with av.open(str(path)) as container:
+        best = container.streams.best("video")
+        assert best is not None
+    entries = ["-select_streams", str(best.index), "-show_entries", "frame=pts_time", "-of", "csv=p=0"]
+    command = [program, "-v", "error", *entries, str(path)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    by_ffprobe = [float(text.strip(",")) for text in listed]
+    expected_times = [by_ffprobe[bisect_right(by_ffprobe, second) - 1] for second in seconds]
+    assert [frame.seconds for frame in frames] == pytest.approx(expected_times, abs=1e-5)
