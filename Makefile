@@ -25,7 +25,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 INSTALL := -c constraints.txt -e ".[$(EXTRAS)]"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types install clean
+.PHONY: help demo test lint format types weights install clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ format: $(STAMP)  ## ruff: mend what can be mended
 
 types: $(STAMP)  ## mypy
 	@$(BIN)/mypy
+
+weights: $(STAMP)  ## make the shipped weights again, from nothing (hours)
+	@recipes/make-weights.sh
 
 install: $(STAMP)  ## only the set-up: .venv with everything in it
 

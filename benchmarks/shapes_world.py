@@ -42,9 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     out = Path(args.out) / f"seed-{args.seed}-{args.videos}"
-    annotations = make_world(
-        out, videos=args.videos, seed=args.seed, split="test", workers=args.threads, progress=True
-    )
+    annotations = make_world(out, videos=args.videos, seed=args.seed, split="test", workers=args.threads, progress=True)
     checkpoint = Checkpoint.from_pretrained(args.model)
     store, failures = extract(
         find_videos(out / "videos", (a.vid for a in annotations)),
@@ -76,10 +74,7 @@ def shuffled(annotations: Sequence[Annotation]) -> list[Annotation]:
     order = rng.permutation(vids).tolist()
     other = {vid: order[(order.index(vid) + 1) % len(order)] for vid in vids}
     queries = {vid: [a.query for a in annotations if a.vid == vid] for vid in vids}
-    return [
-        replace(a, query=queries[other[a.vid]][int(rng.integers(len(queries[other[a.vid]])))])
-        for a in annotations
-    ]
+    return [replace(a, query=queries[other[a.vid]][int(rng.integers(len(queries[other[a.vid]])))]) for a in annotations]
 
 
 def score(checkpoint: Checkpoint, annotations: Sequence[Annotation], store: FeatureStore) -> dict[str, float]:

@@ -211,9 +211,7 @@ def test_harmless_differences_between_editors(tmp_path: Path, text: str) -> None
 def test_labels_may_be_kept_back(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     kept_back = row(relevant_windows=..., relevant_clip_ids=..., saliency_scores=...)
-    path.write_text(
-        lines(kept_back, row(qid=8, relevant_windows=None, relevant_clip_ids=None, saliency_scores=None))
-    )
+    path.write_text(lines(kept_back, row(qid=8, relevant_windows=None, relevant_clip_ids=None, saliency_scores=None)))
     rows = read_annotations(path)
     for annotation in rows:
         assert not annotation.relevant_windows
@@ -226,9 +224,7 @@ def test_labels_may_be_kept_back(tmp_path: Path) -> None:
 
 def test_nothing_is_lost_on_the_way(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    text = lines(
-        row(mood="happy", tags=[1, None], absent=None), row(qid="b", query="un été ☀\u2028", duration=30.5)
-    )
+    text = lines(row(mood="happy", tags=[1, None], absent=None), row(qid="b", query="un été ☀\u2028", duration=30.5))
     path.write_text(text)
     rows = read_annotations(path)
     assert rows[0].extra == {"mood": "happy", "tags": [1, None], "absent": None}
@@ -297,9 +293,7 @@ def test_any_annotation_round_trips(tmp_path_factory: pytest.TempPathFactory, da
         relevant_windows=tuple((0, v + 1) for v in data.draw(st.lists(_numbers, max_size=3))),
         relevant_clip_ids=tuple(clips),
         saliency_scores=tuple((1, data.draw(st.integers(0, 4))) for _ in clips),
-        extra=data.draw(
-            st.dictionaries(words.map("x-".__add__), st.none() | words | st.booleans(), max_size=2)
-        ),
+        extra=data.draw(st.dictionaries(words.map("x-".__add__), st.none() | words | st.booleans(), max_size=2)),
     )
     path = tmp_path_factory.mktemp("any") / "rows.jsonl"
     write_annotations(path, [annotation])
@@ -351,9 +345,7 @@ def test_a_submission_from_a_grounding() -> None:
     assert hash(found) == hash(Submission.from_dict(found.to_dict()))
     assert found != answer
     other = Annotation(qid=4, query="a cat", vid="v", duration=5)
-    with pytest.raises(
-        AnnotationError, match="expected a grounding of qid 4's query 'a cat', got one of 'a dog"
-    ):
+    with pytest.raises(AnnotationError, match="expected a grounding of qid 4's query 'a cat', got one of 'a dog"):
         Submission.from_grounding(other, answer)
 
 

@@ -104,9 +104,7 @@ def test_a_hub_id_is_downloaded_without_anything_else(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Checkpoint.from_pretrained("user/model", revision="v1").decode == checkpoint.decode
-    assert asked == [
-        ("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})
-    ]
+    assert asked == [("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
 
 
 def test_packaged_weights_are_small() -> None:

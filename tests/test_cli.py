@@ -27,7 +27,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0:00.0"), (9.96, "0:10.0"), (59.99, "1:00.0"), (83.25, "1:23.2"), (3600, "1:00:00.0"), (7384.5, "2:03:04.5")],
+    [
+        (0, "0:00.0"),
+        (9.96, "0:10.0"),
+        (59.99, "1:00.0"),
+        (83.25, "1:23.2"),
+        (3600, "1:00:00.0"),
+        (7384.5, "2:03:04.5"),
+    ],
 )
 def test_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
@@ -60,7 +67,16 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_ground_prints_writes_and_draws(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer, picture = tmp_path / "a.json", tmp_path / "a.png"
-    arguments = ["ground", str(video), "a red star spins", "something blinks", "--top", "2", "--device", "cpu"]
+    arguments = [
+        "ground",
+        str(video),
+        "a red star spins",
+        "something blinks",
+        "--top",
+        "2",
+        "--device",
+        "cpu",
+    ]
     assert main([*arguments, "--json", str(answer), "--plot", str(picture)]) == 0
     shown = capsys.readouterr().out
     assert "a red star spins" in shown and "start" in shown and "█" in shown

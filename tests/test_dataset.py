@@ -62,8 +62,14 @@ def annotation(**changes: object) -> Annotation:
         (annotation(), {}),
         (annotation(relevant_windows=((2, 6),)), {1: 1.0, 2: 1.0}),
         (annotation(relevant_windows=((4.5, 5.0),)), {2: 1.0}),
-        (annotation(relevant_windows=((2, 4),), relevant_clip_ids=(1,), saliency_scores=((1, 2, 3),)), {1: 2.0}),
-        (annotation(relevant_windows=((2, 4),), relevant_clip_ids=(1,), saliency_scores=((0, 0, 0),)), {1: 0.1}),
+        (
+            annotation(relevant_windows=((2, 4),), relevant_clip_ids=(1,), saliency_scores=((1, 2, 3),)),
+            {1: 2.0},
+        ),
+        (
+            annotation(relevant_windows=((2, 4),), relevant_clip_ids=(1,), saliency_scores=((0, 0, 0),)),
+            {1: 0.1},
+        ),
     ],
 )
 def test_clip_saliency(given: Annotation, expected: dict[int, float]) -> None:
@@ -91,9 +97,7 @@ def test_what_does_not_fit_is_named(dataset: GroundingDataset) -> None:
 )
 def test_an_epoch_covers_and_splits(count: int, size: int, world: int, batches: int) -> None:
     clips = np.random.default_rng(0).integers(5, 75, size=count)
-    parts = [
-        epoch_batches(clips, epoch=0, batch_size=size, rank=rank, world=world) for rank in range(world)
-    ]
+    parts = [epoch_batches(clips, epoch=0, batch_size=size, rank=rank, world=world) for rank in range(world)]
     assert {len(p) for p in parts} == {batches}
     flat = [i for part in parts for batch in part for i in batch]
     assert len(flat) == len(set(flat)) and set(flat) <= set(range(count))

@@ -45,9 +45,7 @@ def predictions(
 
 
 def one(config: DecodeConfig, timeline: Timeline = TEN, **changes: Any) -> list[tuple[float, float, float]]:
-    (grounding,) = decode(
-        predictions(clips=(timeline.num_clips,), **changes), [timeline], ["a query"], config
-    )
+    (grounding,) = decode(predictions(clips=(timeline.num_clips,), **changes), [timeline], ["a query"], config)
     return [(moment.start, moment.end, moment.score) for moment in grounding.moments]
 
 
@@ -310,9 +308,7 @@ def test_wrong_windows_are_named(windows: list[tuple[float, Grounding]], message
 @settings(max_examples=60, deadline=None)
 @given(
     truth=st.lists(
-        st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(0, 1)).map(
-            lambda x: (min(x[:2]), max(x[:2]), x[2])
-        ),
+        st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(0, 1)).map(lambda x: (min(x[:2]), max(x[:2]), x[2])),
         max_size=6,
     ),
     stride=st.sampled_from([10.0, 14.0, 20.0]),

@@ -12,7 +12,14 @@ import torch
 from sidelight.annotations import Annotation
 from sidelight.backbones import load_backbone
 from sidelight.backbones.shapes import ShapesBackbone
-from sidelight.extract import clips_of, content_digest, encode_queries, encode_video_file, extract, find_videos
+from sidelight.extract import (
+    clips_of,
+    content_digest,
+    encode_queries,
+    encode_video_file,
+    extract,
+    find_videos,
+)
 from sidelight.features import FeatureStore
 from sidelight.video import VideoError, frames_at
 

@@ -43,7 +43,8 @@ def test_a_sentence_gives_a_grounding_and_several_a_list(
 ) -> None:
     grounder = Grounder(checkpoint, backbone=backbone, device="cpu")
     one = grounder.ground(video, "a red star spins")
-    assert isinstance(one, Grounding) and one.video == str(video) and one.moments
+    assert type(one) is Grounding
+    assert one.video == str(video) and one.moments
     assert len(one.saliency) == one.timeline.num_clips
     both = grounder.ground(video, ["a red star spins", "a ring"])
     assert [g.query for g in both] == ["a red star spins", "a ring"]
@@ -53,7 +54,11 @@ def test_a_sentence_gives_a_grounding_and_several_a_list(
 
 
 def test_the_cache_goes_by_content(
-    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint,
+    backbone: ShapesBackbone,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy = Path(shutil.copy(video, tmp_path / "a.mp4"))
     grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")

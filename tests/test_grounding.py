@@ -116,7 +116,7 @@ def test_what_is_no_grounding(text: str, message: str) -> None:
         Grounding.from_json(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.text(),
     st.none() | st.text(),

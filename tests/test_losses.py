@@ -35,9 +35,7 @@ def make_targets(span_counts: tuple[int, ...] = (2, 1, 0), padded_spans: int = 0
     spans = 0.2 + 0.3 * torch.rand(B, most, 2)
     mask = torch.arange(most) < torch.tensor(span_counts).unsqueeze(1)
     saliency = torch.tensor([[0.0, 1, 3, 3, 0, 0], [0, 0, 0, 2, 0, 0], [0.0] * 6])
-    return Targets(
-        spans_BG2=spans, spans_mask_BG=mask, saliency_BT=saliency, positive_B=torch.tensor([2, 3, -1])
-    )
+    return Targets(spans_BG2=spans, spans_mask_BG=mask, saliency_BT=saliency, positive_B=torch.tensor([2, 3, -1]))
 
 
 def make(targets: Targets | None = None, seed: int = 0) -> tuple[Predictions, Batch]:
@@ -137,9 +135,7 @@ def test_focal(alpha: float | None, reduction: str) -> None:
     positive = torch.rand(K, B, M) > 0.6
     config = SDSTLossConfig(focal_alpha=alpha, level_reduction=reduction)  # type: ignore[arg-type]
     expected = 0.0
-    for logit, good in zip(
-        predictions.logits_KBM.flatten().tolist(), positive.flatten().tolist(), strict=True
-    ):
+    for logit, good in zip(predictions.logits_KBM.flatten().tolist(), positive.flatten().tolist(), strict=True):
         p = 1 / (1 + math.exp(-logit))
         p_right = p if good else 1 - p
         weight = 1.0 if alpha is None else (alpha if good else 1 - alpha)
@@ -236,9 +232,7 @@ def test_sampled_nce_gradients_are_finite_whatever_is_masked(data: st.DataObject
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
     positive = torch.tensor([data.draw(st.integers(-1, n - 1)) for n in lengths.tolist()])
     flat = st.lists(st.integers(0, 2), min_size=B * T, max_size=B * T)
-    targets = replace(
-        make_targets(), positive_B=positive, saliency_BT=torch.tensor(data.draw(flat)).view(B, T).float()
-    )
+    targets = replace(make_targets(), positive_B=positive, saliency_BT=torch.tensor(data.draw(flat)).view(B, T).float())
     saliency = predictions.saliency_BT.clone().requires_grad_()
     loss = sampled_nce_loss(saliency, torch.arange(T) < lengths.unsqueeze(1), targets, CONFIG)
     loss.backward()
@@ -278,9 +272,7 @@ def test_alignment() -> None:
 
 @pytest.mark.parametrize("span_counts", [(0, 0, 0), (0, 1, 0), (2, 1, 3)])
 @pytest.mark.parametrize("positive", [[-1, -1, -1], [2, -1, -1], [0, 3, 4]])
-def test_everything_is_finite_with_and_without_ground_truth(
-    span_counts: tuple[int, ...], positive: list[int]
-) -> None:
+def test_everything_is_finite_with_and_without_ground_truth(span_counts: tuple[int, ...], positive: list[int]) -> None:
     targets = replace(make_targets(span_counts), positive_B=torch.tensor(positive))
     predictions, batch = make(targets)
     predictions = requiring_grad(predictions)

@@ -75,9 +75,7 @@ def test_types_are_shipped() -> None:
 
 def test_shipped_weights_are_small() -> None:
     files = list((ROOT / "src/sidelight/weights").rglob("*"))
-    assert {f.suffix for f in files if f.is_file()} <= {".safetensors", ".json", ".md"}, (
-        "what the wheel carries"
-    )
+    assert {f.suffix for f in files if f.is_file()} <= {".safetensors", ".json", ".md"}, "what the wheel carries"
     assert sum(f.stat().st_size for f in files) < 20 * MEBIBYTE
 
 

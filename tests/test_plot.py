@@ -35,9 +35,7 @@ def grounding(
 
 def frames(count: int, duration: float = 60.0) -> list[tuple[float, npt.NDArray[np.uint8]]]:
     """Single-coloured pictures, 30 x 40, whose red tells which."""
-    return [
-        ((i + 0.5) / count * duration, np.full((30, 40, 3), (10 * i, 0, 200), np.uint8)) for i in range(count)
-    ]
+    return [((i + 0.5) / count * duration, np.full((30, 40, 3), (10 * i, 0, 200), np.uint8)) for i in range(count)]
 
 
 def pixels(path: Path) -> npt.NDArray[np.uint8]:
@@ -67,9 +65,7 @@ def test_draws(tmp_path: Path, answers: list[Grounding], options: dict[str, Any]
     path = plot_groundings(answers, tmp_path / "picture.png", **options)
     picture = pixels(path)
     assert picture.shape[1] == 1440
-    assert (picture[:, -1] == 255).all() and (picture[0] == 255).all() and (picture[-1] == 255).all(), (
-        "cut off"
-    )
+    assert (picture[:, -1] == 255).all() and (picture[0] == 255).all() and (picture[-1] == 255).all(), "cut off"
     assert has(picture, plot.TRUE) == any(t is not None for t in options.get("truth", []))
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"], "nothing is left beside it"
 

@@ -45,9 +45,7 @@ def test_forms_keep_shape_and_kind(convert: Callable[[Any], Any], shape: tuple[i
     assert convert(torch.ones(shape)).shape == shape
 
 
-@pytest.mark.parametrize(
-    ("cw", "se"), [([0, 0], [0, 0]), ([5, 4], [3, 7]), ([0.5, 1], [0, 1]), ([2, 0], [2, 2])]
-)
+@pytest.mark.parametrize(("cw", "se"), [([0, 0], [0, 0]), ([5, 4], [3, 7]), ([0.5, 1], [0, 1]), ([2, 0], [2, 2])])
 def test_forms(cw: list[float], se: list[float]) -> None:
     assert spans.cw_to_se(np.array(cw)).tolist() == se
     assert spans.se_to_cw(np.array(se)).tolist() == cw
@@ -221,9 +219,7 @@ def test_nms_equals_a_plain_loop_and_is_idempotent(rows: tuple[Floats, Floats], 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @QUICK
 @given(rows=scored(), threshold=st.sampled_from([0.0, 0.3, 0.9]), sigma=st.sampled_from([0.1, 0.5, 2.0]))
-def test_soft_nms_equals_a_plain_loop(
-    method: Any, rows: tuple[Floats, Floats], threshold: float, sigma: float
-) -> None:
+def test_soft_nms_equals_a_plain_loop(method: Any, rows: tuple[Floats, Floats], threshold: float, sigma: float) -> None:
     before = rows[1].copy()
     found = spans.soft_nms(*rows, method=method, threshold=threshold, sigma=sigma)
     expected = slow_soft_nms(*rows, method, threshold, sigma)

@@ -1,4 +1,4 @@
-"""Video files, made here so that each picture shows its own number, and real ones."""
+"""Video files: made here so that each picture shows its own number, and real ones."""
 
 from __future__ import annotations
 
@@ -9,148 +9,35 @@ import wave
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pytest
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.films import (
+    HEIGHT,
+    RECIPES,
+    WIDTH,
+    Film,
+    MakeFilm,
+    Pixels,
+    Recipe,
+    corner,
+    encode,
+    encode_silence,
+    full_decode,
+    number_of,
+    numbered,
+    steady,
+)
 
 from sidelight.video import Frame, VideoError, VideoInfo, VideoWarning, frames_at, probe
-
-Pixels = npt.NDArray[np.uint8]
-WIDTH, HEIGHT = 64, 48
-_LEVEL = 36  # brightness between two digits; lossy codecs stay well within half of it
-
-
-# --- films whose pictures are numbered --------------------------------------------------------------------
-
-
-def numbered(number: int) -> Pixels:
-    """(48, 64) three grey columns: the digits of the number to base 8."""
-    digits = [number // 64, number // 8 % 8, number % 8]
-    return np.repeat(np.array(digits, np.uint8) * _LEVEL, [21, 21, 22])[None].repeat(HEIGHT, axis=0)
-
-
-def number_of(image: Pixels) -> int:
-    height, width = image.shape[:2]
-    centers = ((np.arange(3) + 0.5) * width / 3).astype(int)
-    grey = image[height // 4 : -height // 4].mean(axis=(0, 2))
-    digits = [round(float(grey[c - 4 : c + 4].mean()) / _LEVEL) for c in centers]
-    return digits[0] * 64 + digits[1] * 8 + digits[2]
-
-
-def steady(count: int, start: float = 0.0) -> list[float]:
-    """Ten pictures a second."""
-    return [start + n / 10 for n in range(count)]
-
-
-def unsteady(count: int) -> list[float]:
-    """From 20 to 400 ms apart."""
-    steps = np.random.default_rng(0).integers(20, 400, count)
-    return [int(time) / 1000 for time in np.cumsum(steps)]
-
-
-@dataclass(frozen=True)
-class Film:
-    """A file and when it shows which picture, known from how it was made."""
-
-    path: Path
-    times: list[float]
-
-    def on_screen(self, second: float) -> int:
-        seconds = [float(Fraction(round((t - self.times[0]) * 1000), 1000)) for t in self.times]
-        return max(0, bisect_right(seconds, second) - 1)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    times: list[float]
-    codec: str = "libx264"
-    options: dict[str, str] = field(default_factory=dict)
-    mux: dict[str, str] = field(default_factory=dict)
-    gop: int = 20
-    reordered: int | None = None
-    sound: float = 0.0
-    sound_codec: str = "aac"
-    tick: Fraction = Fraction(1, 1000)
-    turn: int = 0
-    aspect: Fraction = Fraction(1)
-
-
-_OPEN = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=25:min-keyint=25:scenecut=0"}
-_X265 = "log-level=none:pools=none:frame-threads=1:open-gop=1:keyint=20:min-keyint=20:bframes=3"
-_AV1 = {"preset": "12", "svtav1-params": "lp=1"}
-_VP9 = {"deadline": "realtime", "cpu-used": "8"}
-RECIPES = {
-    "one.mp4": Recipe(steady(1)),
-    "plain.mp4": Recipe(steady(30)),
-    "unsteady.mp4": Recipe(unsteady(60)),
-    "unsteady.mkv": Recipe(unsteady(60)),
-    "late.mp4": Recipe(steady(60, 1.5)),
-    "late.mkv": Recipe(steady(60, 1.5)),
-    "open.mp4": Recipe(steady(300), options=_OPEN, gop=25),
-    "open.mkv": Recipe(steady(300), options=_OPEN, gop=25),
-    "near.mp4": Recipe(steady(300), gop=25, reordered=0),
-    "far.mp4": Recipe(steady(300), gop=250),
-    "vp9.webm": Recipe(steady(60), "libvpx-vp9", _VP9),
-    "av1.mkv": Recipe(steady(60), "libsvtav1", _AV1),
-    "mpeg4.mp4": Recipe(steady(60), "mpeg4", reordered=2),
-    "mpeg4.avi": Recipe(steady(60), "mpeg4", tick=Fraction(1, 10)),
-    "h265.mp4": Recipe(steady(80), "libx265", {"preset": "ultrafast", "x265-params": _X265}),
-    "h265.mkv": Recipe(steady(80), "libx265", {"preset": "ultrafast", "x265-params": _X265}),
-    "stream.ts": Recipe(steady(80)),
-    "fragments.mp4": Recipe(steady(80), mux={"movflags": "frag_keyframe+empty_moov"}),
-    "live.mkv": Recipe(steady(80), mux={"live": "1"}),
-    "faststart.mp4": Recipe(steady(300), mux={"movflags": "faststart"}),
-    "whole.mkv": Recipe(steady(300)),
-    "sound.mp4": Recipe(steady(20), sound=5.0),
-    "sound.mkv": Recipe(steady(20), sound=5.0),
-    "sound.ts": Recipe(steady(20), sound=5.0),
-    "sound.webm": Recipe(steady(20), "libvpx-vp9", _VP9, sound=5.0, sound_codec="libopus"),
-}
-
-
-class MakeFilm(Protocol):
-    def __call__(self, name: str, recipe: Recipe | None = None) -> Film: ...
-
-
-def _encode(path: Path, recipe: Recipe, draw: Callable[[int], Pixels]) -> None:
-    with av.open(str(path), "w", options=recipe.mux) as container:
-        stream = container.add_stream(recipe.codec, rate=round(1 / recipe.tick) if recipe.tick > 0.01 else 10)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.options = {"threads": "1", **recipe.options}
-        stream.codec_context.time_base, stream.codec_context.gop_size = recipe.tick, recipe.gop
-        if recipe.reordered is not None:
-            stream.codec_context.max_b_frames = recipe.reordered
-        stream.codec_context.sample_aspect_ratio = recipe.aspect
-        if recipe.turn:
-            stream.set_display_rotation(recipe.turn)
-        sound = container.add_stream(recipe.sound_codec, rate=48000) if recipe.sound else None
-        for number, time in enumerate(recipe.times):
-            picture = av.VideoFrame.from_ndarray(draw(number), format="gray").reformat(format="yuv420p")
-            picture.pts, picture.time_base = round(time / recipe.tick), recipe.tick
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-        if sound is not None:
-            assert isinstance(sound, AudioStream)
-            _encode_silence(container, sound, recipe.sound)
-
-
-def _encode_silence(container: Any, stream: AudioStream, seconds: float) -> None:
-    for at in range(0, int(seconds * 48000), 960):
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
-        silence.sample_rate, silence.pts, silence.time_base = 48000, at, Fraction(1, 48000)
-        container.mux(stream.encode(silence))
-    container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +48,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> MakeFilm:
         if name not in made:
             recipe = recipe or RECIPES[name]
             try:
-                _encode(folder / name, recipe, numbered)
+                encode(folder / name, recipe, numbered)
             except av.codec.codec.UnknownCodecError:
                 pytest.skip(f"this FFmpeg has no encoder {recipe.codec}")
             made[name] = Film(folder / name, recipe.times)
@@ -185,18 +72,6 @@ def check(film: Film, seconds: Sequence[float], frames: Sequence[Frame]) -> None
     assert [frame.seconds for frame in frames] == pytest.approx(times, abs=1e-9)
 
 
-def full_decode(path: Path) -> list[tuple[float, Pixels]]:
-    """Every picture with its time from the first one, by the plainest way there is."""
-    with av.open(str(path)) as container:
-        stream = container.streams.best("video")  # of several, the one that players show
-        assert isinstance(stream, VideoStream)
-        pictures = [(f.pts, f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
-        base = stream.time_base
-    assert base is not None
-    ticks = [pts for pts, _ in pictures if pts is not None]
-    return [(float((pts - ticks[0]) * base), image) for pts, (_, image) in zip(ticks, pictures, strict=True)]
-
-
 # --- films made here --------------------------------------------------------------------------------------
 
 
@@ -212,7 +87,7 @@ def test_each_picture_comes_at_its_time(film: MakeFilm, name: str) -> None:
     first, last = made.times[0], made.times[-1] - made.times[0]
     assert info.path == str(made.path)
     assert (info.width, info.height, info.rotation) == (WIDTH, HEIGHT, 0)
-    # MP4 states the sum of decoding times, which for reordered pictures at unsteady times may be a little less.
+    # MP4 sums up decoding times, which for reordered pictures at unsteady times may be a little less.
     assert last - (0.1 if name == "unsteady.mp4" else 0) < info.duration <= last + 0.41
     if not name.endswith(("ts", "fragments.mp4")):  # these formats have a delay of their own
         assert info.start == pytest.approx(first)
@@ -290,11 +165,12 @@ def test_any_times_give_the_pictures_on_screen(film: MakeFilm, name: str, data: 
 def test_stretches_in_which_nothing_is_wanted_are_skipped(film: MakeFilm, tmp_path: Path, name: str) -> None:
     """Pictures are wiped out between keyframes; who does not look there does not notice."""
     made, path = film(name), tmp_path / name
-    data = made.path.read_bytes()
+    data = bytearray(made.path.read_bytes())
     with av.open(str(made.path)) as container:
         for packet in container.demux(video=0):
             if packet.pts is not None and 12 <= packet.pts * packet.time_base < 17:
-                data = data.replace(bytes(packet), bytes(packet.size), 1)
+                at = data.index(bytes(packet), packet.pos)
+                data[at : at + packet.size] = bytes(packet.size)
     path.write_bytes(data)
     seconds = [0.0, 9.3, 19.3, 29.3]
     check(made, seconds, read(path, seconds))
@@ -312,6 +188,15 @@ def test_frames_are_not_kept(film: MakeFilm) -> None:
     assert len(images) == 600
     assert most <= 3
     assert sum(image() is not None for image in images[:-1]) <= 1
+
+
+@pytest.mark.parametrize("name", ["bare.h264", "bare.m4v"])
+def test_a_bare_stream_gets_its_times_from_its_rate(film: MakeFilm, name: str) -> None:
+    codec = "libx264" if name.endswith("h264") else "mpeg4"
+    made = film(name, Recipe(steady(50), codec, tick=Fraction(1, 10)))
+    assert probe(made.path).duration == pytest.approx(5.0)
+    seconds = [number / 10 + 0.001 for number in range(0, 50, 3)]
+    check(made, seconds, read(made.path, seconds))
 
 
 def test_an_iterator_may_be_left_early(film: MakeFilm) -> None:
@@ -345,28 +230,17 @@ def test_sizes(film: MakeFilm, size: tuple[int, int], resize: str) -> None:
 
 def test_stretch_keeps_all_and_crop_the_middle(film: MakeFilm) -> None:
     made = film("plain.mp4")
-    stretched, cropped = (
-        read(made.path, [2.9], size=(24, 48), resize=kind)[0].image for kind in ("stretch", "crop")
-    )
+    stretched, cropped = (read(made.path, [2.9], size=(24, 48), resize=kind)[0].image for kind in ("stretch", "crop"))
     assert number_of(stretched[:, :, :]) == 29
     np.testing.assert_allclose(cropped, read(made.path, [2.9])[0].image[:, 20:44], atol=3)
 
 
-def corner(number: int) -> Pixels:
-    """The top left quarter is white."""
-    image = np.zeros((HEIGHT, WIDTH), np.uint8)
-    image[: HEIGHT // 2, : WIDTH // 2] = 255
-    return image
-
-
-@pytest.mark.skipif(
-    not hasattr(VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotations"
-)
+@pytest.mark.skipif(not hasattr(VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotations")
 @pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 def test_rotation(tmp_path: Path, clockwise: int, resize: str) -> None:
     path = tmp_path / "turned.mp4"
-    _encode(path, Recipe(steady(3), turn=-clockwise), corner)
+    encode(path, Recipe(steady(3), turn=-clockwise), corner)
     info = probe(path)
     assert info.rotation == clockwise
     assert (info.width, info.height) == ((HEIGHT, WIDTH) if clockwise % 180 else (WIDTH, HEIGHT))
@@ -379,14 +253,12 @@ def test_rotation(tmp_path: Path, clockwise: int, resize: str) -> None:
             frame.image[-(height // 2) :, -(width // 2) :],
             frame.image[-(height // 2) :, : width // 2],
         ]
-        assert (
-            int(np.argmax([quarter.mean() for quarter in quarters])) == clockwise // 90
-        )  # clockwise from top left
+        assert int(np.argmax([quarter.mean() for quarter in quarters])) == clockwise // 90  # clockwise from top left
 
 
 def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:
     path = tmp_path / "wide.mp4"
-    _encode(path, Recipe(steady(3), aspect=Fraction(4, 3)), numbered)
+    encode(path, Recipe(steady(3), aspect=Fraction(4, 3)), numbered)
     assert (probe(path).width, probe(path).height) == (85, HEIGHT)
     assert [frame.image.shape for frame in read(path, [0.0])] == [(HEIGHT, 85, 3)]
     assert [frame.image.shape for frame in read(path, [0.0], size=(10, 10))] == [(10, 10, 3)]
@@ -451,7 +323,7 @@ def _sound_only(path: Path, film: MakeFilm) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000)
         assert isinstance(stream, AudioStream)
-        _encode_silence(container, stream, 0.5)
+        encode_silence(container, stream, 0.5)
 
 
 def _wave(path: Path, film: MakeFilm) -> None:

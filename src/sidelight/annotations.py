@@ -61,9 +61,7 @@ class Annotation:
         if duration <= 0:
             raise _wrong("duration", "a number of seconds above 0", self.duration)
         windows = tuple(_window(i, w, duration) for i, w in enumerate(_list(self, "relevant_windows")))
-        clips = tuple(
-            _whole("relevant_clip_ids", i, v) for i, v in enumerate(_list(self, "relevant_clip_ids"))
-        )
+        clips = tuple(_whole("relevant_clip_ids", i, v) for i, v in enumerate(_list(self, "relevant_clip_ids")))
         if twice := [clip for clip, count in Counter(clips).items() if count > 1]:
             raise _wrong("relevant_clip_ids", "clips that differ", twice * 2)
         ratings = tuple(_ratings(i, v) for i, v in enumerate(_list(self, "saliency_scores")))
@@ -72,9 +70,7 @@ class Annotation:
         if len(raters := sorted({len(r) for r in ratings})) > 1:
             raise _wrong("saliency_scores", "lists of one length, a score per rater", raters)
         if taken := [name for name in self.extra if name in _ANNOTATION_FIELDS]:
-            raise AnnotationError(
-                f"extra must not hold {taken[0]}, which is a field of its own; set that instead"
-            )
+            raise AnnotationError(f"extra must not hold {taken[0]}, which is a field of its own; set that instead")
         object.__setattr__(self, "duration", duration)
         object.__setattr__(self, "relevant_windows", windows)
         object.__setattr__(self, "relevant_clip_ids", clips)

@@ -34,9 +34,7 @@ class _Shapes:
             raise ValueError(f"{self.owner}.{name} must be a torch tensor, got {type(tensor).__name__}")
         shown = "(" + ", ".join(axes) + ")"
         if tensor.ndim != len(axes):
-            raise ValueError(
-                f"{self.owner}.{name} must have {len(axes)} axes {shown}, got shape {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{self.owner}.{name} must have {len(axes)} axes {shown}, got shape {tuple(tensor.shape)}")
         for axis, size in zip(axes, tensor.shape, strict=True):
             if axis.isdigit():
                 expected, source = int(axis), "by definition"

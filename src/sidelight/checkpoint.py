@@ -125,9 +125,7 @@ class Checkpoint:
             tensors = load_file(folder / "model.safetensors")
             model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder / 'model.safetensors'} does not fit config.json: {error}"
-            ) from None
+            raise ValueError(f"{folder / 'model.safetensors'} does not fit config.json: {error}") from None
         return cls(
             model=model.eval(),
             model_name=values["model"],

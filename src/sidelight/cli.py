@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -103,7 +103,14 @@ def _fail(sentence: str) -> int:
     return 2
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings as one line; other packages' are for developers, not users."""
     if category.__module__.startswith("sidelight"):
         print(f"sidelight: warning: {message}", file=sys.stderr)

@@ -57,9 +57,7 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
     return 0
 
 
-def print_grounding(
-    grounding: Grounding, *, top: int = 5, truth: Sequence[tuple[float, float]] = ()
-) -> None:
+def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple[float, float]] = ()) -> None:
     """A table of moments, with a sparkline of the highlight curve; true windows beside it if they are known."""
     from rich.console import Console
     from rich.table import Table
@@ -155,7 +153,6 @@ def run_demo(args: Namespace, _: ArgumentParser) -> int:
     _write_text(shown.json, _groundings_json([g for g, _ in shown.answers]) + "\n")
     print(f"a synthetic video that was not trained on: {shown.video}")
     print(f"wrote {shown.json} and {shown.picture} in {time.perf_counter() - began:.1f} s")
-    print(f'try: sidelight ground {shown.video} "something {shown.answers[0][0].query.split()[-1]}"')
     return 0
 
 
@@ -174,7 +171,7 @@ def add_shapes(parser: ArgumentParser) -> None:
 
 
 def run_shapes(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.shapes import make_world
+    from sidelight.shapes import describe, make_world
 
     annotations = make_world(
         args.out,
@@ -186,7 +183,9 @@ def run_shapes(args: Namespace, _: ArgumentParser) -> int:
         workers=args.workers,
         progress=True,
     )
-    print(f"wrote {args.videos} videos and {len(annotations)} queries to {args.out}")
+    for what, how_much in describe(annotations):
+        print(f"{what:<44}{how_much}")
+    print(f"wrote {args.out}")
     return 0
 
 

@@ -81,9 +81,7 @@ def decode(
     named = {"timelines": timelines, "queries": queries, "videos": videos if videos is not None else queries}
     for name, given in named.items():
         if len(given) != size:
-            raise ValueError(
-                f"decode needs {size} {name}, one for each sample of the batch, got {len(given)}"
-            )
+            raise ValueError(f"decode needs {size} {name}, one for each sample of the batch, got {len(given)}")
     spans_BM2, scores_BM, saliency_BT, clips_B = _to_host(predictions, config)
     answers = []
     for b, (timeline, query) in enumerate(zip(timelines, queries, strict=True)):
@@ -110,9 +108,7 @@ def decode(
 
 
 @torch.no_grad()
-def _to_host(
-    predictions: Predictions, config: DecodeConfig
-) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
+def _to_host(predictions: Predictions, config: DecodeConfig) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
     """(start, end) (B, M, 2) in units of the extent, scores (B, M), saliency (B, T) and clips (B,), in one
     copy.
     """
@@ -135,9 +131,7 @@ def _to_host(
             "its weights are damaged or have diverged, or its input features are not finite"
         )
     queries = scores_BM.shape[1]
-    start, end, scores, clips, saliency = np.split(
-        host, [queries, 2 * queries, 3 * queries, 3 * queries + 1], 1
-    )
+    start, end, scores, clips, saliency = np.split(host, [queries, 2 * queries, 3 * queries, 3 * queries + 1], 1)
     return np.stack([start, end], -1), scores, saliency, clips[:, 0].astype(np.int64)
 
 
@@ -196,9 +190,7 @@ class _Piece:
         return max(0.0, min(self.end, other.end) - max(self.start, other.start))
 
 
-def merge_windows(
-    groundings: Sequence[tuple[float, Grounding]], timeline: Timeline, config: DecodeConfig
-) -> Grounding:
+def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timeline, config: DecodeConfig) -> Grounding:
     """One answer for a long video from the answers of overlapping windows, given as (window's start in
     seconds, answer).
 
@@ -220,9 +212,7 @@ def merge_windows(
             raise ValueError(
                 f"a window from {offset} s to {end} s does not lie within the video's {timeline.duration} s"
             )
-    pieces = [
-        piece for number, window in enumerate(windows) for piece in _pieces(number, *window, timeline, config)
-    ]
+    pieces = [piece for number, window in enumerate(windows) for piece in _pieces(number, *window, timeline, config)]
     pieces = _superseded(pieces, config)
     for number in range(len(windows) - 1):
         pieces = _united(pieces, number, config.merge_tolerance * timeline.clip_seconds, config)
@@ -236,9 +226,7 @@ def merge_windows(
     )
 
 
-def _pieces(
-    number: int, offset: float, grounding: Grounding, timeline: Timeline, config: DecodeConfig
-) -> list[_Piece]:
+def _pieces(number: int, offset: float, grounding: Grounding, timeline: Timeline, config: DecodeConfig) -> list[_Piece]:
     """The window's moments in the whole video's seconds, marked where an inner edge cuts them."""
     tolerance = config.merge_tolerance * timeline.clip_seconds
     left, right = _inner_edges(offset, grounding, timeline)

@@ -38,9 +38,8 @@ def demo(out: Path, *, seed: int, model: str = "shapes", device: str | None = No
     """
     out.mkdir(parents=True, exist_ok=True)
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
-    video = out / f"{scene.vid}.mp4"
-    if not video.exists():
-        draw_video(scene, video, side=320)
+    video = out / "video.mp4"
+    draw_video(scene, video, side=320)
     chosen = choose(annotate(scene, seed=WORLD_SEED, index=seed))
     groundings = Grounder.from_pretrained(model, device=device).ground(video, [a.query for a in chosen])
     return Demo(

@@ -25,9 +25,7 @@ CHUNK_CLIPS = 32
 _QUERIES_PER_FILE = 4096
 
 
-def clips_of(
-    path: str | Path, recipe: FeatureRecipe, *, chunk: int = CHUNK_CLIPS
-) -> Iterator[npt.NDArray[np.uint8]]:
+def clips_of(path: str | Path, recipe: FeatureRecipe, *, chunk: int = CHUNK_CLIPS) -> Iterator[npt.NDArray[np.uint8]]:
     """The pictures that a backbone wants of a video, in chunks of at most ``chunk`` clips.
 
     Where the video ends early the last clip is filled up with its last picture, and the clips after it are not
@@ -77,9 +75,7 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
     video_KTD = np.concatenate(parts, axis=1)
     seconds = backbone.recipe.clip_seconds
     duration = min(probe(path).duration, video_KTD.shape[1] * seconds)
-    return VideoFeatures(
-        video_KTD=video_KTD, timeline=Timeline(duration=duration, clip_seconds=seconds)
-    )
+    return VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=duration, clip_seconds=seconds))
 
 
 def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, Halves]:

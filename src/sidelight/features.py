@@ -127,9 +127,7 @@ class FeatureStore:
                 f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
             )
         tensors, metadata = _load(path)
-        timeline = Timeline(
-            duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"])
-        )
+        timeline = Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]))
         return VideoFeatures(video_KTD=tensors["video"], timeline=timeline)
 
     def _index(self) -> dict[str, Path]:

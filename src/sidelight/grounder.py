@@ -1,10 +1,10 @@
 """The main job: a video file and a sentence become a Grounding.
 
-    from sidelight import Grounder
+from sidelight import Grounder
 
-    grounder = Grounder.from_pretrained("shapes")
-    answer = grounder.ground("video.mp4", "a red square spins")
-    print(answer.moments[0])
+grounder = Grounder.from_pretrained("shapes")
+answer = grounder.ground("video.mp4", "a red square spins")
+print(answer.moments[0])
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Grounder:
     @overload
     def ground(self, video: str | Path, query: str) -> Grounding: ...
     @overload
-    def ground(self, video: str | Path, query: Sequence[str]) -> list[Grounding]: ...
+    def ground(self, video: str | Path, query: list[str] | tuple[str, ...]) -> list[Grounding]: ...
 
-    def ground(self, video: str | Path, query: str | Sequence[str]) -> Grounding | list[Grounding]:
+    def ground(self, video: str | Path, query: str | list[str] | tuple[str, ...]) -> Grounding | list[Grounding]:
         """Find the moments of a video in which a sentence is true.
 
         Args:
@@ -137,7 +137,12 @@ class Grounder:
         return found
 
     def ground_features(
-        self, video: VideoFeatures, text: Sequence[Halves], queries: Sequence[str], *, video_name: str | None = None
+        self,
+        video: VideoFeatures,
+        text: Sequence[Halves],
+        queries: Sequence[str],
+        *,
+        video_name: str | None = None,
     ) -> list[Grounding]:
         """Groundings from features at hand: one for each query."""
         import numpy as np

@@ -76,8 +76,7 @@ class Grounding:
         saliency = _float32(self.saliency)
         if saliency.shape != (self.timeline.num_clips,):
             raise ValueError(
-                f"saliency must have one value for each of {self.timeline.num_clips} clips, "
-                f"got shape {saliency.shape}"
+                f"saliency must have one value for each of {self.timeline.num_clips} clips, got shape {saliency.shape}"
             )
         if not np.isfinite(saliency).all():
             raise ValueError("saliency must be finite; it holds NaN or infinity")

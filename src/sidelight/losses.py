@@ -107,9 +107,7 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
     if targets is None:
         raise ValueError("losses need a batch with targets, got one without; build it from annotated samples")
     with torch.autocast(predictions.logits_KBM.device.type, enabled=False):
-        predictions = predictions._map(
-            lambda tensor: tensor.float() if tensor.is_floating_point() else tensor
-        )
+        predictions = predictions._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
         targets = targets._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
         matched_KBM, count = match(predictions, targets, config)
         losses = {
@@ -119,9 +117,7 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
             "saliency": sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, targets, config),
             **alignment_losses(predictions.video_KBTF, predictions.text_KBF, targets, config),
         }
-        losses["total"] = torch.stack(
-            [getattr(config, f"weight_{n}") * loss for n, loss in losses.items()]
-        ).sum()
+        losses["total"] = torch.stack([getattr(config, f"weight_{n}") * loss for n, loss in losses.items()]).sum()
     return losses
 
 
@@ -207,9 +203,7 @@ def actionness_loss(predictions: Predictions, targets: Targets) -> Tensor:
     return F.l1_loss(predictions.actionness_BM, goal_BM)
 
 
-def sampled_nce_loss(
-    saliency_BT: Tensor, mask_BT: Tensor, targets: Targets, config: SDSTLossConfig
-) -> Tensor:
+def sampled_nce_loss(saliency_BT: Tensor, mask_BT: Tensor, targets: Targets, config: SDSTLossConfig) -> Tensor:
     """Eq. 12: a positive clip must score above the clips of lower saliency in its own video ("row"), and
     above the clips at its own index in the other samples, where those are of low saliency too ("col").
     """

@@ -364,9 +364,7 @@ def _clock(seconds: float) -> str:
 
 def _one_line(text: str) -> str:
     """Line breaks and control characters become single spaces."""
-    return " ".join(
-        "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split()
-    )
+    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
 
 
 def _on_white(color: str, strength: float) -> str:
@@ -393,9 +391,7 @@ def _strip_height(frames: list[tuple[float, Picture]], width: float) -> float:
     return float(np.clip(width / len(frames) * shape[0] / shape[1], STRIP_HEIGHT, STRIP_MAX_HEIGHT))
 
 
-def _strip(
-    frames: list[tuple[float, Picture]], duration: float, width: int, height: int
-) -> tuple[Picture, list[int]]:
+def _strip(frames: list[tuple[float, Picture]], duration: float, width: int, height: int) -> tuple[Picture, list[int]]:
     """One picture (height, width, 3) of cells of equal width without gaps, and where they meet.
 
     Each cell is filled with the middle part of the frame nearest in time to the middle of the cell.
@@ -474,9 +470,7 @@ def _new_figure() -> tuple[Figure, list[str]]:
         from matplotlib.figure import Figure
         from matplotlib.font_manager import fontManager
     except ImportError as error:
-        raise ValueError(
-            'pictures need Matplotlib, which is missing: pip install "sidelight[plot]"'
-        ) from error
+        raise ValueError('pictures need Matplotlib, which is missing: pip install "sidelight[plot]"') from error
     figure = Figure(figsize=(WIDTH, 1.0), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     installed = {font.name for font in fontManager.ttflist}

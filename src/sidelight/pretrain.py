@@ -141,15 +141,13 @@ def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
     return same
 
 
-def sample_sentences(
-    rng: np.random.Generator, events_CE3: Ints, negatives: int
-) -> tuple[list[str], Ints]:
+def sample_sentences(rng: np.random.Generator, events_CE3: Ints, negatives: int) -> tuple[list[str], Ints]:
     """For each clip a true sentence, then ``negatives`` that differ in one attribute; with their attributes."""
     wanted = []
     for events in events_CE3:
         there = events[events[:, 0] >= 0]
         row = there[int(rng.integers(len(there)))].copy()
-        others = []
+        others: list[Ints] = []
         while len(others) < negatives:
             other = row.copy()
             column = int(rng.choice(3, p=_HARDNESS))
@@ -173,9 +171,7 @@ _FILLERS = ("please", "find", "show", "video", "clip", "one", "xyz", "really", "
 
 
 def _phrase(rng: np.random.Generator, row: Ints) -> str:
-    colour, shape, action = (
-        table[int(i)] if i >= 0 else None for table, i in zip(_TABLES, row, strict=True)
-    )
+    colour, shape, action = (table[int(i)] if i >= 0 else None for table, i in zip(_TABLES, row, strict=True))
     assert action is not None
     sentence = phrase(rng, action=action, colour=colour, shape=shape)
     if rng.random() < 0.15:

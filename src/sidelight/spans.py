@@ -146,10 +146,7 @@ def soft_nms(
     if not (np.isfinite(scores_M) & (scores_M >= 0)).all():
         raise ValueError("soft_nms needs finite scores of at least 0; apply a sigmoid to logits before")
     overlap = iou(spans_M2, spans_M2)
-    if method == "linear":
-        decay = np.where(overlap > threshold, 1 - overlap, 1.0)
-    else:
-        decay = np.exp(-(overlap**2) / sigma)
+    decay = np.where(overlap > threshold, 1 - overlap, 1.0) if method == "linear" else np.exp(-(overlap**2) / sigma)
     waiting = np.ones(scores_M.shape, dtype=bool)
     for _ in range(scores_M.shape[-1]):
         best = np.argmax(np.where(waiting, scores_M, -np.inf), axis=-1)[..., None]
@@ -164,9 +161,7 @@ def _checked(spans: Any, scores: Any, threshold: float) -> tuple[Floats, Floats]
     """Spans and scores as float64 on the CPU."""
     spans_M2, scores_M = _on_cpu(spans), _on_cpu(scores)
     if not scores_M.ndim or spans_M2.shape != (*scores_M.shape, 2):
-        raise ValueError(
-            f"spans must be (..., M, 2) and scores (..., M); got {spans_M2.shape} and {scores_M.shape}"
-        )
+        raise ValueError(f"spans must be (..., M, 2) and scores (..., M); got {spans_M2.shape} and {scores_M.shape}")
     if np.isnan(spans_M2).any() or np.isnan(scores_M).any():
         raise ValueError("spans and scores must be numbers to be put in order; some are NaN")
     if not 0 <= threshold <= 1:

@@ -101,9 +101,7 @@ class Trainer:
         )
         self.bare = model
         self.model, self.optimiser = fabric.setup(_WithLosses(model, recipe.losses), optimiser)
-        self.average = (
-            {k: v.detach().clone() for k, v in model.state_dict().items()} if self.config.ema else None
-        )
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if self.config.ema else None
         self.progress = Progress()
 
     def _dataset(self, part: str) -> GroundingDataset:
@@ -111,9 +109,7 @@ class Trainer:
         annotations = read_annotations(getattr(data, part) or _missing(f"data.{part}"))
         folder = getattr(data, f"{part}_features") or data.train_features or _missing("data.train_features")
         store = self._store(folder, getattr(data, f"{part}_videos"), annotations)
-        return GroundingDataset(
-            annotations, store, in_memory=data.in_memory, seed=self.config.seed
-        )
+        return GroundingDataset(annotations, store, in_memory=data.in_memory, seed=self.config.seed)
 
     def _store(self, folder: str, videos: str, annotations: list[Any]) -> FeatureStore:
         """The store, filled first by the main process if the recipe says where the videos are."""
@@ -249,9 +245,7 @@ class Trainer:
             kept = {k: v.clone() for k, v in self.bare.state_dict().items()} if self.average else None
             if self.average is not None:
                 self.bare.load_state_dict(self.average)
-            submissions = predict(
-                self.bare, self.val_data, self.recipe.decode, window_clips=self.recipe.window_clips
-            )
+            submissions = predict(self.bare, self.val_data, self.recipe.decode, window_clips=self.recipe.window_clips)
             metrics = dict(evaluate_qvhighlights(submissions, self.val_data.annotations))
             self._keep_best(metrics)
             if kept is not None:
@@ -410,5 +404,3 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
     )
     fabric.launch()
     return Trainer(recipe, fabric, quiet=quiet).run(resume=resume)
-
-

@@ -37,20 +37,15 @@ from av.video.stream import VideoStream
 Resize = Literal["stretch", "crop"]
 
 _SLACK = 0.5  # s, or two pictures if longer: a video may end this much before its stated end and be whole
-_BLIND_JUMP = (
-    10.0  # s; without an index, what is nearer is decoded through: keyframes are seldom further apart
-)
-_IN_FLIGHT = (
-    4  # pictures; a jump throws away what the decoder's threads have begun, a shorter one gains nothing
-)
+_BLIND_JUMP = 10.0  # s; without an index, what is nearer is decoded through: keyframes are seldom further apart
+_IN_FLIGHT = 4  # pictures; a jump throws away what the decoder's threads have begun, a shorter one gains nothing
 _READ_ERRORS = 8  # in a row: then the rest of the file is given up
 _OVERHEAD = 4096  # bytes between two packets; what a container puts there is far smaller
 _MANY = 4096  # packets remembered for which no picture came yet; healthy decoders hold back far fewer
-# Area-aware bicubic that uses every chroma sample, rounds where the default cuts off (darker by half a level), and
-# gives the same bits on every processor, so that features are the same too.
-_SCALER = (
-    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-)
+# Area-aware bicubic that uses every chroma sample and rounds where the default cuts off (half a level darker);
+# the same bits on every processor, so that features are the same too.
+_SCALER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+_SCALER |= Interpolation.BITEXACT
 
 
 class VideoError(ValueError):
@@ -102,14 +97,14 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     decoder = _Decoder(path)
     try:
         stream, first = decoder.stream, decoder.first
-        width, height = _displayed_size(first, stream)
+        turn, (width, height) = _turn(first), _displayed_size(first, stream)
         return VideoInfo(
             path=decoder.path,
-            duration=_stated_end(decoder)[0] or _scanned_end(decoder),
+            duration=_stated_end(decoder)[0] or decoder.seconds(_last_packet(decoder)),
             fps=_rate(stream),
             width=width,
             height=height,
-            rotation=_Turn.of(first).clockwise,
+            rotation={(True, True, False): 90, (False, True, True): 180, (True, False, True): 270}.get(turn, 0),
             codec=stream.codec_context.codec.canonical_name,
             container=decoder.container.format.name,
             pixel_format=first.format.name,
@@ -155,7 +150,8 @@ def frames_at(
     for before, after in pairwise(wanted):
         if after < before:
             raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
-    if size is not None and not (len(size) == 2 and all(n == int(n) and n > 0 for n in size)):
+    lengths: Any = size  # whatever it is
+    if size is not None and not (len(lengths) == 2 and all(type(n) is int and n > 0 for n in lengths)):
         raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
@@ -204,9 +200,14 @@ class _Decoder:
     """An open video, its pictures in the order of time, and jumps.
 
     ``read`` gives pictures with growing seconds; after a ``jump`` it goes on from there. A jump may land too
-    late: indexes hold decoding times, groups of pictures are open, keyframes are damaged. So it is checked and
-    repeated from further back, at last from the start of the file, which needs no index.
+    late: indexes hold decoding times, groups of pictures are open, keyframes are damaged. So it is checked,
+    and repeated from further back, at last from the start of the file, which needs no index.
     """
+
+    _ready: deque[VideoFrame]
+    _previous: int | None  # ticks of the picture before
+    _position: int | None  # decoding ticks of the last packet
+    _floor: int | None  # after a jump: ticks of the keyframe; what is before lacks references
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.container, self.stream, self.path = _open(path)
@@ -290,7 +291,8 @@ class _Decoder:
         if self.missing is None:
             read = self.seconds(self.losses.last or self.zero)
             stated, own = _stated_end(self)
-            if stated is None or (stated > read + self.slack and not own and _sound_reaches(self, stated)):
+            sound = stated is not None and not own and stated > read + self.slack
+            if stated is None or (sound and self.seconds(_last_packet(self, others=True)) + self.slack >= stated):
                 stated = read  # the file's duration is that of its sound, which goes on after the pictures
             missing = max(stated, read) - self.end
             self.missing = missing if missing > self.slack else 0.0
@@ -302,22 +304,15 @@ class _Decoder:
         found = index.search_timestamp(ticks - delay)
         return index[found].timestamp + delay if found >= 0 else None
 
-    def indexed_within(self, start: int, end: int) -> bool:
-        """Whether the index has a keyframe between; False where it has no presentation times."""
-        key = self.keyframe_before(end - 1)
-        return not self._delay and key is not None and key > start
-
     def _wanted(self, second: float) -> int:
         return math.floor(Fraction(second) / self.tick + Fraction(1, 1000)) + self.zero  # floats are rounded
 
     def _reset(self) -> None:
         """Begin to read at the file's current place."""
         self._packets = self._demux()
-        self._ready: deque[VideoFrame] = deque()
+        self._ready = deque()
         self._ended = False
-        self._previous: int | None = None  # ticks of the picture before
-        self._position: int | None = None  # decoding ticks of the last packet
-        self._floor: int | None = None  # after a jump: ticks of the keyframe; what is before lacks references
+        self._previous = self._position = self._floor = None
         self.losses.moved()
 
     def _seek(self, ticks: int) -> bool:
@@ -400,8 +395,8 @@ class _Decoder:
 class _Losses:
     """Time, in ticks, for which a damaged file gave no picture, or a wrong one.
 
-    A gap between two pictures is a loss only if packets for it were read, or the index has a keyframe in it:
-    a variable rate leaves gaps too.
+    A gap between two pictures is a loss only if a packet for it was read or noticed to be missing: a variable
+    rate leaves gaps too.
     """
 
     def __init__(self, decoder: _Decoder) -> None:
@@ -450,7 +445,7 @@ class _Losses:
         duration = max(frame.duration or 0, step)
         if self._before is not None and ticks - self._before[1] > step // 2:
             start, end = self._before
-            if any(start < due < ticks for due in self.due) or self._decoder.indexed_within(start, ticks):
+            if any(start < due < ticks for due in self.due):
                 self.add(end, ticks)
         if frame.is_corrupt:
             self.add(ticks, ticks + duration)
@@ -480,48 +475,34 @@ class _Painter:
 
     def paint(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         """(H, W, 3) RGB."""
-        turn, matrix = _Turn.of(frame), None
+        (sideways, flip_x, flip_y), matrix = _turn(frame), None
         if frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
             matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
-        width, height = self._scaled[::-1] if turn.sideways else self._scaled
+        width, height = self._scaled[::-1] if sideways else self._scaled
         image = self._scaler.reformat(
             frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER
         ).to_ndarray()
-        image = image.transpose(1, 0, 2) if turn.sideways else image
-        image = image[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1]
+        image = image.transpose(1, 0, 2) if sideways else image
+        image = image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         left, top = (self._scaled[0] - self._size[0]) // 2, (self._scaled[1] - self._size[1]) // 2
         image = image[top : top + self._size[1], left : left + self._size[0]]
         return np.ascontiguousarray(image, dtype=np.uint8)
 
 
-class _Turn(NamedTuple):
-    """How a stored picture becomes upright: exchange rows and columns if sideways, then mirror."""
+def _turn(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """How it becomes upright: whether to exchange rows and columns, then to mirror x, then y.
 
-    sideways: bool
-    flip_x: bool
-    flip_y: bool
-
-    @classmethod
-    def of(cls, frame: VideoFrame) -> _Turn:
-        """From the display matrix, which sends (x, y), y downwards, to (a x + c y, b x + d y)."""
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
-        if data is None:
-            return cls(False, False, False)
-        a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
-        return cls(True, c < 0, b < 0) if abs(b) > abs(a) else cls(False, a < 0, d < 0)
-
-    @property
-    def clockwise(self) -> int:
-        """Degrees."""
-        if self.sideways:
-            return 90 if self.flip_x else 270
-        return 180 if self.flip_y else 0
+    The display matrix sends stored (x, y), y downwards, to (a x + c y, b x + d y).
+    """
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else np.frombuffer(data, np.int32)[:5].tolist()
+    return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
 def _displayed_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     aspect = stream.sample_aspect_ratio or Fraction(1)
     width = round(frame.width * (aspect if Fraction(1, 8) <= aspect <= 8 else 1))  # beyond that it is rubbish
-    return (frame.height, width) if _Turn.of(frame).sideways else (width, frame.height)
+    return (frame.height, width) if _turn(frame)[0] else (width, frame.height)
 
 
 def _ticks(frame: VideoFrame) -> int:
@@ -555,30 +536,22 @@ def _stated_end(decoder: _Decoder) -> tuple[float | None, bool]:
     return (end, False) if end > 0 else (None, False)
 
 
-def _scanned_end(decoder: _Decoder) -> float:
-    """Second at which the last packet ends, where the file states nothing: live recordings, raw streams."""
+def _last_packet(decoder: _Decoder, *, others: bool = False) -> int:
+    """Ticks at which the last packet of the video ends, or the last of other streams. Decodes nothing."""
     container, stream, _ = _open(decoder.path)
-    count, last = 0, decoder.zero
+    last, least = decoder.zero, 0 if others else decoder.step
     with container, suppress(FFmpegError):  # after an error there is no more
-        for packet in container.demux(stream):
-            count += bool(packet.size)
-            if packet.pts is not None and not packet.is_discard:
-                last = max(last, packet.pts + max(packet.duration or 0, decoder.step))
-    return decoder.seconds(last) or float(max(1, count) * decoder.step * decoder.tick)
-
-
-def _sound_reaches(decoder: _Decoder, end: float) -> bool:
-    """Whether packets of other streams go on to about second ``end``."""
-    container, stream, _ = _open(decoder.path)
-    zero = float(decoder.zero * decoder.tick)
-    with container, suppress(FFmpegError):
-        container.seek(max(0, round((decoder.end + zero) * av.time_base)))
+        if others:  # asked at the end of the pictures: what comes later is of interest
+            container.seek(decoder.zero + math.floor(decoder.end / decoder.tick), stream=stream)
         for packet in container.demux():
-            if packet.stream_index != stream.index and packet.pts is not None and packet.time_base:
-                reached = float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero
-                if reached >= end - decoder.slack:
-                    return True
-    return False
+            if (packet.stream_index == stream.index) is others or not packet.size or packet.is_discard:
+                continue
+            if packet.pts is None:  # of a raw stream
+                last += least
+            else:
+                end = (packet.pts + max(packet.duration or 0, least)) * packet.time_base
+                last = max(last, math.floor(end / decoder.tick))
+    return last
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[InputContainer, VideoStream, str]:
@@ -594,9 +567,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[InputContainer, VideoStream, st
         with open(name, "rb") as file:
             beginning = file.read(8)
         if not beginning:
-            raise VideoError(
-                f"{name} is empty (0 bytes); expected a video file, so copy or download it again"
-            )
+            raise VideoError(f"{name} is empty (0 bytes); expected a video file, so copy or download it again")
         # Absolute, since "a:b.mp4" is a protocol to FFmpeg; "replace", since metadata may be any bytes.
         container = av.open(os.path.abspath(name), metadata_errors="replace")
     except FileNotFoundError:
@@ -606,9 +577,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[InputContainer, VideoStream, st
         raise VideoError(f"{name} cannot be read ({why}); expected a video file that you may read") from None
     except FFmpegError:
         if beginning[4:] in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
-            what = (
-                "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
-            )
+            what = "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
             raise VideoError(f"{name} {what}; expected a whole file, so copy or record it again") from None
         what = "is not a video; expected MP4, MKV, MOV, WebM or the like"
         raise VideoError(f"{name} {what}, so check that a video player shows it") from None
@@ -628,9 +597,7 @@ def _main_stream(container: InputContainer, name: str) -> VideoStream:
     streams = [] if kind == "tty" else [s for s in container.streams.video if not s.disposition & stills]
     if not streams:
         what = "only sound" if container.streams.audio else "no moving pictures"
-        raise VideoError(
-            f"{name} holds {what}; expected a video file such as MP4, MKV or WebM, so check the path"
-        )
+        raise VideoError(f"{name} holds {what}; expected a video file such as MP4, MKV or WebM, so check the path")
     known = [stream for stream in streams if stream.codec_context is not None]  # type: ignore[redundant-expr]
     if not known:
         raise VideoError(
@@ -643,14 +610,14 @@ def _main_stream(container: InputContainer, name: str) -> VideoStream:
 
 
 def _warn(decoder: _Decoder) -> None:
-    """Tell of a loss, pointing at the caller outside of this package, wherever the iterator is driven from."""
+    """Tell of a loss, pointing at the caller outside of this package, whoever drives the iterator."""
     lost, at_end = float(decoder.losses.total * decoder.tick), decoder.missing or 0.0
     if not lost + at_end:
         return
     whole = max(_stated_end(decoder)[0] or 0.0, decoder.end + at_end)
     share = min(1.0, (lost + at_end) / whole)
-    text = f"{decoder.path} is damaged: {lost + at_end:.2f} s of {whole:.2f} s ({share:.1%}) could not be decoded"
-    text += " or only with errors" if lost else ""
+    text = f"{decoder.path} is damaged: {lost + at_end:.2f} s of {whole:.2f} s ({share:.1%})"
+    text += " could not be decoded" + " or only with errors" * (lost > 0)
     text += f"; it breaks off after {decoder.end:.2f} s" if at_end else "; the last good picture stays there"
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sidelight":

@@ -101,7 +101,12 @@ def test_wrong_frames_are_refused(backbone: ShapesBackbone) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"levels": 9}, "levels"), ({"levels": ()}, "levels"), ({"pooling": "max"}, "pooling"), ({"weights": "x"}, "x")],
+    [
+        ({"levels": 9}, "levels"),
+        ({"levels": ()}, "levels"),
+        ({"pooling": "max"}, "pooling"),
+        ({"weights": "x"}, "x"),
+    ],
 )
 def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -59,7 +59,7 @@ _clip = st.tuples(st.one_of(st.integers(-2, 2).map(float), st.floats(-9, 9)), st
 videos = st.lists(st.lists(_clip, min_size=1, max_size=9), max_size=5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(videos, st.floats(-99, 99))
 def test_many_queries_equal_one_at_a_time(rows: list[list[tuple[float, bool, bool]]], beyond: float) -> None:
     longest = 11

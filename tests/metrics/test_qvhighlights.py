@@ -136,9 +136,7 @@ def test_long_windows_by_convention() -> None:
 
 
 def test_clips_of_another_length_and_the_cut_last_clip() -> None:
-    annotation = truth(
-        duration=10.5, relevant_clip_ids=(10,), saliency_scores=((4,),), relevant_windows=((10, 10.5),)
-    )
+    annotation = truth(duration=10.5, relevant_clip_ids=(10,), saliency_scores=((4,),), relevant_windows=((10, 10.5),))
     saliency = np.zeros(11)
     saliency[10] = 1
     found = evaluate_qvhighlights([guess(saliency=saliency)], [annotation], clip_seconds=1)
@@ -161,6 +159,11 @@ def test_clips_of_another_length_and_the_cut_last_clip() -> None:
             [guess("1")],
             [truth(1)],
             r"no prediction \(qid 1\), and 1 of 1 predictions have no annotation \(qid '1'\)",
+        ),
+        (
+            [guess(), guess("b")],
+            [truth(vid="other"), truth("b")],
+            r"1 of 2 predictions are of another video \(vid\) than .* \(qid 1\); score predictions against",
         ),
         ([guess(), guess()], [truth()], "each qid must stand once among the predictions; qid 1 stand"),
         ([guess()], [truth(), truth()], "each qid must stand once among the annotations; qid 1 stand"),
@@ -191,9 +194,7 @@ def test_clips_of_another_length_and_the_cut_last_clip() -> None:
         ),
     ],
 )
-def test_what_does_not_pair_off(
-    submissions: list[Submission], annotations: list[Annotation], message: str
-) -> None:
+def test_what_does_not_pair_off(submissions: list[Submission], annotations: list[Annotation], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         evaluate_qvhighlights(submissions, annotations)
 

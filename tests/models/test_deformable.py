@@ -54,8 +54,7 @@ def slow_deformable(
                 length, outside = int(lengths[b]), attention.outside
                 read.append(
                     sum(
-                        w * slow_read(part, place, length, outside)
-                        for w, place in zip(weights[h], places, strict=True)
+                        w * slow_read(part, place, length, outside) for w, place in zip(weights[h], places, strict=True)
                     )
                 )
             out[b, m] = attention.output(torch.cat(read))
@@ -117,9 +116,7 @@ def test_reading_points(outside: Outside) -> None:
 def test_reading_a_clips_middle_is_the_clip() -> None:
     video, _, _ = scene()
     middles = (torch.arange(3) + 0.5) / 3
-    torch.testing.assert_close(
-        read_points(video[1:2], middles.view(1, 1, 3), LENGTHS[1:2], "zero")[0, 0], video[1, :3]
-    )
+    torch.testing.assert_close(read_points(video[1:2], middles.view(1, 1, 3), LENGTHS[1:2], "zero")[0, 0], video[1, :3])
 
 
 def test_rows_are_differentiable_in_positions() -> None:
@@ -163,9 +160,7 @@ def test_rdsa_equals_the_slow_one(kind: str | None, points: tuple[str, ...]) -> 
             center, width = references[b, m].tolist()
             read = [slow_read(source, center + steps[name] * width, length, "zero") for name in points]
             query = rdsa.query(torch.cat(read)).view(1, 1, -1)  # type: ignore[operator]
-            one = slow_deformable(
-                attention, query, references[b : b + 1, m : m + 1], real[None], LENGTHS[b : b + 1]
-            )
+            one = slow_deformable(attention, query, references[b : b + 1, m : m + 1], real[None], LENGTHS[b : b + 1])
             torch.testing.assert_close(fast[b, m], one[0, 0], atol=1e-4, rtol=1e-4)
 
 

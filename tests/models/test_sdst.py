@@ -163,10 +163,7 @@ def sample_of(batch: Batch, b: int) -> Batch:
 def gradients(model: SDST, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad()
     sdst_losses(model(batch), batch, SDSTLossConfig())["total"].backward()
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
 def test_forward_equals_the_plain_one() -> None:
@@ -373,14 +370,10 @@ def golden_step() -> dict[str, float]:
     with torch.no_grad():
         for parameter, steps in zip(model.parameters(), ramp, strict=True):
             parameter.copy_(0.3 * torch.sin(steps + 1.0))
-        video, text = (
-            torch.cos(0.7 * torch.arange(x.numel())).view_as(x) for x in (batch.video_KBTD, batch.text_KBLD)
-        )
+        video, text = (torch.cos(0.7 * torch.arange(x.numel())).view_as(x) for x in (batch.video_KBTD, batch.text_KBLD))
     targets = replace(
         batch.targets,  # type: ignore[type-var]
-        spans_BG2=torch.tensor(
-            [[[0.3, 0.2], [0.7, 0.4]], [[0.5, 0.5]] * 2, [[0.1, 0.1]] * 2, [[0.6, 0.3]] * 2]
-        ),
+        spans_BG2=torch.tensor([[[0.3, 0.2], [0.7, 0.4]], [[0.5, 0.5]] * 2, [[0.1, 0.1]] * 2, [[0.6, 0.3]] * 2]),
         saliency_BT=torch.tensor([0.0, 1, 2, 3, 4, 1]).repeat(4, 1) * batch.video_mask_BT,
         positive_B=torch.tensor([4, 2, -1, 3]),
     )
@@ -391,9 +384,7 @@ def golden_step() -> dict[str, float]:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 35.0)
     optimiser.step()
-    checksum = sum(
-        (p.detach() * torch.cos(0.1 * s)).sum() for p, s in zip(model.parameters(), ramp, strict=True)
-    )
+    checksum = sum((p.detach() * torch.cos(0.1 * s)).sum() for p, s in zip(model.parameters(), ramp, strict=True))
     return {"loss": loss.item(), "gradient_norm": norm.item(), "checksum": float(checksum)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from pathlib import Path
@@ -21,15 +22,14 @@ from sidelight.shapes.world import (
     MAX_WINDOW_SECONDS,
     MAX_WINDOWS,
     SHAPES,
+    Scene,
     Thing,
     sample_scene,
     state_at,
 )
 from sidelight.video import frames_at, probe
 
-SCENES = {
-    split: [sample_scene(seed=3, index=i, split=split) for i in range(30)] for split in ("train", "val", "test")
-}
+SCENES = {split: [sample_scene(seed=3, index=i, split=split) for i in range(30)] for split in ("train", "val", "test")}
 EVERY = [scene for scenes in SCENES.values() for scene in scenes]
 
 
@@ -68,9 +68,7 @@ def test_durations_and_at_most_two_events_at_once() -> None:
         assert all(0 <= e.start < e.end <= scene.duration for e in scene.events)
         for clip in range(int(scene.duration // 2)):
             assert sum(e.start <= clip * 2 < e.end for e in scene.events) <= 2
-    assert any(
-        a.start < b.end and b.start < a.end for s in EVERY for a, b in itertools.combinations(s.events, 2)
-    )
+    assert any(a.start < b.end and b.start < a.end for s in EVERY for a, b in itertools.combinations(s.events, 2))
 
 
 def test_held_out_combinations_occur_in_the_test_split_only() -> None:
@@ -133,7 +131,16 @@ def test_phrases_name_what_is_asked_and_nothing_else() -> None:
 
 def _thing(action: str | None, shape: str = "square") -> Thing:
     return Thing(
-        colour="red", shape=shape, action=action, start=0, end=8, x=0.5, y=0.6, radius=0.15, angle=0.0, period=2.0
+        colour="red",
+        shape=shape,
+        action=action,
+        start=0,
+        end=8,
+        x=0.5,
+        y=0.6,
+        radius=0.15,
+        angle=0.0,
+        period=2.0,
     )
 
 
@@ -167,21 +174,17 @@ def test_each_shape_is_drawn_in_its_colour(shape: str) -> None:
     assert (drawn[changed][:, 0] > drawn[changed][:, 2] + 30).mean() > 0.6
 
 
-def _only(scene: object, *things: Thing) -> object:
-    import dataclasses
-
-    return dataclasses.replace(scene, events=things, distractors=())  # type: ignore[type-var]
+def _only(scene: Scene, *things: Thing) -> Scene:
+    return dataclasses.replace(scene, events=things, distractors=())
 
 
 def test_a_turned_circle_can_be_seen_to_turn() -> None:
-    painter = Painter(_only(SCENES["train"][0], _thing("spin", "circle")), 128)  # type: ignore[arg-type]
+    painter = Painter(_only(SCENES["train"][0], _thing("spin", "circle")), 128)
     difference = np.abs(painter.frame(1.0).astype(int) - painter.frame(1.5).astype(int)).max(-1)
     assert (difference > 60).sum() > 20
 
 
 def test_visibility_prefers_large_and_central() -> None:
-    import dataclasses
-
     painter = Painter(SCENES["train"][0], 128)
     good = visibility(painter, dataclasses.replace(_thing(None), radius=0.17, x=0.5, y=0.5), 1)
     assert 0 < visibility(painter, dataclasses.replace(_thing(None), radius=0.1, x=0.2, y=0.2), 1) < good <= 1

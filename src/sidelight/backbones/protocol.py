@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class FeatureRecipe:
     """Frames shown to the backbone per clip, evenly spread over it."""
     resolution: int
     """Side of the square picture in pixels."""
-    resize: str
+    resize: Literal["stretch", "crop"]
     """stretch: both sides to the resolution; crop: the shorter side, then the middle."""
     mean: tuple[float, float, float]
     """Subtracted from RGB in [0, 1]."""
@@ -84,7 +84,8 @@ class FeatureRecipe:
             raise ValueError(f"the feature recipe lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - names:
             raise ValueError(f"the feature recipe has unknown fields: {', '.join(sorted(unknown))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def digest(self) -> str:
         """16 hex digits that change when any field does: a key for caches."""

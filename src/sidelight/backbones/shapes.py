@@ -105,7 +105,8 @@ class Stem(nn.Module):
         x = F.relu(self.norm_1(self.first(x)))
         x = F.relu(self.norm_2(self.second(x)))
         x = self.pair(x.reshape(clips * frames // 2, -1, *x.shape[2:]))
-        return x.flatten(2).transpose(1, 2).unflatten(0, (clips, frames // 2))
+        tokens: Tensor = x.flatten(2).transpose(1, 2)
+        return tokens.reshape(clips, frames // 2, *tokens.shape[1:])
 
 
 class AttentionPool(nn.Module):
@@ -161,9 +162,7 @@ class TextTower(nn.Module):
         self.embedding = nn.Embedding(vocabulary, config.text_width)
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.position = nn.Parameter(torch.randn(config.text_length, config.text_width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config.text_width, config.text_heads) for _ in range(config.text_depth)
-        )
+        self.blocks = nn.ModuleList(Block(config.text_width, config.text_heads) for _ in range(config.text_depth))
 
     def layers(self, ids_BL: Tensor) -> Iterator[Tensor]:
         """(B, L) token ids, padded with PAD, to the (B, L, D_t) tokens after each layer."""
@@ -205,13 +204,10 @@ class TwoTowers(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().half().contiguous() for k, v in self.state_dict().items()}
-        for name, write in (
-            ("model.safetensors", lambda p: save_file(tensors, p)),
-            ("config.json", lambda p: p.write_text(json.dumps(asdict(self.config), indent=2) + "\n")),
-        ):
-            temporary = folder / f".{name}.partial"
-            write(temporary)
-            temporary.replace(folder / name)
+        (folder / ".config.json.partial").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        save_file(tensors, folder / ".model.safetensors.partial", {"format": "pt"})
+        for name in ("config.json", "model.safetensors"):
+            (folder / f".{name}.partial").replace(folder / name)
 
     @classmethod
     def load(cls, folder: str | Path) -> TwoTowers:

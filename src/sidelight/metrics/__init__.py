@@ -75,9 +75,7 @@ def evaluate_qvhighlights(
         for name, limits in RANGES[convention].items():
             if len(part := windows.within(*limits)):
                 tables[name] = _moment_table(part, convention)
-    curves = _all_or_none(
-        "predictions", "pred_saliency_scores", [(s.qid, s.pred_saliency_scores.size) for s in paired]
-    )
+    curves = _all_or_none("predictions", "pred_saliency_scores", [(s.qid, s.pred_saliency_scores.size) for s in paired])
     rated = _all_or_none("annotations", "saliency_scores", [(a.qid, a.saliency_scores) for a in annotations])
     if curves and rated:
         tables |= _highlight_tables(paired, annotations, clip_seconds)
@@ -97,9 +95,7 @@ def _pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) 
         counts = Counter(row.qid for row in rows)
         if len(counts) < len(rows):
             twice = [qid for qid, count in counts.items() if count > 1]
-            raise AnnotationError(
-                f"each qid must stand once among the {what}; {_named(twice)} stand more often"
-            )
+            raise AnnotationError(f"each qid must stand once among the {what}; {_named(twice)} stand more often")
     by_qid = {s.qid: s for s in submissions}
     known = {a.qid for a in annotations}
     missing = [a.qid for a in annotations if a.qid not in by_qid]
@@ -116,6 +112,11 @@ def _pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) 
         raise AnnotationError(
             f"predictions and annotations must be of the same queries: {', and '.join(parts)}; "
             "predict for exactly the annotations that you score against"
+        )
+    if others := [a.qid for a in annotations if by_qid[a.qid].vid != a.vid]:
+        raise AnnotationError(
+            f"{len(others)} of {len(annotations)} predictions are of another video (vid) than the annotation "
+            f"of the same qid ({_named(others)}); score predictions against the annotations they are for"
         )
     return [by_qid[a.qid] for a in annotations]
 

@@ -72,9 +72,7 @@ def read_points(features_BTF: Tensor, positions_BMN: Tensor, lengths_B: Tensor, 
     return torch.unflatten(read, 1, positions_BMN.shape[1:])
 
 
-def roi_align(
-    features_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor, bins: int, samples: int = 1
-) -> Tensor:
+def roi_align(features_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor, bins: int, samples: int = 1) -> Tensor:
     """RoIAlign in one dimension: each span's part inside the video, cut into equal bins, each read at
     ``samples`` points.
 
@@ -144,9 +142,7 @@ class DeformableAttention(nn.Module):
         weights = torch.unflatten(self.weights(query_BMQ), -1, shape).float().softmax(-1)
         return offsets, weights
 
-    def forward(
-        self, query_BMQ: Tensor, references_BM2: Tensor, video_BTF: Tensor, lengths_B: Tensor
-    ) -> Tensor:
+    def forward(self, query_BMQ: Tensor, references_BM2: Tensor, video_BTF: Tensor, lengths_B: Tensor) -> Tensor:
         """-> (B, M, F), projected and ready to be added to the moment queries."""
         offsets, weights = self.sampling(query_BMQ)
         values_BHTC = torch.unflatten(self.value(video_BTF), -1, (self.heads, -1)).transpose(1, 2)
@@ -221,9 +217,7 @@ class ReferenceDeformableAttention(nn.Module):
         edges = torch.tensor([EDGE[name] for name in read_at]).view(1, 1, -1)
         self.register_buffer("edges_11N", edges, persistent=False)
 
-    def forward(
-        self, references_BM2: Tensor, video_BTF: Tensor, mask_BT: Tensor, lengths_B: Tensor
-    ) -> Tensor:
+    def forward(self, references_BM2: Tensor, video_BTF: Tensor, mask_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """-> (B, M, F), projected and ready to be added to the moment queries."""
         source = video_BTF if self.context is None else self.context(video_BTF, mask_BT)
         positions_BMN = span_points(references_BM2, self.edges_11N)

@@ -249,9 +249,7 @@ def video_attention(config: SDSTConfig) -> nn.Module:
     if config.attention == "deformable":
         return attention
     context = LocalContext(config.hidden, config.rdsa_kernel, config.rdsa_conv) if config.rdsa_cnn else None
-    return ReferenceDeformableAttention(
-        config.hidden, config.rdsa_width, config.rdsa_points, context, attention
-    )
+    return ReferenceDeformableAttention(config.hidden, config.rdsa_width, config.rdsa_points, context, attention)
 
 
 class Level(nn.Module):
@@ -387,9 +385,7 @@ class SDST(nn.Module):
             video = torch.cat([video, ends_BT2.to(video.dtype).expand(video.shape[0], -1, -1, -1)], -1)
         if config.share_levels:
             return cast(Level, self.levels[0]).read(video, text)
-        readings = [
-            cast(Level, level).read(v, t) for level, v, t in zip(self.levels, video, text, strict=True)
-        ]
+        readings = [cast(Level, level).read(v, t) for level, v, t in zip(self.levels, video, text, strict=True)]
         return Reading._make(torch.stack(parts) for parts in zip(*readings, strict=True))
 
     def _reference_code(self, references_BM2: Tensor) -> Tensor:

@@ -79,9 +79,7 @@ def make_world(
     return annotations
 
 
-def _draw_all(
-    scenes: list[Scene], folder: Path, side: int, workers: int, progress: bool
-) -> Iterator[None]:
+def _draw_all(scenes: list[Scene], folder: Path, side: int, workers: int, progress: bool) -> Iterator[None]:
     from tqdm import tqdm
 
     draw = partial(_draw_one, folder=folder, side=side)
@@ -136,11 +134,7 @@ def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[A
         windows = merge_windows((e.start, e.end) for e in matching)
         if len(windows) > MAX_WINDOWS or any(end - start > MAX_WINDOW_SECONDS for start, end in windows):
             continue
-        clips = [
-            c
-            for start, end in windows
-            for c in range(round(start / CLIP_SECONDS), round(end / CLIP_SECONDS))
-        ]
+        clips = [c for start, end in windows for c in range(round(start / CLIP_SECONDS), round(end / CLIP_SECONDS))]
         combination = (colour, shape, action)
         extra = {
             "colour": colour,
@@ -164,9 +158,7 @@ def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[A
     return rows
 
 
-def _questions(
-    rng: np.random.Generator, scene: Scene
-) -> list[tuple[str | None, str | None, str]]:
+def _questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str | None, str | None, str]]:
     """What to ask of a scene: (colour or None, shape or None, action)."""
     combinations = list(dict.fromkeys(e.combination for e in scene.events if e.combination))
     # Only inside the cube are all three kinds of hard negative sure to be there.
@@ -182,8 +174,7 @@ def _questions(
 def _has_hard_negatives(wanted: tuple[str, str, str], there: list[tuple[str, str, str]]) -> bool:
     def differs_only_at(position: int) -> bool:
         return any(
-            all((a == b) != (i == position) for i, (a, b) in enumerate(zip(wanted, c, strict=True)))
-            for c in there
+            all((a == b) != (i == position) for i, (a, b) in enumerate(zip(wanted, c, strict=True))) for c in there
         )
 
     return all(differs_only_at(position) for position in range(3))

@@ -90,9 +90,7 @@ ACTION_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def phrase(
-    rng: np.random.Generator, *, action: str, colour: str | None = None, shape: str | None = None
-) -> str:
+def phrase(rng: np.random.Generator, *, action: str, colour: str | None = None, shape: str | None = None) -> str:
     """One English query for an action, with the colour, the shape, both or neither named."""
     third, ing = _pick(rng, ACTION_WORDS[action])
     adjective = _pick(rng, COLOUR_WORDS[colour]) if colour else None

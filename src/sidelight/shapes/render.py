@@ -38,7 +38,8 @@ class Painter:
         """(fields, S, S, 1); made when the first frame is drawn: annotating a scene needs none."""
         shape = (_NOISE_FIELDS, self.side, self.side, 1)
         rng = np.random.default_rng(self._noise_seed)
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(self.scene.noise)
+        noise: Floats = rng.standard_normal(shape, dtype=np.float32) * np.float32(self.scene.noise)
+        return noise
 
     def frame(self, seconds: float) -> npt.NDArray[np.uint8]:
         """The picture at ``seconds``: uint8 RGB (S, S, 3)."""

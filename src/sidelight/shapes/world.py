@@ -162,9 +162,7 @@ _PERIODS: dict[str, tuple[float, float]] = {
 }
 
 
-def sample_scene(
-    *, seed: int, index: int, split: str = "train", seconds: tuple[float, float] = (60, 150)
-) -> Scene:
+def sample_scene(*, seed: int, index: int, split: str = "train", seconds: tuple[float, float] = (60, 150)) -> Scene:
     """Sample the script of video ``index`` of the world ``seed``.
 
     The same arguments give the same scene on every machine, and scene ``index`` does not depend on how many
@@ -287,14 +285,12 @@ def _place(
         lane.append(_thing(rng, combination[0], combination[1], combination[2], start, end, around))
 
 
-def _sample_distractors(
-    rng: np.random.Generator, cast: list[Combination], clips: int
-) -> tuple[Thing, ...]:
+def _sample_distractors(rng: np.random.Generator, cast: list[Combination], clips: int) -> tuple[Thing, ...]:
     """None to two resting things, each there for at least a quarter of the video, drawn below the events.
 
     Half of them look exactly like a thing of the cast: only what it does tells them apart.
     """
-    distractors = []
+    distractors: list[Thing] = []
     for _ in range(int(rng.integers(0, 3))):
         colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
         if rng.random() < 0.5:

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Make the weights that ship with the package, from nothing: worlds, backbone, features, SDST. Hours on 2 cores.
+# Every step goes on where it was interrupted, so this can be called again.
+set -eu
+cd "$(dirname "$0")/.."
+sidelight="${SIDELIGHT:-.venv/bin/sidelight}"
+python="${PYTHON:-.venv/bin/python}"
+
+"$sidelight" shapes --out data/shapes/train --videos 800 --seed 0 --split train
+"$sidelight" shapes --out data/shapes/val --videos 60 --seed 0 --split val
+[ -e runs/shapes-backbone/model.safetensors ] || "$sidelight" pretrain recipes/shapes-backbone.yaml
+mkdir -p src/sidelight/weights/shapes-backbone
+cp runs/shapes-backbone/model.safetensors runs/shapes-backbone/config.json src/sidelight/weights/shapes-backbone/
+"$sidelight" train recipes/shapes.yaml --resume
+"$python" - <<'PY'
+from sidelight.checkpoint import Checkpoint
+Checkpoint.from_pretrained("runs/shapes/best").save_pretrained("src/sidelight/weights/shapes", half=True)
+PY
