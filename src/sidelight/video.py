@@ -31,7 +31,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 Resize = Literal["stretch", "crop"]
@@ -42,10 +42,9 @@ _IN_FLIGHT = 4  # pictures; a jump throws away what the decoder's threads have b
 _READ_ERRORS = 8  # in a row: then the rest of the file is given up
 _OVERHEAD = 4096  # bytes between two packets; what a container puts there is far smaller
 _MANY = 4096  # packets remembered for which no picture came yet; healthy decoders hold back far fewer
-# Area-aware bicubic that uses every chroma sample and rounds where the default cuts off (half a level darker);
-# the same bits on every processor, so that features are the same too.
-_SCALER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-_SCALER |= Interpolation.BITEXACT
+# Flags of swscale (PyAV 18 has names for them): area-aware bicubic; every chroma sample used; rounded, where the
+# default cuts off (half a level darker); the same bits on every processor, so that features are the same too.
+_SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
 
 
 class VideoError(ValueError):
