@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "spans": (),
     "grounding": ("timeline",),
     # what is read from disk
-    "video": (),
+    "decoding": (),
+    "video": ("decoding",),
     "annotations": ("timeline", "grounding"),
     # the shapes world
     "shapes.world": (),
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "shapes",
         "shapes.world",
         "shapes.language",
+        "shapes.render",
         "backbones.shapes",
     ),
     "features": ("timeline", "backbones.protocol"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,13 @@ from sidelight.backbones.shapes import ShapesBackboneConfig, TwoTowers
 from sidelight.runtime import tune_cpu
 from sidelight.shapes import make_world
 from sidelight.shapes.language import phrase
+from sidelight.shapes.render import Painter
 from sidelight.shapes.world import ACTIONS, COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
 from sidelight.timeline import Timeline
 from sidelight.video import frames_at
 
 Ints = npt.NDArray[np.int64]
+_DRAWN_SEED = 500_000
 _TABLES: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES, ACTIONS)
 
 
@@ -43,6 +46,11 @@ class PretrainConfig:
     """Seed of the world and of the run."""
     videos: int = 800
     """Training videos."""
+    drawn_scenes: int = 8000
+    """Further scenes of which a few clips each are drawn straight at the model's size, never compressed: without
+    them a tower learns the few thousand objects of its videos by heart, and shapes worst of all."""
+    drawn_clips: int = 5
+    """Clips of each of them."""
     val_videos: int = 60
     """Validation videos."""
     steps: int = 1500
@@ -85,7 +93,10 @@ class Clips:
 
 
 def load_clips(config: PretrainConfig, split: str) -> Clips:
-    """Make the world if need be, decode every clip of it, and keep both in ``world/split``."""
+    """Make the world if need be, decode every clip of it, and keep both in ``world/split``.
+
+    The train split also gets the clips of ``drawn_scenes``.
+    """
     videos = config.videos if split == "train" else config.val_videos
     folder = Path(config.world) / split
     scenes = [sample_scene(seed=config.seed, index=i, split=split) for i in range(videos)]
@@ -96,7 +107,46 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
         _decode(scenes, folder, cached, model)
     events = np.concatenate([_events_of(scene, model.clip_seconds) for scene in scenes])
     # Read into memory: batches are random, and a memory map would wait for the disk again and again.
-    return Clips(frames=np.load(cached), events=events)
+    frames = np.load(cached)
+    if split == "train" and config.drawn_scenes:
+        drawn = folder / f"drawn-{model.resolution}-{model.frames_per_clip}-{config.drawn_scenes}x{config.drawn_clips}"
+        more = _drawn(config, drawn)
+        frames, events = np.concatenate([frames, more.frames]), np.concatenate([events, more.events])
+    return Clips(frames=frames, events=events)
+
+
+def _drawn(config: PretrainConfig, cached: Path) -> Clips:
+    """Clips of many scenes, drawn at the model's size; kept in ``cached`` with the attributes beside them."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tqdm import tqdm
+
+    pixels, labels = cached.with_suffix(".npy"), cached.with_suffix(".events.npy")
+    if not (pixels.exists() and labels.exists()):
+        draw = partial(_draw_clips, config=config)
+        with ProcessPoolExecutor(config.threads) as pool:
+            scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
+            parts = list(tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"))
+        for path, arrays in ((labels, [e for _, e in parts]), (pixels, [f for f, _ in parts])):
+            temporary = path.with_suffix(".partial.npy")
+            np.save(temporary, np.concatenate(arrays))
+            temporary.replace(path)
+    return Clips(frames=np.load(pixels), events=np.load(labels))
+
+
+def _draw_clips(index: int, *, config: PretrainConfig) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """Pictures and attributes of a few clips of one scene in which something happens."""
+    model = config.model
+    # A seed of its own: none of these scenes is one of the videos.
+    scene = sample_scene(seed=config.seed + _DRAWN_SEED, index=index)
+    events = _events_of(scene, model.clip_seconds)
+    rng = np.random.default_rng([config.seed, _DRAWN_SEED, index])
+    busy = np.flatnonzero(events[:, 0, 0] >= 0)
+    chosen = np.sort(rng.choice(busy, size=min(config.drawn_clips, len(busy)), replace=False))
+    painter = Painter(scene, model.resolution)
+    times = Timeline(duration=scene.duration, clip_seconds=model.clip_seconds).frame_seconds(model.frames_per_clip)
+    frames = np.stack([np.stack([painter.frame(float(t)) for t in times[clip]]) for clip in chosen])
+    return frames, events[chosen]
 
 
 def _decode(scenes: list[Scene], folder: Path, out: Path, model: ShapesBackboneConfig) -> None:
