@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 sidelight="${SIDELIGHT:-.venv/bin/sidelight}"
 python="${PYTHON:-.venv/bin/python}"
 
-"$sidelight" shapes --out data/shapes/train --videos 800 --seed 0 --split train
+"$sidelight" shapes --out data/shapes/train --videos 700 --seed 0 --split train
 "$sidelight" shapes --out data/shapes/val --videos 60 --seed 0 --split val
 [ -e runs/shapes-backbone/model.safetensors ] || "$sidelight" pretrain recipes/shapes-backbone.yaml
 mkdir -p src/sidelight/weights/shapes-backbone
