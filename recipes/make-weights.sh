@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the weights that ship with the package, from nothing: worlds, backbone, features, SDST. Hours on 2 cores.
+# Make the weights that ship with the package, from nothing: worlds, backbone, features, SDST. About two hours on 2 cores.
 # Every step goes on where it was interrupted, so this can be called again.
 set -eu
 cd "$(dirname "$0")/.."
