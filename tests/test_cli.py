@@ -20,11 +20,6 @@ def video(tiny_world: Path) -> Path:
     return sorted((tiny_world / "videos").iterdir())[0]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [

@@ -118,6 +118,8 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
         (["--train.nothing=1"], "train.nothing"),
         (["--model.video_dim=64"], "features in .* have 32; set model.video_dim=32"),
         (["--model.levels=2"], "model.levels is 2"),
+        (["--backbone.pooling=mean"], "backbone.pooling says 'mean'"),
+        (["--backbone.name=other"], "backbone.name says 'other'"),
         (["--data.train="], "no data.train"),
         (["--data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["--data.train_features=nowhere"], "no feature store"),

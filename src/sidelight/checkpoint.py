@@ -120,6 +120,13 @@ class Checkpoint:
                 f"{folder / 'config.json'}: expected format {FORMAT!r}, got {values.get('format')!r}; "
                 "is this a sidelight checkpoint?"
             )
+        required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
+        if missing := [k for k in required if k not in values]:
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
+        try:
+            decode = DecodeConfig(**values["decode"])
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.json'}: decode does not fit: {error}") from None
         model = build_model(values["model"], values["model_config"])
         try:
             tensors = load_file(folder / "model.safetensors")
@@ -131,7 +138,7 @@ class Checkpoint:
             model_name=values["model"],
             model_config=values["model_config"],
             features=FeatureRecipe.from_dict(values["features"]),
-            decode=DecodeConfig(**values["decode"]),
+            decode=decode,
             window_clips=values["window_clips"],
             metrics=values["metrics"],
             recipe=values["recipe"],
@@ -157,11 +164,12 @@ class Checkpoint:
 
 def _find(name: str, revision: str | None) -> Path:
     """The folder of a checkpoint: a folder that is there, a packaged name, or a download."""
-    if Path(name).is_dir():
-        return Path(name)
     packaged = sorted(p.parent.name for p in PACKAGED.glob("*/config.json") if "-backbone" not in p.parent.name)
+    # First the names we know: a folder that happens to be called so must not change what a command does.
     if name in packaged:
         return PACKAGED / name
+    if Path(name).is_dir():
+        return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(
             f"there is no model {name!r}; expected a folder, a hub id such as user/model, or one of {packaged}"

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments.pop(0)
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
-    warnings.showwarning = _show_warning
+    if name not in ("train", "pretrain"):  # people who train want to see what other packages say
+        warnings.showwarning = _show_warning
     try:
         return _run(name, arguments)
     except KeyboardInterrupt:

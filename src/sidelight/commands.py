@@ -29,7 +29,7 @@ def add_ground(parser: ArgumentParser) -> None:
 
 
 def run_ground(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.grounder import Grounder, default_cache
+    from sidelight.grounder import DEFAULT_CACHE, Grounder
     from sidelight.video import probe
 
     if args.top < 1:
@@ -37,11 +37,11 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
     probe(args.video)  # says what is wrong with the file before anything slow begins
     for target in (args.json, args.plot):
         _check_writable(target)
-    grounder = Grounder.from_pretrained(
-        args.model, cache=None if args.no_cache else default_cache() / "features", device=args.device
-    )
+    grounder = Grounder.from_pretrained(args.model, cache=None if args.no_cache else DEFAULT_CACHE, device=args.device)
     groundings = grounder.ground(args.video, args.query)
     if args.json == "-":
+        if args.plot:
+            draw(groundings, args.video, args.plot)
         print(_groundings_json(groundings))
         return 0
     for grounding in groundings:
@@ -203,12 +203,12 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.annotations import read_annotations
     from sidelight.backbones import load_backbone
     from sidelight.extract import extract, find_videos
-    from sidelight.grounder import best_device
+    from sidelight.grounder import usable_device
 
     annotations = read_annotations(args.annotations)
     files = find_videos(args.videos, (a.vid for a in annotations))
     backbone = load_backbone(args.backbone, levels=args.levels, pooling=args.pooling)
-    backbone = backbone.to(args.device or best_device())
+    backbone = backbone.to(usable_device(args.device))
     queries = [a.query for a in annotations]
     store, failures = extract(files, queries, backbone, args.out, progress=True)
     print(f"{store.folder}: {len(files) - len(failures)} of {len(files)} videos, {len(set(queries))} queries")
@@ -234,7 +234,10 @@ def run_train(args: Namespace, parser: ArgumentParser) -> int:
 
     recipe = recipe_from(args, parser)
     progress = train(recipe, resume=args.resume)
-    print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {recipe.train.out}")
+    if recipe.data.val:
+        print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {recipe.train.out}")
+    else:
+        print(f"trained {progress.step} steps without validation; see {recipe.train.out}/last")
     return 0
 
 
@@ -256,13 +259,13 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.evaluate import predict
     from sidelight.extract import extract, find_videos
     from sidelight.features import FeatureStore
-    from sidelight.grounder import best_device
+    from sidelight.grounder import usable_device
 
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     _check_writable(args.out)
     annotations = read_annotations(args.annotations)
-    device = args.device or best_device()
+    device = usable_device(args.device)
     checkpoint = Checkpoint.from_pretrained(args.model).to(device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.features or temporary
@@ -278,7 +281,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         checkpoint.features.require(store.recipe, what=f"the features in {folder}")
         submissions = predict(
             checkpoint.model,
-            GroundingDataset(annotations, store),
+            GroundingDataset(annotations, store, targets=False),
             checkpoint.decode,
             window_clips=checkpoint.window_clips,
             progress=True,

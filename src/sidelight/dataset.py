@@ -43,6 +43,7 @@ class GroundingDataset:
         store: features of their videos and queries.
         in_memory: read all features once; else each is read through a memory map when it is wanted.
         seed: of the positive clips.
+        targets: read the ground truth too; without it windows are neither checked nor returned (for prediction).
 
     Raises:
         ValueError: if there is no annotation, if the store lacks a video or a query, or if a window lies outside
@@ -56,17 +57,18 @@ class GroundingDataset:
         *,
         in_memory: bool = True,
         seed: int = 0,
+        targets: bool = True,
     ) -> None:
         if not annotations:
             raise ValueError("there are no annotations; expected at least one")
-        self.annotations, self.store, self.seed = list(annotations), store, seed
+        self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
         self._text = store.queries(a.query for a in annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
-        timelines = {vid: store.video(vid) for vid in vids}
-        self._video: dict[str, VideoFeatures] | None = timelines if in_memory else None
-        self._timelines: dict[str, Timeline] = {vid: f.timeline for vid, f in timelines.items()}
-        for annotation in self.annotations:
-            self._check(annotation)
+        self._video: dict[str, VideoFeatures] | None = {v: store.video(v) for v in vids} if in_memory else None
+        self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
+        if targets:
+            for annotation in self.annotations:
+                self._check(annotation)
 
     def _check(self, annotation: Annotation) -> None:
         timeline = self._timelines[annotation.vid]
@@ -93,6 +95,8 @@ class GroundingDataset:
         annotation = self.annotations[index]
         features = self._video[annotation.vid] if self._video else self.store.video(annotation.vid)
         timeline = features.timeline
+        if not self.targets:
+            return unlabelled(features, self._text[annotation.query])
         saliency = clip_saliency(annotation, timeline)
         relevant = np.flatnonzero(saliency > 0)
         positive = NO_POSITIVE
@@ -112,6 +116,17 @@ class GroundingDataset:
     def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
         """Several samples, padded."""
         return collate([self.sample(i, epoch) for i in indices])
+
+
+def unlabelled(features: VideoFeatures, text_KLD: Halves) -> Sample:
+    """A sample without ground truth."""
+    return Sample(
+        video_KTD=features.video_KTD,
+        text_KLD=text_KLD,
+        spans_G2=np.zeros((0, 2), np.float32),
+        saliency_T=np.zeros(features.timeline.num_clips, np.float32),
+        positive=NO_POSITIVE,
+    )
 
 
 def clip_saliency(annotation: Annotation, timeline: Timeline) -> npt.NDArray[np.float32]:
@@ -202,12 +217,14 @@ def epoch_batches(
         step = len(order) // world * world
         if not step:
             raise ValueError(f"{len(order)} samples are too few for {world} processes")
+    # What fills no batch is left out before sorting by length, so that it is not always the longest.
+    order = order[: len(order) // step * step]
     group = 8 * step
     batches: list[npt.NDArray[np.int64]] = []
     for first in range(0, len(order), group):
         part = order[first : first + group]
         part = part[np.argsort(num_clips[part], kind="stable")]
-        batches += [part[i : i + step] for i in range(0, len(part) - step + 1, step)]
+        batches += [part[i : i + step] for i in range(0, len(part), step)]
     return [batches[int(i)][rank::world].tolist() for i in rng.permutation(len(batches))]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sidelight.annotations import Annotation, Submission, read_annotations, read_submissions
+from sidelight.annotations import Submission, read_annotations, read_submissions
 from sidelight.batch import Batch
 from sidelight.dataset import GroundingDataset, in_order
 from sidelight.decode import DecodeConfig, decode, merge_windows
@@ -20,8 +20,6 @@ _WINDOWS_AT_ONCE = 32
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from sidelight.features import FeatureStore
 
 
 @torch.inference_mode()
@@ -137,16 +135,3 @@ def evaluate_files(predictions: str | Path, annotations: str | Path) -> dict[str
         ValueError: naming file, line and field, if something does not fit.
     """
     return dict(evaluate_qvhighlights(read_submissions(predictions), read_annotations(annotations)))
-
-
-def evaluate_model(
-    model: nn.Module,
-    annotations: Sequence[Annotation],
-    store: FeatureStore,
-    config: DecodeConfig,
-    *,
-    window_clips: int = 75,
-) -> Mapping[str, Any]:
-    """Predict and score in one go."""
-    dataset = GroundingDataset(annotations, store)
-    return evaluate_qvhighlights(predict(model, dataset, config, window_clips=window_clips), annotations)

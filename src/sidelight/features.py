@@ -121,23 +121,30 @@ class FeatureStore:
         Raises:
             ValueError: if the store has no such video, or its file is damaged.
         """
+        file = _opened(self._existing(vid))
+        return VideoFeatures(video_KTD=file.get_tensor("video"), timeline=_timeline(file.metadata()))
+
+    def timeline(self, vid: str) -> Timeline:
+        """One video's timeline, from the header alone.
+
+        Raises:
+            ValueError: as :meth:`video`.
+        """
+        return _timeline(_opened(self._existing(vid)).metadata())
+
+    def _existing(self, vid: str) -> Path:
         path = self._video_path(vid)
         if not path.is_file():
             raise ValueError(
                 f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
             )
-        tensors, metadata = _load(path)
-        timeline = Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]))
-        return VideoFeatures(video_KTD=tensors["video"], timeline=timeline)
+        return path
 
     def _index(self) -> dict[str, Path]:
         """Digest of every stored query -> its file; looks for new files each time something is missing."""
-        from safetensors import safe_open
-
         for path in sorted((self.folder / "queries").glob("[!.]*.safetensors")):
             if path not in self._shards_seen:
-                with safe_open(path, framework="numpy") as file:
-                    self._queries.update(dict.fromkeys(file.keys(), path))
+                self._queries.update(dict.fromkeys(_opened(path).keys(), path))
                 self._shards_seen.add(path)
         return self._queries
 
@@ -160,8 +167,6 @@ class FeatureStore:
         Raises:
             ValueError: if the store lacks one of them.
         """
-        from safetensors import safe_open
-
         wanted = list(dict.fromkeys(queries))
         if missing := self.missing_queries(wanted):
             raise ValueError(
@@ -173,8 +178,8 @@ class FeatureStore:
             by_file.setdefault(self._queries[query_digest(query)], []).append(query)
         found: dict[str, Halves] = {}
         for path, names in by_file.items():
-            with safe_open(path, framework="numpy") as file:
-                found.update({q: file.get_tensor(query_digest(q)) for q in names})
+            file = _opened(path)
+            found.update({q: file.get_tensor(query_digest(q)) for q in names})
         return found
 
 
@@ -205,11 +210,15 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
         save_file(halves, temporary, metadata)
 
 
-def _load(path: Path) -> tuple[dict[str, Halves], dict[str, str]]:
+def _opened(path: Path) -> Any:
+    """A safetensors file, mapped into memory; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and extract the video again") from None
+        raise ValueError(f"{path} is damaged ({error}); delete it and extract again") from None
+
+
+def _timeline(metadata: Mapping[str, str]) -> Timeline:
+    return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]))

@@ -10,6 +10,7 @@ print(answer.moments[0])
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from sidelight.features import Halves, VideoFeatures
 
 
+DEFAULT_CACHE = "default"
+
+
+class CacheWarning(UserWarning):
+    """Features could not be kept; everything else goes on."""
+
+
 class Grounder:
     """A backbone and the side-tuner that was trained on its features, together.
 
@@ -31,7 +39,7 @@ class Grounder:
         checkpoint: the side-tuner.
         backbone: its backbone; found by the checkpoint's feature recipe unless given.
         cache: folder in which a video's features are kept, by the file's content and the recipe, so that the next
-            query on the same file answers at once; None for no cache. See :func:`default_cache`.
+            query on the same file answers at once; :func:`default_cache` unless given, None for no cache.
         device: where to compute.
 
     Raises:
@@ -43,23 +51,23 @@ class Grounder:
         checkpoint: Checkpoint,
         *,
         backbone: Backbone | None = None,
-        cache: str | Path | None = None,
+        cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
     ) -> None:
         from sidelight.backbones import backbone_for
 
-        self.device = device if device is not None else best_device()
+        self.device = usable_device(device)
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
         checkpoint.features.require(self.backbone.recipe, what="the backbone's features")
         self.checkpoint = checkpoint.to(self.device)
-        self.cache = Path(cache) if cache is not None else None
+        self.cache = default_cache() if cache == DEFAULT_CACHE else Path(cache) if cache is not None else None
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | Path = "shapes",
         *,
-        cache: str | Path | None = None,
+        cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
         revision: str | None = None,
     ) -> Grounder:
@@ -122,17 +130,26 @@ class Grounder:
         """
         from sidelight.extract import content_digest, encode_video_file
         from sidelight.features import FeatureStore
-        from sidelight.video import probe
+        from sidelight.video import VideoWarning, probe
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
-        store = FeatureStore.create(self.cache / self.backbone.recipe.digest(), self.backbone.recipe)
+        probe(video)  # says best what is wrong with a file that is none
         key = content_digest(video)
+        try:
+            store = FeatureStore.create(self.cache / self.backbone.recipe.digest(), self.backbone.recipe)
+        except OSError as error:
+            warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=3)
+            return encode_video_file(video, self.backbone)
         if store.has_video(key):
             return store.video(key)
-        found = encode_video_file(video, self.backbone)
+        with warnings.catch_warnings(record=True) as lost:
+            warnings.simplefilter("always", VideoWarning)
+            found = encode_video_file(video, self.backbone)
+        for warning in lost:
+            warnings.warn(warning.message, stacklevel=3)
         # What a damaged file lost is told each time, so its features are not kept.
-        if found.timeline.duration >= probe(video).duration - found.timeline.clip_seconds:
+        if not any(issubclass(warning.category, VideoWarning) for warning in lost):
             store.put_video(key, found)
         return found
 
@@ -145,22 +162,10 @@ class Grounder:
         video_name: str | None = None,
     ) -> list[Grounding]:
         """Groundings from features at hand: one for each query."""
-        import numpy as np
-
-        from sidelight.dataset import NO_POSITIVE, Sample, collate
+        from sidelight.dataset import collate, unlabelled
         from sidelight.evaluate import ground_batch
 
-        clips = video.timeline.num_clips
-        samples = [
-            Sample(
-                video_KTD=video.video_KTD,
-                text_KLD=features,
-                spans_G2=np.zeros((0, 2), np.float32),
-                saliency_T=np.zeros(clips, np.float32),
-                positive=NO_POSITIVE,
-            )
-            for features in text
-        ]
+        samples = [unlabelled(video, features) for features in text]
         return ground_batch(
             self.checkpoint.model,
             collate(samples),
@@ -172,18 +177,29 @@ class Grounder:
         )
 
 
-def best_device() -> str:
-    """cuda, else mps, else cpu."""
+def usable_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; cuda, else mps, else cpu unless one is given.
+
+    Raises:
+        ValueError: if there is no such device, or PyTorch cannot use it here.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device is None:
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else name)
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
+    return found
 
 
 def default_cache() -> Path:
-    """Where the command line keeps features: SIDELIGHT_CACHE, else the user's cache folder."""
+    """Where features are kept: SIDELIGHT_CACHE, else the user's cache folder."""
     if folder := os.environ.get("SIDELIGHT_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sidelight"
+    return (Path(base) if base else Path.home() / ".cache") / "sidelight" / "features"

@@ -10,6 +10,7 @@ colours, shapes and actions, -1 for "not named" or "no event".
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -101,7 +102,8 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
     folder = Path(config.world) / split
     scenes = [sample_scene(seed=config.seed, index=i, split=split) for i in range(videos)]
     model = config.model
-    cached = folder / f"clips-{model.resolution}-{model.frames_per_clip}-{videos}.npy"
+    size = f"{model.resolution}-{model.frames_per_clip}-{model.clip_seconds:g}"
+    cached = folder / f"clips-{config.seed}-{size}-{videos}.npy"
     if not cached.exists():
         make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.threads, progress=True)
         _decode(scenes, folder, cached, model)
@@ -109,7 +111,7 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
     # Read into memory: batches are random, and a memory map would wait for the disk again and again.
     frames = np.load(cached)
     if split == "train" and config.drawn_scenes:
-        drawn = folder / f"drawn-{model.resolution}-{model.frames_per_clip}-{config.drawn_scenes}x{config.drawn_clips}"
+        drawn = folder / f"drawn-{config.seed}-{size}-{config.drawn_scenes}x{config.drawn_clips}"
         more = _drawn(config, drawn)
         frames, events = np.concatenate([frames, more.frames]), np.concatenate([events, more.events])
     return Clips(frames=frames, events=events)
@@ -121,7 +123,7 @@ def _drawn(config: PretrainConfig, cached: Path) -> Clips:
 
     from tqdm import tqdm
 
-    pixels, labels = cached.with_suffix(".npy"), cached.with_suffix(".events.npy")
+    pixels, labels = cached.with_name(f"{cached.name}.npy"), cached.with_name(f"{cached.name}.events.npy")
     if not (pixels.exists() and labels.exists()):
         draw = partial(_draw_clips, config=config)
         with ProcessPoolExecutor(config.threads) as pool:
@@ -271,6 +273,8 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     first, state = 0, out / "state.pt"
     if state.exists():
         saved = torch.load(state, weights_only=True)
+        if saved["config"] != json.dumps(asdict(config)):
+            raise ValueError(f"{state} is of a run with another configuration; remove it or choose another out")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         first = saved["step"]
@@ -292,6 +296,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         if (step + 1) % 100 == 0:
             temporary = state.with_suffix(".partial")
             values = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            values["config"] = json.dumps(asdict(config))
             torch.save(values, temporary)
             temporary.replace(state)
         if (step + 1) % 500 == 0:

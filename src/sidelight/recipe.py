@@ -45,7 +45,7 @@ class BackboneConfig:
     """Key of sidelight.backbones.BACKBONES."""
     levels: int = 4
     """How many of its last layers, K."""
-    pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
+    pooling: Literal["cls", "mean", "attention"] = "attention"
     """How a layer's tokens become one vector a clip."""
 
     def __post_init__(self) -> None:

@@ -133,7 +133,8 @@ def soft_nms(
         sigma: width of the gaussian.
 
     Returns:
-        (..., M) float64, the new scores in the order of the old ones; none is higher than before.
+        (..., M) the new scores in the order of the old ones, float64 (a tensor's own precision); none is higher than
+        before.
 
     Raises:
         ValueError: if the shapes do not fit, a score is below 0 or not finite, or an option is out of range.
@@ -178,4 +179,7 @@ def _on_cpu(values: Any) -> Floats:
 def _like(values: npt.NDArray[Any], pattern: Any) -> Any:
     """As a tensor on the same device if the pattern is one."""
     xp = _namespace(pattern)
-    return values if xp is np else xp.as_tensor(values, device=pattern.device)
+    if xp is np:
+        return values
+    # Scores in the pattern's precision: some accelerators have no float64.
+    return xp.as_tensor(values, dtype=xp.bool if values.dtype == bool else pattern.dtype, device=pattern.device)

@@ -7,6 +7,7 @@ with exactly the losses that it would have had.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from sidelight.evaluate import predict
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
 from sidelight.losses import SDSTLossConfig, sdst_losses
-from sidelight.metrics import evaluate_qvhighlights
+from sidelight.metrics import brief_metrics, evaluate_qvhighlights
 from sidelight.recipe import Recipe, TrainConfig
 from sidelight.runtime import tune_cpu
 
@@ -97,7 +98,11 @@ class Trainer:
         model = build_model(recipe.model_name, recipe.to_dict()["model"])
         # fused: one kernel for all parameters instead of several for each.
         optimiser = torch.optim.AdamW(
-            model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+            model.parameters(),
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            # The fused one unscales fp16 gradients by itself, so that Fabric could not clip them before.
+            fused=self.config.precision != "16-mixed",
         )
         self.bare = model
         self.model, self.optimiser = fabric.setup(_WithLosses(model, recipe.losses), optimiser)
@@ -134,6 +139,15 @@ class Trainer:
 
     def _check_widths(self) -> None:
         found, model = self.train_data.store.recipe, self.recipe.model
+        backbone = self.recipe.backbone
+        asked = {"name": backbone.name, "pooling": backbone.pooling, "levels": tuple(range(-backbone.levels, 0))}
+        there = {"name": found.backbone, "pooling": found.pooling, "levels": found.levels}
+        for name, said in asked.items():
+            if said != there[name]:
+                raise ValueError(
+                    f"recipe: backbone.{name} says {said!r}, but the features in {self.train_data.store.folder} were "
+                    f"made with {there[name]!r}; correct the recipe or give other features"
+                )
         wanted = {"video_dim": model.video_dim, "text_dim": model.text_dim, "levels": model.levels}
         given = {"video_dim": found.video_dim, "text_dim": found.text_dim, "levels": len(found.levels)}
         for name, value in wanted.items():
@@ -144,6 +158,9 @@ class Trainer:
                 )
         if self.val_data is not None:
             found.require(self.val_data.store.recipe, what="the validation features")
+            known = brief_metrics(self.val_data.annotations)
+            if self.config.best_by not in known:
+                raise ValueError(f"train.best_by must be one of {', '.join(known)}; got {self.config.best_by!r}")
 
     def run(self, *, resume: bool = False, stop_after: int | None = None) -> Progress:
         """Train to the end.
@@ -254,8 +271,6 @@ class Trainer:
 
     def _keep_best(self, metrics: dict[str, Any]) -> None:
         at, brief = self.progress, metrics["brief"]
-        if self.config.best_by not in brief:
-            raise ValueError(f"train.best_by must be one of {', '.join(brief)}; got {self.config.best_by!r}")
         at.history.append({"epoch": at.epoch, **brief})
         score = float(brief[self.config.best_by])
         better = score > at.best
@@ -317,16 +332,28 @@ class Trainer:
                 "average": self.average,
                 "scaler": _scaler(self.fabric),
                 "progress": json.dumps(vars(self.progress)),
-                "recipe": json.dumps(_decisive(self.recipe)),
+                "recipe": json.dumps(self._decisive()),
             }
             temporary = self.out / f".{_STATE}.partial"
             torch.save(values, temporary)
             temporary.replace(self.out / _STATE)
         self.fabric.barrier()
 
+    def _decisive(self) -> dict[str, Any]:
+        """What must not change within a run; epochs may be added, paths may move."""
+        values = self.recipe.to_dict()
+        for name in ("out", "threads", "epochs", "val_every", "save_every", "best_by", "accelerator"):
+            del values["train"][name]
+        rows = [[a.qid, a.vid, a.query, a.relevant_windows] for a in self.train_data.annotations]
+        data = {
+            "features": self.train_data.store.recipe.digest(),
+            "annotations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+        }
+        return {**{part: values[part] for part in ("model", "backbone", "losses", "train")}, "data": data}
+
     def _load(self, state: Path) -> None:
         values = torch.load(state, weights_only=True, map_location="cpu")
-        saved, now = json.loads(values["recipe"]), json.loads(json.dumps(_decisive(self.recipe)))
+        saved, now = json.loads(values["recipe"]), json.loads(json.dumps(self._decisive()))
         for part in now:
             if saved.get(part) != now[part]:
                 raise ValueError(
@@ -343,14 +370,6 @@ class Trainer:
 
 
 _SHOWN = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1")
-
-
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """The parts of a recipe that must not change within a run; epochs may be added, paths may move."""
-    values = recipe.to_dict()
-    for name in ("out", "threads", "epochs", "val_every", "save_every", "best_by", "accelerator"):
-        del values["train"][name]
-    return {part: values[part] for part in ("model", "backbone", "losses", "train")}
 
 
 def _scaler(fabric: Fabric) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from sidelight.annotations import Annotation, AnnotationError, Submission
 from sidelight.metrics import highlights, moment_retrieval
 from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS, Windows
 
-__all__ = ["Convention", "evaluate_qvhighlights"]
+__all__ = ["Convention", "brief_metrics", "evaluate_qvhighlights"]
 
 Convention = Literal["r2-tuning", "moment-detr"]
 """The published script whose keys and length ranges are used."""
@@ -85,6 +85,21 @@ def evaluate_qvhighlights(
             "with predictions for them; use a split whose labels are public"
         )
     return {"brief": _brief(tables), **dict(sorted(tables.items()))}
+
+
+def brief_metrics(annotations: Sequence[Annotation]) -> tuple[str, ...]:
+    """The names under "brief" that these annotations can be scored by."""
+    nothing = [
+        Submission(
+            qid=a.qid,
+            query=a.query,
+            vid=a.vid,
+            pred_relevant_windows=np.zeros((0, 3)),
+            pred_saliency_scores=np.zeros(math.ceil(a.duration)),
+        )
+        for a in annotations
+    ]
+    return tuple(evaluate_qvhighlights(nothing, annotations)["brief"])
 
 
 def _pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:

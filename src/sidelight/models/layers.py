@@ -199,10 +199,14 @@ def inverse_sigmoid(x: Tensor, epsilon: float = 1e-5) -> Tensor:
 
 
 def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
-    """(name, number of trainable parameters) of each top-level module and each parameter that belongs to
-    none.
+    """(name, number of trainable parameters) of each module and each parameter that belongs to none; what stands in a
+    list of levels is opened up two steps further, since that is where the streams are.
     """
     table = [(name, p.numel()) for name, p in model.named_parameters(recurse=False) if p.requires_grad]
     for name, child in model.named_children():
-        table.append((name, sum(p.numel() for p in child.parameters() if p.requires_grad)))
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            for part, level in child.named_children():
+                table += [(f"{name}.{part}.{inner}", count) for inner, count in parameter_table(level)]
+        else:
+            table.append((name, sum(p.numel() for p in child.parameters() if p.requires_grad)))
     return table

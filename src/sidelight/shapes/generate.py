@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -71,12 +72,25 @@ def make_world(
     scenes = [sample_scene(seed=seed, index=i, split=split, seconds=seconds) for i in range(videos)]
     folder = Path(out) / "videos"
     folder.mkdir(parents=True, exist_ok=True)
+    _same_world(Path(out) / "world.json", {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
         pass
     # Last, so that an annotations file means a whole world.
     write_annotations(Path(out) / "annotations.jsonl", annotations)
     return annotations
+
+
+def _same_world(manifest: Path, settings: dict[str, object]) -> None:
+    """Refuse to mix worlds in one folder: videos that are there are kept, so they must be of this one."""
+    if manifest.exists():
+        there = json.loads(manifest.read_text())
+        if there != settings:
+            raise ValueError(f"{manifest.parent} holds another world ({there}); choose another folder")
+        return
+    temporary = manifest.with_name(f".{manifest.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(settings) + "\n")
+    temporary.replace(manifest)
 
 
 def _draw_all(scenes: list[Scene], folder: Path, side: int, workers: int, progress: bool) -> Iterator[None]:
