@@ -19,8 +19,10 @@ def blocks(language: str) -> list[tuple[str, str]]:
     """(page and number, text) of every code block of a language."""
     found = []
     for page in PAGES:
-        parts = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-        found += [(f"{page.name}:{i}", part) for i, part in enumerate(parts)]
+        # Fences alternate, so that a block without a language is not mistaken for the text between two others.
+        parts = re.split(r"^```(.*)\n", page.read_text(), flags=re.MULTILINE)
+        opened = zip(parts[1::4], parts[2::4], strict=True)
+        found += [(f"{page.name}:{i}", text) for i, (name, text) in enumerate(opened) if name == language]
     return found
 
 
