@@ -61,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    # The sentence below each field of a configuration is its help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     commands = import_module("sidelight.commands")
     add: Callable[[ArgumentParser], None] = getattr(commands, f"add_{name}")
     run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")

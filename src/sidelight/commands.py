@@ -22,7 +22,7 @@ def add_ground(parser: ArgumentParser) -> None:
     parser.add_argument("video", help="video file of any length")
     parser.add_argument("query", nargs="+", help="one or more sentences, each in quotes")
     _add_model(parser)
-    parser.add_argument("--top", type=int, default=5, help="moments to show per query")
+    parser.add_argument("--top", type=int, default=5, help="moments to print per query; JSON holds all")
     parser.add_argument("--json", metavar="FILE", help="write the groundings as JSON; - for standard output")
     parser.add_argument("--plot", metavar="FILE.png", help="draw frames, highlight curve and moments")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor keep this video's features")
@@ -37,6 +37,8 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
     probe(args.video)  # says what is wrong with the file before anything slow begins
     for target in (args.json, args.plot):
         _check_writable(target)
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
+        raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {args.plot}")
     grounder = Grounder.from_pretrained(args.model, cache=None if args.no_cache else DEFAULT_CACHE, device=args.device)
     groundings = grounder.ground(args.video, args.query)
     if args.json == "-":

@@ -122,7 +122,7 @@ def extract(
         store.put_queries(encode_queries(missing[first : first + _QUERIES_PER_FILE], backbone))
     failures: dict[str, str] = {}
     todo = [vid for vid in videos if not store.has_video(vid)]
-    for vid in tqdm(todo, unit="video", desc="extracting", disable=not progress):
+    for vid in tqdm(todo, unit="video", desc="extracting", disable=not (progress and todo)):
         try:
             store.put_video(vid, encode_video_file(videos[vid], backbone))
         except VideoError as error:
