@@ -44,7 +44,10 @@ def main() -> None:
     video = VideoFeatures(video_KTD=values, timeline=Timeline(duration=2.0 * CLIPS, clip_seconds=2.0))
     query = "a red square spins"
     text = grounder.encode([query])
-    answer = lambda: grounder.ground_features(video, text, [query])  # noqa: E731
+
+    def answer() -> object:
+        return grounder.ground_features(video, text, [query])
+
     # The counter cannot watch inference mode, so the model is called once by itself.
     with FlopCounterMode(display=False) as counter:
         grounder.checkpoint.model(collate([unlabelled(video, text[0])]))

@@ -75,7 +75,7 @@ def make_world(
     _same_world(Path(out) / "world.json", {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
-        pass
+        pass  # each video is on disk when its turn is over; nothing is returned
     # Last, so that an annotations file means a whole world.
     write_annotations(Path(out) / "annotations.jsonl", annotations)
     return annotations
