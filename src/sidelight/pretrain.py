@@ -108,17 +108,20 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
         make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.threads, progress=True)
         _decode(scenes, folder, cached, model)
     events = np.concatenate([_events_of(scene, model.clip_seconds) for scene in scenes])
-    # Read into memory: batches are random, and a memory map would wait for the disk again and again.
-    frames = np.load(cached)
+    parts = [(cached, events)]
     if split == "train" and config.drawn_scenes:
         drawn = folder / f"drawn-{config.seed}-{size}-{config.drawn_scenes}x{config.drawn_clips}"
-        more = _drawn(config, drawn)
-        frames, events = np.concatenate([frames, more.frames]), np.concatenate([events, more.events])
-    return Clips(frames=frames, events=events)
+        parts.append(_drawn(config, drawn))
+    # Read into memory once: batches are random, and a memory map would wait for the disk again and again.
+    rows = [len(e) for _, e in parts]
+    frames = np.empty((sum(rows), model.frames_per_clip, model.resolution, model.resolution, 3), np.uint8)
+    for start, (path, labels) in zip(np.cumsum([0, *rows]), parts, strict=False):
+        frames[start : start + len(labels)] = np.load(path, mmap_mode="r")
+    return Clips(frames=frames, events=np.concatenate([e for _, e in parts]))
 
 
-def _drawn(config: PretrainConfig, cached: Path) -> Clips:
-    """Clips of many scenes, drawn at the model's size; kept in ``cached`` with the attributes beside them."""
+def _drawn(config: PretrainConfig, cached: Path) -> tuple[Path, Ints]:
+    """File of the clips of many scenes, drawn at the model's size, and their attributes (kept beside it)."""
     from concurrent.futures import ProcessPoolExecutor
 
     from tqdm import tqdm
@@ -133,7 +136,7 @@ def _drawn(config: PretrainConfig, cached: Path) -> Clips:
             temporary = path.with_suffix(".partial.npy")
             np.save(temporary, np.concatenate(arrays))
             temporary.replace(path)
-    return Clips(frames=np.load(pixels), events=np.load(labels))
+    return pixels, np.load(labels)
 
 
 def _draw_clips(index: int, *, config: PretrainConfig) -> tuple[npt.NDArray[np.uint8], Ints]:
@@ -184,6 +187,28 @@ def _events_of(scene: Scene, clip_seconds: float) -> Ints:
 
 _HARDNESS = (0.15, 0.7, 0.15)
 """How often a negative sentence differs in colour, shape or action. Shapes are by far the hardest to tell apart."""
+
+
+_MIRROR = np.array([*(ACTIONS.index({"left": "right", "right": "left"}.get(a, a)) for a in ACTIONS), -1])
+"""The action that is seen in a mirror; the last entry is for "no event" (-1)."""
+
+
+def mirrored(
+    rng: np.random.Generator, frames_CFSS3: npt.NDArray[np.uint8], events_CE3: Ints
+) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """Each clip as it is, or (every second one) in a mirror, where left is right; shapes are all symmetric.
+
+    A combination that is kept for the test split must not arise by that; such clips stay as they are.
+    """
+    frames, events = frames_CFSS3.copy(), events_CE3.copy()
+    events[..., 2] = _MIRROR[events[..., 2]]
+    for clip in range(len(frames)):
+        there = events[clip][events[clip, :, 0] >= 0]
+        if rng.random() < 0.5 and not any(_name(row) in HELD_OUT for row in there):
+            frames[clip] = frames[clip, :, :, ::-1]
+        else:
+            events[clip] = events_CE3[clip]
+    return frames, events
 
 
 def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
@@ -316,10 +341,10 @@ def _step(
     lr: float,
     config: PretrainConfig,
 ) -> float:
-    events = clips.events[chosen]
+    pictures, events = mirrored(rng, clips.frames[chosen], clips.events[chosen])
     sentences, wanted = sample_sentences(rng, events, config.negatives)
     ids, _ = model.tokenizer.batch(sentences, longest=config.model.text_length)
-    frames = torch.from_numpy(clips.frames[chosen])
+    frames = torch.from_numpy(pictures)
     loss = contrastive_loss(
         model.embed_video(frames),
         model.embed_text(ids),

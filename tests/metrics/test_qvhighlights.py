@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sidelight.annotations import Annotation, AnnotationError, Submission, read_annotations, read_submissions
-from sidelight.metrics import Convention, evaluate_qvhighlights
+from sidelight.metrics import CONVENTIONS, Convention, evaluate_qvhighlights, per_query
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,26 @@ def test_charades(shared: Path) -> None:
     annotations = read_annotations(shared / "data" / "charades-sta" / "charades_test.jsonl")
     submissions = read_submissions(shared / "golden" / "benchmarks" / "charades-sta" / "preds.jsonl")
     golden = json.loads((shared / "golden" / "benchmarks" / "charades-sta" / "vtg_metrics.json").read_text())
-    # No window there is longer than 30 s; R2-Tuning's script then repeats "full", we leave "long" out.
+    assert evaluate_qvhighlights(submissions, annotations, convention="r2-tuning") == golden
+    # No window there is longer than 30 s: the published script repeats "full", our own convention leaves "long" out.
     assert golden.pop("long") == golden["full"]
     golden["brief"] = {k: v for k, v in golden["brief"].items() if "-long-" not in k}
     assert evaluate_qvhighlights(submissions, annotations) == golden
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("predictions", ["qvhighlights-eval/sample_val_preds", "benchmarks/stress/preds"])
+def test_the_mean_over_queries_is_the_metric(
+    shared: Path, val: list[Annotation], predictions: str, convention: Convention
+) -> None:
+    submissions = read_submissions(shared / "golden" / f"{predictions}.jsonl")
+    each = per_query(submissions, val, convention=convention)
+    brief = evaluate_qvhighlights(submissions, val, convention=convention)["brief"]
+    assert list(each) == list(brief)
+    assert {name: float(f"{100 * np.nanmean(values):.2f}") for name, values in each.items()} == brief
+    for name, values in each.items():
+        assert values.shape == (len(val),)
+        assert not np.isnan(values).any() or "short" in name or "middle" in name or "long" in name
 
 
 # --- small cases ------------------------------------------------------------------------------------------
@@ -200,5 +216,5 @@ def test_what_does_not_pair_off(submissions: list[Submission], annotations: list
 
 
 def test_unknown_convention() -> None:
-    with pytest.raises(ValueError, match="convention must be one of 'r2-tuning', 'moment-detr', got 'coco'"):
+    with pytest.raises(ValueError, match="convention must be one of 'sidelight', 'r2-tuning', 'moment-detr', got 'coco'"):
         evaluate_qvhighlights([guess()], [truth()], convention="coco")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,19 +18,20 @@ from sidelight.annotations import Annotation, AnnotationError, Submission
 from sidelight.metrics import highlights, moment_retrieval
 from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS, Windows
 
-__all__ = ["Convention", "brief_metrics", "evaluate_qvhighlights"]
+Floats = npt.NDArray[np.float64]
 
-Convention = Literal["r2-tuning", "moment-detr"]
-"""The published script whose keys and length ranges are used."""
+__all__ = ["CONVENTIONS", "Convention", "brief_metrics", "evaluate_qvhighlights", "per_query"]
 
+Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
+"""Which script's numbers: R2-Tuning's, Moment-DETR's, or what they agree on with nothing made up."""
+CONVENTIONS: tuple[Convention, ...] = ("sidelight", "r2-tuning", "moment-detr")
+
+_ENDLESS = {"full": (-math.inf, math.inf), "long": (30, math.inf), "middle": (10, 30), "short": (0, 10)}
 RANGES: dict[Convention, dict[str, tuple[float, float]]] = {
-    "r2-tuning": {
-        "full": (-math.inf, math.inf), "long": (30, math.inf), "middle": (10, 30), "short": (0, 10)
-    },
-    "moment-detr": {
-        "full": (-math.inf, math.inf), "long": (30, 150), "middle": (10, 30), "short": (0, 10)
-    },
-}  # fmt: skip
+    "sidelight": _ENDLESS,
+    "r2-tuning": _ENDLESS,
+    "moment-detr": {**_ENDLESS, "long": (30, 150)},
+}
 """Seconds of the true windows counted: longer than the first number, at most the second."""
 
 
@@ -37,7 +39,7 @@ def evaluate_qvhighlights(
     submissions: Sequence[Submission],
     annotations: Sequence[Annotation],
     *,
-    convention: Convention = "r2-tuning",
+    convention: Convention = "sidelight",
     clip_seconds: float = 2.0,
 ) -> dict[str, Any]:
     """The metrics of QVHighlights in percent, rounded to two decimals as the published scripts do.
@@ -48,13 +50,15 @@ def evaluate_qvhighlights(
     they report the same number for windows of up to 150 s; ``moment-detr`` leaves longer ones out of "long".
 
     What has no ground truth is left out of the result, and is not 0: the highlight metrics if the annotations
-    have no saliency scores, a length range that no window has (there R2-Tuning's script repeats "full", and
-    Moment-DETR's stops). A query without predicted windows counts as a miss (there both scripts stop).
+    have no saliency scores, a length range that no window has (there R2-Tuning's script repeats "full", as does
+    the convention of its name, and Moment-DETR's stops). A query without predicted windows counts as a miss
+    (there both scripts stop).
 
     Args:
         submissions: one for each annotation, in any order.
         annotations: the ground truth.
-        convention: ``r2-tuning``: with mIoU, R5, and recall from 0.3; ``moment-detr``: without.
+        convention: ``sidelight``: with mIoU, R5, and recall from 0.3; ``r2-tuning``: the same to the digit as
+            R2-Tuning's script; ``moment-detr``: as Moment-DETR's script, without mIoU and R5.
         clip_seconds: length of the clips that the annotations' clip ids count.
 
     Returns:
@@ -64,27 +68,49 @@ def evaluate_qvhighlights(
     Raises:
         AnnotationError: if the two do not pair off, or only some rows have what is to be scored.
     """
-    if convention not in RANGES:
-        raise ValueError(f"convention must be one of {', '.join(map(repr, RANGES))}, got {convention!r}")
-    paired = _pair(submissions, annotations)
+    moments, curves = _scored(submissions, annotations, convention, clip_seconds)
     tables: dict[str, Any] = {}
-    if _all_or_none("annotations", "relevant_windows", [(a.qid, a.relevant_windows) for a in annotations]):
-        windows = moment_retrieval.pad_windows(
-            [s.pred_relevant_windows for s in paired], [a.relevant_windows for a in annotations]
-        )
-        for name, limits in RANGES[convention].items():
-            if len(part := windows.within(*limits)):
-                tables[name] = _moment_table(part, convention)
-    curves = _all_or_none("predictions", "pred_saliency_scores", [(s.qid, s.pred_saliency_scores.size) for s in paired])
-    rated = _all_or_none("annotations", "saliency_scores", [(a.qid, a.saliency_scores) for a in annotations])
-    if curves and rated:
-        tables |= _highlight_tables(paired, annotations, clip_seconds)
-    if not tables:
-        raise AnnotationError(
-            "there is nothing to score: the annotations have no relevant_windows, nor saliency_scores "
-            "with predictions for them; use a split whose labels are public"
-        )
+    if moments is not None:
+        for name, rows in moments.ranges.items():
+            if rows.size:
+                tables[name] = moments.table(name, convention)
+            elif convention == "r2-tuning":
+                tables[name] = moments.table("full", convention)
+    for name, curve in curves.items():
+        tables[f"HL-min-{name}"] = {
+            "HL-mAP": _percent(curve.precision_QR.mean()),
+            "HL-Hit1": _percent(curve.hit_Q.mean()),
+        }
     return {"brief": _brief(tables), **dict(sorted(tables.items()))}
+
+
+def per_query(
+    submissions: Sequence[Submission],
+    annotations: Sequence[Annotation],
+    *,
+    convention: Convention = "sidelight",
+    clip_seconds: float = 2.0,
+) -> dict[str, Floats]:
+    """What each query adds to the metrics of ``brief``: from name to (Q,) shares between 0 and 1.
+
+    The mean over the queries that count is the metric itself, so differences can be tested. A query without any
+    window of the asked length does not count for that length: nan.
+
+    Args and errors are those of :func:`evaluate_qvhighlights`.
+    """
+    moments, curves = _scored(submissions, annotations, convention, clip_seconds)
+    found: dict[str, Floats] = {}
+    if moments is not None:
+        for name, rows in moments.ranges.items():
+            if rows.size:
+                for metric, values in moments.shares(name, convention).items():
+                    found[metric] = np.full(len(annotations), np.nan)
+                    found[metric][rows] = values
+    found = dict(sorted(found.items()))
+    for name, curve in curves.items():
+        found[f"HL-min-{name}-mAP"] = curve.precision_QR.mean(1)
+        found[f"HL-min-{name}-Hit1"] = curve.hit_Q.astype(np.float64)
+    return found
 
 
 def brief_metrics(annotations: Sequence[Annotation]) -> tuple[str, ...]:
@@ -152,43 +178,115 @@ def _named(qids: Sequence[int | str]) -> str:
     return f"qid {few}" + (f" and {len(qids) - 3} more" if len(qids) > 3 else "")
 
 
-def _moment_table(windows: Windows, convention: Convention) -> dict[str, Any]:
-    precision_H = moment_retrieval.average_precision(windows).mean(0)
-    first_Q = moment_retrieval.best_iou(windows, 1)
-    table: dict[str, Any] = {
-        "MR-mAP": {**_by_threshold(AP_THRESHOLDS, precision_H), "average": _percent(precision_H.mean())},
-        "MR-R1": _recall(first_Q, AP_THRESHOLDS if convention == "moment-detr" else RECALL_THRESHOLDS),
-    }
-    if convention == "r2-tuning":
-        table["MR-R5"] = _recall(moment_retrieval.best_iou(windows, 5), RECALL_THRESHOLDS)
-        table = {"MR-mIoU": _percent(first_Q.mean()), **table}
-    return table
+def _scored(
+    submissions: Sequence[Submission],
+    annotations: Sequence[Annotation],
+    convention: Convention,
+    clip_seconds: float,
+) -> tuple[_Moments | None, dict[str, _Curves]]:
+    """What there is to score, each query for itself."""
+    if convention not in RANGES:
+        raise ValueError(f"convention must be one of {', '.join(map(repr, RANGES))}, got {convention!r}")
+    paired = _pair(submissions, annotations)
+    moments = None
+    if _all_or_none("annotations", "relevant_windows", [(a.qid, a.relevant_windows) for a in annotations]):
+        windows = moment_retrieval.pad_windows(
+            [s.pred_relevant_windows for s in paired], [a.relevant_windows for a in annotations]
+        )
+        moments = _Moments(windows, RANGES[convention])
+    curves = _all_or_none("predictions", "pred_saliency_scores", [(s.qid, s.pred_saliency_scores.size) for s in paired])
+    rated = _all_or_none("annotations", "saliency_scores", [(a.qid, a.saliency_scores) for a in annotations])
+    if not moments and not (curves and rated):
+        raise AnnotationError(
+            "there is nothing to score: the annotations have no relevant_windows, nor saliency_scores "
+            "with predictions for them; use a split whose labels are public"
+        )
+    return moments, _curves(paired, annotations, clip_seconds) if curves and rated else {}
 
 
-def _recall(iou_Q: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]) -> dict[str, float]:
+class _Moments:
+    """Average precision and IoU of each query, for each range of lengths."""
+
+    def __init__(self, windows: Windows, ranges: Mapping[str, tuple[float, float]]) -> None:
+        self.ranges: dict[str, npt.NDArray[np.int64]] = {}
+        self.precision_QH: dict[str, Floats] = {}
+        self.first_Q: dict[str, Floats] = {}
+        self.five_Q: dict[str, Floats] = {}
+        for name, limits in ranges.items():
+            part, self.ranges[name] = windows.within(*limits)
+            self.precision_QH[name] = moment_retrieval.average_precision(part)
+            self.first_Q[name] = moment_retrieval.best_iou(part, 1)
+            self.five_Q[name] = moment_retrieval.best_iou(part, 5)
+
+    def table(self, name: str, convention: Convention) -> dict[str, Any]:
+        """The metrics of one range, as the scripts nest them."""
+        precision_H = self.precision_QH[name].mean(0)
+        first_Q = self.first_Q[name]
+        table: dict[str, Any] = {
+            "MR-mAP": {**_by_threshold(AP_THRESHOLDS, precision_H), "average": _percent(precision_H.mean())},
+            "MR-R1": _recall(first_Q, _recall_thresholds(convention)),
+        }
+        if convention == "moment-detr":
+            return table
+        table["MR-R5"] = _recall(self.five_Q[name], RECALL_THRESHOLDS)
+        return {"MR-mIoU": _percent(first_Q.mean()), **table}
+
+    def shares(self, name: str, convention: Convention) -> dict[str, Floats]:
+        """The metrics of one range that stand in ``brief``, for each query."""
+        precision_QH = self.precision_QH[name]
+        found: dict[str, Floats] = {f"MR-{name}-mAP": precision_QH.mean(1)}
+        if convention != "moment-detr":
+            found[f"MR-{name}-mIoU"] = self.first_Q[name]
+        if name != "full":
+            return found
+        for threshold in _BRIEF["mAP"]:
+            found[f"MR-full-mAP@{threshold}"] = precision_QH[:, np.searchsorted(AP_THRESHOLDS, float(threshold))]
+        ranks = {"R1": self.first_Q[name], "R5": self.five_Q[name]}
+        if convention == "moment-detr":
+            del ranks["R5"]
+        for metric, iou_Q in ranks.items():
+            for threshold in _BRIEF[metric]:
+                if float(threshold) >= _recall_thresholds(convention)[0]:
+                    found[f"MR-full-{metric}@{threshold}"] = (iou_Q >= float(threshold)).astype(np.float64)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curves:
+    """Highlight metrics of each query at one level."""
+
+    precision_QR: Floats
+    hit_Q: npt.NDArray[np.bool_]
+
+
+def _recall_thresholds(convention: Convention) -> Floats:
+    return AP_THRESHOLDS if convention == "moment-detr" else RECALL_THRESHOLDS
+
+
+def _recall(iou_Q: Floats, thresholds: Floats) -> dict[str, float]:
     return _by_threshold(thresholds, (iou_Q[:, None] >= thresholds).mean(0))
 
 
-def _by_threshold(thresholds: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> dict[str, float]:
+def _by_threshold(thresholds: Floats, shares: Floats) -> dict[str, float]:
     return {f"{t:g}": _percent(share) for t, share in zip(thresholds, shares, strict=True)}
 
 
-def _highlight_tables(
+def _curves(
     submissions: Sequence[Submission], annotations: Sequence[Annotation], clip_seconds: float
-) -> dict[str, Any]:
+) -> dict[str, _Curves]:
     ratings_QTR, clips_QT = _ratings(annotations, clip_seconds)
     saliency_QT1, predicted_QT = moment_retrieval.pad([s.pred_saliency_scores for s in submissions], width=1)
     longest = max(clips_QT.shape[1], predicted_QT.shape[1])
     saliency_QT = _widen(saliency_QT1[..., 0], longest)
     predicted_QT, clips_QT, ratings_QTR = (_widen(a, longest) for a in (predicted_QT, clips_QT, ratings_QTR))
-    tables = {}
+    found = {}
     for name, least in highlights.LEVELS.items():
         positive_QTR = ratings_QTR >= least
-        tables[f"HL-min-{name}"] = {
-            "HL-mAP": _percent(highlights.average_precision(saliency_QT, clips_QT, positive_QTR).mean()),
-            "HL-Hit1": _percent(highlights.hit_at_1(saliency_QT, predicted_QT, positive_QTR).mean()),
-        }
-    return tables
+        found[name] = _Curves(
+            precision_QR=highlights.average_precision(saliency_QT, clips_QT, positive_QTR),
+            hit_Q=highlights.hit_at_1(saliency_QT, predicted_QT, positive_QTR),
+        )
+    return found
 
 
 def _ratings(
@@ -216,6 +314,10 @@ def _widen(values: npt.NDArray[Any], longest: int) -> npt.NDArray[Any]:
     return np.pad(values, [(0, longest - n if axis == 1 else 0) for axis, n in enumerate(values.shape)])
 
 
+_BRIEF = {"mAP": ("0.5", "0.75"), "R1": ("0.3", "0.5", "0.7"), "R5": ("0.3", "0.5", "0.7")}
+"""The thresholds at which each metric stands in "brief"."""
+
+
 def _brief(tables: Mapping[str, Any]) -> dict[str, float]:
     """One number per metric: moments sorted by name, then highlights by level."""
     moments: dict[str, float] = {}
@@ -225,8 +327,7 @@ def _brief(tables: Mapping[str, Any]) -> dict[str, float]:
             if "MR-mIoU" in table:
                 moments[f"MR-{name}-mIoU"] = table["MR-mIoU"]
     if full := tables.get("full"):
-        chosen = {"mAP": ("0.5", "0.75"), "R1": ("0.3", "0.5", "0.7"), "R5": ("0.3", "0.5", "0.7")}
-        for metric, thresholds in chosen.items():
+        for metric, thresholds in _BRIEF.items():
             values = full.get(f"MR-{metric}", {})
             moments |= {f"MR-full-{metric}@{t}": values[t] for t in thresholds if t in values}
     levels = {

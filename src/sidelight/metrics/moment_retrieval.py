@@ -41,18 +41,19 @@ class Windows:
         """Q."""
         return len(self.pred_QN2)
 
-    def within(self, shortest: float, longest: float) -> Windows:
-        """The true windows longer than ``shortest`` and at most ``longest`` seconds, and their queries."""
+    def within(self, shortest: float, longest: float) -> tuple[Windows, npt.NDArray[np.int64]]:
+        """The true windows longer than ``shortest`` and at most ``longest`` seconds, and which queries have some."""
         length_QG = self.true_QG2[..., 1] - self.true_QG2[..., 0]
         mask_QG = self.true_mask_QG & (length_QG > shortest) & (length_QG <= longest)
-        rows = mask_QG.any(1)
-        return Windows(
+        rows = np.flatnonzero(mask_QG.any(1))
+        part = Windows(
             pred_QN2=self.pred_QN2[rows],
             score_QN=self.score_QN[rows],
             pred_mask_QN=self.pred_mask_QN[rows],
             true_QG2=self.true_QG2[rows],
             true_mask_QG=mask_QG[rows],
         )
+        return part, rows
 
 
 def pad_windows(predicted: Sequence[npt.ArrayLike], true: Sequence[npt.ArrayLike]) -> Windows:
