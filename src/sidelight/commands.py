@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from sidelight.compare import Comparison
     from sidelight.grounding import Grounding
 
 
@@ -35,10 +36,8 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
     if args.top < 1:
         raise ValueError(f"--top must be 1 or more, got {args.top}")
     probe(args.video)  # says what is wrong with the file before anything slow begins
-    for target in (args.json, args.plot):
-        _check_writable(target)
-    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
-        raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {args.plot}")
+    _check_writable(args.json)
+    _check_picture(args.plot)
     grounder = Grounder.from_pretrained(args.model, cache=None if args.no_cache else DEFAULT_CACHE, device=args.device)
     groundings = grounder.ground(args.video, args.query)
     if args.json == "-":
@@ -169,6 +168,12 @@ def add_shapes(parser: ArgumentParser) -> None:
     parser.add_argument("--shortest", type=float, default=60, help="seconds of the shortest video")
     parser.add_argument("--longest", type=float, default=150, help="seconds of the longest video")
     parser.add_argument("--side", type=int, default=160, help="width and height in pixels")
+    parser.add_argument(
+        "--absent",
+        type=int,
+        default=0,
+        help="also write with-absent.jsonl: so many more queries per video, true of none",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
 
 
@@ -182,6 +187,7 @@ def run_shapes(args: Namespace, _: ArgumentParser) -> int:
         split=args.split,
         seconds=(args.shortest, args.longest),
         side=args.side,
+        absent=args.absent,
         workers=args.workers,
         progress=True,
     )
@@ -294,21 +300,195 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
 
 
 def add_evaluate(parser: ArgumentParser) -> None:
-    parser.add_argument("predictions", help="JSONL in the QVHighlights submission form")
-    parser.add_argument("annotations", help="JSONL in the QVHighlights form")
+    parser.add_argument(
+        "predictions", nargs="+", help="JSONL in the QVHighlights submission form; several are runs of several seeds"
+    )
+    parser.add_argument("annotations", help="the ground truth, JSONL")
+    parser.add_argument("--benchmark", help="whose metric; found from the file unless given")
+    parser.add_argument(
+        "--convention",
+        choices=["sidelight", "r2-tuning", "moment-detr"],
+        default="sidelight",
+        help="which published script to equal",
+    )
+    parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals beside the numbers")
+    parser.add_argument("--by", choices=["video", "query"], default="video", help="what the bootstrap draws as one")
     parser.add_argument("--json", metavar="FILE", help="write all metrics as JSON")
 
 
 def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.evaluate import evaluate_files
+    from sidelight.scoring import score_files, score_queries
+    from sidelight.statistics import intervals, over_seeds
 
     _check_writable(args.json)
-    metrics = evaluate_files(args.predictions, args.annotations)
-    for name, value in metrics["brief"].items():
-        print(f"{name:<24}{value:>7.2f}")
+    options = {"benchmark": args.benchmark, "convention": args.convention}
+    if args.intervals and len(args.predictions) > 1:
+        raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
+    results = [score_files(file, args.annotations, **options) for file in args.predictions]
+    written: dict[str, Any] = results[0]
+    if len(results) > 1:
+        seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in results[0]["brief"]}
+        print(f"{'':<24}   mean  deviation over {len(results)} runs")
+        for name, (mean, deviation) in seeds.items():
+            print(f"{name:<24}{mean:>7.2f}  {deviation:.2f}")
+        runs = dict(zip(args.predictions, results, strict=True))
+        written = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
+    elif args.intervals:
+        import numpy as np
+
+        scored = score_queries(args.predictions[0], args.annotations, **options)
+        table = np.stack(list(scored.each.values()), axis=1) * 100
+        ranges = intervals(table, groups=scored.videos if args.by == "video" else None)
+        found = dict(zip(scored.each, ranges, strict=True))
+        for name, value in results[0]["brief"].items():
+            inside = f"  [{found[name].low:6.2f}, {found[name].high:6.2f}]" if name in found else ""
+            print(f"{name:<24}{value:>7.2f}{inside}")
+        written = {**results[0], "intervals": {k: [v.low, v.high] for k, v in found.items()}}
+    else:
+        for name, value in results[0]["brief"].items():
+            print(f"{name:<24}{value:>7.2f}")
     if args.json:
-        _write_text(args.json, json.dumps(metrics, indent=2) + "\n")
+        _write_text(args.json, json.dumps(written, indent=2) + "\n")
         print(f"wrote {args.json}")
+    return 0
+
+
+def add_compare(parser: ArgumentParser) -> None:
+    parser.add_argument("first", help="predictions, JSONL in the QVHighlights submission form")
+    parser.add_argument("second", help="other predictions of the same annotations")
+    parser.add_argument("annotations", help="the ground truth, JSONL")
+    parser.add_argument("--benchmark", help="whose metric; found from the file unless given")
+    parser.add_argument("--by", choices=["video", "query"], default="video", help="what is drawn and flipped as one")
+    parser.add_argument("--resamples", type=int, default=10_000, help="draws of the bootstrap and of the permutations")
+    parser.add_argument("--seed", type=int, default=0, help="of these draws")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw differences, intervals and wins")
+
+
+def run_compare(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.compare import compare
+    from sidelight.scoring import score_queries
+
+    _check_writable(args.json)
+    _check_picture(args.plot)
+    first, second = (score_queries(f, args.annotations, benchmark=args.benchmark) for f in (args.first, args.second))
+    names = (Path(args.first).stem, Path(args.second).stem)
+    found = compare(
+        first.each,
+        second.each,
+        qids=first.qids,
+        queries=first.queries,
+        videos=first.videos if args.by == "video" else None,
+        names=names if names[0] != names[1] else (args.first, args.second),
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+    _print_comparison(found)
+    if args.json:
+        _write_text(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
+        print(f"wrote {args.json}")
+    if args.plot:
+        from sidelight.charts import plot_comparison
+
+        plot_comparison(found, args.plot)
+        print(f"wrote {args.plot}")
+    return 0
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first, second = found.names
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    for name in ("queries", first, second, "difference", "95 % interval", "p", "adjusted"):
+        table.add_column(name, justify="right")
+    table.add_column("better")
+    verdicts = {"first": first, "second": second, "no difference": "-"}
+    for row in found.metrics:
+        d = row.difference
+        table.add_row(
+            row.metric, str(row.queries), f"{row.first:.2f}", f"{row.second:.2f}", f"{d.value:+.2f}",
+            f"[{d.low:+.2f}, {d.high:+.2f}]", f"{row.p:.4f}", f"{row.p_adjusted:.4f}", verdicts[row.verdict],
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"\np: paired permutation test over {found.groups} {found.grouped_by}s; adjusted: Holm over this table"
+    )
+    console.print("\nqueries answered better")
+    for win in found.wins:
+        console.print(f"  {win.metric:<24}{first} {win.first}, {second} {win.second}, equal {win.equal}")
+    if found.largest:
+        console.print(f"\nlargest differences by {found.decided_by}")
+        for query in found.largest:
+            console.print(f"  qid {query.qid}: {query.first:.1f} against {query.second:.1f}  {query.query}")
+
+
+def add_calibrate(parser: ArgumentParser) -> None:
+    parser.add_argument("predictions", help="JSONL in the QVHighlights submission form")
+    parser.add_argument("annotations", help="the ground truth; queries without relevant_windows have no moment")
+    parser.add_argument(
+        "--min-score", type=float, help="report on this threshold, chosen on other data; else choose one"
+    )
+    parser.add_argument("--iou", type=float, default=0.5, help="from which overlap a moment is right")
+    parser.add_argument("--bins", type=int, default=10, help="bins of the scores")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the reliability of the scores")
+
+
+def run_calibrate(args: Namespace, _: ArgumentParser) -> int:
+    import dataclasses
+
+    from sidelight.annotations import read_annotations, read_submissions
+    from sidelight.metrics.calibration import absent_report, best_moments, choose_min_score, reliability
+
+    _check_writable(args.json)
+    _check_picture(args.plot)
+    for name in ("min_score", "iou"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {value}")
+    best = best_moments(read_submissions(args.predictions), read_annotations(args.annotations), iou=args.iou)
+    asked = best.present_Q
+    if not asked.any():
+        raise ValueError(f"no query of {args.annotations} has a moment (relevant_windows); there is nothing to compare")
+    found = reliability(best.score_Q[asked], best.right_Q[asked], bins=args.bins)
+    print("   score   moments   mean score   right (%)")
+    for low, high, count, score, right in zip(
+        found.edges[:-1], found.edges[1:], found.count_N, found.score_N, found.right_N, strict=True
+    ):
+        if count:
+            print(f"{low:.2f}-{high:.2f}{count:>10}{score:>13.2f}{100 * right:>12.1f}")
+    print(f"expected calibration error: {100 * found.error:.1f} points")
+    values = {"reliability": {"count": found.count_N.tolist(), "error": found.error}}
+    for name in ("edges", "score_N", "right_N"):
+        numbers = getattr(found, name).tolist()
+        values["reliability"][name.removesuffix("_N")] = [None if v != v else v for v in numbers]
+    threshold = args.min_score
+    if not asked.all():
+        if threshold is None:
+            threshold = choose_min_score(best.score_Q, asked)
+            print(f'\nchosen for the best F1 of the answer "no such moment": --min-score {threshold:.3f}')
+        report = absent_report(best.score_Q, asked, threshold)
+        absent = int((~asked).sum())
+        print(
+            f'"no such moment" below {threshold:.3f} ({absent} of {len(asked)} queries have none): '
+            f"precision {100 * report.precision:.1f} %, recall {100 * report.recall:.1f} %, "
+            f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the others are lost"
+        )
+        values["absent"] = {k: None if v != v else v for k, v in dataclasses.asdict(report).items()}
+    else:
+        print('every query has a moment: nothing is said of the answer "no such moment"')
+    if args.json:
+        _write_text(args.json, json.dumps(values, indent=2) + "\n")
+        print(f"wrote {args.json}")
+    if args.plot:
+        from sidelight.charts import plot_reliability
+
+        plot_reliability(found, args.plot, min_score=threshold)
+        print(f"wrote {args.plot}")
     return 0
 
 
@@ -368,6 +548,12 @@ def _check_writable(path: str | None) -> None:
             raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
         if Path(path).is_dir():
             raise ValueError(f"cannot write {path}: it is a folder; give a file name")
+
+
+def _check_picture(path: str | None) -> None:
+    _check_writable(path)
+    if path and Path(path).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
+        raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
 
 
 def _write_text(path: str | Path, text: str) -> None:

@@ -70,6 +70,8 @@ class PretrainConfig:
     """Largest gradient norm."""
     threads: int = 2
     """CPU threads."""
+    init: str = ""
+    """Folder of weights to start from, instead of random ones."""
     out: str = "runs/shapes-backbone"
     """Folder for the weights, the log and the state to resume from."""
     model: ShapesBackboneConfig = ShapesBackboneConfig()
@@ -116,7 +118,7 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
     rows = [len(e) for _, e in parts]
     frames = np.empty((sum(rows), model.frames_per_clip, model.resolution, model.resolution, 3), np.uint8)
     for start, (path, labels) in zip(np.cumsum([0, *rows]), parts, strict=False):
-        frames[start : start + len(labels)] = np.load(path, mmap_mode="r")
+        frames[start : start + len(labels)] = np.load(path, mmap_mode="r")[: len(labels)]
     return Clips(frames=frames, events=np.concatenate([e for _, e in parts]))
 
 
@@ -129,13 +131,24 @@ def _drawn(config: PretrainConfig, cached: Path) -> tuple[Path, Ints]:
     pixels, labels = cached.with_name(f"{cached.name}.npy"), cached.with_name(f"{cached.name}.events.npy")
     if not (pixels.exists() and labels.exists()):
         draw = partial(_draw_clips, config=config)
+        model, labelled, row = config.model, [], 0
+        shape = (model.frames_per_clip, model.resolution, model.resolution, 3)
+        beside = pixels.with_suffix(".partial.npy")
+        # Straight to disk: all of them at once would be twice in memory. A scene may have fewer clips than asked
+        # for; what is left at the end stays black and has no label.
+        most = config.drawn_scenes * config.drawn_clips
+        frames = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(most, *shape))
         with ProcessPoolExecutor(config.threads) as pool:
             scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
-            parts = list(tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"))
-        for path, arrays in ((labels, [e for _, e in parts]), (pixels, [f for f, _ in parts])):
-            temporary = path.with_suffix(".partial.npy")
-            np.save(temporary, np.concatenate(arrays))
-            temporary.replace(path)
+            for pictures, events in tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"):
+                frames[row : row + len(pictures)] = pictures
+                labelled.append(events)
+                row += len(pictures)
+        frames.flush()
+        temporary = labels.with_suffix(".partial.npy")
+        np.save(temporary, np.concatenate(labelled))
+        temporary.replace(labels)
+        beside.replace(pixels)
     return pixels, np.load(labels)
 
 
@@ -294,6 +307,11 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     clips, out = load_clips(config, "train"), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     model = TwoTowers(config.model)
+    if config.init:
+        start = TwoTowers.load(config.init)
+        if start.config != config.model:
+            raise ValueError(f"{config.init} holds towers of other sizes than asked for; leave out one of the two")
+        model.load_state_dict(start.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.98))
     first, state = 0, out / "state.pt"
     if state.exists():

@@ -216,5 +216,7 @@ def test_what_does_not_pair_off(submissions: list[Submission], annotations: list
 
 
 def test_unknown_convention() -> None:
-    with pytest.raises(ValueError, match="convention must be one of 'sidelight', 'r2-tuning', 'moment-detr', got 'coco'"):
+    with pytest.raises(
+        ValueError, match="convention must be one of 'sidelight', 'r2-tuning', 'moment-detr', got 'coco'"
+    ):
         evaluate_qvhighlights([guess()], [truth()], convention="coco")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 
 from sidelight.annotations import read_annotations
 from sidelight.shapes import make_world
-from sidelight.shapes.generate import annotate, merge_windows
+from sidelight.shapes.generate import absent_queries, annotate, merge_windows
 from sidelight.shapes.language import ACTION_WORDS, SHAPE_WORDS, phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
@@ -119,6 +119,23 @@ def test_moments_of_all_lengths_and_ratings_of_all_kinds_occur() -> None:
     assert any(r.extra["colour"] is None for r in rows) and any(r.extra["shape"] is None for r in rows)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_absent_queries_are_neighbours_of_what_happens_and_never_true(split: str) -> None:
+    seen = 0
+    for index in range(20):
+        scene = sample_scene(seed=3, index=index, split=split)
+        there = {e.combination for e in scene.events}
+        for row in absent_queries(scene, seed=3, index=index, count=4):
+            wanted = (row.extra["colour"], row.extra["shape"], row.extra["action"])
+            assert wanted not in there
+            assert row.relevant_windows == ()
+            assert any(sum(a != b for a, b in zip(wanted, c, strict=True)) == 1 for c in there if c)
+            assert split == "test" or wanted not in HELD_OUT
+            seen += 1
+    assert seen == 80
+    assert absent_queries(scene, seed=3, index=index, count=0) == []
+
+
 def test_phrases_name_what_is_asked_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     found = {phrase(rng, action="spin", colour="red", shape="square") for _ in range(200)}
@@ -198,7 +215,9 @@ def test_a_world_is_watchable_complete_and_repeatable(tiny_world: Path, tmp_path
     info = probe(files[0])
     assert info.codec == "h264" and info.width == info.height == 128 and info.pixel_format == "yuv420p"
     assert info.duration == next(r.duration for r in rows if r.vid == files[0].stem)
-    again = make_world(tmp_path, videos=1, seed=11, seconds=(20, 26), side=128)
+    again = make_world(tmp_path, videos=1, seed=11, seconds=(20, 26), side=128, absent=2)
+    assert read_annotations(tmp_path / "with-absent.jsonl")[: len(again)] == again
+    assert len(read_annotations(tmp_path / "with-absent.jsonl")) == len(again) + 2
     assert again == [r for r in rows if r.vid == files[0].stem]
     assert _digest(tmp_path / "videos" / files[0].name) == _digest(files[0])
     # The picture in the file is the one that was drawn, but for compression.
@@ -223,6 +242,7 @@ def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         ({"videos": 0}, "videos"),
+        ({"absent": -1}, "absent"),
         ({"side": 127}, "side"),
         ({"side": 64}, "side"),
         ({"split": "dev"}, "split"),

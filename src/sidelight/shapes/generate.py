@@ -18,10 +18,13 @@ from sidelight.annotations import Annotation, write_annotations
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
+    ACTIONS,
     CLIP_SECONDS,
+    COLOURS,
     HELD_OUT,
     MAX_WINDOW_SECONDS,
     MAX_WINDOWS,
+    SHAPES,
     Scene,
     Thing,
     sample_scene,
@@ -40,6 +43,7 @@ def make_world(
     split: str = "train",
     seconds: tuple[float, float] = (60, 150),
     side: int = SIDE,
+    absent: int = 0,
     workers: int = 1,
     progress: bool = False,
 ) -> list[Annotation]:
@@ -56,6 +60,8 @@ def make_world(
         split: ``train``, ``val`` or ``test``; only ``test`` holds the combinations kept from training.
         seconds: shortest and longest duration of a video.
         side: width and height in pixels; even, at least 128.
+        absent: also write ``out/with-absent.jsonl``: the same queries and that many more per video which are true of
+            no moment in it, each a neighbour of one that is.
         workers: processes that draw at the same time.
         progress: show a progress bar.
 
@@ -67,6 +73,8 @@ def make_world(
     """
     if videos < 1:
         raise ValueError(f"videos must be 1 or more, got {videos}")
+    if absent < 0:
+        raise ValueError(f"absent must be 0 or more queries per video, got {absent}")
     if side < 128 or side % 2:
         raise ValueError(f"side must be an even number of at least 128 pixels, got {side}")
     scenes = [sample_scene(seed=seed, index=i, split=split, seconds=seconds) for i in range(videos)]
@@ -76,6 +84,9 @@ def make_world(
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
         pass  # each video is on disk when its turn is over; nothing is returned
+    if absent:
+        without = [a for i, scene in enumerate(scenes) for a in absent_queries(scene, seed=seed, index=i, count=absent)]
+        write_annotations(Path(out) / "with-absent.jsonl", [*annotations, *without])
     # Last, so that an annotations file means a whole world.
     write_annotations(Path(out) / "annotations.jsonl", annotations)
     return annotations
@@ -170,6 +181,45 @@ def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[A
             )
         )
     return rows
+
+
+def absent_queries(scene: Scene, *, seed: int, index: int, count: int) -> list[Annotation]:
+    """Up to ``count`` queries that are true of no moment of the scene, hence without windows.
+
+    Each differs from something that happens there in one attribute only, so nothing but reading all of the sentence
+    and looking closely tells that it is not there.
+    """
+    rng = np.random.default_rng([seed, index, 78])
+    there = {e.combination for e in scene.events}
+    tables = (tuple(COLOURS), SHAPES, ACTIONS)
+    neighbours = sorted(
+        {
+            (*c[:i], value, *c[i + 1 :])
+            for c in there
+            if c is not None
+            for i, table in enumerate(tables)
+            for value in table
+        }
+        - there
+    )
+    allowed = [c for c in neighbours if scene.split == "test" or c not in HELD_OUT]
+    chosen = [allowed[int(i)] for i in rng.permutation(len(allowed))[:count]]
+    return [
+        Annotation(
+            qid=f"{scene.vid}_absent_{number:02d}",
+            query=phrase(rng, action=action, colour=colour, shape=shape),
+            vid=scene.vid,
+            duration=_integer_if_whole(scene.duration),
+            extra={
+                "colour": colour,
+                "shape": shape,
+                "action": action,
+                "unseen": (colour, shape, action) in HELD_OUT,
+                "absent": True,
+            },
+        )
+        for number, (colour, shape, action) in enumerate(chosen)
+    ]
 
 
 def _questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str | None, str | None, str]]:

@@ -1,0 +1,170 @@
+"""Can the scores be believed, and from which score on is "no such moment" the answer?
+
+Reliability compares the score of each query's best moment with how often such a moment is right. A query has no
+moment in its video if its annotation has no window; the answer "no such moment" is given where the best score lies
+below a threshold, which is chosen on validation and reported on other data.
+
+Legend: Q queries, N bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sidelight import spans
+from sidelight.annotations import Annotation, AnnotationError, Submission
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best moment of each query."""
+
+    score_Q: Floats
+    """Its score; 0 where nothing was predicted."""
+    right_Q: Bools
+    """Whether it meets a true window with at least the IoU asked for."""
+    present_Q: Bools
+    """Whether the video has such a moment at all."""
+
+
+def best_moments(submissions: Sequence[Submission], annotations: Sequence[Annotation], *, iou: float = 0.5) -> Best:
+    """The highest scored moment of each query, and whether it is right.
+
+    Args:
+        submissions: predictions, in any order; their scores must lie in [0, 1].
+        annotations: the ground truth; no windows mean that the video has no such moment.
+        iou: from which overlap on a moment is right.
+
+    Raises:
+        AnnotationError: if an annotation has no prediction, or a score lies outside [0, 1].
+    """
+    by_qid = {s.qid: s for s in submissions}
+    score, right, present = [], [], []
+    for annotation in annotations:
+        if annotation.qid not in by_qid:
+            raise AnnotationError(f"qid {annotation.qid!r} has no prediction; predict for every annotation")
+        windows = by_qid[annotation.qid].pred_relevant_windows
+        if windows.size and not 0 <= windows[:, 2].min() <= windows[:, 2].max() <= 1:
+            raise AnnotationError(
+                f"qid {annotation.qid!r}: calibration needs scores between 0 and 1, got {windows[:, 2].min():g} to "
+                f"{windows[:, 2].max():g}; predict with a score that is a probability"
+            )
+        best = windows[np.argmax(windows[:, 2])] if len(windows) else np.zeros(3)
+        true = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
+        score.append(best[2])
+        present.append(len(true) > 0)
+        right.append(len(true) > 0 and len(windows) > 0 and np.asarray(spans.iou(best[None, :2], true)).max() >= iou)
+    return Best(
+        score_Q=np.array(score, dtype=np.float64),
+        right_Q=np.array(right, dtype=bool),
+        present_Q=np.array(present, dtype=bool),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How often moments of about one score are right. Bins without any moment are nan."""
+
+    edges: Floats
+    """(N + 1,) of the bins, from 0 to 1."""
+    count_N: npt.NDArray[np.int64]
+    score_N: Floats
+    """Mean score."""
+    right_N: Floats
+    """Share that is right."""
+    error: float
+    """Expected calibration error: the mean gap between the two, weighted by count (Guo et al., ICML 2017)."""
+
+
+def reliability(score_Q: Floats, right_Q: Bools, *, bins: int = 10) -> Reliability:
+    """Bin moments by score and compare each bin's score with how often it is right.
+
+    Raises:
+        ValueError: without any score, for fewer than one bin, or scores outside [0, 1].
+    """
+    if bins < 1 or not score_Q.size:
+        raise ValueError(f"reliability needs scores and 1 bin or more, got {score_Q.size} scores and {bins} bins")
+    if not 0 <= score_Q.min() <= score_Q.max() <= 1:
+        raise ValueError(f"scores must lie in [0, 1], got {score_Q.min():g} to {score_Q.max():g}")
+    bin_Q = np.minimum((score_Q * bins).astype(np.int64), bins - 1)
+    count_N = np.bincount(bin_Q, minlength=bins)
+    some = np.maximum(count_N, 1)
+    score_N = np.where(count_N, np.bincount(bin_Q, weights=score_Q, minlength=bins) / some, np.nan)
+    right_N = np.where(count_N, np.bincount(bin_Q, weights=right_Q, minlength=bins) / some, np.nan)
+    gap_N = np.nan_to_num(np.abs(score_N - right_N))
+    return Reliability(
+        edges=np.linspace(0, 1, bins + 1),
+        count_N=count_N,
+        score_N=score_N,
+        right_N=right_N,
+        error=float((gap_N * count_N).sum() / count_N.sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbsentReport:
+    """How well "no such moment" is answered at one threshold, as shares."""
+
+    min_score: float
+    precision: float
+    """Of the answers "no such moment", how many are right; nan if it was never given."""
+    recall: float
+    """Of the queries without a moment, how many are answered so."""
+    f1: float
+    lost: float
+    """Of the queries that have a moment, how many are wrongly answered so."""
+
+
+def absent_report(score_Q: Floats, present_Q: Bools, min_score: float) -> AbsentReport:
+    """Precision and recall of "no such moment", given where the best score lies below ``min_score``.
+
+    Raises:
+        ValueError: unless there are queries with and without a moment.
+    """
+    _both_kinds(present_Q)
+    said_Q = score_Q < min_score
+    right = int((said_Q & ~present_Q).sum())
+    precision = right / said_Q.sum() if said_Q.any() else float("nan")
+    recall = right / (~present_Q).sum()
+    return AbsentReport(
+        min_score=float(min_score),
+        precision=float(precision),
+        recall=float(recall),
+        f1=float(2 * right / (said_Q.sum() + (~present_Q).sum())),
+        lost=float((said_Q & present_Q).sum() / present_Q.sum()),
+    )
+
+
+def choose_min_score(score_Q: Floats, present_Q: Bools) -> float:
+    """The threshold with the best F1 of "no such moment"; of equal ones the lowest, which loses least.
+
+    Thresholds between two neighbouring scores give the same answers, so only their midpoints are tried.
+
+    Raises:
+        ValueError: unless there are queries with and without a moment.
+    """
+    _both_kinds(present_Q)
+    order = np.argsort(score_Q, kind="stable")
+    score, absent = score_Q[order], ~present_Q[order]
+    right_Q = absent.cumsum()
+    f1_Q = 2 * right_Q / (np.arange(1, len(score) + 1) + absent.sum())
+    # A threshold cannot part equal scores.
+    f1_Q = np.where(np.append(score[1:] > score[:-1], True), f1_Q, -1.0)
+    best = int(np.argmax(f1_Q))
+    above = score[best + 1] if best + 1 < len(score) else 1.0
+    return float((score[best] + above) / 2)
+
+
+def _both_kinds(present_Q: Bools) -> None:
+    if present_Q.all() or not present_Q.any():
+        raise ValueError(
+            f"{int(present_Q.sum())} of {len(present_Q)} queries have a moment; a threshold for the answer "
+            '"no such moment" needs queries of both kinds: add annotations without relevant_windows'
+        )
