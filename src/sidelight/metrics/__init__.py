@@ -279,14 +279,18 @@ def _curves(
     longest = max(clips_QT.shape[1], predicted_QT.shape[1])
     saliency_QT = _widen(saliency_QT1[..., 0], longest)
     predicted_QT, clips_QT, ratings_QTR = (_widen(a, longest) for a in (predicted_QT, clips_QT, ratings_QTR))
-    found = {}
-    for name, least in highlights.LEVELS.items():
-        positive_QTR = ratings_QTR >= least
-        found[name] = _Curves(
-            precision_QR=highlights.average_precision(saliency_QT, clips_QT, positive_QTR),
-            hit_Q=highlights.hit_at_1(saliency_QT, predicted_QT, positive_QTR),
+    raters = ratings_QTR.shape[2]
+    # All levels at once: they share the order of the clips.
+    positive_QTR = np.concatenate([ratings_QTR >= least for least in highlights.LEVELS.values()], axis=2)
+    precision_QR = highlights.average_precision(saliency_QT, clips_QT, positive_QTR)
+    parts = [slice(i * raters, (i + 1) * raters) for i in range(len(highlights.LEVELS))]
+    return {
+        name: _Curves(
+            precision_QR=precision_QR[:, part],
+            hit_Q=highlights.hit_at_1(saliency_QT, predicted_QT, positive_QTR[..., part]),
         )
-    return found
+        for name, part in zip(highlights.LEVELS, parts, strict=True)
+    }
 
 
 def _ratings(

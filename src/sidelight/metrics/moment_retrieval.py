@@ -24,48 +24,63 @@ AP_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10).round(2)
 RECALL_THRESHOLDS: Floats = np.linspace(0.3, 0.95, 14).round(2)
 AP_WINDOWS = 10
 """Average precision looks at the first ten windows as they are listed."""
+RECALL_WINDOWS = 5
+"""Recall looks at the first one and at the first five."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Predicted and true windows of many queries, padded. Windows are [start, end] in seconds."""
+    """How the predicted windows of many queries overlap the true ones; padded."""
 
-    pred_QN2: Floats
-    """In the order they were listed."""
-    score_QN: Floats
-    pred_mask_QN: Bools
-    true_QG2: Floats
+    length_QG: Floats
+    """Seconds of each true window."""
     true_mask_QG: Bools
+    listed_iou_QNG: Floats
+    """IoU of the first five windows as they are listed, for recall; 0 where padded."""
+    ranked_iou_QNG: Floats
+    """IoU of the first ten, ranked by their scores, for average precision; -1 where padded."""
 
     def __len__(self) -> int:
         """Q."""
-        return len(self.pred_QN2)
+        return len(self.length_QG)
 
     def within(self, shortest: float, longest: float) -> tuple[Windows, npt.NDArray[np.int64]]:
         """The true windows longer than ``shortest`` and at most ``longest`` seconds, and which queries have some."""
-        length_QG = self.true_QG2[..., 1] - self.true_QG2[..., 0]
-        mask_QG = self.true_mask_QG & (length_QG > shortest) & (length_QG <= longest)
+        mask_QG = self.true_mask_QG & (self.length_QG > shortest) & (self.length_QG <= longest)
         rows = np.flatnonzero(mask_QG.any(1))
         part = Windows(
-            pred_QN2=self.pred_QN2[rows],
-            score_QN=self.score_QN[rows],
-            pred_mask_QN=self.pred_mask_QN[rows],
-            true_QG2=self.true_QG2[rows],
+            length_QG=self.length_QG[rows],
             true_mask_QG=mask_QG[rows],
+            listed_iou_QNG=self.listed_iou_QNG[rows],
+            ranked_iou_QNG=self.ranked_iou_QNG[rows],
         )
         return part, rows
 
 
 def pad_windows(predicted: Sequence[npt.ArrayLike], true: Sequence[npt.ArrayLike]) -> Windows:
-    """Pad for each query (N, 3) [start, end, score] and (G, 2) [start, end], whose numbers differ."""
-    pred_QN3, pred_mask_QN = pad(predicted, width=3)
+    """From (N, 3) [start, end, score] and (G, 2) [start, end] in seconds for each query, whose numbers differ.
+
+    Only the first ten predicted windows matter. Recall takes intersection over hull, as the published script does;
+    for windows that meet this is the IoU but for the last bit, which decides when it lies at a threshold.
+    """
+    pred_QN3, pred_mask_QN = pad([np.asarray(p)[:AP_WINDOWS] for p in predicted], width=3)
     true_QG2, true_mask_QG = pad(true, width=2)
+    pred_QN12, true_Q1G2 = pred_QN3[:, :RECALL_WINDOWS, None, :2], true_QG2[:, None]
+    met = np.minimum(pred_QN12[..., 1], true_Q1G2[..., 1]) - np.maximum(pred_QN12[..., 0], true_Q1G2[..., 0])
+    hull = np.maximum(pred_QN12[..., 1], true_Q1G2[..., 1]) - np.minimum(pred_QN12[..., 0], true_Q1G2[..., 0])
+    real = pred_mask_QN[:, :RECALL_WINDOWS, None] & true_mask_QG[:, None]
+    listed_QNG = np.where(real & (met > 0), met / np.where(hull > 0, hull, 1.0), 0.0)
+    # Equal scores keep the order listed.
+    order_QN = np.argsort(np.where(pred_mask_QN, -pred_QN3[..., 2], np.inf), axis=1, kind="stable")
+    ranked_QN3 = np.take_along_axis(pred_QN3, order_QN[..., None], 1)
+    ranked_QNG = np.asarray(spans.iou(ranked_QN3[..., :2], true_QG2))
+    # Padding is ranked last.
+    ranked_QNG[~pred_mask_QN] = -1.0
     return Windows(
-        pred_QN2=pred_QN3[..., :2],
-        score_QN=pred_QN3[..., 2],
-        pred_mask_QN=pred_mask_QN,
-        true_QG2=true_QG2,
+        length_QG=true_QG2[..., 1] - true_QG2[..., 0],
         true_mask_QG=true_mask_QG,
+        listed_iou_QNG=listed_QNG,
+        ranked_iou_QNG=ranked_QNG,
     )
 
 
@@ -80,18 +95,11 @@ def pad(rows: Sequence[npt.ArrayLike], *, width: int) -> tuple[Floats, Bools]:
 
 
 def best_iou(windows: Windows, rank: int) -> Floats:
-    """(Q,) the highest IoU between one of the first ``rank`` windows listed and any true one.
+    """(Q,) the highest IoU between one of the first ``rank`` windows listed (at most 5) and any true one.
 
-    0 for a query without predictions. The IoU here is intersection over hull, as in the published script; for
-    windows that meet this is the same but for the last bit, which decides when an IoU lies at a threshold.
+    0 for a query without predictions.
     """
-    pred = windows.pred_QN2[:, :rank, None]
-    true = windows.true_QG2[:, None]
-    met = np.minimum(pred[..., 1], true[..., 1]) - np.maximum(pred[..., 0], true[..., 0])
-    hull = np.maximum(pred[..., 1], true[..., 1]) - np.minimum(pred[..., 0], true[..., 0])
-    real = windows.pred_mask_QN[:, :rank, None] & windows.true_mask_QG[:, None]
-    iou_QNG = np.where(real & (met > 0), met / np.where(hull > 0, hull, 1.0), 0.0)
-    found: Floats = iou_QNG.max(axis=(1, 2))
+    found: Floats = (windows.listed_iou_QNG[:, :rank] * windows.true_mask_QG[:, None]).max(axis=(1, 2), initial=0.0)
     return found
 
 
@@ -99,25 +107,21 @@ def average_precision(windows: Windows, thresholds: Floats = AP_THRESHOLDS) -> F
     """(Q, H) interpolated average precision of the first ten windows listed, in the order of their scores.
 
     From the best score down, each window takes the true one that it overlaps most among those not yet taken,
-    if by at least the threshold; otherwise it is a false alarm. Equal scores keep the order listed; of equal
-    overlaps the last true window is taken, as the published script does. 0 for a query without predictions
-    (the published script leaves such queries out of its mean).
+    if by at least the threshold; otherwise it is a false alarm. Of equal overlaps the last true window is taken,
+    as the published script does. 0 for a query without predictions (the published script leaves such queries out
+    of its mean).
     """
-    mask_QN = windows.pred_mask_QN[:, :AP_WINDOWS]
-    sinking = np.where(mask_QN, -windows.score_QN[:, :AP_WINDOWS], np.inf)
-    order_QN = np.argsort(sinking, axis=1, kind="stable")
-    iou_QNG = np.asarray(spans.iou(windows.pred_QN2[:, :AP_WINDOWS], windows.true_QG2))
-    iou_QNG = np.where(mask_QN[:, :, None] & windows.true_mask_QG[:, None, :], iou_QNG, -1.0)
-    iou_QNG = np.take_along_axis(iou_QNG, order_QN[..., None], 1)
-    queries, ranks, most = iou_QNG.shape
-    free_QHG = np.broadcast_to(windows.true_mask_QG[:, None], (queries, len(thresholds), most)).copy()
+    # The last true window first, so that argmax finds it; thresholds last, where they are next to each other.
+    free_QGH = np.repeat(windows.true_mask_QG[:, ::-1, None], len(thresholds), axis=2)
+    iou_QNG = windows.ranked_iou_QNG[:, :, ::-1]
+    queries, ranks, _ = iou_QNG.shape
     right_QHN = np.zeros((queries, len(thresholds), ranks), dtype=bool)
     for rank in range(ranks):
-        overlap_QHG = np.where(free_QHG, iou_QNG[:, rank, None, :], -1.0)
-        best_QH1 = most - 1 - np.argmax(overlap_QHG[..., ::-1], axis=-1)[..., None]
-        hit_QH1 = np.take_along_axis(overlap_QHG, best_QH1, -1) >= thresholds[:, None]
-        right_QHN[..., rank] = hit_QH1[..., 0]
-        np.put_along_axis(free_QHG, best_QH1, np.take_along_axis(free_QHG, best_QH1, -1) & ~hit_QH1, -1)
+        overlap_QGH = np.where(free_QGH, iou_QNG[:, rank, :, None], -1.0)
+        best_Q1H = overlap_QGH.argmax(1)[:, None]
+        hit_Q1H = np.take_along_axis(overlap_QGH, best_Q1H, 1) >= thresholds
+        right_QHN[..., rank] = hit_Q1H[:, 0]
+        np.put_along_axis(free_QGH, best_Q1H, np.take_along_axis(free_QGH, best_Q1H, 1) & ~hit_Q1H, 1)
     return _interpolated(right_QHN, windows.true_mask_QG.sum(1))
 
 
