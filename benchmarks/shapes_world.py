@@ -20,10 +20,10 @@ from sidelight.annotations import Annotation
 from sidelight.backbones import backbone_for
 from sidelight.checkpoint import Checkpoint
 from sidelight.dataset import GroundingDataset
-from sidelight.evaluate import predict
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
+from sidelight.predict import predict
 from sidelight.shapes import make_world
 
 SHOWN = (

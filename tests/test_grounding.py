@@ -152,3 +152,10 @@ def test_groundings_that_differ_are_not_equal() -> None:
     assert grounding() != grounding(query="a cat meows")
     assert grounding() != grounding(saliency=[0.5, -1, 2.1])
     assert grounding() != "a dog barks"
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.0, 2), (0.5, 1), (0.9, 1), (0.95, 0)])
+def test_moments_that_score_enough(score: float, kept: int) -> None:
+    answer = grounding()
+    assert answer.at_least(score).moments == answer.moments[:kept]
+    assert answer.at_least(score).saliency.tolist() == answer.saliency.tolist()

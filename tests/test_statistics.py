@@ -125,7 +125,9 @@ def test_holm_never_lowers_and_keeps_the_order(p: list[float]) -> None:
 
 
 def test_over_seeds() -> None:
-    assert over_seeds([1.0, 3.0]) == (2.0, pytest.approx(np.sqrt(2)))
+    mean, deviation = over_seeds([1.0, 3.0])
+    assert mean == 2.0
+    assert deviation == pytest.approx(np.sqrt(2))
     with pytest.raises(ValueError, match="2 runs or more, got 1"):
         over_seeds([1.0])
 
@@ -149,7 +151,7 @@ def test_rank_test_against_the_formulas() -> None:
 
 def test_blocks_that_lack_a_method_are_left_out() -> None:
     pytest.importorskip("scikit_posthocs", reason="needs sidelight[stats]")
-    ranks = [[1.0, 2, 3], [1, 2, 3], [2, 1, np.nan], [1, 2, 3]]
+    ranks = np.array([[1.0, 2, 3], [1, 2, 3], [2, 1, np.nan], [1, 2, 3]])
     assert rank_test("abc", ranks).blocks == 3
 
 

@@ -19,9 +19,9 @@ import torch
 from sidelight.annotations import read_annotations
 from sidelight.checkpoint import Checkpoint
 from sidelight.dataset import GroundingDataset
-from sidelight.evaluate import predict
 from sidelight.features import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
+from sidelight.predict import predict
 from sidelight.recipe import Recipe, read_recipe
 from sidelight.train import learning_rate, train
 

@@ -26,7 +26,17 @@ Floats = npt.NDArray[np.float64]
 
 
 class AnnotationError(ValueError):
-    """Annotations or predictions do not have the form that they should have."""
+    """Annotations or predictions do not have the form that they should have.
+
+    Args:
+        message: what is wrong.
+        side: which file the rows are in, ``predictions`` or ``annotations``, where the error is about rows of one.
+        qid: the first row that is wrong, so that whoever knows the file can name its line.
+    """
+
+    def __init__(self, message: str, *, side: str = "", qid: int | str | None = None) -> None:
+        super().__init__(message)
+        self.side, self.qid = side, qid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +222,15 @@ def read_submissions(path: str | Path) -> list[Submission]:
         AnnotationError: naming file, line and field.
     """
     return _read(path, Submission.from_dict, "predictions")
+
+
+def line_of(path: str | Path, qid: int | str) -> int | None:
+    """The line of a JSONL file in which the row of ``qid`` stands; to be asked when something is wrong with it."""
+    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip() and json.loads(line).get("qid") == qid:
+                return number
+    return None
 
 
 def write_annotations(path: str | Path, rows: Sequence[Annotation]) -> None:

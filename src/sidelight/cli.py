@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "score predictions against annotations by the benchmark's published metrics",
     "compare": "compare two predictions of the same annotations: differences, intervals, p-values",
     "calibrate": "see how reliable scores are, and choose from which score on there is no such moment",
+    "data": "check annotations, videos and features; import your own",
     "extract": "extract the features of videos and queries into a store",
     "shapes": "make a world of labelled synthetic videos",
     "summary": "print the parameters of a recipe's model, by module",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from sidelight.compare import Comparison
+    from sidelight.data_check import Report
     from sidelight.grounding import Grounding
 
 
@@ -24,6 +25,8 @@ def add_ground(parser: ArgumentParser) -> None:
     parser.add_argument("query", nargs="+", help="one or more sentences, each in quotes")
     _add_model(parser)
     parser.add_argument("--top", type=int, default=5, help="moments to print per query; JSON holds all")
+    low = "leave out moments that score less; with none left there is no such moment (choose with sidelight calibrate)"
+    parser.add_argument("--min-score", type=float, default=0.0, help=low)
     parser.add_argument("--json", metavar="FILE", help="write the groundings as JSON; - for standard output")
     parser.add_argument("--plot", metavar="FILE.png", help="draw frames, highlight curve and moments")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor keep this video's features")
@@ -35,11 +38,13 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
 
     if args.top < 1:
         raise ValueError(f"--top must be 1 or more, got {args.top}")
+    if not 0 <= args.min_score <= 1:
+        raise ValueError(f"--min-score must be between 0 and 1, got {args.min_score}")
     probe(args.video)  # says what is wrong with the file before anything slow begins
     _check_writable(args.json)
     _check_picture(args.plot)
     grounder = Grounder.from_pretrained(args.model, cache=None if args.no_cache else DEFAULT_CACHE, device=args.device)
-    groundings = grounder.ground(args.video, args.query)
+    groundings = [g.at_least(args.min_score) for g in grounder.ground(args.video, args.query)]
     if args.json == "-":
         if args.plot:
             draw(groundings, args.video, args.plot)
@@ -74,7 +79,7 @@ def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple
     # The curve, as wide as the terminal leaves room for.
     console.print(Text(f"  {sparkline(grounding.saliency.tolist(), max(20, min(75, console.width - 14)))}"))
     if not grounding.moments:
-        console.print("  no moment")
+        console.print("  no such moment")
     else:
         console.print(table)
     if truth:
@@ -264,10 +269,10 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.backbones import backbone_for
     from sidelight.checkpoint import Checkpoint
     from sidelight.dataset import GroundingDataset
-    from sidelight.evaluate import predict
     from sidelight.extract import extract, find_videos
     from sidelight.features import FeatureStore
     from sidelight.grounder import usable_device
+    from sidelight.predict import predict
 
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
@@ -317,36 +322,37 @@ def add_evaluate(parser: ArgumentParser) -> None:
 
 
 def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.scoring import score_files, score_queries
+    from sidelight.evaluate import evaluate_files, query_scores
     from sidelight.statistics import intervals, over_seeds
 
     _check_writable(args.json)
     options = {"benchmark": args.benchmark, "convention": args.convention}
     if args.intervals and len(args.predictions) > 1:
         raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
-    results = [score_files(file, args.annotations, **options) for file in args.predictions]
+    results = [evaluate_files(file, args.annotations, **options) for file in args.predictions]
     written: dict[str, Any] = results[0]
     if len(results) > 1:
         seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in results[0]["brief"]}
-        print(f"{'':<24}   mean  deviation over {len(results)} runs")
+        print(f"{'':<28}   mean  deviation over {len(results)} runs")
         for name, (mean, deviation) in seeds.items():
-            print(f"{name:<24}{mean:>7.2f}  {deviation:.2f}")
+            print(f"{name:<28}{mean:>7.2f}  {deviation:.2f}")
         runs = dict(zip(args.predictions, results, strict=True))
         written = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
     elif args.intervals:
         import numpy as np
 
-        scored = score_queries(args.predictions[0], args.annotations, **options)
+        scored = query_scores(args.predictions[0], args.annotations, **options)
         table = np.stack(list(scored.each.values()), axis=1) * 100
         ranges = intervals(table, groups=scored.videos if args.by == "video" else None)
         found = dict(zip(scored.each, ranges, strict=True))
         for name, value in results[0]["brief"].items():
             inside = f"  [{found[name].low:6.2f}, {found[name].high:6.2f}]" if name in found else ""
-            print(f"{name:<24}{value:>7.2f}{inside}")
+            print(f"{name:<28}{value:>7.2f}{inside}")
         written = {**results[0], "intervals": {k: [v.low, v.high] for k, v in found.items()}}
     else:
         for name, value in results[0]["brief"].items():
-            print(f"{name:<24}{value:>7.2f}")
+            # As many decimals as the published script prints: three for TVSum and YouTube Highlights.
+            print(f"{name:<28}{value:>7.{3 if round(value, 2) != value else 2}f}")
     if args.json:
         _write_text(args.json, json.dumps(written, indent=2) + "\n")
         print(f"wrote {args.json}")
@@ -367,11 +373,11 @@ def add_compare(parser: ArgumentParser) -> None:
 
 def run_compare(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.compare import compare
-    from sidelight.scoring import score_queries
+    from sidelight.evaluate import query_scores
 
     _check_writable(args.json)
     _check_picture(args.plot)
-    first, second = (score_queries(f, args.annotations, benchmark=args.benchmark) for f in (args.first, args.second))
+    first, second = (query_scores(f, args.annotations, benchmark=args.benchmark) for f in (args.first, args.second))
     names = (Path(args.first).stem, Path(args.second).stem)
     found = compare(
         first.each,
@@ -562,3 +568,100 @@ def _write_text(path: str | Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+# data --------------------------------------------------------------------------------------------------------------
+
+
+def add_data(parser: ArgumentParser) -> None:
+    from jsonargparse import ArgumentParser as Parser
+
+    usage = {
+        "check": "sidelight data check DIR [--benchmark NAME] [--videos DIR] [--features STORE ...] [--json FILE]",
+        "import": "sidelight data import FILE --out FILE.jsonl [--videos DIR] [--clip-seconds SECONDS]",
+    }
+    parser.usage = f"\n  {usage['check']}\n  {usage['import']}"
+    commands = parser.add_subcommands(metavar="check | import")
+    check = Parser(usage=usage["check"], exit_on_error=False, default_env=False)
+    check.add_argument("folder", help="folder with annotations, in it or one folder below; or one file")
+    check.add_argument("--benchmark", help='how to read them, or "own data"; each file is recognised unless given')
+    check.add_argument("--videos", help="folder with the video files, named by their ids")
+    check.add_argument("--features", nargs="+", metavar="STORE", help="feature stores")
+    check.add_argument("--json", metavar="FILE", help="write the report as JSON; - for standard output")
+    commands.add_subcommand("check", check, help="say what is in annotations, and what is wrong with them")
+    table = Parser(usage=usage["import"], exit_on_error=False, default_env=False)
+    table.add_argument("table", metavar="FILE", help="CSV with a header, or JSONL: video, query, start, end")
+    table.add_argument("--out", required=True, metavar="FILE", help="JSONL in the QVHighlights form")
+    table.add_argument("--videos", help="folder with the video files, for durations that the table lacks")
+    table.add_argument("--clip-seconds", type=float, default=2.0, help="length of the clips that are marked relevant")
+    commands.add_subcommand("import", table, help="make annotations of your own table")
+
+
+def run_data(args: Namespace, _: ArgumentParser) -> int:
+    chosen = args[args.subcommand]
+    if args.subcommand == "check":
+        return _data_check(chosen)
+    from sidelight.data_import import import_file
+
+    _check_writable(chosen.out)
+    found = import_file(chosen.table, chosen.out, videos=chosen.videos, clip_seconds=chosen.clip_seconds)
+    videos, windows = len({a.vid for a in found}), sum(len(a.relevant_windows) for a in found)
+    print(f"wrote {len(found)} queries with {windows} windows on {videos} videos to {chosen.out}")
+    return 0
+
+
+def _data_check(args: Namespace) -> int:
+    from sidelight.data_check import SEVERITIES, check
+
+    _check_writable(args.json)
+    report = check(args.folder, benchmark=args.benchmark, videos=args.videos, features=args.features)
+    text = json.dumps(report.to_dict(), indent=2)
+    if args.json == "-":
+        print(text)
+        return 1 if report.errors else 0
+    _print_report(report)
+    if args.json:
+        _write_text(args.json, text + "\n")
+        print(f"wrote {args.json}")
+    counts = {s: sum(f.severity == s for f in report.findings) for s in SEVERITIES}
+    print(", ".join(f"{n} {s}{'' if n == 1 else 's'}" for s, n in counts.items()))
+    return 1 if report.errors else 0
+
+
+def _print_report(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("file", "benchmark", "split"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rows (published)", "videos (published)", "windows", "hours", "rated clips"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for f in report.files:
+        rows, videos = (
+            f"{here:,}" if published is None else f"{here:,} ({published:,})"
+            for here, published in ((f.rows, f.published_queries), (f.videos, f.published_videos))
+        )
+        numbers = (rows, videos, f"{f.windows:,}", f"{f.hours:.2f}", f"{f.rated_clips:,}")
+        table.add_row(Text(Path(f.file).name), f.benchmark, f.split or "-", *numbers)
+    # Numbers that are cut off are of no use: a narrow terminal wraps the lines instead.
+    Console(highlight=False, width=max(console.width, 140)).print(table)
+    colours = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+    for finding in report.findings:
+        console.print()
+        console.print(
+            Text.assemble(
+                (finding.severity, colours[finding.severity]),
+                f"  {finding.file}: {finding.says} ({finding.rows:,})",
+            )
+        )
+        for example in finding.examples:
+            console.print(Text(f"    {example}"))
+        if finding.rows > len(finding.examples):
+            console.print(f"    and {finding.rows - len(finding.examples):,} more")
+        console.print(Text(f"    -> {finding.advice}"))
+    for path in report.skipped:
+        console.print(Text(f"\nnot looked at, because it holds something else than annotations: {path}"))
+    console.print()

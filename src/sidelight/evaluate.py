@@ -1,137 +1,167 @@
-"""Predict for annotations, and score predictions: the workflows behind `sidelight predict` and `evaluate`."""
+"""Score a file of predictions against a file of annotations, by the metric of their benchmark.
+
+Reads, finds out whose annotations they are, and calls the metrics; no model, no PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from sidelight.annotations import Submission, read_annotations, read_submissions
-from sidelight.batch import Batch
-from sidelight.dataset import GroundingDataset, in_order
-from sidelight.decode import DecodeConfig, decode, merge_windows
-from sidelight.grounding import Grounding
-from sidelight.metrics import evaluate_qvhighlights
-from sidelight.timeline import Timeline
+from sidelight.annotations import (
+    Annotation,
+    AnnotationError,
+    Submission,
+    line_of,
+    read_annotations,
+    read_submissions,
+)
+from sidelight.benchmarks import benchmark as find_benchmark
+from sidelight.benchmarks import recognise
+from sidelight.benchmarks.base import Metric
+from sidelight.metrics import Convention, evaluate_qvhighlights, highlights, pair, per_query
 
-_WINDOWS_AT_ONCE = 32
-
-if TYPE_CHECKING:
-    from torch import nn
+Floats = npt.NDArray[np.float64]
 
 
-@torch.inference_mode()
-def ground_batch(
-    model: nn.Module,
-    batch: Batch,
-    timelines: Sequence[Timeline],
-    queries: Sequence[str],
-    config: DecodeConfig,
+@dataclass(frozen=True, kw_only=True)
+class QueryScores:
+    """What each query adds to each metric, and what the queries are."""
+
+    each: dict[str, Floats]
+    """From metric to (Q,) shares between 0 and 1; nan where a query does not count."""
+    qids: tuple[int | str, ...]
+    queries: tuple[str, ...]
+    videos: tuple[str, ...]
+
+
+def evaluate_files(
+    predictions: str | Path,
+    annotations: str | Path,
     *,
-    window_clips: int,
-    videos: Sequence[str | None] | None = None,
-) -> list[Grounding]:
-    """Groundings of a batch of videos of any length.
+    benchmark: str | None = None,
+    convention: Convention = "sidelight",
+) -> dict[str, Any]:
+    """The metrics of a predictions file in percent: ``brief`` and the tables it is taken from.
 
-    Videos of up to ``window_clips`` clips are read at once; in a longer one, overlapping windows are read and
-    merged without seams.
+    Args:
+        predictions: JSONL in the QVHighlights submission form.
+        annotations: the ground truth, in any form that the benchmark is published in.
+        benchmark: whose; found from the file unless given.
+        convention: which published script to equal, for moments and QVHighlights' highlights.
+
+    Raises:
+        AnnotationError: naming the files, and where it can the line, of what does not fit.
     """
-    device = next(model.parameters()).device
-    longest = batch.video_mask_BT.shape[1]
-    if longest <= window_clips:
-        return decode(model(batch.to(device)), timelines, queries, config, videos)
-    names = videos or [None] * batch.size
-    return [
-        _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
-        for b in range(batch.size)
-    ]
+    submissions, truth, metric = _read(predictions, annotations, benchmark)
+    with _naming(predictions, annotations):
+        if metric in ("tvsum", "youtube-highlights"):
+            return _domain_tables(_curves(submissions, truth, metric), truth)
+        return dict(evaluate_qvhighlights(submissions, truth, convention=convention))
 
 
-def _ground_long(
-    model: nn.Module,
-    sample: Batch,
-    timeline: Timeline,
-    query: str,
-    config: DecodeConfig,
-    window_clips: int,
-    video: str | None,
-) -> Grounding:
-    """One sample of any length: its windows are read as batches, then merged."""
-    windows = timeline.windows(window_clips)
-    device = next(model.parameters()).device
-    answers: list[tuple[float, Grounding]] = []
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        part = windows[first : first + _WINDOWS_AT_ONCE]
-        count = len(part)
-        clips = part[0][1].num_clips
-        starts = torch.tensor([start for start, _ in part])
-        rows = starts[:, None] + torch.arange(clips)
-        cut = Batch(
-            video_KBTD=sample.video_KBTD[:, 0][:, rows],
-            video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
-            text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
-            text_mask_BL=sample.text_mask_BL.expand(count, -1),
-        )
-        inside = [window for _, window in part]
-        decoded = decode(model(cut.to(device)), inside, [query] * count, config, [video] * count)
-        answers += [(float(timeline.clip_spans()[start, 0]), d) for (start, _), d in zip(part, decoded, strict=True)]
-    if len(answers) == 1:
-        return answers[0][1]
-    return merge_windows(answers, timeline, config)
-
-
-def _sample(batch: Batch, b: int) -> Batch:
-    """One sample of a batch, without its padding."""
-    here, clips, tokens = slice(b, b + 1), int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
-    return Batch(
-        video_KBTD=batch.video_KBTD[:, here, :clips],
-        video_mask_BT=batch.video_mask_BT[here, :clips],
-        text_KBLD=batch.text_KBLD[:, here, :tokens],
-        text_mask_BL=batch.text_mask_BL[here, :tokens],
+def query_scores(
+    predictions: str | Path,
+    annotations: str | Path,
+    *,
+    benchmark: str | None = None,
+    convention: Convention = "sidelight",
+) -> QueryScores:
+    """What each query of a predictions file adds to the metrics of :func:`evaluate_files`."""
+    submissions, truth, metric = _read(predictions, annotations, benchmark)
+    with _naming(predictions, annotations):
+        if metric in ("tvsum", "youtube-highlights"):
+            each = {name: precision_VR.mean(1) for name, precision_VR in _curves(submissions, truth, metric).items()}
+        else:
+            each = per_query(submissions, truth, convention=convention)
+    return QueryScores(
+        each=each,
+        qids=tuple(a.qid for a in truth),
+        queries=tuple(a.query for a in truth),
+        videos=tuple(a.vid for a in truth),
     )
 
 
-def predict(
-    model: nn.Module,
-    dataset: GroundingDataset,
-    config: DecodeConfig,
-    *,
-    window_clips: int = 75,
-    batch_size: int = 64,
-    progress: bool = False,
-) -> list[Submission]:
-    """Predictions for every annotation of a dataset, in its order."""
-    from tqdm import tqdm
+def _read(
+    predictions: str | Path, annotations: str | Path, name: str | None
+) -> tuple[list[Submission], list[Annotation], Metric]:
+    """Both files, and by which metric they are scored. Files of no benchmark are in the QVHighlights form."""
+    submissions = read_submissions(predictions)
+    if not Path(annotations).is_file():
+        raise AnnotationError(f"there is no file {annotations}; expected annotations")
+    its = find_benchmark(name) if name else recognise(annotations)
+    if its is None:
+        return submissions, read_annotations(annotations), "qvhighlights"
+    return submissions, its.read(annotations), its.metric
 
-    was_training = model.training
-    model.eval()
-    order = sorted(range(len(dataset)), key=lambda i: dataset.timeline(i).num_clips)
-    found: dict[int, Submission] = {}
-    with tqdm(total=len(order), unit="query", desc="predicting", disable=not progress) as bar:
-        for rows in in_order(len(order), batch_size):
-            indices = [order[row] for row in rows]
-            annotations = [dataset.annotations[i] for i in indices]
-            groundings = ground_batch(
-                model,
-                dataset.batch(indices),
-                [dataset.timeline(i) for i in indices],
-                [a.query for a in annotations],
-                config,
-                window_clips=window_clips,
+
+def _curves(
+    submissions: Sequence[Submission], annotations: Sequence[Annotation], metric: Metric
+) -> dict[str, npt.NDArray[np.float64]]:
+    """(V, R) average precision of each video against each rater, by metric."""
+    paired = pair(submissions, annotations)
+    for submission, annotation in zip(paired, annotations, strict=True):
+        clips, got = len(annotation.saliency_scores), submission.pred_saliency_scores.size
+        if not max(clips - highlights.CLIPS_SHORT, 1) <= got <= clips:
+            raise AnnotationError(
+                f"pred_saliency_scores must hold one score for each of {clips} rated clips (at most "
+                f"{highlights.CLIPS_SHORT} less), got {got} for qid {submission.qid!r}; predict with the clips that "
+                "the benchmark rates",
+                side="predictions",
+                qid=submission.qid,
             )
-            for i, annotation, grounding in zip(indices, annotations, groundings, strict=True):
-                found[i] = Submission.from_grounding(annotation, grounding)
-            bar.update(len(indices))
-    model.train(was_training)
-    return [found[i] for i in range(len(dataset))]
+    saliency = [s.pred_saliency_scores for s in paired]
+    if metric == "tvsum":
+        raters = [np.array(a.saliency_scores) for a in annotations]
+        return {f"mAP@top{k}": highlights.tvsum_average_precision(saliency, raters, k) for k in (5, 15)}
+    # Borderline clips (match 0) are no highlights.
+    match = [np.array(a.extra.get("match", [r[0] for r in a.saliency_scores])) for a in annotations]
+    return {"mAP": highlights.youtube_map(saliency, match)[:, None]}
 
 
-def evaluate_files(predictions: str | Path, annotations: str | Path) -> dict[str, Any]:
-    """The QVHighlights metrics of a predictions file against an annotations file, both JSONL.
+def _domain_tables(curves: dict[str, Floats], annotations: Sequence[Annotation]) -> dict[str, Any]:
+    """Percent with three decimals, as the published script prints shares with five.
 
-    Raises:
-        ValueError: naming file, line and field, if something does not fit.
+    The mean over all videos, the mean of the domains' means (which papers print as the average), and each domain.
     """
-    return dict(evaluate_qvhighlights(read_submissions(predictions), read_annotations(annotations)))
+    domains = np.array([str(a.extra.get("domain", "")) for a in annotations])
+    names = [str(n) for n in np.unique(domains) if n]
+    brief: dict[str, float] = {}
+    tables: dict[str, dict[str, float]] = {name: {} for name in names}
+    for metric, precision_VR in curves.items():
+        # Over videos first, then over raters, as published: the order decides the last bit.
+        brief[metric] = _percent(precision_VR.mean(0).mean())
+        for name in names:
+            tables[name][metric] = _percent(precision_VR[domains == name].mean(0).mean())
+        if names:
+            brief[f"{metric} mean of domains"] = _percent(
+                float(np.mean([precision_VR[domains == name].mean(0).mean() for name in names]))
+            )
+    for name in names:
+        brief |= {f"{metric} {name}": value for metric, value in tables[name].items()}
+    return {"brief": brief, **tables}
+
+
+def _percent(share: float) -> float:
+    return float(f"{100 * round(float(share), 5):.3f}")
+
+
+@contextmanager
+def _naming(predictions: str | Path, annotations: str | Path) -> Iterator[None]:
+    """Name the file, and the line, of rows that do not fit together."""
+    try:
+        yield
+    except AnnotationError as error:
+        files = {"predictions": predictions, "annotations": annotations}
+        if error.side not in files or error.qid is None:
+            raise AnnotationError(f"{predictions} against {annotations}: {error}") from None
+        file = files[error.side]
+        line = line_of(file, error.qid)
+        other = annotations if error.side == "predictions" else predictions
+        raise AnnotationError(f"{file}{f':{line}' if line else ''}: {error} (scored with {other})") from None

@@ -163,7 +163,7 @@ class Grounder:
     ) -> list[Grounding]:
         """Groundings from features at hand: one for each query."""
         from sidelight.dataset import collate, unlabelled
-        from sidelight.evaluate import ground_batch
+        from sidelight.predict import ground_batch
 
         samples = [unlabelled(video, features) for features in text]
         return ground_batch(

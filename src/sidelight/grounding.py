@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,10 @@ class Grounding:
     def top(self, n: int) -> tuple[Moment, ...]:
         """The n best moments."""
         return self.moments[: max(0, n)]
+
+    def at_least(self, score: float) -> Grounding:
+        """Without the moments that score less; with none left, the answer is that there is no such moment."""
+        return replace(self, moments=tuple(m for m in self.moments if m.score >= score))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; :meth:`from_dict` gives back an equal Grounding."""

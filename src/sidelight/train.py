@@ -22,11 +22,11 @@ from sidelight.annotations import read_annotations
 from sidelight.backbones import load_backbone
 from sidelight.checkpoint import Checkpoint, build_model
 from sidelight.dataset import GroundingDataset, epoch_batches
-from sidelight.evaluate import predict
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
 from sidelight.losses import SDSTLossConfig, sdst_losses
 from sidelight.metrics import brief_metrics, evaluate_qvhighlights
+from sidelight.predict import predict
 from sidelight.recipe import Recipe, TrainConfig
 from sidelight.runtime import tune_cpu
 

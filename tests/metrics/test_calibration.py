@@ -18,7 +18,7 @@ def truth(qid: int, windows: Any = ()) -> Annotation:
 
 
 def guess(qid: int, windows: Any) -> Submission:
-    return Submission(qid=qid, vid="v", pred_relevant_windows=windows, pred_saliency_scores=[])
+    return Submission(qid=qid, vid="v", pred_relevant_windows=windows, pred_saliency_scores=np.zeros(0))
 
 
 def test_the_best_moment_of_each_query() -> None:
@@ -64,7 +64,7 @@ def test_reliability_by_hand() -> None:
 def test_chosen_threshold_is_the_best_of_all() -> None:
     rng = np.random.default_rng(3)
     present = rng.random(200) < 0.7
-    score = np.round(np.clip(rng.normal(0.3 + 0.3 * present, 0.2), 0, 1), 2)  # with ties
+    score = np.round(rng.normal(0.3 + 0.3 * present, 0.2).clip(0, 1), 2).astype(np.float64)  # with ties
     chosen = absent_report(score, present, choose_min_score(score, present))
     every = [absent_report(score, present, t).f1 for t in np.linspace(0, 1, 1001)]
     assert chosen.f1 == pytest.approx(max(every))

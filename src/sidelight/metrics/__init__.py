@@ -20,7 +20,7 @@ from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS,
 
 Floats = npt.NDArray[np.float64]
 
-__all__ = ["CONVENTIONS", "Convention", "brief_metrics", "evaluate_qvhighlights", "per_query"]
+__all__ = ["CONVENTIONS", "Convention", "brief_metrics", "evaluate_qvhighlights", "pair", "per_query"]
 
 Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
 """Which script's numbers: R2-Tuning's, Moment-DETR's, or what they agree on with nothing made up."""
@@ -128,15 +128,21 @@ def brief_metrics(annotations: Sequence[Annotation]) -> tuple[str, ...]:
     return tuple(evaluate_qvhighlights(nothing, annotations)["brief"])
 
 
-def _pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:
-    """The submission of each annotation, in the annotations' order."""
+def pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:
+    """The submission of each annotation, in the annotations' order.
+
+    Raises:
+        AnnotationError: if the two are not of the same queries and videos.
+    """
     if not annotations:
         raise AnnotationError("there are no annotations to score against; expected at least one")
     for rows, what in ((submissions, "predictions"), (annotations, "annotations")):
         counts = Counter(row.qid for row in rows)
         if len(counts) < len(rows):
             twice = [qid for qid, count in counts.items() if count > 1]
-            raise AnnotationError(f"each qid must stand once among the {what}; {_named(twice)} stand more often")
+            raise AnnotationError(
+                f"each qid must stand once among the {what}; {_named(twice)} stand more often", side=what, qid=twice[0]
+            )
     by_qid = {s.qid: s for s in submissions}
     known = {a.qid for a in annotations}
     missing = [a.qid for a in annotations if a.qid not in by_qid]
@@ -152,12 +158,16 @@ def _pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) 
         ]
         raise AnnotationError(
             f"predictions and annotations must be of the same queries: {', and '.join(parts)}; "
-            "predict for exactly the annotations that you score against"
+            "predict for exactly the annotations that you score against",
+            side="annotations" if missing else "predictions",
+            qid=(missing or surplus)[0],
         )
     if others := [a.qid for a in annotations if by_qid[a.qid].vid != a.vid]:
         raise AnnotationError(
             f"{len(others)} of {len(annotations)} predictions are of another video (vid) than the annotation "
-            f"of the same qid ({_named(others)}); score predictions against the annotations they are for"
+            f"of the same qid ({_named(others)}); score predictions against the annotations they are for",
+            side="predictions",
+            qid=others[0],
         )
     return [by_qid[a.qid] for a in annotations]
 
@@ -168,7 +178,9 @@ def _all_or_none(what: str, name: str, rows: Sequence[tuple[int | str, Any]]) ->
     if without and len(without) < len(rows):
         raise AnnotationError(
             f"{len(without)} of {len(rows)} {what} have no {name} ({_named(without)}); "
-            "all or none must have them: complete these rows, or leave them out of both files"
+            "all or none must have them: complete these rows, or leave them out of both files",
+            side=what,
+            qid=without[0],
         )
     return not without
 
@@ -187,7 +199,7 @@ def _scored(
     """What there is to score, each query for itself."""
     if convention not in RANGES:
         raise ValueError(f"convention must be one of {', '.join(map(repr, RANGES))}, got {convention!r}")
-    paired = _pair(submissions, annotations)
+    paired = pair(submissions, annotations)
     moments = None
     if _all_or_none("annotations", "relevant_windows", [(a.qid, a.relevant_windows) for a in annotations]):
         windows = moment_retrieval.pad_windows(
@@ -297,10 +309,12 @@ def _ratings(
     annotations: Sequence[Annotation], clip_seconds: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """(Q, T, R) ratings, 0 for clips that nobody rated, and the (Q, T) mask of the videos' whole clips."""
-    raters = {len(a.saliency_scores[0]) for a in annotations}
+    raters = {len(a.saliency_scores[0]): a.qid for a in reversed(annotations)}
     if len(raters) > 1:
         raise AnnotationError(
-            f"all annotations must have the same number of raters, got {sorted(raters)}; score them apart"
+            f"all annotations must have the same number of raters, got {sorted(raters)}; score them apart",
+            side="annotations",
+            qid=next(q for n, q in raters.items() if n != len(annotations[0].saliency_scores[0])),
         )
     rows = np.repeat(np.arange(len(annotations)), [len(a.relevant_clip_ids) for a in annotations])
     clips = np.concatenate([a.relevant_clip_ids for a in annotations])
@@ -308,7 +322,7 @@ def _ratings(
     # A rated clip that the end of the video cuts short counts too.
     counts = np.maximum(whole, [max(a.relevant_clip_ids) + 1 for a in annotations])
     mask = np.arange(counts.max()) < counts[:, None]
-    ratings = np.zeros((*mask.shape, raters.pop()))
+    ratings = np.zeros((*mask.shape, len(annotations[0].saliency_scores[0])))
     ratings[rows, clips] = np.concatenate([a.saliency_scores for a in annotations])
     return ratings, mask
 
