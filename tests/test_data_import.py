@@ -15,6 +15,7 @@ from sidelight.cli import main
 from sidelight.data_check import check
 from sidelight.data_import import import_file, import_table, seconds_of
 from sidelight.dataset import clip_saliency
+from sidelight.evaluate import evaluate_files
 from sidelight.timeline import Timeline
 from sidelight.video import probe
 
@@ -79,6 +80,7 @@ EXPECTED = Annotation(
     duration=90,
     relevant_windows=((10, 14), (62.5, 68)),
     relevant_clip_ids=(5, 6, 31, 32, 33),
+    extra={"clip_seconds": 2.0},
 )
 FORMS = {
     "table.csv": f"""{HEADER}
@@ -245,3 +247,35 @@ def test_the_command(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFix
     assert not check(out).findings
     assert main(["data", "import", str(path), "--out", str(tmp_path / "no" / "a.jsonl")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEADER + "h.mp4,a,1,2,10\na/h.mp4,a,3,4,10\n", "a/h.mp4 has the same id, 'h', as h.mp4 in line 2"),
+        ("video,query,start,end,duration,start\nh,a,1,2,10,3\n", ":1: the column start stands there twice"),
+        (HEADER + f"h,a,1,1{'0' * 400}:00:00,10\n", ":2: end: a time must be seconds"),
+        (HEADER + f"h,a,1,1{'0' * 400},10\n", ":2: end: a time must be seconds"),
+    ],
+)
+def test_what_would_mix_or_overflow(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        import_table(table(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_clips_of_another_length_are_checked_and_scored_as_such(tmp_path: Path) -> None:
+    """100 s in clips of 1 s: clip 74 is inside, and what is predicted after clip 50 counts."""
+    path = table(tmp_path, "video,query,start,end,duration,saliency\nh,a,10,15,100,4\nh,b,70,75,100,4\n")
+    out = tmp_path / "own.jsonl"
+    annotations = import_file(path, out, clip_seconds=1)
+    assert max(annotations[1].relevant_clip_ids) == 74
+    assert check(out).errors == ()
+    curve = [0.0] * 60 + [1.0] * 40
+    rows = [
+        {"qid": q, "vid": "h", "pred_relevant_windows": [[10, 15, 1]], "pred_saliency_scores": curve} for q in (0, 1)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    brief = evaluate_files(tmp_path / "p.jsonl", out)["brief"]
+    assert brief["HL-min-VeryGood-Hit1"] == 0  # the first best clip is 60; in clips of 2 s it would not exist
+    assert brief["HL-min-VeryGood-mAP"] < 20

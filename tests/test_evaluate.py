@@ -53,6 +53,7 @@ def leaves(values: Any, name: str = "") -> dict[str, float]:
     return {k: v for key, part in values.items() for k, v in leaves(part, f"{name}/{key}").items()}
 
 
+@pytest.mark.filterwarnings("ignore::sidelight.evaluate.EvaluationWarning")  # the stress file is odd on purpose
 @pytest.mark.parametrize(("predictions", "annotations", "numbers", "convention"), GOLDEN)
 def test_every_golden_number(
     shared: Path, tmp_path: Path, predictions: str, annotations: str, numbers: str, convention: str

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidelight.statistics import (
-    Interval,
     bootstrap_means,
     holm,
     intervals,
@@ -19,10 +18,6 @@ from sidelight.statistics import (
     permutation_test,
     rank_test,
 )
-
-
-def test_interval_is_readable() -> None:
-    assert str(Interval(value=1, low=0.5, high=1.234)) == "1.00 [0.50, 1.23]"
 
 
 def test_bootstrap_against_a_plain_loop() -> None:
@@ -62,6 +57,12 @@ def test_groups_widen_the_interval() -> None:
     assert ratio == pytest.approx(np.sqrt(10), rel=0.1)
     (single,) = intervals(values[::10])
     assert together.high - together.low == pytest.approx(single.high - single.low, rel=0.05)
+
+
+def test_one_group_says_nothing_of_how_it_varies() -> None:
+    (found,) = intervals(np.array([[0.2], [0.9]]), groups=["v", "v"])
+    assert found.value == pytest.approx(0.55)
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_a_range_that_few_queries_have() -> None:

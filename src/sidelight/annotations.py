@@ -25,6 +25,10 @@ Row = TypeVar("Row", "Annotation", "Submission")
 Floats = npt.NDArray[np.float64]
 
 
+CLIP_SECONDS = "clip_seconds"
+"""Field of a row that says how long the clips of its ratings are; 2 s, as on QVHighlights, where it is missing."""
+
+
 class AnnotationError(ValueError):
     """Annotations or predictions do not have the form that they should have.
 
@@ -110,6 +114,8 @@ class Annotation:
             AnnotationError: naming the field, what it must be and what came.
         """
         given = {name: values[name] for name in _ANNOTATION_FIELDS if values.get(name) is not None}
+        if "pred_relevant_windows" in values and "duration" not in given:
+            raise AnnotationError("expected an annotation, but this looks like a prediction; were two files swapped?")
         _require(given, "qid", "query", "vid", "duration")
         return cls(**given, extra={k: v for k, v in values.items() if k not in _ANNOTATION_FIELDS})
 
@@ -173,6 +179,8 @@ class Submission:
             AnnotationError: naming the field, what it must be and what came.
         """
         given = {name: value for name, value in values.items() if value is not None}
+        if "relevant_windows" in given and "pred_relevant_windows" not in given:
+            raise AnnotationError("expected a prediction, but this looks like an annotation; were two files swapped?")
         _require(given, "qid", "vid")
         if "pred_saliency_scores" not in given:  # a prediction needs one of the two
             _require(given, "pred_relevant_windows")
@@ -226,9 +234,13 @@ def read_submissions(path: str | Path) -> list[Submission]:
 
 def line_of(path: str | Path, qid: int | str) -> int | None:
     """The line of a JSONL file in which the row of ``qid`` stands; to be asked when something is wrong with it."""
-    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
+    with Path(path).open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip() and json.loads(line).get("qid") == qid:
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):  # an empty line, or a file that is not in JSON lines
+                continue
+            if isinstance(values, dict) and values.get("qid") == qid:
                 return number
     return None
 

@@ -7,6 +7,7 @@ so that ``sidelight --help`` answers at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -78,7 +79,9 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         parsed = parser.parse_args(_with_config(name, arguments))
     except ArgumentError as error:
-        raise ValueError(f"{' '.join(str(error).split())} (see sidelight {name} --help)") from None
+        # The parser calls the options of a sub-command "import.out".
+        said = re.sub(r"\b(?:check|import)\.(\w+)", r"--\1", " ".join(str(error).split()))
+        raise ValueError(f"{said} (see sidelight {name} --help)") from None
     return run(parsed, parser)
 
 

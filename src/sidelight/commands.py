@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +278,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
 
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
-    _check_writable(args.out)
+    _check_writable(args.out, args.annotations)
     annotations = read_annotations(args.annotations)
     device = usable_device(args.device)
     checkpoint = Checkpoint.from_pretrained(args.model).to(device)
@@ -316,7 +318,7 @@ def add_evaluate(parser: ArgumentParser) -> None:
         default="sidelight",
         help="which published script to equal",
     )
-    parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals beside the numbers")
+    parser.add_argument("--intervals", action="store_true", help="bootstrap intervals (95 in 100) beside the numbers")
     parser.add_argument("--by", choices=["video", "query"], default="video", help="what the bootstrap draws as one")
     parser.add_argument("--json", metavar="FILE", help="write all metrics as JSON")
 
@@ -325,37 +327,50 @@ def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.evaluate import evaluate_files, query_scores
     from sidelight.statistics import intervals, over_seeds
 
-    _check_writable(args.json)
-    options = {"benchmark": args.benchmark, "convention": args.convention}
+    _check_writable(args.json, args.annotations, *args.predictions)
     if args.intervals and len(args.predictions) > 1:
         raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
+    if args.by == "query" and not args.intervals:
+        raise ValueError("--by says what --intervals draws; give --intervals too")
+    options = {"benchmark": args.benchmark, "convention": args.convention}
     results = [evaluate_files(file, args.annotations, **options) for file in args.predictions]
+    brief = results[0]["brief"]
     written: dict[str, Any] = results[0]
-    if len(results) > 1:
-        seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in results[0]["brief"]}
-        print(f"{'':<28}   mean  deviation over {len(results)} runs")
-        for name, (mean, deviation) in seeds.items():
-            print(f"{name:<28}{mean:>7.2f}  {deviation:.2f}")
-        runs = dict(zip(args.predictions, results, strict=True))
-        written = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
-    elif args.intervals:
-        import numpy as np
+    # As many as the published script prints: three for TVSum and YouTube Highlights.
+    decimals = 3 if any(round(v, 2) != v for v in brief.values()) else 2
+    with _report(args.json):
+        if len(results) > 1:
+            for file, result in zip(args.predictions, results, strict=True):
+                if odd := sorted(set(brief) ^ set(result["brief"])):
+                    raise ValueError(
+                        f"{file} and {args.predictions[0]} can be scored by different metrics ({odd[0]}, ...): only "
+                        "one of them has saliency; runs of several seeds need the same fields"
+                    )
+            seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in brief}
+            print(f"{'':<28}   mean  deviation over {len(results)} runs")
+            for name, (mean, deviation) in seeds.items():
+                print(f"{name:<28}{mean:>7.{decimals}f}  {deviation:.2f}")
+            runs = [{"predictions": f, **r} for f, r in zip(args.predictions, results, strict=True)]
+            written = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
+        elif args.intervals:
+            import numpy as np
 
-        scored = query_scores(args.predictions[0], args.annotations, **options)
-        table = np.stack(list(scored.each.values()), axis=1) * 100
-        ranges = intervals(table, groups=scored.videos if args.by == "video" else None)
-        found = dict(zip(scored.each, ranges, strict=True))
-        for name, value in results[0]["brief"].items():
-            inside = f"  [{found[name].low:6.2f}, {found[name].high:6.2f}]" if name in found else ""
-            print(f"{name:<28}{value:>7.2f}{inside}")
-        written = {**results[0], "intervals": {k: [v.low, v.high] for k, v in found.items()}}
-    else:
-        for name, value in results[0]["brief"].items():
-            # As many decimals as the published script prints: three for TVSum and YouTube Highlights.
-            print(f"{name:<28}{value:>7.{3 if round(value, 2) != value else 2}f}")
-    if args.json:
-        _write_text(args.json, json.dumps(written, indent=2) + "\n")
-        print(f"wrote {args.json}")
+            scored = query_scores(args.predictions[0], args.annotations, **options)
+            table = np.stack(list(scored.each.values()), axis=1) * 100
+            groups = scored.videos if args.by == "video" else None
+            found = dict(zip(scored.each, intervals(table, groups=groups), strict=True))
+            ends = {k: None if v.low != v.low else [v.low, v.high] for k, v in found.items()}
+            for name, value in brief.items():
+                between = ends.get(name)
+                inside = f"  [{between[0]:6.2f}, {between[1]:6.2f}]" if between else "  [    -,     -]"
+                print(f"{name:<28}{value:>7.{decimals}f}{inside}")
+            units = f"{len(set(groups))} videos" if groups else f"{len(scored.qids)} queries"
+            print(f"95 % intervals over {units}; - where too few of them count")
+            written = {**results[0], "intervals": ends}
+        else:
+            for name, value in brief.items():
+                print(f"{name:<28}{value:>7.{decimals}f}")
+    _write_json(args.json, written)
     return 0
 
 
@@ -375,61 +390,77 @@ def run_compare(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.compare import compare
     from sidelight.evaluate import query_scores
 
-    _check_writable(args.json)
-    _check_picture(args.plot)
+    inputs = (args.first, args.second, args.annotations)
+    _check_writable(args.json, *inputs)
+    _check_picture(args.plot, *inputs)
     first, second = (query_scores(f, args.annotations, benchmark=args.benchmark) for f in (args.first, args.second))
-    names = (Path(args.first).stem, Path(args.second).stem)
+    names = _names(Path(args.first), Path(args.second))
     found = compare(
         first.each,
         second.each,
         qids=first.qids,
         queries=first.queries,
         videos=first.videos if args.by == "video" else None,
-        names=names if names[0] != names[1] else (args.first, args.second),
+        names=names,
         resamples=args.resamples,
         seed=args.seed,
     )
-    _print_comparison(found)
-    if args.json:
-        _write_text(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
-        print(f"wrote {args.json}")
-    if args.plot:
-        from sidelight.charts import plot_comparison
+    with _report(args.json):
+        _print_comparison(found)
+        if args.plot:
+            from sidelight.charts import plot_comparison
 
-        plot_comparison(found, args.plot)
-        print(f"wrote {args.plot}")
+            plot_comparison(found, args.plot)
+            print(f"wrote {args.plot}")
+    _write_json(args.json, found.to_dict())
     return 0
 
 
-def _print_comparison(found: Comparison) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """What tells two files apart: their names, with as many folders as that takes."""
+    one, two = first.resolve().with_suffix("").parts, second.resolve().with_suffix("").parts
+    for count in range(1, max(len(one), len(two)) + 1):
+        names = "/".join(one[-count:]), "/".join(two[-count:])
+        if names[0] != names[1]:
+            return names
+    return first.name, second.name
 
+
+def _print_comparison(found: Comparison) -> None:
     first, second = found.names
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for name in ("queries", first, second, "difference", "95 % interval", "p", "adjusted"):
-        table.add_column(name, justify="right")
-    table.add_column("better")
     verdicts = {"first": first, "second": second, "no difference": "-"}
+    rows = [["metric", "queries", first, second, "difference", "95 % interval", "p", "adjusted", "better"]]
     for row in found.metrics:
         d = row.difference
-        table.add_row(
-            row.metric, str(row.queries), f"{row.first:.2f}", f"{row.second:.2f}", f"{d.value:+.2f}",
-            f"[{d.low:+.2f}, {d.high:+.2f}]", f"{row.p:.4f}", f"{row.p_adjusted:.4f}", verdicts[row.verdict],
-        )  # fmt: skip
-    console.print(table)
-    console.print(
-        f"\np: paired permutation test over {found.groups} {found.grouped_by}s; adjusted: Holm over this table"
-    )
-    console.print("\nqueries answered better")
+        inside = "-" if d.low != d.low else f"[{d.low:+.2f}, {d.high:+.2f}]"
+        rows.append(
+            [
+                row.metric,
+                str(row.queries),
+                f"{row.first:.2f}",
+                f"{row.second:.2f}",
+                f"{d.value:+.2f}",
+                inside,
+                f"{row.p:.4f}",
+                f"{row.p_adjusted:.4f}",
+                verdicts[row.verdict],
+            ]
+        )
+    # Plain text: nothing is cut off in a narrow terminal or a log, and no sentence is taken for markup.
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:-1], widths[1:-1], strict=True))]
+        print("  ".join([*cells, row[-1]]))
+    units = f"{found.groups} {'videos' if found.grouped_by == 'video' else 'queries'}"
+    print(f"\np: paired permutation test over {units}; adjusted: Holm, over this table")
+    print("\nqueries answered better")
+    width = max(len(w.metric) for w in found.wins)
     for win in found.wins:
-        console.print(f"  {win.metric:<24}{first} {win.first}, {second} {win.second}, equal {win.equal}")
+        print(f"  {win.metric:<{width}}  {first} {win.first}, {second} {win.second}, equal {win.equal}")
     if found.largest:
-        console.print(f"\nlargest differences by {found.decided_by}")
+        print(f"\nlargest differences by {found.decided_by}: {first} against {second}")
         for query in found.largest:
-            console.print(f"  qid {query.qid}: {query.first:.1f} against {query.second:.1f}  {query.query}")
+            print(f"  qid {query.qid}: {query.first:.1f} against {query.second:.1f}  {query.query}")
 
 
 def add_calibrate(parser: ArgumentParser) -> None:
@@ -447,54 +478,58 @@ def add_calibrate(parser: ArgumentParser) -> None:
 def run_calibrate(args: Namespace, _: ArgumentParser) -> int:
     import dataclasses
 
-    from sidelight.annotations import read_annotations, read_submissions
-    from sidelight.metrics.calibration import absent_report, best_moments, choose_min_score, reliability
+    from sidelight.evaluate import best_moments_of
+    from sidelight.metrics.calibration import absent_report, choose_min_score, reliability
 
-    _check_writable(args.json)
-    _check_picture(args.plot)
+    _check_writable(args.json, args.predictions, args.annotations)
+    _check_picture(args.plot, args.predictions, args.annotations)
     for name in ("min_score", "iou"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {value}")
-    best = best_moments(read_submissions(args.predictions), read_annotations(args.annotations), iou=args.iou)
+    if args.iou == 0:
+        raise ValueError("--iou must be above 0: at 0 every moment would be right")
+    if args.bins < 1:
+        raise ValueError(f"--bins must be 1 or more, got {args.bins}")
+    best = best_moments_of(args.predictions, args.annotations, iou=args.iou)
     asked = best.present_Q
     if not asked.any():
         raise ValueError(f"no query of {args.annotations} has a moment (relevant_windows); there is nothing to compare")
     found = reliability(best.score_Q[asked], best.right_Q[asked], bins=args.bins)
-    print("   score   moments   mean score   right (%)")
-    for low, high, count, score, right in zip(
-        found.edges[:-1], found.edges[1:], found.count_N, found.score_N, found.right_N, strict=True
-    ):
-        if count:
-            print(f"{low:.2f}-{high:.2f}{count:>10}{score:>13.2f}{100 * right:>12.1f}")
-    print(f"expected calibration error: {100 * found.error:.1f} points")
-    values = {"reliability": {"count": found.count_N.tolist(), "error": found.error}}
-    for name in ("edges", "score_N", "right_N"):
-        numbers = getattr(found, name).tolist()
-        values["reliability"][name.removesuffix("_N")] = [None if v != v else v for v in numbers]
-    threshold = args.min_score
-    if not asked.all():
-        if threshold is None:
-            threshold = choose_min_score(best.score_Q, asked)
-            print(f'\nchosen for the best F1 of the answer "no such moment": --min-score {threshold:.3f}')
-        report = absent_report(best.score_Q, asked, threshold)
-        absent = int((~asked).sum())
-        print(
-            f'"no such moment" below {threshold:.3f} ({absent} of {len(asked)} queries have none): '
-            f"precision {100 * report.precision:.1f} %, recall {100 * report.recall:.1f} %, "
-            f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the others are lost"
-        )
-        values["absent"] = {k: None if v != v else v for k, v in dataclasses.asdict(report).items()}
-    else:
-        print('every query has a moment: nothing is said of the answer "no such moment"')
-    if args.json:
-        _write_text(args.json, json.dumps(values, indent=2) + "\n")
-        print(f"wrote {args.json}")
-    if args.plot:
-        from sidelight.charts import plot_reliability
+    with _report(args.json):
+        print("the best moment of each query that has one; queries without a moment are looked at below")
+        print("   score   queries   mean score   right (%)")
+        for low, high, count, score, right in zip(
+            found.edges[:-1], found.edges[1:], found.count_N, found.score_N, found.right_N, strict=True
+        ):
+            if count:
+                print(f"{low:.2f}-{high:.2f}{count:>10}{score:>13.2f}{100 * right:>12.1f}")
+        print(f"expected calibration error: {100 * found.error:.1f} points")
+        values = {"reliability": {"count": found.count_N.tolist(), "error": found.error}}
+        for name in ("edges", "score_N", "right_N"):
+            numbers = getattr(found, name).tolist()
+            values["reliability"][name.removesuffix("_N")] = [None if v != v else v for v in numbers]
+        threshold = args.min_score
+        if not asked.all():
+            if threshold is None:
+                threshold = choose_min_score(best.score_Q, asked)
+                print(f'\nchosen for the best F1 of the answer "no such moment": --min-score {threshold:.3f}')
+            report = absent_report(best.score_Q, asked, threshold)
+            absent = int((~asked).sum())
+            print(
+                f'"no such moment" below {threshold:g} ({absent} of {len(asked)} queries have none): '
+                f"precision {100 * report.precision:.1f} %, recall {100 * report.recall:.1f} %, "
+                f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the others are lost"
+            )
+            values["absent"] = {k: None if v != v else v for k, v in dataclasses.asdict(report).items()}
+        else:
+            print('every query has a moment: nothing is said of the answer "no such moment", nor of a --min-score')
+        if args.plot:
+            from sidelight.charts import plot_reliability
 
-        plot_reliability(found, args.plot, min_score=threshold)
-        print(f"wrote {args.plot}")
+            plot_reliability(found, args.plot, min_score=threshold)
+            print(f"wrote {args.plot}")
+    _write_json(args.json, values)
     return 0
 
 
@@ -546,9 +581,11 @@ def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
 
 
-def _check_writable(path: str | None) -> None:
-    """Say so before the work, not after it, if a result cannot be written."""
+def _check_writable(path: str | None, *inputs: str | None) -> None:
+    """Say so before the work, not after it, if a result cannot be written, or would replace what it is made of."""
     if path and path != "-":
+        if any(i and Path(i).exists() and Path(path).resolve() == Path(i).resolve() for i in inputs):
+            raise ValueError(f"cannot write {path}: it is read by the same command; give another file name")
         folder = Path(path).resolve().parent
         if not folder.is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
@@ -556,10 +593,26 @@ def _check_writable(path: str | None) -> None:
             raise ValueError(f"cannot write {path}: it is a folder; give a file name")
 
 
-def _check_picture(path: str | None) -> None:
-    _check_writable(path)
+def _check_picture(path: str | None, *inputs: str | None) -> None:
+    _check_writable(path, *inputs)
     if path and Path(path).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
         raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
+
+
+@contextmanager
+def _report(json_file: str | None) -> Iterator[None]:
+    """What is printed is for people: not if JSON goes to standard output."""
+    with redirect_stdout(io.StringIO()) if json_file == "-" else nullcontext():
+        yield
+
+
+def _write_json(path: str | None, values: Any) -> None:
+    """Write JSON to a file, or to standard output for -."""
+    if path == "-":
+        print(json.dumps(values, indent=2))
+    elif path:
+        _write_text(path, json.dumps(values, indent=2) + "\n")
+        print(f"wrote {path}")
 
 
 def _write_text(path: str | Path, text: str) -> None:
@@ -603,7 +656,7 @@ def run_data(args: Namespace, _: ArgumentParser) -> int:
         return _data_check(chosen)
     from sidelight.data_import import import_file
 
-    _check_writable(chosen.out)
+    _check_writable(chosen.out, chosen.table)
     found = import_file(chosen.table, chosen.out, videos=chosen.videos, clip_seconds=chosen.clip_seconds)
     videos, windows = len({a.vid for a in found}), sum(len(a.relevant_windows) for a in found)
     print(f"wrote {len(found)} queries with {windows} windows on {videos} videos to {chosen.out}")

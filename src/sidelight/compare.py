@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.statistics import Interval, bootstrap_means, holm, permutation_test
+from sidelight.statistics import Interval, holm, intervals, permutation_test
 
 Floats = npt.NDArray[np.float64]
 Verdict = Literal["first", "second", "no difference"]
@@ -79,9 +79,12 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the verdicts."""
-        values = asdict(self)
+        values: dict[str, Any] = asdict(self)
         for row, metric in zip(values["metrics"], self.metrics, strict=True):
             row["verdict"] = metric.verdict
+            for end in ("low", "high"):  # nan, where all queries are of one video, is not JSON
+                if np.isnan(row["difference"][end]):
+                    row["difference"][end] = None
         return values
 
 
@@ -121,12 +124,12 @@ def compare(
             f"the two predictions can be scored by different metrics ({', '.join(odd)} only for one of them); "
             "both need the same fields"
         )
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more, got {resamples}")
     metrics = list(first)
     a_QM, b_QM = (np.stack([side[name] for name in metrics], axis=1) for side in (first, second))
     p_M = permutation_test(a_QM, b_QM, groups=videos, permutations=resamples, seed=seed)
-    drawn_RM = bootstrap_means(a_QM - b_QM, groups=videos, resamples=resamples, seed=seed)
-    tail = (1 - confidence) / 2
-    low_M, high_M = np.nanquantile(drawn_RM, [tail, 1 - tail], axis=0) * 100
+    differences = intervals(100 * (a_QM - b_QM), groups=videos, confidence=confidence, resamples=resamples, seed=seed)
     a_M, b_M = 100 * np.nanmean(a_QM, axis=0), 100 * np.nanmean(b_QM, axis=0)
     adjusted_M = holm(p_M)
     rows = tuple(
@@ -135,9 +138,7 @@ def compare(
             queries=int((~np.isnan(a_QM[:, i])).sum()),
             first=float(a_M[i]),
             second=float(b_M[i]),
-            difference=Interval(
-                value=float(a_M[i] - b_M[i]), low=float(low_M[i]), high=float(high_M[i]), confidence=confidence
-            ),
+            difference=differences[i],
             p=float(p_M[i]),
             p_adjusted=float(adjusted_M[i]),
         )

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from sidelight.annotations import Annotation, AnnotationError
+from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.benchmarks import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.benchmarks.base import Row, annotation_of, json_lines, shown, video_files
 from sidelight.benchmarks.qvhighlights import seconds_in_name
@@ -278,7 +278,7 @@ def check(
     """Look at all annotations of a folder, and at the videos and features that belong to them.
 
     Args:
-        folder: where the files of annotations are, in it or in its sub-folders; or one file.
+        folder: where the files of annotations are, in it or one folder below; or one file.
         benchmark: how to read them, or "own data" for the QVHighlights form; else each file is recognised by its
             name or content.
         videos: folder with the video files, named by their ids; names are compared, nothing is decoded.
@@ -366,8 +366,11 @@ class _Looked:
         words = self.path.stem.lower().replace("-", "_").split("_")
         return next((s for s in _SPLITS if s in words), None)
 
-    @property
-    def clip_seconds(self) -> float | None:
+    def clip_seconds(self, annotation: Annotation) -> float | None:
+        """What the row says, else what the benchmark does."""
+        said = annotation.extra.get(CLIP_SECONDS)
+        if _is_number(said) and said > 0:
+            return float(said)
         return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds
 
     def add(self, kind: str, row: Row, detail: str) -> None:
@@ -482,7 +485,7 @@ def _check_usable(
     qids: dict[int | str, str],
     pairs: dict[tuple[str, str], list[Annotation]],
 ) -> None:
-    a, clip_seconds = annotation, found.clip_seconds
+    a, clip_seconds = annotation, found.clip_seconds(annotation)
     if a.qid in qids:
         found.add("duplicate-qid", row, f"stands at {qids[a.qid]} already")
     qids.setdefault(a.qid, row.place)
@@ -522,7 +525,7 @@ def _labels(a: Annotation) -> tuple[Any, ...]:
 def _check_windows(found: _Looked, row: Row, a: Annotation) -> None:
     latest = max((end for _, end in a.relevant_windows), default=0)
     if latest > a.duration:
-        seconds = found.clip_seconds or _OWN_CLIP_SECONDS
+        seconds = found.clip_seconds(a) or _OWN_CLIP_SECONDS
         far = latest > Timeline(duration=a.duration, clip_seconds=seconds).extent + seconds
         detail = f"ends at {latest} in a video of {a.duration} s"
         found.add("window-ends-far" if far else "window-ends-late", row, detail)
@@ -536,8 +539,9 @@ def _check_windows(found: _Looked, row: Row, a: Annotation) -> None:
 
 
 def _check_ratings(found: _Looked, row: Row, a: Annotation) -> None:
-    if a.relevant_clip_ids and found.clip_seconds is not None:
-        clips = Timeline(duration=a.duration, clip_seconds=found.clip_seconds).num_clips
+    seconds = found.clip_seconds(a)
+    if a.relevant_clip_ids and seconds is not None:
+        clips = Timeline(duration=a.duration, clip_seconds=seconds).num_clips
         if (last := max(a.relevant_clip_ids)) >= clips:
             detail = f"clip {last} in a video of {clips} clips"
             found.add("clip-far" if last > clips else "clip-late", row, detail)

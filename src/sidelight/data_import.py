@@ -25,13 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidelight.annotations import Annotation, AnnotationError, write_annotations
+from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
 from sidelight.benchmarks.base import VIDEO_SUFFIXES, DataWarning, json_lines, shown, video_files
 from sidelight.timeline import Timeline
 from sidelight.video import probe
 
 NEEDED = ("video", "query", "start", "end")
 OPTIONAL = ("duration", "saliency")
+_LONGEST = 1e6
+"""Seconds, eleven days: a larger number is no time in a video."""
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -40,6 +42,8 @@ class _Moment:
     """One row of the table."""
 
     line: int
+    file: str
+    """As the table names the video."""
     video: str
     query: str
     window: tuple[float, float] | None
@@ -61,9 +65,19 @@ def import_table(path: str | Path, *, videos: str | Path | None = None, clip_sec
     path = Path(path)
     if not clip_seconds > 0:
         raise AnnotationError(f"clip_seconds must be more than 0, got {clip_seconds}")
+    if videos is not None and not Path(videos).is_dir():
+        raise AnnotationError(f"{videos} is not a folder; expected the folder with the video files")
     moments = [_moment(path, line, values) for line, values in _rows(path)]
     if not moments:
         raise AnnotationError(f"{path} is empty; expected rows with {', '.join(NEEDED)}")
+    first: dict[str, _Moment] = {}
+    for moment in moments:
+        there = first.setdefault(moment.video, moment)
+        if Path(there.file).parent != Path(moment.file).parent:
+            raise AnnotationError(
+                f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {there.file} in line "
+                f"{there.line}; different videos need different names"
+            )
     durations = _durations(path, moments, videos)
     together: dict[tuple[str, str], list[_Moment]] = {}
     for moment in moments:
@@ -93,14 +107,14 @@ def seconds_of(text: object) -> float:
         ValueError: if it is none of these.
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
-        if 0 <= text < float("inf"):
+        if 0 <= text <= _LONGEST:
             return text
     elif isinstance(text, str) and (found := _TIME.fullmatch(text.strip())):
-        hours, minutes, seconds = found.groups()
-        if minutes is None:
-            return float(seconds)
-        if float(seconds) < 60 and (hours is None or int(minutes) < 60):
-            return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        total = hours * 3600 + minutes * 60 + seconds
+        plain = found.group(2) is None
+        if total <= _LONGEST and (plain or (seconds < 60 and (found.group(1) is None or minutes < 60))):
+            return total
     raise ValueError(f"a time must be seconds, m:ss or h:mm:ss, such as 83.5 or 1:23.5, got {shown(text)}")
 
 
@@ -147,6 +161,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             if not names:
                 names = [name.strip().lower() for name in cells]
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise AnnotationError(f"{path}:{line}: the column {twice[0]} stands there twice; keep one of them")
                 if missing := [name for name in NEEDED if name not in names]:
                     raise AnnotationError(
                         f"{path}:{line}: the column {missing[0]} is missing; expected a header with "
@@ -187,7 +203,13 @@ def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
     if ratings is not None and window is None:
         raise AnnotationError(f"{where}: saliency rates the clips of a window, but there is no start and end; add them")
     return _Moment(
-        line=line, video=_vid(values["video"]), query=values["query"], window=window, duration=duration, ratings=ratings
+        line=line,
+        file=values["video"].strip(),
+        video=_vid(values["video"]),
+        query=values["query"],
+        window=window,
+        duration=duration,
+        ratings=ratings,
     )
 
 
@@ -297,4 +319,6 @@ def _annotation(path: Path, qid: int, moments: Sequence[_Moment], duration: floa
         relevant_windows=tuple(sorted(m.window for m in moments if m.window is not None)),
         relevant_clip_ids=tuple(clips_found),
         saliency_scores=tuple((scores[c],) for c in clips_found) if rated else (),
+        # So that nobody counts these clips with another length.
+        extra={CLIP_SECONDS: clip_seconds},
     )

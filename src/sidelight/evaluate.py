@@ -5,7 +5,8 @@ Reads, finds out whose annotations they are, and calls the metrics; no model, no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.annotations import (
+    CLIP_SECONDS,
     Annotation,
     AnnotationError,
     Submission,
@@ -25,9 +27,15 @@ from sidelight.annotations import (
 from sidelight.benchmarks import benchmark as find_benchmark
 from sidelight.benchmarks import recognise
 from sidelight.benchmarks.base import Metric
-from sidelight.metrics import Convention, evaluate_qvhighlights, highlights, pair, per_query
+from sidelight.metrics import Convention, evaluate_qvhighlights, highlights, per_query
+from sidelight.metrics.calibration import Best, best_moments
+from sidelight.metrics.pairing import pair
 
 Floats = npt.NDArray[np.float64]
+
+
+class EvaluationWarning(UserWarning):
+    """What is scored is probably not what was meant; it says what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +70,12 @@ def evaluate_files(
     submissions, truth, metric = _read(predictions, annotations, benchmark)
     with _naming(predictions, annotations):
         if metric in ("tvsum", "youtube-highlights"):
+            if convention != "sidelight":
+                raise AnnotationError(f"{annotations} has one convention only; leave out {convention!r}")
             return _domain_tables(_curves(submissions, truth, metric), truth)
-        return dict(evaluate_qvhighlights(submissions, truth, convention=convention))
+        submissions, truth = _with_moments(submissions, truth, annotations)
+        seconds = clip_seconds_of(truth)
+        return dict(evaluate_qvhighlights(submissions, truth, convention=convention, clip_seconds=seconds))
 
 
 def query_scores(
@@ -77,9 +89,16 @@ def query_scores(
     submissions, truth, metric = _read(predictions, annotations, benchmark)
     with _naming(predictions, annotations):
         if metric in ("tvsum", "youtube-highlights"):
-            each = {name: precision_VR.mean(1) for name, precision_VR in _curves(submissions, truth, metric).items()}
+            each = {}
+            domains = np.array([str(a.extra.get("domain", "")) for a in truth])
+            curves = {name: found.mean(1) for name, found in _curves(submissions, truth, metric).items()}
+            each.update(curves)
+            for domain in np.unique(domains[domains != ""]):
+                for name, precision_V in curves.items():
+                    each[f"{name} {domain}"] = np.where(domains == domain, precision_V, np.nan)
         else:
-            each = per_query(submissions, truth, convention=convention)
+            submissions, truth = _with_moments(submissions, truth, annotations)
+            each = per_query(submissions, truth, convention=convention, clip_seconds=clip_seconds_of(truth))
     return QueryScores(
         each=each,
         qids=tuple(a.qid for a in truth),
@@ -93,12 +112,79 @@ def _read(
 ) -> tuple[list[Submission], list[Annotation], Metric]:
     """Both files, and by which metric they are scored. Files of no benchmark are in the QVHighlights form."""
     submissions = read_submissions(predictions)
+    if Path(annotations).is_dir():
+        raise AnnotationError(f"{annotations} is a folder; give the file of annotations in it")
     if not Path(annotations).is_file():
         raise AnnotationError(f"there is no file {annotations}; expected annotations")
-    its = find_benchmark(name) if name else recognise(annotations)
-    if its is None:
-        return submissions, read_annotations(annotations), "qvhighlights"
-    return submissions, its.read(annotations), its.metric
+    looks = recognise(annotations)
+    its = find_benchmark(name) if name else looks
+    if looks is not None and its is not looks:
+        message = f"{annotations} looks like {looks.title}, but is scored as {name}"
+        warnings.warn(message, EvaluationWarning, stacklevel=4)
+    truth, metric = (
+        (read_annotations(annotations), "qvhighlights") if its is None else (its.read(annotations), its.metric)
+    )
+    _warn_of_odd_windows(predictions, submissions, {a.qid: a.duration for a in truth})
+    return submissions, truth, metric
+
+
+def _with_moments(
+    submissions: list[Submission], annotations: list[Annotation], path: str | Path
+) -> tuple[list[Submission], list[Annotation]]:
+    """Without the queries that have no moment, which these metrics do not know; says how many."""
+    absent = {a.qid for a in annotations if not a.relevant_windows and not a.saliency_scores}
+    if not absent or len(absent) == len(annotations):
+        return submissions, annotations
+    message = (
+        f"{path}: {len(absent)} of {len(annotations)} queries have no moment and are left out of these metrics; "
+        "sidelight calibrate scores them"
+    )
+    warnings.warn(message, EvaluationWarning, stacklevel=4)
+    return [s for s in submissions if s.qid not in absent], [a for a in annotations if a.qid not in absent]
+
+
+def _warn_of_odd_windows(
+    path: str | Path, submissions: Sequence[Submission], durations: Mapping[int | str, float]
+) -> None:
+    """Windows that are probably not meant so: outside the video, or not best first."""
+    outside = unsorted = 0
+    for s in submissions:
+        windows = s.pred_relevant_windows
+        duration = durations.get(s.qid, np.inf)
+        outside += bool(len(windows)) and bool(((windows[:, 0] >= duration) | (windows[:, 1] <= 0)).any())
+        unsorted += bool((np.diff(windows[:, 2]) > 0).any())
+    for count, what in (
+        (outside, "predict windows outside their video; are they in seconds?"),
+        (unsorted, "do not list the best window first, but R1 takes the first and R5 the first five as listed"),
+    ):
+        if count:
+            message = f"{path}: {count} of {len(submissions)} predictions {what}"
+            warnings.warn(message, EvaluationWarning, stacklevel=5)
+
+
+def best_moments_of(predictions: str | Path, annotations: str | Path, *, iou: float = 0.5) -> Best:
+    """The best moment of each query of two files; see :func:`sidelight.metrics.calibration.best_moments`."""
+    submissions, truth, _ = _read(predictions, annotations, None)
+    with _naming(predictions, annotations):
+        return best_moments(submissions, truth, iou=iou)
+
+
+def clip_seconds_of(annotations: Sequence[Annotation]) -> float:
+    """The length of the clips that the ratings count: what the rows say, else 2 s.
+
+    Raises:
+        AnnotationError: if rows differ, or say no number.
+    """
+    lengths = {a.extra.get(CLIP_SECONDS, 2.0): a.qid for a in reversed(annotations)}
+    length = annotations[0].extra.get(CLIP_SECONDS, 2.0)
+    if len(lengths) > 1 or isinstance(length, bool) or not isinstance(length, (int, float)) or not 0 < length < 1e6:
+        odd = next((q for v, q in lengths.items() if v != length), annotations[0].qid)
+        raise AnnotationError(
+            f"{CLIP_SECONDS} must be the same number of seconds in all rows, got {', '.join(map(repr, lengths))}",
+            side="annotations",
+            qid=odd,
+        )
+    return float(length)
 
 
 def _curves(
@@ -106,6 +192,20 @@ def _curves(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """(V, R) average precision of each video against each rater, by metric."""
     paired = pair(submissions, annotations)
+    for annotation in annotations:
+        if not annotation.saliency_scores:
+            raise AnnotationError(
+                f"qid {annotation.qid!r} has no ratings (label); use the annotations as they were released",
+                side="annotations",
+                qid=annotation.qid,
+            )
+        match = annotation.extra.get("match", annotation.saliency_scores)
+        if not isinstance(match, list | tuple) or len(match) != len(annotation.saliency_scores):
+            raise AnnotationError(
+                f"match must be a list of {len(annotation.saliency_scores)} numbers, one for each label; correct it",
+                side="annotations",
+                qid=annotation.qid,
+            )
     for submission, annotation in zip(paired, annotations, strict=True):
         clips, got = len(annotation.saliency_scores), submission.pred_saliency_scores.size
         if not max(clips - highlights.CLIPS_SHORT, 1) <= got <= clips:

@@ -30,9 +30,6 @@ class Interval:
     high: float
     confidence: float = 0.95
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
 
 def group_numbers(groups: Sequence[str] | None, queries: int) -> npt.NDArray[np.int64]:
     """(Q,) the number of each query's group; each its own without ``groups``."""
@@ -86,6 +83,8 @@ def intervals(
 ) -> list[Interval]:
     """The mean of each column with its bootstrap percentile interval.
 
+    The ends are nan where all that counts for a metric lies in one group: then nothing is known of how it varies.
+
     Raises:
         ValueError: for a confidence outside (0, 1), and as :func:`bootstrap_means`.
     """
@@ -95,6 +94,8 @@ def intervals(
     tail = (1 - confidence) / 2
     # A short range of lengths may be missing from a draw; such a draw says nothing of it.
     low_M, high_M = np.nanquantile(drawn_RM, [tail, 1 - tail], axis=0)
+    alone_M = (_grouped(values_QM, groups)[1] > 0).sum(0) < 2
+    low_M[alone_M] = high_M[alone_M] = np.nan
     return [
         Interval(value=float(v), low=float(a), high=float(b), confidence=confidence)
         for v, a, b in zip(np.nanmean(values_QM, axis=0), low_M, high_M, strict=True)

@@ -34,7 +34,8 @@ def test_the_best_moment_of_each_query() -> None:
 @pytest.mark.parametrize(
     ("submissions", "message"),
     [
-        ([], "qid 1 has no prediction"),
+        ([], r"1 of 1 annotations have no prediction \(qid 1\)"),
+        ([guess(1, []), guess(9, [])], r"1 of 2 predictions have no annotation \(qid 9\)"),
         ([guess(1, [[0, 1, 1.5]])], "scores between 0 and 1, got 1.5 to 1.5"),
     ],
 )
@@ -68,6 +69,25 @@ def test_chosen_threshold_is_the_best_of_all() -> None:
     chosen = absent_report(score, present, choose_min_score(score, present))
     every = [absent_report(score, present, t).f1 for t in np.linspace(0, 1, 1001)]
     assert chosen.f1 == pytest.approx(max(every))
+
+
+@pytest.mark.parametrize(
+    ("score", "present", "chosen"),
+    [
+        ([0.00112, 0.00114, 0.00116, 0.00118], [False, False, True, True], 0.00115),  # as few decimals as it takes
+        ([0.1, 0.9], [False, True], 0.5),
+        ([0.5, 1.0], [True, False], 0.0),  # no threshold can part these: best never given
+        ([0.5, 0.5], [True, False], 1.0),  # all or none: then all, F1 2/3
+        ([0.3, np.nextafter(0.3, 1)], [False, True], np.nextafter(0.3, 1)),
+    ],
+)
+def test_chosen_threshold_can_be_copied(score: list[float], present: list[bool], chosen: float) -> None:
+    scores, there = np.array(score), np.array(present)
+    found = choose_min_score(scores, there)
+    assert found == pytest.approx(chosen, abs=0.25 if chosen == 1.0 else 0)
+    report = absent_report(scores, there, found)
+    best = max(absent_report(scores, there, float(t)).f1 for t in [0.0, 1.0, *scores])
+    assert report.f1 == best
 
 
 def test_absent_report_by_hand() -> None:

@@ -11,7 +11,7 @@ import itertools
 import json
 from pathlib import Path
 
-from sidelight.annotations import AnnotationError
+from sidelight.annotations import CLIP_SECONDS, AnnotationError
 from sidelight.benchmarks.activitynet import ACTIVITYNET
 from sidelight.benchmarks.base import Benchmark, json_lines
 from sidelight.benchmarks.charades_sta import CHARADES_STA
@@ -71,6 +71,8 @@ def recognise(path: str | Path) -> Benchmark | None:
             return its
     readable = (row.raw for row in json_lines(path) if not row.problem)
     rows = list(itertools.islice(readable, _LOOK_AT))
+    if any(CLIP_SECONDS in row for row in rows):
+        return None  # an imported table says how long its clips are, a benchmark's file never does
     return next((b for b in BENCHMARKS.values() if rows and all(map(b.row_is_ours, rows))), None)
 
 

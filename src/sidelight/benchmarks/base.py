@@ -236,6 +236,8 @@ class Benchmark:
         if left_out:
             message = f"{path}: {len(left_out)} rows cannot be used and were left out, the first at {left_out[0]}"
             warnings.warn(message, DataWarning, stacklevel=2)
+        if not found and seen:
+            raise AnnotationError(f"{path} has no row of the domain {domain!r}; leave out domain to read all")
         if not found:
             raise AnnotationError(f"{path} is empty; expected annotations of {self.title}")
         return found

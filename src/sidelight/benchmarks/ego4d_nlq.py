@@ -36,23 +36,38 @@ def _original(path: Path) -> Iterator[Row]:
     document = json_document(path)
     if not isinstance(document.get("videos"), list):
         raise AnnotationError(f"{path}: expected the field videos, a list; is this a file of Ego4D-NLQ?")
-    for v, video in enumerate(document["videos"]):
-        for c, clip in _children(video, "clips"):
-            for a, annotation in _children(clip, "annotations"):
-                place = f"videos[{v}].clips[{c}].annotations[{a}]"
-                missing = [n for n in ("clip_uid", "video_start_sec", "video_end_sec") if n not in clip]
-                if missing or "annotation_uid" not in annotation:
-                    problem = f"the field {(missing or ['annotation_uid'])[0]} is missing; add it"
-                    yield Row(place=place, problem=problem)
-                    continue
-                for q, query in _children(annotation, "language_queries"):
-                    yield _row(f"{place}.language_queries[{q}]", q, query, video, clip, annotation)
+    for place, video in _objects("videos", document["videos"]):
+        yield from [video] if isinstance(video, Row) else _of_video(place, video)
 
 
-def _children(parent: Any, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    children = parent.get(name) if isinstance(parent, dict) else None
-    if isinstance(children, list):
-        yield from ((i, child) for i, child in enumerate(children) if isinstance(child, dict))
+def _of_video(at: str, video: dict[str, Any]) -> Iterator[Row]:
+    for within, clip in _objects(f"{at}.clips", video.get("clips")):
+        if isinstance(clip, Row):
+            yield clip
+            continue
+        for place, annotation in _objects(f"{within}.annotations", clip.get("annotations")):
+            if isinstance(annotation, Row):
+                yield annotation
+                continue
+            missing = [n for n in ("clip_uid", "video_start_sec", "video_end_sec") if n not in clip]
+            if missing or "annotation_uid" not in annotation:
+                problem = f"the field {(missing or ['annotation_uid'])[0]} is missing; add it"
+                yield Row(place=place, problem=problem)
+                continue
+            queries = _objects(f"{place}.language_queries", annotation.get("language_queries"))
+            for index, (where, query) in enumerate(queries):
+                yield query if isinstance(query, Row) else _row(where, index, query, video, clip, annotation)
+
+
+def _objects(place: str, values: Any) -> Iterator[tuple[str, dict[str, Any] | Row]]:
+    """(place, object) of each entry of a list; a Row that says the problem where one is something else."""
+    if not isinstance(values, list):
+        yield place, Row(place=place, problem=f"expected a list of objects, got {shown(values)}")
+        return
+    for index, value in enumerate(values):
+        where = f"{place}[{index}]"
+        problem = f"expected an object with named fields, got {shown(value)}"
+        yield where, value if isinstance(value, dict) else Row(place=where, problem=problem)
 
 
 def _row(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,10 +16,11 @@ import numpy.typing as npt
 from sidelight.annotations import Annotation, AnnotationError, Submission
 from sidelight.metrics import highlights, moment_retrieval
 from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS, Windows
+from sidelight.metrics.pairing import named, pair
 
 Floats = npt.NDArray[np.float64]
 
-__all__ = ["CONVENTIONS", "Convention", "brief_metrics", "evaluate_qvhighlights", "pair", "per_query"]
+__all__ = ["CONVENTIONS", "Convention", "brief_metrics", "evaluate_qvhighlights", "per_query"]
 
 Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
 """Which script's numbers: R2-Tuning's, Moment-DETR's, or what they agree on with nothing made up."""
@@ -128,66 +128,17 @@ def brief_metrics(annotations: Sequence[Annotation]) -> tuple[str, ...]:
     return tuple(evaluate_qvhighlights(nothing, annotations)["brief"])
 
 
-def pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:
-    """The submission of each annotation, in the annotations' order.
-
-    Raises:
-        AnnotationError: if the two are not of the same queries and videos.
-    """
-    if not annotations:
-        raise AnnotationError("there are no annotations to score against; expected at least one")
-    for rows, what in ((submissions, "predictions"), (annotations, "annotations")):
-        counts = Counter(row.qid for row in rows)
-        if len(counts) < len(rows):
-            twice = [qid for qid, count in counts.items() if count > 1]
-            raise AnnotationError(
-                f"each qid must stand once among the {what}; {_named(twice)} stand more often", side=what, qid=twice[0]
-            )
-    by_qid = {s.qid: s for s in submissions}
-    known = {a.qid for a in annotations}
-    missing = [a.qid for a in annotations if a.qid not in by_qid]
-    surplus = [s.qid for s in submissions if s.qid not in known]
-    if missing or surplus:
-        parts = [
-            f"{len(rows)} of {of} {text} ({_named(rows)})"
-            for rows, of, text in (
-                (missing, len(annotations), "annotations have no prediction"),
-                (surplus, len(submissions), "predictions have no annotation"),
-            )
-            if rows
-        ]
-        raise AnnotationError(
-            f"predictions and annotations must be of the same queries: {', and '.join(parts)}; "
-            "predict for exactly the annotations that you score against",
-            side="annotations" if missing else "predictions",
-            qid=(missing or surplus)[0],
-        )
-    if others := [a.qid for a in annotations if by_qid[a.qid].vid != a.vid]:
-        raise AnnotationError(
-            f"{len(others)} of {len(annotations)} predictions are of another video (vid) than the annotation "
-            f"of the same qid ({_named(others)}); score predictions against the annotations they are for",
-            side="predictions",
-            qid=others[0],
-        )
-    return [by_qid[a.qid] for a in annotations]
-
-
 def _all_or_none(what: str, name: str, rows: Sequence[tuple[int | str, Any]]) -> bool:
     """Whether all have it; an error if only some do: a mean over some would look like one over all."""
     without = [qid for qid, value in rows if not value]
     if without and len(without) < len(rows):
         raise AnnotationError(
-            f"{len(without)} of {len(rows)} {what} have no {name} ({_named(without)}); "
+            f"{len(without)} of {len(rows)} {what} have no {name} ({named(without)}); "
             "all or none must have them: complete these rows, or leave them out of both files",
             side=what,
             qid=without[0],
         )
     return not without
-
-
-def _named(qids: Sequence[int | str]) -> str:
-    few = ", ".join(repr(qid) for qid in qids[:3])
-    return f"qid {few}" + (f" and {len(qids) - 3} more" if len(qids) > 3 else "")
 
 
 def _scored(
@@ -318,9 +269,19 @@ def _ratings(
         )
     rows = np.repeat(np.arange(len(annotations)), [len(a.relevant_clip_ids) for a in annotations])
     clips = np.concatenate([a.relevant_clip_ids for a in annotations])
-    whole = (np.array([a.duration for a in annotations]) / clip_seconds).astype(np.int64)
+    lasting = np.array([a.duration for a in annotations]) / clip_seconds
+    whole = lasting.astype(np.int64)
+    last = np.array([max(a.relevant_clip_ids) for a in annotations])
+    if (far := np.flatnonzero(last >= np.ceil(lasting))).size:
+        odd = annotations[int(far[0])]
+        raise AnnotationError(
+            f"relevant_clip_ids has clip {max(odd.relevant_clip_ids)}, but a video of {odd.duration} s has "
+            f"{math.ceil(odd.duration / clip_seconds)} clips of {clip_seconds:g} s; correct it, or say clip_seconds",
+            side="annotations",
+            qid=odd.qid,
+        )
     # A rated clip that the end of the video cuts short counts too.
-    counts = np.maximum(whole, [max(a.relevant_clip_ids) + 1 for a in annotations])
+    counts = np.maximum(whole, last + 1)
     mask = np.arange(counts.max()) < counts[:, None]
     ratings = np.zeros((*mask.shape, len(annotations[0].saliency_scores[0])))
     ratings[rows, clips] = np.concatenate([a.saliency_scores for a in annotations])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from sidelight import spans
 from sidelight.annotations import Annotation, AnnotationError, Submission
+from sidelight.metrics.pairing import pair
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -43,18 +44,17 @@ def best_moments(submissions: Sequence[Submission], annotations: Sequence[Annota
         iou: from which overlap on a moment is right.
 
     Raises:
-        AnnotationError: if an annotation has no prediction, or a score lies outside [0, 1].
+        AnnotationError: if the two do not pair off, or a score lies outside [0, 1].
     """
-    by_qid = {s.qid: s for s in submissions}
     score, right, present = [], [], []
-    for annotation in annotations:
-        if annotation.qid not in by_qid:
-            raise AnnotationError(f"qid {annotation.qid!r} has no prediction; predict for every annotation")
-        windows = by_qid[annotation.qid].pred_relevant_windows
+    for annotation, submission in zip(annotations, pair(submissions, annotations), strict=True):
+        windows = submission.pred_relevant_windows
         if windows.size and not 0 <= windows[:, 2].min() <= windows[:, 2].max() <= 1:
             raise AnnotationError(
                 f"qid {annotation.qid!r}: calibration needs scores between 0 and 1, got {windows[:, 2].min():g} to "
-                f"{windows[:, 2].max():g}; predict with a score that is a probability"
+                f"{windows[:, 2].max():g}; predict with a score that is a probability",
+                side="predictions",
+                qid=annotation.qid,
             )
         best = windows[np.argmax(windows[:, 2])] if len(windows) else np.zeros(3)
         true = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
@@ -145,7 +145,8 @@ def absent_report(score_Q: Floats, present_Q: Bools, min_score: float) -> Absent
 def choose_min_score(score_Q: Floats, present_Q: Bools) -> float:
     """The threshold with the best F1 of "no such moment"; of equal ones the lowest, which loses least.
 
-    Thresholds between two neighbouring scores give the same answers, so only their midpoints are tried.
+    Thresholds between two neighbouring scores give the same answers, so one for each pair is tried: the number with
+    the fewest decimals, so that it can be copied. 0 where the answer is best never given.
 
     Raises:
         ValueError: unless there are queries with and without a moment.
@@ -153,13 +154,21 @@ def choose_min_score(score_Q: Floats, present_Q: Bools) -> float:
     _both_kinds(present_Q)
     order = np.argsort(score_Q, kind="stable")
     score, absent = score_Q[order], ~present_Q[order]
-    right_Q = absent.cumsum()
-    f1_Q = 2 * right_Q / (np.arange(1, len(score) + 1) + absent.sum())
-    # A threshold cannot part equal scores.
-    f1_Q = np.where(np.append(score[1:] > score[:-1], True), f1_Q, -1.0)
+    f1_Q = 2 * absent.cumsum() / (np.arange(1, len(score) + 1) + absent.sum())
+    above_Q = np.append(score[1:], 1.0)
+    # A threshold cannot part equal scores, nor lie above 1.
+    f1_Q = np.where(above_Q > score, f1_Q, 0.0)
     best = int(np.argmax(f1_Q))
-    above = score[best + 1] if best + 1 < len(score) else 1.0
-    return float((score[best] + above) / 2)
+    return _between(float(score[best]), float(above_Q[best])) if f1_Q[best] > 0 else 0.0
+
+
+def _between(low: float, high: float) -> float:
+    """The number with the fewest decimals above ``low`` and at most ``high``, near their middle."""
+    for decimals in range(1, 17):
+        found = round((low + high) / 2, decimals)
+        if low < found <= high:
+            return found
+    return high
 
 
 def _both_kinds(present_Q: Bools) -> None:
