@@ -22,13 +22,14 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "sidelight"
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # words everybody speaks
     "options": (),
+    "files": (),
     "timeline": (),
     "spans": (),
     "grounding": ("timeline",),
     # what is read from disk
     "decoding": (),
     "video": ("decoding",),
-    "annotations": ("timeline", "grounding"),
+    "annotations": ("files", "timeline", "grounding"),
     # one module per benchmark, and own data
     "benchmarks.base": ("annotations",),
     "benchmarks.qvhighlights": ("benchmarks.base",),
@@ -54,16 +55,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "shapes.world": (),
     "shapes.language": ("shapes.world",),
     "shapes.render": ("shapes.world",),
-    "shapes.generate": ("timeline", "annotations", "shapes.world", "shapes.language", "shapes.render"),
+    "shapes.generate": ("files", "timeline", "annotations", "shapes.world", "shapes.language", "shapes.render"),
     "shapes.statistics": ("annotations",),
     "shapes": ("shapes.generate", "shapes.statistics"),
     # frames -> features
     "backbones.protocol": (),
     "backbones.tokenizer": ("shapes.language",),
-    "backbones.shapes": ("backbones.protocol", "backbones.tokenizer"),
+    "backbones.shapes": ("files", "backbones.protocol", "backbones.tokenizer"),
     "backbones": ("backbones.protocol", "backbones.shapes"),
     "runtime": (),
     "pretrain": (
+        "files",
         "runtime",
         "timeline",
         "video",
@@ -73,7 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "shapes.render",
         "backbones.shapes",
     ),
-    "features": ("timeline", "backbones.protocol"),
+    "features": ("files", "timeline", "backbones.protocol"),
     "data_check": (
         "timeline",
         "annotations",
@@ -105,7 +107,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "statistics": (),
     "compare": ("statistics",),
     # workflows
-    "checkpoint": ("backbones.protocol", "models", "decode"),
+    "checkpoint": ("files", "backbones.protocol", "models", "decode"),
     "recipe": ("options", "models.sdst", "losses", "decode"),
     "evaluate": (
         "annotations",
@@ -118,6 +120,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "predict": ("timeline", "grounding", "annotations", "batch", "dataset", "decode"),
     "train": (
+        "files",
         "annotations",
         "backbones",
         "features",
@@ -146,10 +149,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "predict",
     ),
     # what people do with a grounding
-    "plot": ("grounding",),
-    "charts": ("compare", "metrics.calibration"),
+    "plot": ("files", "grounding"),
+    "charts": ("files", "compare", "metrics.calibration"),
     "demo": ("annotations", "shapes.world", "shapes.generate", "grounding", "grounder"),
     "commands": (
+        "files",
         "grounding",
         "video",
         "annotations",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sidelight.compare import Comparison
+from sidelight.files import replacing
 from sidelight.metrics.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -112,11 +113,6 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: str | Path) -> Path:
     """Write beside, then rename."""
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replacing(path) as beside:
         figure.savefig(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+    return Path(path)

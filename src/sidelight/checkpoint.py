@@ -7,7 +7,6 @@ predictions are decoded, its metrics, and the recipe of the run. A model reads n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureRecipe
 from sidelight.decode import DecodeConfig
+from sidelight.files import replacing
 from sidelight.models import MODELS
 
 PACKAGED = Path(__file__).resolve().parent / "weights"
@@ -87,11 +87,9 @@ class Checkpoint:
         tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or self.model.state_dict()).items()}
         if half:
             tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-        suffix = f".{os.getpid()}.partial"
-        (folder / f".config.json{suffix}").write_text(json.dumps(values, indent=2) + "\n")
-        save_file(tensors, folder / f".model.safetensors{suffix}", {"format": "pt"})
-        for name in _FILES:
-            (folder / f".{name}{suffix}").replace(folder / name)
+        with replacing(folder / "model.safetensors") as model, replacing(folder / "config.json") as config:
+            config.write_text(json.dumps(values, indent=2) + "\n")
+            save_file(tensors, model, {"format": "pt"})
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Checkpoint:

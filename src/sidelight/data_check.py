@@ -368,7 +368,7 @@ class _Looked:
 
     def clip_seconds(self, annotation: Annotation) -> float | None:
         """What the row says, else what the benchmark does."""
-        said = annotation.extra.get(CLIP_SECONDS)
+        said: Any = annotation.extra.get(CLIP_SECONDS)
         if _is_number(said) and said > 0:
             return float(said)
         return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds

@@ -34,6 +34,10 @@ from sidelight.metrics.pairing import pair
 Floats = npt.NDArray[np.float64]
 
 
+_OWN: Metric = "qvhighlights"
+"""Own data is in the form of QVHighlights, and scored like it."""
+
+
 class EvaluationWarning(UserWarning):
     """What is scored is probably not what was meant; it says what."""
 
@@ -121,9 +125,10 @@ def _read(
     if looks is not None and its is not looks:
         message = f"{annotations} looks like {looks.title}, but is scored as {name}"
         warnings.warn(message, EvaluationWarning, stacklevel=4)
-    truth, metric = (
-        (read_annotations(annotations), "qvhighlights") if its is None else (its.read(annotations), its.metric)
-    )
+    if its is None:
+        truth, metric = read_annotations(annotations), _OWN
+    else:
+        truth, metric = its.read(annotations), its.metric
     _warn_of_odd_windows(predictions, submissions, {a.qid: a.duration for a in truth})
     return submissions, truth, metric
 

@@ -15,11 +15,9 @@ Legend: K levels, T clips, L tokens, D_v / D_t widths of video and text.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.files import replacing
 from sidelight.timeline import Timeline
 
 Halves = npt.NDArray[np.float16]
@@ -92,7 +91,7 @@ class FeatureStore:
         for part in ("videos", "queries"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, "recipe": recipe.to_dict()}, indent=2) + "\n"
-        with _replacing(folder / "manifest.json") as temporary:
+        with replacing(folder / "manifest.json") as temporary:
             temporary.write_text(text)
         return cls(folder)
 
@@ -188,17 +187,6 @@ def query_digest(query: str) -> str:
     return hashlib.sha256(query.encode()).hexdigest()[:20]
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to ``path`` when the block ends well and removed when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
     from safetensors.numpy import save_file
 
@@ -206,7 +194,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
     for name, values in halves.items():
         if not np.isfinite(values).all():
             raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(halves, temporary, metadata)
 
 

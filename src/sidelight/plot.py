@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -478,14 +480,8 @@ def _new_figure() -> tuple[Figure, list[str]]:
 
 
 def _save(figure: Figure, target: Path) -> Path:
-    """Beside the target first, then renamed, so that there is never half a picture."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with warnings.catch_warnings():
-            # Letters that no installed font has become boxes; the picture is still of use.
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(beside, format=target.suffix[1:].lower(), dpi=DPI)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(target) as beside, warnings.catch_warnings():
+        # Letters that no installed font has become boxes; the picture is still of use.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(beside, format=target.suffix[1:].lower(), dpi=DPI)
     return target

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidelight.backbones.shapes import ShapesBackboneConfig, TwoTowers
+from sidelight.files import replacing
 from sidelight.runtime import tune_cpu
 from sidelight.shapes import make_world
 from sidelight.shapes.language import phrase
@@ -133,22 +134,19 @@ def _drawn(config: PretrainConfig, cached: Path) -> tuple[Path, Ints]:
         draw = partial(_draw_clips, config=config)
         model, labelled, row = config.model, [], 0
         shape = (model.frames_per_clip, model.resolution, model.resolution, 3)
-        beside = pixels.with_suffix(".partial.npy")
         # Straight to disk: all of them at once would be twice in memory. A scene may have fewer clips than asked
         # for; what is left at the end stays black and has no label.
         most = config.drawn_scenes * config.drawn_clips
-        frames = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(most, *shape))
-        with ProcessPoolExecutor(config.threads) as pool:
-            scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
-            for pictures, events in tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"):
-                frames[row : row + len(pictures)] = pictures
-                labelled.append(events)
-                row += len(pictures)
-        frames.flush()
-        temporary = labels.with_suffix(".partial.npy")
-        np.save(temporary, np.concatenate(labelled))
-        temporary.replace(labels)
-        beside.replace(pixels)
+        with replacing(pixels) as beside, replacing(labels) as labels_beside:
+            frames = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(most, *shape))
+            with ProcessPoolExecutor(config.threads) as pool:
+                scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
+                for pictures, events in tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"):
+                    frames[row : row + len(pictures)] = pictures
+                    labelled.append(events)
+                    row += len(pictures)
+            frames.flush()
+            np.save(labels_beside, np.concatenate(labelled))
     return pixels, np.load(labels)
 
 
@@ -173,17 +171,16 @@ def _decode(scenes: list[Scene], folder: Path, out: Path, model: ShapesBackboneC
     side, per_clip = model.resolution, model.frames_per_clip
     timelines = [Timeline(duration=s.duration, clip_seconds=model.clip_seconds) for s in scenes]
     shape = (sum(t.num_clips for t in timelines), per_clip, side, side, 3)
-    temporary = out.with_suffix(".partial.npy")
-    frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-    row = 0
-    for scene, timeline in tqdm(list(zip(scenes, timelines, strict=True)), unit="video", desc="decoding"):
-        wanted = timeline.frame_seconds(per_clip).reshape(-1)
-        path = folder / "videos" / f"{scene.vid}.mp4"
-        pictures = [f.image for f in frames_at(path, wanted.tolist(), size=(side, side))]
-        frames[row : row + timeline.num_clips] = np.stack(pictures).reshape(-1, *shape[1:])
-        row += timeline.num_clips
-    frames.flush()
-    temporary.replace(out)
+    with replacing(out) as beside:
+        frames = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+        row = 0
+        for scene, timeline in tqdm(list(zip(scenes, timelines, strict=True)), unit="video", desc="decoding"):
+            wanted = timeline.frame_seconds(per_clip).reshape(-1)
+            path = folder / "videos" / f"{scene.vid}.mp4"
+            pictures = [f.image for f in frames_at(path, wanted.tolist(), size=(side, side))]
+            frames[row : row + timeline.num_clips] = np.stack(pictures).reshape(-1, *shape[1:])
+            row += timeline.num_clips
+        frames.flush()
 
 
 def _events_of(scene: Scene, clip_seconds: float) -> Ints:
@@ -337,11 +334,10 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 flush=True,
             )
         if (step + 1) % 100 == 0:
-            temporary = state.with_suffix(".partial")
             values = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             values["config"] = json.dumps(asdict(config))
-            torch.save(values, temporary)
-            temporary.replace(state)
+            with replacing(state) as beside:
+                torch.save(values, beside)
         if (step + 1) % 500 == 0:
             print(validate(model, load_clips(config, "val")), flush=True)
     model.save(out)

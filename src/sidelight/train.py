@@ -24,6 +24,7 @@ from sidelight.checkpoint import Checkpoint, build_model
 from sidelight.dataset import GroundingDataset, epoch_batches
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
+from sidelight.files import replacing, write_text
 from sidelight.losses import SDSTLossConfig, sdst_losses
 from sidelight.metrics import brief_metrics, evaluate_qvhighlights
 from sidelight.predict import predict
@@ -313,9 +314,7 @@ class Trainer:
         if log.exists() and resume:
             rows = (line for line in log.read_text().splitlines() if line.endswith("}"))
             kept = [line for line in rows if json.loads(line)["step"] < self.progress.step]
-        temporary = log.with_suffix(".partial")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(log)
+        write_text(log, "".join(f"{line}\n" for line in kept))
         self._losses = log.open("a")
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -334,9 +333,8 @@ class Trainer:
                 "progress": json.dumps(vars(self.progress)),
                 "recipe": json.dumps(self._decisive()),
             }
-            temporary = self.out / f".{_STATE}.partial"
-            torch.save(values, temporary)
-            temporary.replace(self.out / _STATE)
+            with replacing(self.out / _STATE) as beside:
+                torch.save(values, beside)
         self.fabric.barrier()
 
     def _decisive(self) -> dict[str, Any]:

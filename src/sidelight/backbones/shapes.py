@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureRecipe, weights_digest
 from sidelight.backbones.tokenizer import PAD, Tokenizer
+from sidelight.files import replacing
 
 PACKAGED = Path(__file__).resolve().parent.parent / "weights" / "shapes-backbone"
 MEAN = (0.5, 0.5, 0.5)
@@ -204,10 +205,9 @@ class TwoTowers(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().half().contiguous() for k, v in self.state_dict().items()}
-        (folder / ".config.json.partial").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file(tensors, folder / ".model.safetensors.partial", {"format": "pt"})
-        for name in ("config.json", "model.safetensors"):
-            (folder / f".{name}.partial").replace(folder / name)
+        with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config:
+            config.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+            save_file(tensors, weights, {"format": "pt"})
 
     @classmethod
     def load(cls, folder: str | Path) -> TwoTowers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
@@ -15,6 +14,7 @@ import av
 import numpy as np
 
 from sidelight.annotations import Annotation, write_annotations
+from sidelight.files import replacing, write_text
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
@@ -99,9 +99,7 @@ def _same_world(manifest: Path, settings: dict[str, object]) -> None:
         if there != settings:
             raise ValueError(f"{manifest.parent} holds another world ({there}); choose another folder")
         return
-    temporary = manifest.with_name(f".{manifest.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(settings) + "\n")
-    temporary.replace(manifest)
+    write_text(manifest, json.dumps(settings) + "\n")
 
 
 def _draw_all(scenes: list[Scene], folder: Path, side: int, workers: int, progress: bool) -> Iterator[None]:
@@ -125,24 +123,18 @@ def _draw_one(scene: Scene, *, folder: Path, side: int) -> None:
 def draw_video(scene: Scene, path: str | Path, *, side: int = SIDE) -> None:
     """Draw one scene as an H.264 mp4 of ``side`` x ``side`` pixels at 10 frames per second."""
     painter = Painter(scene, side)
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    try:
-        with av.open(str(temporary), "w") as container:
-            # One thread: what x264 writes depends on the number of threads.
-            options = {"preset": "veryfast", "crf": "23", "threads": "1"}
-            stream = container.add_stream("libx264", rate=FPS, options=options)
-            stream.width = stream.height = side
-            stream.pix_fmt = "yuv420p"
-            stream.gop_size = 5 * FPS
-            for number in range(math.ceil(scene.duration * FPS)):
-                frame = av.VideoFrame.from_ndarray(painter.frame(number / FPS), format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, FPS)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as beside, av.open(str(beside), "w") as container:
+        # One thread: what x264 writes depends on the number of threads.
+        options = {"preset": "veryfast", "crf": "23", "threads": "1"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 5 * FPS
+        for number in range(math.ceil(scene.duration * FPS)):
+            frame = av.VideoFrame.from_ndarray(painter.frame(number / FPS), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[Annotation]:
