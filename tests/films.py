@@ -54,7 +54,7 @@ class Film:
 
     def on_screen(self, second: float) -> int:
         seconds = [float(Fraction(round((t - self.times[0]) * 1000), 1000)) for t in self.times]
-        return max(0, bisect_right(seconds, second) - 1)
+        return max(0, bisect_right(seconds, second + 5e-7) - 1)  # times may be printed with six decimals
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ Resize = Literal["stretch", "crop"]
 _SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
 
 
+_AS_PRINTED = 5e-7
+"""Half a microsecond: ffprobe and others print times with six decimals, which may lie just before the picture's own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
     """What a video file is."""
@@ -98,7 +102,7 @@ def frames_at(
     size: tuple[int, int] | None = None,
     resize: Resize = "stretch",
 ) -> Iterator[Frame]:
-    """For each wanted time the picture on screen then: the last whose own seconds are not above it.
+    """For each wanted time the picture on screen then: the last whose own seconds are not above it (by a microsecond).
 
     A time before the first picture gets the first, one after the end of a whole video gets the last. Where a
     damaged file lacks pictures the last good one stays, and where it breaks off the iterator ends early: both
@@ -133,7 +137,7 @@ def frames_at(
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
     decoder = Decoder(path)  # here, not in the generator: a bad file is told of at once
-    return _frames(decoder, _Painter(decoder, size, resize), wanted)
+    return _frames(decoder, _Painter(decoder, size, resize), [second + _AS_PRINTED for second in wanted])
 
 
 def _frames(decoder: Decoder, painter: _Painter, wanted: list[float]) -> Iterator[Frame]:
