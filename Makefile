@@ -47,7 +47,7 @@ format: $(STAMP)  ## ruff: mend what can be mended
 types: $(STAMP)  ## mypy
 	@$(BIN)/mypy
 
-weights: $(STAMP)  ## make the shipped weights again, from nothing (about two hours)
+weights: $(STAMP)  ## make the shipped weights again, from nothing (about three hours)
 	@recipes/make-weights.sh
 
 install: $(STAMP)  ## only the set-up: .venv with everything in it

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the weights that ship with the package, from nothing: worlds, backbone, features, SDST. About two hours on 2 cores.
+# Make the weights that ship with the package, from nothing: worlds, backbone, features, SDST. About three hours on 2 cores.
 # Every step goes on where it was interrupted, so this can be called again.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,7 +12,8 @@ python="${PYTHON:-.venv/bin/python}"
 mkdir -p src/sidelight/weights/shapes-backbone
 cp runs/shapes-backbone/model.safetensors runs/shapes-backbone/config.json src/sidelight/weights/shapes-backbone/
 "$sidelight" train recipes/shapes.yaml --resume
+"$sidelight" train recipes/shapes-finetune.yaml --resume
 "$python" - <<'PY'
 from sidelight.checkpoint import Checkpoint
-Checkpoint.from_pretrained("runs/shapes/best").save_pretrained("src/sidelight/weights/shapes", half=True)
+Checkpoint.from_pretrained("runs/shapes-finetune/best").save_pretrained("src/sidelight/weights/shapes", half=True)
 PY

@@ -224,6 +224,32 @@ def test_sampled_nce(ties: Any, directions: Any) -> None:
     assert got.item() == pytest.approx(slow_nce(predictions, batch, config), rel=1e-5)
 
 
+@pytest.mark.parametrize("ties", ["ignore", "negative"])
+def test_every_positive_is_the_sampled_loss_over_all_of_them(ties: Any) -> None:
+    """Each relevant clip in turn as the one drawn, weighted by its saliency."""
+    every = SDSTLossConfig(nce_ties=ties, nce_directions=("row",), nce_positives="all")
+    drawn = SDSTLossConfig(nce_ties=ties, nce_directions=("row",))
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    got = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, targets, every)
+    expected, valid = 0.0, 0
+    for b in range(B):
+        if targets.positive_B[b] < 0:
+            continue
+        valid += 1
+        clips = [t for t in range(T) if batch.video_mask_BT[b, t] and targets.saliency_BT[b, t] > 0]
+        weights = torch.tensor([float(targets.saliency_BT[b, t]) for t in clips])
+        losses = []
+        for clip in clips:
+            one = torch.full_like(targets.positive_B, -1)
+            one[b] = clip
+            alone = replace(targets, positive_B=one)
+            losses.append(sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, alone, drawn))
+        expected += float((torch.stack(losses) * weights).sum() / weights.sum())
+    assert got.item() == pytest.approx(expected / valid, rel=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_sampled_nce_gradients_are_finite_whatever_is_masked(data: st.DataObject) -> None:

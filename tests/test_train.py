@@ -72,6 +72,20 @@ def test_a_run_leaves_what_it_promises_and_learns(write: Write) -> None:
     assert evaluate_qvhighlights(predict(best.model, dataset, best.decode), annotations)["brief"] == brief
 
 
+def test_training_can_start_from_a_checkpoint(write: Write) -> None:
+    first = read_recipe(write("first"), ["--train.epochs=1"])
+    train(first, quiet=True)
+    start = f"--train.init={first.train.out}/last"
+    still = read_recipe(write("second"), [start, "--train.epochs=1", "--train.lr=1e-12", "--train.ema=0"])
+    train(still, quiet=True)
+    before, after = (Checkpoint.from_pretrained(f"{r.train.out}/last").model.state_dict() for r in (first, still))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-5)
+    other = read_recipe(write("third"), [start, "--model.hidden=16"])
+    with pytest.raises(ValueError, match=r"train.init: .* is a model of other sizes"):
+        train(other, quiet=True)
+
+
 def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> None:
     whole, broken = write("whole"), write("broken")
     train(read_recipe(whole), quiet=True)

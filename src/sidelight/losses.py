@@ -81,6 +81,10 @@ class SDSTLossConfig:
     """
     nce_ties: Literal["ignore", "negative"] = "ignore"
     """What clips as salient as the positive one count for: nothing, or negatives, as in R2-Tuning's code."""
+    nce_positives: Literal["sampled", "all"] = "sampled"
+    """Which clips must beat others in their video: the one positive drawn for each sample, as in the paper, or every
+    relevant clip, weighted by its saliency: the same comparisons, all of them at every step.
+    """
     alignment_temperature: float = 0.07
     """Temperature of the alignment losses."""
 
@@ -218,7 +222,9 @@ def sampled_nce_loss(saliency_BT: Tensor, mask_BT: Tensor, targets: Targets, con
     logits_BT = saliency_BT / config.nce_temperature
     own_B = logits_BT.gather(1, positive_B.unsqueeze(1)).squeeze(1)
     loss_B = torch.zeros_like(own_B)
-    if "row" in config.nce_directions:
+    if "row" in config.nce_directions and config.nce_positives == "all":
+        loss_B = loss_B + _every_row(logits_BT, mask_BT, targets.saliency_BT, config)
+    elif "row" in config.nce_directions:
         chosen_BT = F.one_hot(positive_B, saliency_BT.shape[1]).bool()
         row_BT = logits_BT.masked_fill(~(negative_BT | chosen_BT), _MASKED)
         loss_B = loss_B + row_BT.logsumexp(1) - own_B
@@ -228,6 +234,17 @@ def sampled_nce_loss(saliency_BT: Tensor, mask_BT: Tensor, targets: Targets, con
         col_BB = logits_BT[:, positive_B].masked_fill(~(negative_BT[:, positive_B] | own_BB), _MASKED)
         loss_B = loss_B + col_BB.logsumexp(0) - own_B
     return _mean_where(loss_B, valid_B)
+
+
+def _every_row(logits_BT: Tensor, mask_BT: Tensor, saliency_BT: Tensor, config: SDSTLossConfig) -> Tensor:
+    """(B,) the "row" loss of every relevant clip, averaged with their saliency as weights; 0 without any."""
+    mine_BT1, other_B1T = saliency_BT.unsqueeze(2), saliency_BT.unsqueeze(1)
+    lower_BTT = other_B1T <= mine_BT1 if config.nce_ties == "negative" else other_B1T < mine_BT1
+    own_TT = torch.eye(saliency_BT.shape[1], dtype=torch.bool, device=saliency_BT.device)
+    asked_BTT = (lower_BTT & mask_BT.unsqueeze(1)) | own_TT
+    row_BT = logits_BT.unsqueeze(1).masked_fill(~asked_BTT, _MASKED).logsumexp(2) - logits_BT
+    weight_BT = saliency_BT * mask_BT
+    return (row_BT * weight_BT).sum(1) / weight_BT.sum(1).clamp(min=1e-6)
 
 
 def alignment_losses(

@@ -93,6 +93,8 @@ class TrainConfig:
     """The metric, a key of the evaluation's "brief" part, whose best epoch is kept."""
     save_every: int = 100
     """Steps between two saved states, besides the end of each epoch."""
+    init: str = ""
+    """A checkpoint (folder, packaged name or hub id) whose weights training starts from, instead of random ones."""
     out: str = "runs/sdst"
     """Folder of the run."""
 

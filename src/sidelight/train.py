@@ -97,6 +97,12 @@ class Trainer:
         self._check_widths()
         torch.manual_seed(self.config.seed)
         model = build_model(recipe.model_name, recipe.to_dict()["model"])
+        if self.config.init:
+            start = Checkpoint.from_pretrained(self.config.init)
+            start.features.require(self.train_data.store.recipe, what="the training features")
+            if not _same_shapes(start.model, model):
+                raise ValueError(f"train.init: {self.config.init} is a model of other sizes than the recipe's")
+            model.load_state_dict(start.model.state_dict())
         # fused: one kernel for all parameters instead of several for each.
         optimiser = torch.optim.AdamW(
             model.parameters(),
@@ -421,3 +427,8 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
     )
     fabric.launch()
     return Trainer(recipe, fabric, quiet=quiet).run(resume=resume)
+
+
+def _same_shapes(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(v.shape == second[k].shape for k, v in first.items())
