@@ -98,7 +98,7 @@ def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert main(["evaluate", str(out), annotations, "--json", str(tmp_path / "m.json")]) == 0
     brief = json.loads((tmp_path / "m.json").read_text())["brief"]
-    assert f"{'MR-full-mAP':<24}{brief['MR-full-mAP']:>7.2f}" in capsys.readouterr().out
+    assert f"{'MR-full-mAP':<28}{brief['MR-full-mAP']:>7.2f}" in capsys.readouterr().out
 
 
 def test_evaluate_equals_the_published_numbers(shared: Path, tmp_path: Path) -> None:
