@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "video": ("decoding",),
     "annotations": ("files", "timeline", "grounding"),
     # one module per benchmark, and own data
-    "benchmarks.base": ("annotations",),
+    "benchmarks.base": ("files", "annotations"),
     "benchmarks.qvhighlights": ("benchmarks.base",),
     "benchmarks.charades_sta": ("annotations", "benchmarks.base"),
     "benchmarks.tacos": ("benchmarks.base",),
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "benchmarks.youtube_highlights",
         "benchmarks.tvsum",
     ),
-    "data_import": ("timeline", "video", "annotations", "benchmarks.base"),
+    "data_import": ("files", "timeline", "video", "annotations", "benchmarks.base"),
     # the shapes world
     "shapes.world": (),
     "shapes.language": ("shapes.world",),
@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "benchmarks.qvhighlights",
         "features",
     ),
-    "extract": ("timeline", "video", "backbones.protocol", "features"),
+    "extract": ("files", "timeline", "video", "backbones.protocol", "features"),
     # features -> predictions
     "batch": (),
     "dataset": ("timeline", "spans", "annotations", "features", "batch"),

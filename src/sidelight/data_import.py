@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
-from sidelight.benchmarks.base import VIDEO_SUFFIXES, DataWarning, json_lines, shown, video_files
+from sidelight.benchmarks.base import DataWarning, json_lines, shown, video_files
+from sidelight.files import VIDEO_SUFFIXES
 from sidelight.timeline import Timeline
 from sidelight.video import probe
 

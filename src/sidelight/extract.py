@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.features import FeatureStore, Halves, VideoFeatures
+from sidelight.files import VIDEO_SUFFIXES
 from sidelight.timeline import Timeline
 from sidelight.video import VideoError, frames_at, probe
 
@@ -144,9 +145,6 @@ def content_digest(path: str | Path) -> str:
     except OSError as error:
         raise VideoError(f"{path} cannot be read ({error.strerror}); check the path") from None
     return digest.hexdigest()
-
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
 
 
 def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files: which are videos, and how one is written so that it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
+"""The files of a folder that count as videos."""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from sidelight.benchmarks import BENCHMARKS, benchmark, recognise
 from sidelight.benchmarks.base import DataWarning, video_files
 from sidelight.benchmarks.qvhighlights import seconds_in_name
 from sidelight.decode import DecodeConfig
-from sidelight.extract import VIDEO_SUFFIXES, find_videos
+from sidelight.extract import find_videos
+from sidelight.files import VIDEO_SUFFIXES
 from sidelight.timeline import Timeline
 
 UID = "11111111-2222-3333-4444-555555555555"

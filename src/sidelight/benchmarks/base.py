@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.annotations import Annotation, AnnotationError
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
-"""The files that count as videos; the same as extraction takes."""
+from sidelight.files import VIDEO_SUFFIXES
 
 Metric = Literal["qvhighlights", "moments", "tvsum", "youtube-highlights"]
 """moments with ratings of clips; moments alone; mean AP of the top 5 clips per rater; mean AP per video."""
