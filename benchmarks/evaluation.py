@@ -80,9 +80,9 @@ def synthetic(queries: int) -> tuple[list[Submission], list[Annotation]]:
                 query="a",
                 vid=f"v{qid}",
                 duration=150,
-                relevant_windows=windows,  # type: ignore[arg-type]
+                relevant_windows=windows,  # type: ignore[arg-type]  # a list, as from JSON: it becomes a tuple
                 relevant_clip_ids=clips,
-                saliency_scores=ratings,  # type: ignore[arg-type]
+                saliency_scores=ratings,  # type: ignore[arg-type]  # likewise
             )
         )
         near = np.array([windows[i % count] for i in range(10)]) + rng.normal(scale=4, size=(10, 2))

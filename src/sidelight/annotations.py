@@ -338,7 +338,8 @@ def _list(row: Annotation, name: str) -> Sequence[Any]:
     return values
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
@@ -354,7 +355,7 @@ def _plain(value: Any) -> Any:
 
 def _number(name: str, value: Any, expected: str) -> float:
     value = _plain(value)
-    if not _is_number(value):
+    if not is_number(value):
         raise _wrong(name, expected, value)
     found: float = value
     return found
@@ -395,7 +396,7 @@ def _floats(name: str, values: Any, width: int | None = None) -> Floats:
     for at, row in enumerate(values):
         cells = [row] if width is None else row
         fits = isinstance(cells, (list, tuple)) and (width is None or len(cells) == width)
-        if not fits or not all(map(_is_number, cells)):
+        if not fits or not all(map(is_number, cells)):
             raise _wrong(f"{name}[{at}]", each, row)
     found = np.array(values, dtype=np.float64).reshape((-1,) if width is None else (-1, width))
     found.setflags(write=False)

@@ -11,7 +11,6 @@ Every row is looked at on its own, so that a bad one does not hide the rest.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError
+from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError, is_number
 from sidelight.benchmarks import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.benchmarks.base import Row, annotation_of, json_lines, shown, video_files
 from sidelight.benchmarks.qvhighlights import seconds_in_name
@@ -369,7 +368,7 @@ class _Looked:
     def clip_seconds(self, annotation: Annotation) -> float | None:
         """What the row says, else what the benchmark does."""
         said: Any = annotation.extra.get(CLIP_SECONDS)
-        if _is_number(said) and said > 0:
+        if is_number(said) and said > 0:
             return float(said)
         return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds
 
@@ -446,7 +445,7 @@ def _broken(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     duration = values["duration"]
     windows = values.get("relevant_windows")
     for window in windows if isinstance(windows, list) else ():
-        if not isinstance(window, list) or len(window) != 2 or not all(map(_is_number, window)):
+        if not isinstance(window, list) or len(window) != 2 or not all(map(is_number, window)):
             return  # a matter of form
         start, end = window
         if end < start:
@@ -455,7 +454,7 @@ def _broken(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "window-empty", shown(window)
         elif start < 0:
             yield "window-negative", shown(window)
-        elif _is_number(duration) and 0 < duration <= start:
+        elif is_number(duration) and 0 < duration <= start:
             yield "window-beyond", f"{shown(window)} in a video of {duration} s"
     clips, ratings = values.get("relevant_clip_ids") or [], values.get("saliency_scores") or []
     if not isinstance(clips, list) or not isinstance(ratings, list):
@@ -467,15 +466,6 @@ def _broken(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lists = [r for r in ratings if isinstance(r, list) and r]
     if len(lists) == len(ratings) and len(numbers := sorted({len(r) for r in lists})) > 1:
         yield "raters-differ", f"{' and '.join(map(str, numbers))} ratings"
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number with more than 308 digits
-        return False
 
 
 def _check_usable(
@@ -514,7 +504,7 @@ def _check_usable(
     clips, frames = a.extra.get("clip"), a.extra.get("frames")
     if isinstance(clips, list) and clips and isinstance(clips[-1], list) and len(clips[-1]) == 2:
         last = clips[-1][1]
-        if _is_number(last) and _is_number(frames) and last > frames:
+        if is_number(last) and is_number(frames) and last > frames:
             found.add("clip-frames", row, f"the last clip ends at {last:g} of {frames:g} pictures")
 
 
