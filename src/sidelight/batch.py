@@ -121,7 +121,7 @@ class Batch(_TensorGroup):
     """
 
     video_KBTD: Tensor
-    """Video features of each level and clip."""
+    """Video features of each level and clip; (K, B, T, P, D_v) where every token of a clip was kept."""
     video_mask_BT: Tensor
     """True for real clips, which come first; each sample has at least one."""
     text_KBLD: Tensor
@@ -132,7 +132,8 @@ class Batch(_TensorGroup):
 
     def __post_init__(self) -> None:
         shapes = _Shapes("Batch")
-        shapes.check("video_KBTD", self.video_KBTD, ("K", "B", "T", "D_v"), "float")
+        tokens = ("P",) if self.video_KBTD.ndim == 5 else ()
+        shapes.check("video_KBTD", self.video_KBTD, ("K", "B", "T", *tokens, "D_v"), "float")
         shapes.check("video_mask_BT", self.video_mask_BT, ("B", "T"), "bool")
         shapes.check("text_KBLD", self.text_KBLD, ("K", "B", "L", "D_t"), "float")
         shapes.check("text_mask_BL", self.text_mask_BL, ("B", "L"), "bool")

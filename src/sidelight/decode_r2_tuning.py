@@ -1,4 +1,4 @@
-"""R2Predictions -> Grounding: points to windows, clamping, rounding, suppression, as R2-Tuning does it.
+"""PointPredictions -> Grounding: points to windows, clamping, rounding, suppression, as R2-Tuning does it.
 
 The published post-processing differs from SDST's (``decode.py``) in each step: the 50 best windows are chosen
 first; only windows that end before the video does are rounded, and one that vanishes is not made longer;
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sidelight import spans
 from sidelight.grounding import Grounding, Moment
-from sidelight.models.r2_tuning import R2Predictions
+from sidelight.models.points import PointPredictions
 from sidelight.options import check_types, require
 from sidelight.timeline import Timeline
 
@@ -54,7 +54,7 @@ class R2DecodeConfig:
 
 
 def decode_r2(
-    predictions: R2Predictions,
+    predictions: PointPredictions,
     timelines: Sequence[Timeline],
     queries: Sequence[str],
     config: R2DecodeConfig,
@@ -107,7 +107,7 @@ def decode_r2(
 
 
 @torch.no_grad()
-def point_windows(predictions: R2Predictions, b: int, clip_seconds: float, most: int = 50) -> Floats:
+def point_windows(predictions: PointPredictions, b: int, clip_seconds: float, most: int = 50) -> Floats:
     """The ``most`` best windows of sample ``b``, (N, 3), best first, as its points say them: not yet clamped."""
     if predictions.distances_BN2 is None:
         raise ValueError("a model without a boundary head predicts no windows")
@@ -122,7 +122,7 @@ def point_windows(predictions: R2Predictions, b: int, clip_seconds: float, most:
 
 
 @torch.no_grad()
-def saliency(predictions: R2Predictions) -> list[Floats]:
+def saliency(predictions: PointPredictions) -> list[Floats]:
     """The highlight curve of each sample: the cosine of clip and query, times the best class score that any
     level of the pyramid gives to the clip's time. A model without a boundary head answers with the class score.
     """

@@ -25,7 +25,7 @@ from torch import Tensor
 from sidelight import spans
 from sidelight.batch import Targets
 from sidelight.losses import SDSTLossConfig, alignment_losses, sampled_nce_loss
-from sidelight.models.r2_tuning import R2Predictions
+from sidelight.models.points import PointPredictions
 from sidelight.options import check_types, require
 
 _GRAIN = 1024
@@ -76,7 +76,7 @@ class R2LossConfig:
         require(self, known, "nce_directions", "'row', 'col' or both")
 
 
-def r2_losses(predictions: R2Predictions, targets: Targets, config: R2LossConfig) -> dict[str, Tensor]:
+def r2_losses(predictions: PointPredictions, targets: Targets, config: R2LossConfig) -> dict[str, Tensor]:
     """Every loss by name, not yet weighted, and their weighted sum "total" (scalars in float32)."""
     with torch.autocast(predictions.logits_BN.device.type, enabled=False):
         logits_BN = predictions.logits_BN.float()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sidelight.batch import Targets
+from sidelight.batch import Batch, Targets
 from sidelight.decode_r2_tuning import R2DecodeConfig, decode_r2, point_windows, postprocess, saliency
 from sidelight.losses_r2_tuning import (
     R2LossConfig,
@@ -27,15 +27,14 @@ from sidelight.losses_r2_tuning import (
     spans_in_clips,
 )
 from sidelight.models import r2_tuning
+from sidelight.models.points import PointPredictions, clip_places, make_points
 from sidelight.models.r2_tuning import (
     InputLayer,
-    R2Predictions,
     R2Tuning,
     R2TuningConfig,
     draw_kept,
     from_published,
     joined,
-    make_points,
 )
 from sidelight.timeline import Timeline
 
@@ -67,6 +66,10 @@ def tiny_inputs(
         text[:, b, :m] = torch.randn(K, m, D_T, generator=generator)
     video_mask = torch.arange(most_clips) < torch.tensor(clips).unsqueeze(1)
     return video, video_mask, text, torch.arange(most_tokens) < torch.tensor(tokens).unsqueeze(1)
+
+
+def batched(video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Batch:
+    return Batch(video_KBTD=video, video_mask_BT=video_mask, text_KBLD=text, text_mask_BL=text_mask)
 
 
 def tiny_targets(mask_BT: Tensor, windows: int = 2) -> Targets:
@@ -102,7 +105,7 @@ def test_spatial_pooling_as_the_paper_writes_it() -> None:
     """Every query token looks at every token of the frame; nothing folded, nothing left out."""
     block = tiny_model().block
     video, video_mask, text, text_mask = sample_of(tiny_inputs(), 0)
-    ends = block._places(video_mask)[0]
+    ends = clip_places(video_mask, TINY, torch.float32)[0]
     query = block.text_map(text[0, 0])
     clss, bests = block._look(video[0], ends, video_mask, query.unsqueeze(0), text_mask)
     for t in range(video_mask.shape[1]):
@@ -114,7 +117,7 @@ def test_spatial_pooling_as_the_paper_writes_it() -> None:
 
 
 def test_shapes() -> None:
-    found = tiny_model()(*tiny_inputs())
+    found = tiny_model()(batched(*tiny_inputs()))
     points = 19 + 9 + 4 + 2
     assert found.logits_BN.shape == found.point_mask_BN.shape == (4, points)
     assert found.distances_BN2.shape == (4, points, 2) and (found.distances_BN2 >= 0).all()
@@ -124,7 +127,7 @@ def test_shapes() -> None:
     assert found.point_mask_BN.sum(1).tolist() == [points, 3 + 1, 1, 8 + 4 + 2 + 1]
 
 
-def real_part(found: R2Predictions, b: int) -> list[Tensor]:
+def real_part(found: PointPredictions, b: int) -> list[Tensor]:
     """What must not depend on the padding."""
     assert found.distances_BN2 is not None
     points, clips = found.point_mask_BN[b], found.video_mask_BT[b]
@@ -143,9 +146,9 @@ def real_part(found: R2Predictions, b: int) -> list[Tensor]:
 @pytest.mark.parametrize("padding", [0, 1, 6])
 def test_padding_changes_nothing(padding: int) -> None:
     model, inputs = tiny_model(), tiny_inputs(padding=padding)
-    together = model(*inputs)
+    together = model(batched(*inputs))
     for b in range(4):
-        alone = model(*sample_of(inputs, b))
+        alone = model(batched(*sample_of(inputs, b)))
         for ours, wanted in zip(real_part(together, b), real_part(alone, 0), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
@@ -154,7 +157,7 @@ def test_padding_changes_neither_losses_nor_gradients() -> None:
     found = []
     for padding in (0, 5):
         model, inputs = tiny_model(), tiny_inputs(padding=padding)
-        losses = r2_losses(model(*inputs), tiny_targets(inputs[1]), R2LossConfig())
+        losses = r2_losses(model(batched(*inputs)), tiny_targets(inputs[1]), R2LossConfig())
         losses["total"].backward()
         found.append({**losses, **gradients(model)})
     for name in found[0]:
@@ -167,7 +170,7 @@ def test_exact_padding_depends_on_the_batch_but_not_on_what_fills_it() -> None:
     video, video_mask, text, text_mask = inputs
     other = (video.clone(), video_mask, text.clone(), text_mask)
     other[0][:, ~video_mask], other[2][:, ~text_mask] = 100.0, 100.0
-    once, again, alone = model(*inputs), model(*other), model(*sample_of(inputs, 1))
+    once, again, alone = model(batched(*inputs)), model(batched(*other)), model(batched(*sample_of(inputs, 1)))
     torch.testing.assert_close(once.logits_BN, again.logits_BN)
     assert (once.logits_BN[1, :3] - alone.logits_BN[0, :3]).abs().max() > 1e-3
 
@@ -175,7 +178,7 @@ def test_exact_padding_depends_on_the_batch_but_not_on_what_fills_it() -> None:
 @pytest.mark.parametrize("padding", ["independent", "exact"])
 def test_every_parameter_learns_and_v_map_bias_has_no_effect(padding: str) -> None:
     model, inputs = tiny_model(padding=padding), tiny_inputs()
-    r2_losses(model(*inputs), tiny_targets(inputs[1]), R2LossConfig())["total"].backward()
+    r2_losses(model(batched(*inputs)), tiny_targets(inputs[1]), R2LossConfig())["total"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         without_effect = name.endswith(("attention.key.bias", "v_map.bias"))
@@ -213,7 +216,7 @@ def test_the_input_layers_gradients(dropout: float, ends: bool) -> None:
 def test_features_cannot_be_trained() -> None:
     video, video_mask, text, text_mask = tiny_inputs()
     with pytest.raises(ValueError, match="detach"):
-        tiny_model()(video.requires_grad_(), video_mask, text, text_mask)
+        tiny_model()(batched(video.requires_grad_(), video_mask, text, text_mask))
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.3])
@@ -225,8 +228,8 @@ def test_dropout_keeps_its_share(probability: float) -> None:
 
 def test_dropout_only_while_training() -> None:
     model, inputs = tiny_model(dropout=0.5), tiny_inputs()
-    training = [model(*inputs).logits_BN for _ in range(2)]
-    answers = [model.eval()(*inputs).logits_BN, tiny_model()(*inputs).logits_BN]
+    training = [model(batched(*inputs)).logits_BN for _ in range(2)]
+    answers = [model.eval()(batched(*inputs)).logits_BN, tiny_model()(batched(*inputs)).logits_BN]
     assert (training[0] - training[1]).abs().max() > 1e-3
     torch.testing.assert_close(answers[0], answers[1])
 
@@ -236,7 +239,7 @@ def test_samples_mapped_at_once_are_of_no_consequence(monkeypatch: pytest.Monkey
     for at_once in (2**13, 1):
         monkeypatch.setitem(r2_tuning.TOKENS_AT_ONCE, "cpu", at_once)
         model, inputs = tiny_model(), tiny_inputs()
-        losses = r2_losses(model(*inputs), tiny_targets(inputs[1]), R2LossConfig())
+        losses = r2_losses(model(batched(*inputs)), tiny_targets(inputs[1]), R2LossConfig())
         losses["total"].backward()
         found.append({**losses, **gradients(model)})
     for name in found[0]:
@@ -264,11 +267,11 @@ def test_little_is_kept_for_the_backward_pass() -> None:
 
 def test_half_precision_features_and_autocast() -> None:
     model, (video, video_mask, text, text_mask) = tiny_model(), tiny_inputs()
-    plain = model(video, video_mask, text, text_mask)
-    halves = model(video.half(), video_mask, text.half(), text_mask)
+    plain = model(batched(video, video_mask, text, text_mask))
+    halves = model(batched(video.half(), video_mask, text.half(), text_mask))
     torch.testing.assert_close(halves.logits_BN, plain.logits_BN, rtol=0, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(video, video_mask, text, text_mask)
+        found = model(batched(video, video_mask, text, text_mask))
         losses = r2_losses(found, tiny_targets(video_mask), R2LossConfig())
     losses["total"].backward()
     assert losses["total"].dtype == torch.float32 and losses["total"].isfinite()
@@ -334,7 +337,7 @@ def test_losses_without_anything_positive() -> None:
         model, inputs = tiny_model(), sample_of(tiny_inputs(), 3)
         targets = tiny_targets(inputs[1], windows)
         targets = replace(targets, spans_mask_BG=torch.zeros_like(targets.spans_mask_BG), positive_B=torch.tensor([-1]))
-        losses = r2_losses(model(*inputs), targets, R2LossConfig())
+        losses = r2_losses(model(batched(*inputs)), targets, R2LossConfig())
         assert losses["l1"] == losses["saliency"] == losses["alignment_batch"] == 0
         assert losses["class"] > 0
         losses["total"].backward()
@@ -357,9 +360,9 @@ def test_saliency_as_goal_needs_one_point_per_clip() -> None:
     inputs = tiny_inputs()
     config = R2LossConfig(class_loss="bce", nce_directions=("row",))
     with pytest.raises(ValueError, match=r"strides=\(1,\)"):
-        r2_losses(tiny_model()(*inputs), tiny_targets(inputs[1]), config)
+        r2_losses(tiny_model()(batched(*inputs)), tiny_targets(inputs[1]), config)
     model = tiny_model(strides=(1,), boundary_head=False, endpoint_features=False)
-    losses = r2_losses(model(*inputs), tiny_targets(inputs[1]), config)
+    losses = r2_losses(model(batched(*inputs)), tiny_targets(inputs[1]), config)
     assert "l1" not in losses and losses["total"].isfinite()
 
 
@@ -383,7 +386,7 @@ def test_labels(windows: list[tuple[float, float]], expected: list[tuple[float, 
 
 def test_decoding() -> None:
     inputs = tiny_inputs()
-    found = tiny_model()(*inputs)
+    found = tiny_model()(batched(*inputs))
     timelines = [Timeline(duration=2.0 * n - 0.5, clip_seconds=2.0) for n in (19, 3, 1, 8)]
     for config in (R2DecodeConfig(), R2DecodeConfig(nms="soft-linear", round_to=0.1), R2DecodeConfig(nms="none")):
         answers = decode_r2(found, timelines, ["a cat"] * 4, config)
@@ -393,7 +396,7 @@ def test_decoding() -> None:
             scores = [m.score for m in answer.moments]
             assert scores == sorted(scores, reverse=True) and all(score > 0 for score in scores)
     assert point_windows(found, 0, 2.0, most=5).shape == (5, 3)
-    curve_only = tiny_model(strides=(1,), boundary_head=False)(*inputs)
+    curve_only = tiny_model(strides=(1,), boundary_head=False)(batched(*inputs))
     assert [len(answer.moments) for answer in decode_r2(curve_only, timelines, ["q"] * 4, R2DecodeConfig())] == [0] * 4
     with pytest.raises(ValueError, match="no windows"):
         point_windows(curve_only, 0, 2.0)
@@ -433,12 +436,18 @@ def test_wrong_configurations(changes: dict[str, Any], message: str) -> None:
         replace(TINY, **changes)
 
 
+def test_pooled_features_are_frames_of_one_token() -> None:
+    video, video_mask, text, text_mask = tiny_inputs()
+    model = tiny_model()
+    pooled, token = video[:, :, :, 0], video[:, :, :, :1]
+    found = [model(batched(x, video_mask, text, text_mask)).logits_BN for x in (pooled, token)]
+    assert torch.equal(*found)
+
+
 def test_wrong_features_are_named() -> None:
     video, video_mask, text, text_mask = tiny_inputs()
-    with pytest.raises(ValueError, match="every token of a frame"):
-        tiny_model()(video[:, :, :, 0], video_mask, text, text_mask)
-    with pytest.raises(ValueError, match="built for"):
-        tiny_model()(video[:2], video_mask, text[:2], text_mask)
+    with pytest.raises(ValueError, match="R2-Tuning was built for levels=3, the batch has levels=2"):
+        tiny_model()(batched(video[:2], video_mask, text[:2], text_mask))
     with pytest.raises(ValueError, match="center_radius"):
         R2LossConfig(center_radius=0.0)
     with pytest.raises(ValueError, match="round_to"):

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from sidelight import spans
-from sidelight.batch import Targets
+from sidelight.batch import Batch, Targets
 from sidelight.decode_r2_tuning import R2DecodeConfig, point_windows, postprocess, saliency
 from sidelight.losses_r2_tuning import R2LossConfig, assign_points, bind_saliency, bind_windows, r2_losses
 from sidelight.models import r2_tuning
-from sidelight.models.r2_tuning import R2Predictions, R2Tuning, R2TuningConfig, from_published, our_name
+from sidelight.models.points import PointPredictions
+from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 
 K, P, D_V, D_T = 4, 5, 48, 32
 FORWARD, GRADIENT = 1e-5, 1e-4
@@ -112,6 +113,10 @@ def inputs_of(arrays: Golden, samples: list[int]) -> tuple[Tensor, Tensor, Tenso
     return found[0], found[1], found[2], found[3]
 
 
+def batched(video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Batch:
+    return Batch(video_KBTD=video, video_mask_BT=video_mask, text_KBLD=text, text_mask_BL=text_mask)
+
+
 def targets_of(arrays: Golden, samples: list[int], mask_BT: Tensor, positive: Any = None) -> Targets:
     """The labels in the form that our batches have: (center, width) of the sample's own extent."""
     windows = [torch.tensor(arrays[f"boundary_{i}"]).double() * float(arrays["fps"]) for i in samples]
@@ -139,7 +144,7 @@ def weighted(losses: dict[str, Tensor], config: R2LossConfig) -> dict[str, Tenso
     return terms | {"loss": losses["total"]}
 
 
-def close_predictions(file: str, found: R2Predictions, golden: Golden) -> None:
+def close_predictions(file: str, found: PointPredictions, golden: Golden) -> None:
     close(file, "out_class", found.logits_BN, golden["out_class"][..., 0])
     close(file, "out_coord", found.distances_BN2, golden["out_coord"])
     close(file, "video_emb", found.video_BTF, golden["video_emb"])
@@ -158,7 +163,7 @@ def test_forward(tiny: Path, tokens_at_once: int, monkeypatch: pytest.MonkeyPatc
     block.temporal.register_forward_hook(lambda _, __, out: seen["out"].append(out))
     for level in model.pyramid:
         level.register_forward_hook(lambda _, __, out: seen["pyramid"].append(out))
-    found = model(*inputs_of(load(tiny, "inputs"), [0, 1, 2]))
+    found = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
     close_predictions("a_forward", found, golden)
     close("a_forward", "adapter_video", seen["block"][0], golden["adapter_video"])
     close("a_forward", "adapter_query", seen["block"][2][-1], golden["adapter_query"])
@@ -182,7 +187,7 @@ def test_single_samples(tiny: Path, sample: int, padding: Any) -> None:
     """A sample alone has no padding: both ways must agree with the published code."""
     golden = {k.removesuffix(f"_{sample}"): v for k, v in load(tiny, "b_single").items() if k.endswith(f"_{sample}")}
     arrays, model = load(tiny, "inputs"), model_of(tiny, replace(CONFIG, padding=padding))
-    found = model(*inputs_of(arrays, [sample]))
+    found = model(batched(*inputs_of(arrays, [sample])))
     close_predictions("b_single", found, golden)
     np.testing.assert_array_equal(found.points_N4, golden["point"])
     close("b_single", "boundary", point_windows(found, 0, 2.0), golden["boundary"])
@@ -198,7 +203,7 @@ def test_single_samples(tiny: Path, sample: int, padding: Any) -> None:
 def test_a_padded_batch_gives_what_samples_give_alone(tiny: Path, padding: Any) -> None:
     """What the default padding is for; the published way (exact) differs by far more than rounding."""
     golden, model = load(tiny, "b_single"), model_of(tiny, replace(CONFIG, padding=padding))
-    found = model(*inputs_of(load(tiny, "inputs"), [0, 1, 2]))
+    found = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
     gaps = []
     for b in range(3):
         real = found.point_mask_BN[b] if padding == "independent" else own_points(found, b)
@@ -210,7 +215,7 @@ def test_a_padded_batch_gives_what_samples_give_alone(tiny: Path, padding: Any) 
         assert gaps[1] < 1e-5 and max(gaps) > 1e-2  # sample 1 is the longest: no clip of it is padding
 
 
-def own_points(found: R2Predictions, b: int) -> Tensor:
+def own_points(found: PointPredictions, b: int) -> Tensor:
     """The points that sample b would have alone."""
     ends = found.points_N4[:, 0] + found.points_N4[:, 3]
     return ends <= found.video_mask_BT[b].sum()
@@ -218,7 +223,7 @@ def own_points(found: R2Predictions, b: int) -> Tensor:
 
 def test_training_step(tiny: Path) -> None:
     golden, arrays, model = load(tiny, "c_train"), load(tiny, "inputs"), model_of(tiny)
-    found = model(*inputs_of(arrays, [0, 1, 2]))
+    found = model(batched(*inputs_of(arrays, [0, 1, 2])))
     targets = targets_of(arrays, [0, 1, 2], found.video_mask_BT)
     np.testing.assert_array_equal(targets.saliency_BT, arrays["batch_saliency"])
     windows = torch.tensor(arrays["batch_boundary"]).float() * float(arrays["fps"])
@@ -249,7 +254,7 @@ def test_where_the_published_gradients_are_not_numbers(tiny: Path) -> None:
     """A clip index masked in every other sample, and worse: the same losses, and finite gradients."""
     golden, arrays, model = load(tiny, "c_train"), load(tiny, "inputs"), model_of(tiny)
     assert golden["nan_case_num_nan_grads"] > 0
-    found = model(*inputs_of(arrays, [0, 1, 2]))
+    found = model(batched(*inputs_of(arrays, [0, 1, 2])))
     targets = targets_of(arrays, [0, 1, 2], found.video_mask_BT, golden["nan_case_pos_clip"])
     losses = weighted(r2_losses(found, targets, R2LossConfig()), R2LossConfig())
     for name in (*PUBLISHED_LOSS.values(), "loss"):
@@ -266,7 +271,7 @@ def test_lengths(tiny: Path, clips: int, padding: Any) -> None:
     arrays = {"video_0": golden[f"video_T{clips}"][0], "query_0": golden[f"query_T{clips}"][0]}
     model = model_of(tiny, replace(CONFIG, padding=padding)).eval()
     with torch.no_grad():
-        found = model(*inputs_of(arrays, [0]))
+        found = model(batched(*inputs_of(arrays, [0])))
     close("e_edges", "boundary", point_windows(found, 0, 1.0), golden[f"boundary_T{clips}"])
     close("e_edges", "saliency", saliency(found)[0], golden[f"saliency_T{clips}"])
 
@@ -285,7 +290,7 @@ def test_trajectory(tiny: Path) -> None:
         close("f_trajectory", "lr", rate, golden["lr"][step], 1e-9)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        found = model(*batch)
+        found = model(batched(*batch))
         losses = weighted(r2_losses(found, targets_of(arrays, [0, 1, 2], batch[1]), R2LossConfig()), R2LossConfig())
         for name in (*PUBLISHED_LOSS.values(), "loss"):
             close("f_trajectory", name, losses[name], golden[name][step], 1e-4)
@@ -362,7 +367,7 @@ def test_highlights(highlights: Path) -> None:
     batch = inputs_of(golden, [0, 1, 2])
     seen: list[Tensor] = []
     model.block.register_forward_hook(lambda _, __, out: seen.extend(out))
-    found = model(*batch)
+    found = model(batched(*batch))
     assert found.distances_BN2 is None
     close("hl", "train_adapter_video", seen[0], golden["train_adapter_video"])
     close("hl", "train_adapter_query", seen[2][-1], golden["train_adapter_query"])
@@ -385,7 +390,7 @@ def test_highlights(highlights: Path) -> None:
         single = model_of(highlights, replace(HIGHLIGHTS, padding=padding)).eval()
         for i in range(3):
             alone = inputs_of(golden, [i])
-            found = single(*alone)
+            found = single(batched(*alone))
             close("hl", "val_saliency", saliency(found)[0], golden[f"val_saliency_{i}"])
             losses = weighted(r2_losses(found, targets_of(golden, [i], alone[1]), HIGHLIGHT_LOSSES), HIGHLIGHT_LOSSES)
             for name, loss in losses.items():

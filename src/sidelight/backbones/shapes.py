@@ -188,10 +188,15 @@ class TwoTowers(nn.Module):
         self.text_projection = nn.Linear(config.text_width, config.joint, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.6))
 
-    def embed_video(self, frames_CFSS3: Tensor) -> Tensor:
-        """(C, joint) unit vectors."""
+    def pool_video(self, frames_CFSS3: Tensor) -> Tensor:
+        """(C, D) vectors: the last layer's tokens, pooled."""
         *_, last = self.video.layers(frames_CFSS3)
-        return F.normalize(self.video_projection(self.video.pool(last)), dim=-1)
+        pooled: Tensor = self.video.pool(last)
+        return pooled
+
+    def join_video(self, pooled_CD: Tensor) -> Tensor:
+        """Pooled clips to (C, joint) unit vectors."""
+        return F.normalize(self.video_projection(pooled_CD), dim=-1)
 
     def embed_text(self, ids_BL: Tensor) -> Tensor:
         """(B, joint) unit vectors."""

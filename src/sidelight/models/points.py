@@ -1,0 +1,264 @@
+"""What R2-Tuning and the side-tuners that are compared with it share: the temporal layer, a pyramid over time, points.
+
+SDST's authors compared several side-tuners that end in the same heads (Tabs. H and I). These are R2-Tuning's (Liu
+et al., ECCV 2024): a pyramid over time gives points; each says how likely a moment is around it, and how far away
+its start and its end are; the highlight curve is the cosine of clip and query, times the best point's score. What
+differs is the *block*, which turns the backbone's levels into one vector per clip.
+
+As in R2-Tuning's published code, and not in its paper: the first pyramid level is a ReLU of the block's output, and
+the other levels and the saliency see the rectified clips too.
+
+Shape legend: B batch, K levels, T clips, P tokens of a clip (token 0 is CLS), L query tokens, N points, F hidden
+width, D input width, 2 (to the start, to the end), 4 (position, least and greatest reach, stride).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidelight.batch import Batch
+from sidelight.models.layers import AddNorm, FeedForward, KeysValues, MultiHeadAttention, sinusoid
+from sidelight.options import check_types, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointConfig:
+    """Everything that decides such a model's shape and behaviour. Defaults are those for QVHighlights."""
+
+    video_dim: int
+    """Width of the backbone's video features."""
+    text_dim: int
+    """Width of the backbone's query features."""
+    levels: int = 4
+    """Backbone layers read, K."""
+    hidden: int = 256
+    """Width inside the model, F."""
+    heads: int = 8
+    """Attention heads of the temporal layer."""
+    ffn_ratio: int = 4
+    """Width of its feed-forward layer, in hidden widths."""
+    strides: tuple[int, ...] = (1, 2, 4, 8)
+    """Clips between two points at each level of the pyramid: powers of two from 1; only 1 for highlights."""
+    dropout: float = 0.5
+    """Dropout probability in the input maps."""
+    droppath: float = 0.1
+    """Probability that a sub-block of the temporal layer is skipped for a sample."""
+    endpoint_features: bool = True
+    """Append each clip's start and end, in [0, 1], to its video features."""
+    boundary_head: bool = True
+    """Predict starts and ends; without it only the highlight curve remains (TVSum, YouTube Highlights)."""
+    padding: Literal["independent", "exact"] = "independent"
+    """What padding does to a sample: nothing, or what it does in the published code."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("video_dim", "text_dim", "levels", "hidden", "heads", "ffn_ratio"):
+            require(self, getattr(self, name) >= 1, name, "at least 1")
+        for name in ("dropout", "droppath"):
+            require(self, 0 <= getattr(self, name) < 1, name, "in [0, 1)")
+        require(self, self.hidden % 2 == 0, "hidden", "a multiple of 2 (sines and cosines)")
+        require(self, self.hidden % self.heads == 0, "hidden", f"a multiple of heads={self.heads}")
+        powers = tuple(2**i for i in range(len(self.strides)))
+        require(self, bool(self.strides) and self.strides == powers, "strides", "1, 2, 4, ... without gaps")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointPredictions:
+    """What ``PointModel.forward`` returns. The K axis is in order of refinement."""
+
+    logits_BN: Tensor
+    """Class logit of each point."""
+    distances_BN2: Tensor | None
+    """How far the moment's start lies before the point and its end behind it, at least 0, in strides; None
+    without a boundary head.
+    """
+    points_N4: Tensor
+    """Position in clips, the range of greater distances it is responsible for, in clips, and its stride."""
+    point_mask_BN: Tensor
+    """True for points that count."""
+    video_BTF: Tensor
+    """The clips that saliency is the cosine of."""
+    text_BF: Tensor
+    """The query that saliency is the cosine of."""
+    level_video_KBTF: Tensor
+    """Each layer's CLS in the shared space (for the alignment losses)."""
+    level_text_KBF: Tensor
+    """Each layer's pooled query in the shared space (for the alignment losses)."""
+    video_mask_BT: Tensor
+    """True for real clips."""
+
+
+def clip_places(video_mask_BT: Tensor, config: PointConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Start and end of each clip in units of the extent (B, T, 2), and its position code (B, T, F)."""
+    clips = video_mask_BT.shape[1]
+    lengths_B1 = video_mask_BT.sum(1, keepdim=True).float()
+    if config.padding == "exact":
+        lengths_B1 = torch.full_like(lengths_B1, clips)
+    starts = torch.arange(clips, device=video_mask_BT.device, dtype=torch.float32)
+    ends_BT2 = torch.stack([starts / lengths_B1, starts / lengths_B1 + 1 / lengths_B1], -1)
+    waves = sinusoid((starts + 1) / (lengths_B1 + 1e-6), config.hidden)
+    # All sines, then all cosines -> sine and cosine of each frequency side by side.
+    code_BTF = waves.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return ends_BT2.to(dtype), code_BTF.to(dtype)
+
+
+def clip_vectors(video_KBTPD: Tensor, ends_BT2: Tensor, config: PointConfig) -> Tensor:
+    """The one vector of each clip, CLS where there are several tokens, with its ends appended if the model wants
+    them: (K, B, T, D).
+    """
+    video_KBTD = video_KBTPD[:, :, :, 0].to(ends_BT2.dtype)
+    if not config.endpoint_features:
+        return video_KBTD
+    return torch.cat([video_KBTD, ends_BT2.expand(len(video_KBTD), -1, -1, -1)], -1)
+
+
+class TemporalLayer(nn.Module):
+    """Clips read the query, then each other, then think for themselves (post-norm)."""
+
+    def __init__(self, config: PointConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.text_attention = MultiHeadAttention(width, config.heads)
+        self.text_norm = AddNorm(width, config.droppath)
+        self.self_attention = MultiHeadAttention(width, config.heads)
+        self.self_norm = AddNorm(width, config.droppath)
+        self.ffn = FeedForward(width, config.ffn_ratio)
+        self.ffn_norm = AddNorm(width, config.droppath)
+        for layer in (self.ffn.expand, self.ffn.contract):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(
+        self, clips_BTF: Tensor, code_BTF: Tensor, text: KeysValues, video_mask_BT: Tensor, text_mask_BL: Tensor
+    ) -> Tensor:
+        x = self.text_norm(clips_BTF, self.text_attention.attend(clips_BTF + code_BTF, text, text_mask_BL))
+        query = x + code_BTF
+        x = self.self_norm(x, self.self_attention(query, query, x, video_mask_BT))
+        return cast(Tensor, self.ffn_norm(x, self.ffn(x)))
+
+
+class Halve(nn.Module):
+    """Two neighbouring clips become one: (B, T, F) -> (B, T // 2, F)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 2, stride=2)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x_BTF.transpose(1, 2)).transpose(1, 2)))
+
+
+class ConvHead(nn.Module):
+    """Two convolutions over three neighbouring points; where the mask is False they read zero."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(width, width, 3, padding=1)
+        self.last = nn.Conv1d(width, outputs, 3, padding=1)
+
+    def forward(self, x_BTF: Tensor, mask_BT: Tensor | None) -> Tensor:
+        x = x_BTF.transpose(1, 2)
+        if mask_BT is not None:
+            x = x.masked_fill(~mask_BT.unsqueeze(1), 0)
+        x = F.relu(self.first(x))
+        if mask_BT is not None:
+            x = x.masked_fill(~mask_BT.unsqueeze(1), 0)
+        return cast(Tensor, self.last(x).transpose(1, 2))
+
+
+class PointModel(nn.Module):
+    """Features of K levels in, points and highlights out.
+
+    Args:
+        config: the model's.
+        block: takes video (K, B, T, P, D), its mask, the query (K, B, L, D) and its mask; gives clips (B, T, F), and
+            clips (K, B, T, F) and query (K, B, L, F) of each level in a shared space, in order of refinement.
+    """
+
+    name: ClassVar[str] = "this side-tuner"
+
+    def __init__(self, config: PointConfig, block: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden
+        self.block = block
+        self.pyramid = nn.ModuleList(
+            nn.Sequential(*(Halve(width) for _ in range(times))) for times in range(len(config.strides))
+        )
+        self.text_pool = nn.Linear(width, 1, bias=False)
+        self.class_head = ConvHead(width, 1)
+        self.boundary_head = ConvHead(width, 2) if config.boundary_head else None
+        self.coefficients = nn.Parameter(torch.ones(len(config.strides))) if config.boundary_head else None
+
+    def forward(self, batch: Batch) -> PointPredictions:
+        """ValueError if levels or widths are not those that the model was built for."""
+        self._check(batch)
+        video_KBTPD = batch.video_KBTD if batch.video_KBTD.ndim == 5 else batch.video_KBTD.unsqueeze(3)
+        video_mask_BT, text_mask_BL = batch.video_mask_BT, batch.text_mask_BL
+        text_KBLD = batch.text_KBLD.to(self.text_pool.weight.dtype)
+        if self.config.padding == "exact":
+            text_KBLD = text_KBLD.masked_fill(~text_mask_BL.unsqueeze(-1), 0)
+        clips_BTF, level_video_KBTF, text_KBLF = self.block(video_KBTPD, video_mask_BT, text_KBLD, text_mask_BL)
+        clips_BTF = F.relu(clips_BTF)
+        scores = self.text_pool(text_KBLF).masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
+        level_text_KBF = (scores.softmax(2) * text_KBLF).sum(2)
+        logits, distances, masks = [], [], []
+        clips = video_mask_BT.shape[1]
+        for number, stride in enumerate(self.config.strides):
+            if clips < stride:
+                break
+            level_BTF = self.pyramid[number](clips_BTF)
+            mask_BT = self._point_mask(video_mask_BT, stride)
+            seen_BT = mask_BT if self.config.padding == "independent" else None
+            masks.append(mask_BT)
+            logits.append(self.class_head(level_BTF, seen_BT).squeeze(-1))
+            if self.boundary_head is not None and self.coefficients is not None:
+                distances.append(self.boundary_head(level_BTF, seen_BT).exp() * self.coefficients[number])
+        return PointPredictions(
+            logits_BN=torch.cat(logits, 1),
+            distances_BN2=torch.cat(distances, 1) if distances else None,
+            points_N4=make_points(clips, self.config.strides).to(video_mask_BT.device),
+            point_mask_BN=torch.cat(masks, 1),
+            video_BTF=clips_BTF,
+            text_BF=level_text_KBF[-1],
+            level_video_KBTF=level_video_KBTF,
+            level_text_KBF=level_text_KBF,
+            video_mask_BT=video_mask_BT,
+        )
+
+    def _check(self, batch: Batch) -> None:
+        config = self.config
+        widths = {"video_dim": batch.video_KBTD.shape[-1], "text_dim": batch.text_KBLD.shape[-1]}
+        for name, got in {"levels": batch.levels, **widths}.items():
+            if got != getattr(config, name):
+                raise ValueError(
+                    f"{self.name} was built for {name}={getattr(config, name)}, the batch has {name}={got}: "
+                    "use features of the backbone and levels that the model was trained on"
+                )
+
+    def _point_mask(self, video_mask_BT: Tensor, stride: int) -> Tensor:
+        """Points of one pyramid level that count: those whose clips are all real, or, in the published code,
+        whose first clip is.
+        """
+        points = video_mask_BT.shape[1] // stride
+        first = 0 if self.config.padding == "exact" else stride - 1
+        return video_mask_BT[:, first::stride][:, :points]
+
+
+def make_points(clips: int, strides: tuple[int, ...]) -> Tensor:
+    """(N, 4): position of each point, the range of reaches that it is responsible for, and its stride, all in
+    clips. A level that is shorter than its stride has no points.
+    """
+    edges = (0.0, *(float(stride) for stride in strides[1:]), math.inf)
+    levels = []
+    for stride, low, high in zip(strides, edges, edges[1:], strict=False):
+        positions = torch.arange(clips // stride, dtype=torch.float32) * stride
+        rest = torch.tensor([low, high, float(stride)]).expand(len(positions), -1)
+        levels.append(torch.cat([positions.unsqueeze(1), rest], 1))
+    return torch.cat(levels)
