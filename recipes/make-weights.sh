@@ -9,8 +9,10 @@ python="${PYTHON:-.venv/bin/python}"
 "$sidelight" shapes --out data/shapes/train --videos 700 --seed 0 --split train
 "$sidelight" shapes --out data/shapes/val --videos 60 --seed 0 --split val
 [ -e runs/shapes-backbone/model.safetensors ] || "$sidelight" pretrain recipes/shapes-backbone.yaml
+taught=runs/shapes-backbone-visibility
+[ -e "$taught/model.safetensors" ] || "$sidelight" pretrain recipes/shapes-backbone-visibility.yaml
 mkdir -p src/sidelight/weights/shapes-backbone
-cp runs/shapes-backbone/model.safetensors runs/shapes-backbone/config.json src/sidelight/weights/shapes-backbone/
+cp "$taught/model.safetensors" "$taught/config.json" src/sidelight/weights/shapes-backbone/
 "$sidelight" train recipes/shapes.yaml --resume
 "$sidelight" train recipes/shapes-finetune.yaml --resume
 "$python" - <<'PY'

@@ -59,13 +59,13 @@ def test_what_is_wrong_is_named(checkpoint: Checkpoint, tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match="is missing"):
         Checkpoint.from_pretrained(tmp_path)
     _change(folder / "config.json", model="other")
-    with pytest.raises(ValueError, match="no model 'other'"):
+    with pytest.raises(ValueError, match="no side-tuner 'other'"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model="sdst", model_config={**SMALL, "hidden": 64})
     with pytest.raises(ValueError, match="does not fit"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model_config={**SMALL, "more": 1})
-    with pytest.raises(ValueError, match="configuration of model 'sdst'"):
+    with pytest.raises(ValueError, match="configuration of 'sdst'"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model_config=SMALL)
     (folder / "model.safetensors").write_bytes(b"not safetensors")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sidelight.annotations import Annotation
-from sidelight.dataset import GroundingDataset, clip_saliency, epoch_batches, in_order
+from sidelight.dataset import GroundingDataset, epoch_batches, in_order
 from sidelight.features import FeatureStore
+from sidelight.labels import bind, clip_saliency
 from sidelight.timeline import Timeline
 
 TEN = Timeline(duration=20, clip_seconds=2)
@@ -119,3 +120,63 @@ def test_epochs_differ_and_repeat() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [[0]]), (5, [[0, 1], [2, 3], [4]])])
 def test_in_order(count: int, expected: list[list[int]]) -> None:
     assert list(in_order(count, 2)) == expected
+
+
+def test_labels_can_be_bound_as_r2_tuning_does(tiny_annotations: list[Annotation], tiny_store: Path) -> None:
+    """A short window grows to a clip; ratings are their sum over 12, and those of 0 stay 0 but may be drawn."""
+    first = tiny_annotations[0]
+    short = replace(
+        first,
+        relevant_windows=[(4.5, 5.0)],
+        relevant_clip_ids=[2, 3],
+        saliency_scores=[(4, 4, 2), (0, 0, 0)],
+    )
+    plain, bound = (
+        GroundingDataset([short], FeatureStore(tiny_store), binding=binding) for binding in ("plain", "r2-tuning")
+    )
+    clips = int(bound.num_clips()[0])
+    np.testing.assert_allclose(bound.sample(0).spans_G2 * clips, [[4.75 / 2, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(plain.sample(0).spans_G2 * clips, [[4.75 / 2, 0.25]], rtol=1e-6)
+    assert bound.sample(0).saliency_T[2:4].tolist() == pytest.approx([10 / 12, 0])
+    assert plain.sample(0).saliency_T[2:4].tolist() == pytest.approx([10 / 3, 0.1])
+    assert {bound.sample(0, epoch).positive for epoch in range(20)} == {2, 3}
+
+
+def test_labels_of_benchmarks_that_rate_every_clip() -> None:
+    tvsum = Annotation(
+        qid="a",
+        query="q",
+        vid="v",
+        duration=8.0,
+        relevant_clip_ids=tuple(range(4)),
+        saliency_scores=((1, 1), (5, 5), (3, 1), (2, 2)),
+    )
+    timeline = Timeline(duration=8, clip_seconds=2)
+    found = bind(tvsum, timeline, "tvsum")
+    assert found.saliency_T.tolist() == [0, 1, 0.25, 0.25] and found.windows_G2.shape == (0, 2)
+    assert found.positives.tolist() == [1]  # 0.25 is the lower median and no more than itself
+    youtube = replace(tvsum, saliency_scores=((0,), (1,), (0,), (1,)), extra={"match": [-1, 1, 0, 1]})
+    found = bind(youtube, timeline, "youtube-highlights")
+    assert found.saliency_T.tolist() == [0, 1, 0.5, 1] and found.positives.tolist() == [1, 3]
+    longer = bind(tvsum, Timeline(duration=12, clip_seconds=2), "tvsum")
+    assert longer.saliency_T.tolist() == [0, 1, 0.25, 0.25, 0, 0] and longer.positives.tolist() == [1]
+    with pytest.raises(ValueError, match="rates 4 clips, but the features of its video 'v' have 9"):
+        bind(tvsum, Timeline(duration=18, clip_seconds=2), "tvsum")
+    with pytest.raises(ValueError, match="match must be a list of 4"):
+        bind(replace(youtube, extra={"match": [1]}), timeline, "youtube-highlights")
+
+
+def test_a_video_is_as_long_as_its_ratings(tiny_annotations: list[Annotation], tiny_store: Path) -> None:
+    store, first = FeatureStore(tiny_store), tiny_annotations[0]
+    clips = store.timeline(first.vid).num_clips - 2
+    rated = replace(
+        first,
+        relevant_windows=(),
+        relevant_clip_ids=tuple(range(clips)),
+        saliency_scores=tuple((i % 5 + 1,) for i in range(clips)),
+    )
+    for in_memory in (True, False):
+        dataset = GroundingDataset([rated], store, binding="tvsum", in_memory=in_memory)
+        assert dataset.num_clips().tolist() == [clips] and dataset.timeline(0).num_clips == clips
+        sample = dataset.sample(0)
+        assert sample.video_KTD.shape[1] == len(sample.saliency_T) == clips and sample.positive >= 0

@@ -53,6 +53,26 @@ def test_a_store_refuses_another_recipe(store: FeatureStore) -> None:
         FeatureStore.create(store.folder, replace(store.recipe, pooling="mean"))
 
 
+def test_some_of_the_levels_can_be_read(store: FeatureStore) -> None:
+    store.put_video("x", features())
+    store.put_queries({"a": np.arange(4 * 3 * 32, dtype=np.float16).reshape(4, 3, 32)})
+    some = FeatureStore(store.folder, levels=(-3, -1))
+    assert some.recipe == replace(store.recipe, levels=(-3, -1))
+    assert np.array_equal(some.video("x").video_KTD, features().video_KTD[[1, 3]])
+    assert np.array_equal(some.queries(["a"])["a"], store.queries(["a"])["a"][[1, 3]])
+    assert FeatureStore(store.folder, levels=store.recipe.levels).recipe == store.recipe
+    with pytest.raises(ValueError, match=r"have the levels \(-4, -3, -2, -1\) and lack \[-5\]"):
+        FeatureStore(store.folder, levels=(-5, -1))
+    with pytest.raises(ValueError, match="open all of them to add"):
+        some.put_video("y", features())
+
+
+def test_every_token_of_a_clip_can_be_kept(store: FeatureStore) -> None:
+    tokens = np.random.default_rng(0).normal(size=(4, 5, 7, 32)).astype(np.float16)
+    store.put_video("x", VideoFeatures(video_KTD=tokens, timeline=features().timeline))
+    assert np.array_equal(store.video("x").video_KTD, tokens)
+
+
 def test_what_is_missing_or_damaged_is_named(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no feature store: manifest.json is missing"):
         FeatureStore(tmp_path)

@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from sidelight.annotations import read_annotations
+from sidelight.benchmarks import BENCHMARKS
 from sidelight.checkpoint import Checkpoint
 from sidelight.dataset import GroundingDataset
 from sidelight.features import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
 from sidelight.predict import predict
+from sidelight.published import R2_TUNING
 from sidelight.recipe import Recipe, read_recipe
+from sidelight.side_tuners import SIDE_TUNERS, build_model
 from sidelight.train import learning_rate, train
 
 TINY = """
@@ -142,6 +145,12 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
         (["--data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["--data.train_features=nowhere"], "no feature store"),
         (["--train.best_by=nothing", "--train.epochs=1"], "best_by must be one of"),
+        (["--data.min_duration=1000"], "no video of .* is 1000 s long"),
+        (["--data.domain=dog"], "data.domain needs data.benchmark"),
+        (["--data.benchmark=other"], "there is no benchmark 'other'"),
+        (["--backbone.levels=[-9,-1]"], r"lack \[-9\]"),
+        (["--backbone.levels=[-1,-2]"], "levels must be"),
+        (["--side_tuner=other"], "no side-tuner 'other'"),
     ],
 )
 def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
@@ -162,14 +171,75 @@ def test_learning_rate(step: int, epoch: int, expected: float) -> None:
 
 
 def test_every_recipe_of_the_repository_can_be_read() -> None:
-    from sidelight.checkpoint import build_model
-
     recipes = [p for p in sorted(Path("recipes").glob("*.yaml")) if "backbone" not in p.name]
     assert recipes
     for path in recipes:
         recipe = read_recipe(path)
         with torch.device("meta"):
-            build_model(recipe.model_name, recipe.to_dict()["model"])
+            build_model(recipe.side_tuner, recipe.to_dict()["model"])
+
+
+@pytest.mark.parametrize("name", [name for name in SIDE_TUNERS if name != "sdst"])
+def test_every_side_tuner_trains_by_a_recipe(write: Write, name: str) -> None:
+    path = write(name)
+    own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1, 2, 4]}"
+    text = path.read_text().replace(
+        "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}", own
+    )
+    path.write_text(f"side_tuner: {name}\n{text}")
+    recipe = read_recipe(path, ["--train.epochs=1", "--model.droppath=0"])
+    assert recipe.side_tuner == name and type(recipe.model) is SIDE_TUNERS[name].config
+    progress = train(recipe, quiet=True)
+    rows = losses(recipe)
+    assert len(rows) == progress.step and all(math.isfinite(row["total"]) for row in rows)
+    best = Checkpoint.from_pretrained(f"{recipe.train.out}/best")
+    assert best.model_name == name and best.decode == recipe.decode
+    dataset = GroundingDataset(read_annotations(recipe.data.val), FeatureStore(recipe.data.train_features))
+    again = evaluate_qvhighlights(predict(best.model, dataset, best.decode), dataset.annotations)
+    assert again["brief"]["MR-full-mAP"] == pytest.approx(progress.best, abs=0.01)
+
+
+def test_fewer_levels_than_a_store_has(write: Write) -> None:
+    recipe = read_recipe(write("some"), ["--model.levels=2", "--backbone.levels=[-3,-1]", "--train.epochs=1"])
+    train(recipe, quiet=True)
+    assert Checkpoint.from_pretrained(f"{recipe.train.out}/best").features.levels == (-3, -1)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted(Path("recipes").glob("r2-tuning-*.yaml"))])
+def test_published_recipes_are_what_was_published(name: str) -> None:
+    """Model, losses and decoding are those by which a published file is converted; so are window and clip."""
+    recipe = read_recipe(f"recipes/{name}.yaml")
+    run = R2_TUNING[name.removeprefix("r2-tuning-") + (f"-{recipe.data.domain}" if recipe.data.domain else "")]
+    assert (recipe.model, recipe.losses, recipe.decode) == (run.model, run.losses, run.decode)
+    assert recipe.window_clips == run.window_clips and recipe.data.benchmark in BENCHMARKS
+    its = BENCHMARKS[recipe.data.benchmark]
+    for file in (recipe.data.train, recipe.data.val):
+        assert any(Path(file).name in split.files for split in its.splits.values()), file
+
+
+def test_highlight_benchmarks_train_without_moments(write: Write, tmp_path: Path) -> None:
+    """TVSum as released: ratings of every clip, no window, its own metric."""
+    recipe = read_recipe(write("tvsum"))
+    store = FeatureStore(recipe.data.train_features)
+    seen = {a.vid: a for a in read_annotations(recipe.data.train)}
+    rows = []
+    for i, (vid, a) in enumerate(seen.items()):
+        clips = store.timeline(vid).num_clips
+        label = [[(i + clip + rater) % 5 + 1 for rater in range(20)] for clip in range(clips)]
+        rows.append({"qid": i, "query": a.query, "vid": vid, "duration": clips, "domain": "BK", "label": label})
+    released = tmp_path / "tvsum_train.jsonl"
+    released.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1], boundary_head: false}"
+    (path := tmp_path / "tvsum.yaml").write_text(
+        f"side_tuner: r2-tuning\nmodel: {own}\nlosses: {{class_loss: bce, nce_directions: [row]}}\n"
+        f"data: {{benchmark: tvsum, domain: BK, binding: tvsum, train: {released}, val: {released}, "
+        f"train_features: {recipe.data.train_features}}}\n"
+        f"train: {{epochs: 2, batch_size: 2, best_by: mAP@top5, accelerator: cpu, out: {tmp_path / 'highlights'}}}\n"
+    )
+    progress = train(read_recipe(path), quiet=True)
+    assert set(progress.history[0]) >= {"mAP@top5", "mAP@top15", "mAP@top5 BK"} and progress.best > 0
+    best = Checkpoint.from_pretrained(tmp_path / "highlights" / "best")
+    assert best.metrics["brief"]["mAP@top5"] == progress.best
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ class Batch(_TensorGroup):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions(_TensorGroup):
     """What a model's ``forward`` returns. The K axis is in order of refinement: the last entry is the
-    answer.
+    answer. A model that selects its moment queries has one more entry of logits and spans, in front: the selection.
     """
 
     logits_KBM: Tensor
@@ -178,8 +178,8 @@ class Predictions(_TensorGroup):
 
     def __post_init__(self) -> None:
         shapes = _Shapes("Predictions")
-        shapes.check("logits_KBM", self.logits_KBM, ("K", "B", "M"), "float")
-        shapes.check("spans_KBM2", self.spans_KBM2, ("K", "B", "M", "2"), "float")
+        shapes.check("logits_KBM", self.logits_KBM, ("refinements", "B", "M"), "float")
+        shapes.check("spans_KBM2", self.spans_KBM2, ("refinements", "B", "M", "2"), "float")
         shapes.check("actionness_BM", self.actionness_BM, ("B", "M"), "float")
         shapes.check("saliency_BT", self.saliency_BT, ("B", "T"), "float")
         shapes.check("video_KBTF", self.video_KBTF, ("K", "B", "T", "F"), "float")

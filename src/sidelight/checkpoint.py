@@ -16,28 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureRecipe
-from sidelight.decode import DecodeConfig
+from sidelight.decode import AnswerConfig
 from sidelight.files import replacing
-from sidelight.models import MODELS
+from sidelight.side_tuners import build_model, side_tuner
 
 PACKAGED = Path(__file__).resolve().parent / "weights"
 FORMAT = "sidelight.checkpoint/1"
 _FILES = ("config.json", "model.safetensors")
-
-
-def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """A model by name, with random weights.
-
-    Raises:
-        ValueError: for an unknown name, an unknown field or a value out of range.
-    """
-    if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}; known are {', '.join(MODELS)}")
-    model_class, config_class = MODELS[name]
-    try:
-        return model_class(config_class(**config))
-    except TypeError as error:
-        raise ValueError(f"the configuration of model {name!r} does not fit: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +31,12 @@ class Checkpoint:
 
     model: nn.Module
     model_name: str
-    """Key of :data:`sidelight.models.MODELS`."""
+    """Key of :data:`sidelight.side_tuners.SIDE_TUNERS`."""
     model_config: Mapping[str, Any]
     """What the model was built with."""
     features: FeatureRecipe
     """What made the features that it was trained on."""
-    decode: DecodeConfig
+    decode: AnswerConfig
     """How its predictions become moments."""
     window_clips: int = 75
     """The longest stretch, in clips, that it saw in training; longer videos are cut into overlapping windows."""
@@ -121,8 +106,9 @@ class Checkpoint:
         required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
         if missing := [k for k in required if k not in values]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
+        kind = side_tuner(values["model"])
         try:
-            decode = DecodeConfig(**values["decode"])
+            decode = kind.decode_config(**values["decode"])
         except TypeError as error:
             raise ValueError(f"{folder / 'config.json'}: decode does not fit: {error}") from None
         model = build_model(values["model"], values["model_config"])

@@ -28,7 +28,9 @@ COMMANDS: dict[str, str] = {
     "data": "check annotations, videos and features; import your own",
     "extract": "extract the features of videos and queries into a store",
     "shapes": "make a world of labelled synthetic videos",
+    "ablate": "train the variants of one of the SDST paper's tables, and print ours beside the paper's",
     "summary": "print the parameters of a recipe's model, by module",
+    "convert": "turn a checkpoint that others published into one of ours",
     "pretrain": "train the embedded backbone on the shapes world",
 }
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments.pop(0)
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
-    if name not in ("train", "pretrain"):  # people who train want to see what other packages say
+    if name not in ("train", "ablate", "pretrain"):  # people who train want to see what other packages say
         warnings.showwarning = _show_warning
     try:
         return _run(name, arguments)
@@ -70,14 +72,16 @@ def _run(name: str, arguments: list[str]) -> int:
     # The sentence below each field of a configuration is its help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     commands = import_module("sidelight.commands")
-    add: Callable[[ArgumentParser], None] = getattr(commands, f"add_{name}")
+    add: Callable[..., None] = getattr(commands, f"add_{name}")
     run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")
     parser = ArgumentParser(
         prog=f"sidelight {name}", description=COMMANDS[name], exit_on_error=False, default_env=False
     )
-    add(parser)
+    arguments = _with_config(name, arguments)
+    # A recipe's options depend on the side-tuner that it names.
+    add(parser, arguments) if name in ("train", "summary") else add(parser)
     try:
-        parsed = parser.parse_args(_with_config(name, arguments))
+        parsed = parser.parse_args(arguments)
     except ArgumentError as error:
         # The parser calls the options of a sub-command "import.out".
         said = re.sub(r"\b(?:check|import)\.(\w+)", r"--\1", " ".join(str(error).split()))

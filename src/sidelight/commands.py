@@ -237,12 +237,12 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
 # train, predict, evaluate, summary, pretrain -----------------------------------------------------------------------
 
 
-def add_train(parser: ArgumentParser) -> None:
+def add_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     from sidelight.recipe import add_recipe_arguments
 
     parser.usage = "sidelight train RECIPE.yaml [--resume] [--train.lr LR ...]"
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    add_recipe_arguments(parser)
+    add_recipe_arguments(parser, arguments)
 
 
 def run_train(args: Namespace, parser: ArgumentParser) -> int:
@@ -272,6 +272,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.annotations import read_annotations, write_submissions
     from sidelight.backbones import backbone_for
     from sidelight.checkpoint import Checkpoint
+    from sidelight.convert import published_checkpoint
     from sidelight.dataset import GroundingDataset
     from sidelight.extract import extract, find_videos
     from sidelight.features import FeatureStore
@@ -283,7 +284,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     _check_writable(args.out, args.annotations)
     annotations = read_annotations(args.annotations)
     device = usable_device(args.device)
-    checkpoint = Checkpoint.from_pretrained(args.model).to(device)
+    checkpoint = Checkpoint.from_pretrained(published_checkpoint(args.model) or args.model).to(device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.features or temporary
         if args.videos:
@@ -295,6 +296,8 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
                 raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
         else:
             store = FeatureStore(folder)
+        if set(checkpoint.features.levels) < set(store.recipe.levels):
+            store = FeatureStore(folder, levels=checkpoint.features.levels)
         checkpoint.features.require(store.recipe, what=f"the features in {folder}")
         submissions = predict(
             checkpoint.model,
@@ -535,25 +538,65 @@ def run_calibrate(args: Namespace, _: ArgumentParser) -> int:
     return 0
 
 
-def add_summary(parser: ArgumentParser) -> None:
+def add_summary(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     from sidelight.recipe import add_recipe_arguments
 
     parser.usage = "sidelight summary RECIPE.yaml [--model.hidden 128 ...]"
-    add_recipe_arguments(parser)
+    add_recipe_arguments(parser, arguments)
 
 
 def run_summary(args: Namespace, parser: ArgumentParser) -> int:
-    from sidelight.checkpoint import build_model
     from sidelight.models.layers import parameter_table
     from sidelight.recipe import recipe_from
+    from sidelight.side_tuners import build_model
 
     recipe = recipe_from(args, parser)
-    model = build_model(recipe.model_name, recipe.to_dict()["model"])
+    model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
     rows = parameter_table(model)
     for name, count in rows:
         print(f"{name:<32}{count:>12,}")
     total = sum(count for _, count in rows)
     print(f"{'trainable parameters':<32}{total:>12,}  = {total / 2**20:.2f} x 2^20")
+    return 0
+
+
+def add_convert(parser: ArgumentParser) -> None:
+    parser.usage = "sidelight convert r2-tuning FILE.pth --recipe NAME --out DIR [--padding exact] [--hidden 64 ...]"
+    parser.add_argument("model", choices=["r2-tuning"], help="whose checkpoint it is")
+    parser.add_argument("file", metavar="FILE.pth", help="as R2-Tuning's own code saved it; nothing in it is executed")
+    named = "qvhighlights, charades-sta, tacos, ego4d-nlq, youtube-highlights-DOMAIN, tvsum-DOMAIN"
+    parser.add_argument("--recipe", required=True, metavar="NAME", help=f"the published run that it is: {named}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the checkpoint; new, or empty")
+    own = "for a run of your own, which is otherwise as the recipe says"
+    parser.add_argument("--video-dim", type=int, help=f"width of the backbone's video features (768), {own}")
+    parser.add_argument("--text-dim", type=int, help=f"width of its text features (512), {own}")
+    parser.add_argument("--hidden", type=int, help=f"width inside the model (256), {own}")
+    weights = "CLIP weights that made its features (openai/clip-vit-base-patch32); needed if their widths are others"
+    parser.add_argument("--weights", metavar="NAME", help=weights)
+    padding = "in a padded batch: each sample as if alone, or the numbers of the published code"
+    parser.add_argument("--padding", choices=["independent", "exact"], default="independent", help=padding)
+
+
+def run_convert(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.convert import convert_r2_tuning
+
+    made = convert_r2_tuning(
+        args.file,
+        args.out,
+        recipe=args.recipe,
+        video_dim=args.video_dim,
+        text_dim=args.text_dim,
+        hidden=args.hidden,
+        weights=args.weights,
+        padding=args.padding,
+    )
+    count = sum(p.numel() for p in made.model.parameters())
+    features = made.features
+    print(f"wrote {args.out}: {args.model} by the recipe {args.recipe}, {count:,} parameters")
+    print(
+        f"reads {features.backbone} ({features.weights}), levels {', '.join(map(str, features.levels))}, all tokens, "
+        f"{features.frames_per_clip} frame per clip of {features.clip_seconds:g} s"
+    )
     return 0
 
 
@@ -573,6 +616,55 @@ def run_pretrain(args: Namespace, parser: ArgumentParser) -> int:
     built = parser.instantiate(args)
     pretrain(PretrainConfig(**{f.name: built[f.name] for f in dataclasses.fields(PretrainConfig)}))
     return 0
+
+
+# ablate ------------------------------------------------------------------------------------------------------------
+
+
+def add_ablate(parser: ArgumentParser) -> None:
+    parser.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--first_seed", type=int, default=0, help="the seed of the first of them")
+    parser.add_argument("--recipe", default="recipes/ablation.yaml", help="the recipe that variants change")
+    parser.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; with several, each has one thread")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and which of them exist; train nothing")
+
+
+def run_ablate(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.ablation import offsets, report
+    from sidelight.ablation.run import execute, plan, prepare
+    from sidelight.ablation.variants import find_ablation
+
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.first_seed < 0:
+        raise ValueError(f"--first_seed must be 0 or more, got {args.first_seed}")
+    ablation = find_ablation(args.table)
+    runs = plan(ablation, args.recipe, args.out, range(args.first_seed, args.first_seed + args.seeds))
+    if args.dry_run:
+        for run in runs:
+            print(f"{'finished' if run.finished else 'to train':<10}{run.folder}  {' = '.join(run.variants)}")
+        for variant in ablation.variants:
+            if variant.overrides is None:
+                print(f"{'never':<10}{variant.name}: {variant.why}")
+        print(f"{len(runs)} runs, {sum(not run.finished for run in runs)} to train")
+        return 0
+    prepare(runs, args.out)
+    failures = execute(runs, jobs=args.jobs)
+    folder = Path(args.out) / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / (ablation.name if ablation.name == "offsets" else f"table-{ablation.name}")
+    made = offsets if ablation.name == "offsets" else report
+    table = made.from_runs(ablation, runs)
+    print(made.as_text(table))
+    made.write_report(table, f"{stem}.json")
+    made.plot_report(table, f"{stem}.png")
+    print(f"wrote {stem}.json and {stem}.png")
+    for failure in failures:
+        print(f"failed: {failure.run.folder}: {failure.reason}")
+    return 1 if failures else 0
 
 
 # shared ------------------------------------------------------------------------------------------------------------

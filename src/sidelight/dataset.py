@@ -19,6 +19,7 @@ from sidelight import spans
 from sidelight.annotations import Annotation
 from sidelight.batch import Batch, Targets
 from sidelight.features import FeatureStore, Halves, VideoFeatures
+from sidelight.labels import Binding, bind, rated_clips
 from sidelight.timeline import Timeline
 
 NO_POSITIVE = -1
@@ -44,6 +45,8 @@ class GroundingDataset:
         in_memory: read all features once; else each is read through a memory map when it is wanted.
         seed: of the positive clips.
         targets: read the ground truth too; without it windows are neither checked nor returned (for prediction).
+        binding: how labels become what a model learns, a key of :data:`sidelight.labels.BINDINGS`. Where that wants a
+            rating of every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
 
     Raises:
         ValueError: if there is no annotation, if the store lacks a video or a query, or if a window lies outside
@@ -58,17 +61,31 @@ class GroundingDataset:
         in_memory: bool = True,
         seed: int = 0,
         targets: bool = True,
+        binding: Binding = "plain",
     ) -> None:
         if not annotations:
             raise ValueError("there are no annotations; expected at least one")
         self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
+        self.binding = binding
         self._text = store.queries(a.query for a in annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
-        self._video: dict[str, VideoFeatures] | None = {v: store.video(v) for v in vids} if in_memory else None
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
+        if binding in ("tvsum", "youtube-highlights"):
+            for annotation in self.annotations:
+                whole = self._timelines[annotation.vid]
+                clips = rated_clips(annotation, whole.num_clips)
+                duration = min(whole.duration, clips * whole.clip_seconds)
+                self._timelines[annotation.vid] = Timeline(duration=duration, clip_seconds=whole.clip_seconds)
+        self._video: dict[str, VideoFeatures] | None = {v: self._read(v) for v in vids} if in_memory else None
         if targets:
             for annotation in self.annotations:
                 self._check(annotation)
+
+    def _read(self, vid: str) -> VideoFeatures:
+        features, timeline = self.store.video(vid), self._timelines[vid]
+        if features.timeline == timeline:
+            return features
+        return VideoFeatures(video_KTD=features.video_KTD[:, : timeline.num_clips], timeline=timeline)
 
     def _check(self, annotation: Annotation) -> None:
         timeline = self._timelines[annotation.vid]
@@ -93,23 +110,21 @@ class GroundingDataset:
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """One sample; ``epoch`` decides which relevant clip is its positive."""
         annotation = self.annotations[index]
-        features = self._video[annotation.vid] if self._video else self.store.video(annotation.vid)
+        features = self._video[annotation.vid] if self._video else self._read(annotation.vid)
         timeline = features.timeline
         if not self.targets:
             return unlabelled(features, self._text[annotation.query])
-        saliency = clip_saliency(annotation, timeline)
-        relevant = np.flatnonzero(saliency > 0)
+        labels = bind(annotation, timeline, self.binding)
         positive = NO_POSITIVE
-        if len(relevant):
+        if len(labels.positives):
             rng = np.random.default_rng([self.seed, epoch, index])
-            positive = int(relevant[rng.integers(len(relevant))])
-        windows = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
-        unit = np.clip(timeline.to_unit(windows), 0, 1)
+            positive = int(labels.positives[rng.integers(len(labels.positives))])
+        unit = np.clip(timeline.to_unit(labels.windows_G2), 0, 1)
         return Sample(
             video_KTD=features.video_KTD,
             text_KLD=self._text[annotation.query],
             spans_G2=np.asarray(spans.se_to_cw(unit), dtype=np.float32),
-            saliency_T=saliency,
+            saliency_T=labels.saliency_T,
             positive=positive,
         )
 
@@ -129,40 +144,15 @@ def unlabelled(features: VideoFeatures, text_KLD: Halves) -> Sample:
     )
 
 
-def clip_saliency(annotation: Annotation, timeline: Timeline) -> npt.NDArray[np.float32]:
-    """(T,) mean of the raters per clip, 0 elsewhere; 1 inside the windows where nobody rated.
-
-    A relevant clip that every rater gave 0 gets a little more than 0: it is still relevant.
-
-    Raises:
-        ValueError: if a clip id lies beyond the video.
-    """
-    found = np.zeros(timeline.num_clips, dtype=np.float32)
-    if annotation.saliency_scores:
-        for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
-            if clip < timeline.num_clips:
-                found[clip] = max(float(np.mean(scores)), 0.1)
-            elif clip > timeline.num_clips:  # one clip beyond is rounding in the published files
-                raise ValueError(
-                    f"annotation {annotation.qid!r}: clip {clip} is beyond its video {annotation.vid!r}, "
-                    f"which has {timeline.num_clips} clips; correct relevant_clip_ids"
-                )
-        return found
-    for start, end in annotation.relevant_windows:
-        clips = timeline.clips_in(min(start, timeline.duration), min(end, timeline.duration))
-        found[clips.start : clips.stop] = 1.0
-    return found
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad samples to common lengths, as one batch of float32 features."""
     size = len(samples)
-    levels, _, width = samples[0].video_KTD.shape
+    levels, _, *inner = samples[0].video_KTD.shape  # (D_v), or (P, D_v) where all tokens were kept
     text_width = samples[0].text_KLD.shape[2]
     clips = max(s.video_KTD.shape[1] for s in samples)
     tokens = max(s.text_KLD.shape[1] for s in samples)
     most = max(len(s.spans_G2) for s in samples)
-    video = np.zeros((levels, size, clips, width), np.float16)
+    video = np.zeros((levels, size, clips, *inner), np.float16)
     text = np.zeros((levels, size, tokens, text_width), np.float16)
     video_mask, text_mask = np.zeros((size, clips), bool), np.zeros((size, tokens), bool)
     truth, truth_mask = np.zeros((size, most, 2), np.float32), np.zeros((size, most), bool)

@@ -26,25 +26,13 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """How raw predictions become an answer. Defaults follow the paper where it speaks."""
+class AnswerConfig:
+    """What every side-tuner's decoding has in common: which moments are kept, and how windows become one answer."""
 
-    score: Literal["sqrt", "product", "class", "actionness"] = "sqrt"
-    """Score of a moment: sqrt(class * actionness) as in Eq. 23, their product, or one of the two alone."""
-    nms: Literal["soft-linear", "soft-gaussian", "hard", "none"] = "soft-linear"
-    """How overlapping moments are held down: scores lowered (soft), moments removed (hard), or not at all."""
-    nms_threshold: float = 0.3
-    """IoU from which a moment counts as overlapping (soft-linear and hard)."""
-    sigma: float = 0.5
-    """Width of soft-gaussian's fall."""
     max_moments: int | None = None
     """Keep that many best moments; none keeps all."""
     min_score: float = 0.0
     """Drop moments that score less."""
-    round_to: float | None = None
-    """Round starts and ends to multiples of this many seconds (2 on QVHighlights) before suppression; a
-    moment that would vanish becomes one unit long. None leaves them alone.
-    """
     merge_tolerance: float = 1.0
     """Windows of a long video: a moment that ends within this many clips of a window's inner edge is cut by
     it.
@@ -56,13 +44,35 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("nms_threshold", "min_score", "merge_iou", "merge_ratio"):
+        for name in ("min_score", "merge_iou", "merge_ratio"):
             require(self, 0 <= getattr(self, name) <= 1, name, "in [0, 1]")
-        require(self, self.sigma > 0, "sigma", "above 0")
         require(self, self.max_moments is None or self.max_moments >= 1, "max_moments", "at least 1, or none")
+        require(self, 0 <= self.merge_tolerance < np.inf, "merge_tolerance", "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(AnswerConfig):
+    """How raw predictions become an answer. Defaults follow the paper where it speaks."""
+
+    score: Literal["sqrt", "product", "class", "actionness"] = "sqrt"
+    """Score of a moment: sqrt(class * actionness) as in Eq. 23, their product, or one of the two alone."""
+    nms: Literal["soft-linear", "soft-gaussian", "hard", "none"] = "soft-linear"
+    """How overlapping moments are held down: scores lowered (soft), moments removed (hard), or not at all."""
+    nms_threshold: float = 0.3
+    """IoU from which a moment counts as overlapping (soft-linear and hard)."""
+    sigma: float = 0.5
+    """Width of soft-gaussian's fall."""
+    round_to: float | None = None
+    """Round starts and ends to multiples of this many seconds (2 on QVHighlights) before suppression; a
+    moment that would vanish becomes one unit long. None leaves them alone.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, 0 <= self.nms_threshold <= 1, "nms_threshold", "in [0, 1]")
+        require(self, self.sigma > 0, "sigma", "above 0")
         positive = self.round_to is None or 0 < self.round_to < np.inf
         require(self, positive, "round_to", "a number of seconds above 0, or none")
-        require(self, 0 <= self.merge_tolerance < np.inf, "merge_tolerance", "at least 0")
 
 
 def decode(
@@ -165,7 +175,7 @@ def _suppressed(seconds_M2: Floats, scores_M: Floats, config: DecodeConfig) -> t
     return _best(found, config)
 
 
-def _best(moments: Sequence[Moment], config: DecodeConfig) -> tuple[Moment, ...]:
+def _best(moments: Sequence[Moment], config: AnswerConfig) -> tuple[Moment, ...]:
     kept = [moment for moment in moments if moment.score >= config.min_score]
     return tuple(sorted(kept, key=lambda moment: -moment.score)[: config.max_moments])
 
@@ -190,7 +200,7 @@ class _Piece:
         return max(0.0, min(self.end, other.end) - max(self.start, other.start))
 
 
-def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timeline, config: DecodeConfig) -> Grounding:
+def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timeline, config: AnswerConfig) -> Grounding:
     """One answer for a long video from the answers of overlapping windows, given as (window's start in
     seconds, answer).
 
@@ -226,7 +236,7 @@ def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timel
     )
 
 
-def _pieces(number: int, offset: float, grounding: Grounding, timeline: Timeline, config: DecodeConfig) -> list[_Piece]:
+def _pieces(number: int, offset: float, grounding: Grounding, timeline: Timeline, config: AnswerConfig) -> list[_Piece]:
     """The window's moments in the whole video's seconds, marked where an inner edge cuts them."""
     tolerance = config.merge_tolerance * timeline.clip_seconds
     left, right = _inner_edges(offset, grounding, timeline)
@@ -259,7 +269,7 @@ def _inner_edges(offset: float, grounding: Grounding, timeline: Timeline) -> tup
     return left, right
 
 
-def _superseded(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
+def _superseded(pieces: list[_Piece], config: AnswerConfig) -> list[_Piece]:
     """Without the cut moments that another window saw whole; the whole one keeps the better score of the
     two.
     """
@@ -283,7 +293,7 @@ def _superseded(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
     return wholes + kept
 
 
-def _united(pieces: list[_Piece], number: int, tolerance: float, config: DecodeConfig) -> list[_Piece]:
+def _united(pieces: list[_Piece], number: int, tolerance: float, config: AnswerConfig) -> list[_Piece]:
     """Join moments cut by the right edge of window ``number`` with those cut by the left edge of the next,
     best first.
     """
@@ -321,7 +331,7 @@ def _united(pieces: list[_Piece], number: int, tolerance: float, config: DecodeC
     return [piece for piece in pieces if id(piece) not in used] + joined
 
 
-def _once(pieces: list[_Piece], config: DecodeConfig) -> list[_Piece]:
+def _once(pieces: list[_Piece], config: AnswerConfig) -> list[_Piece]:
     """Keep the best of the moments that different windows agree on. Moments of one window were suppressed
     there.
     """

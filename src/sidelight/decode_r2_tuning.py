@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sidelight import spans
+from sidelight.decode import AnswerConfig
 from sidelight.grounding import Grounding, Moment
 from sidelight.models.points import PointPredictions
-from sidelight.options import check_types, require
+from sidelight.options import require
 from sidelight.timeline import Timeline
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2DecodeConfig:
+class R2DecodeConfig(AnswerConfig):
     """How raw predictions become an answer. Defaults are those for QVHighlights."""
 
     nms: Literal["hard", "soft-linear", "soft-gaussian", "none"] = "hard"
@@ -39,16 +40,15 @@ class R2DecodeConfig:
     """IoU from which hard suppression removes."""
     sigma: float = 0.5
     """Width of soft-gaussian's fall."""
-    max_moments: int = 50
-    """Windows that are looked at, best first."""
+    max_moments: int | None = 50
+    """Windows that are looked at, best first; none looks at all."""
     round_to: float | None = 2.0
     """Round starts and ends to multiples of this many seconds (0.1 on Charades-STA); none leaves them alone."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         require(self, 0 < self.nms_threshold <= 1, "nms_threshold", "in (0, 1]")
         require(self, self.sigma > 0, "sigma", "above 0")
-        require(self, self.max_moments >= 1, "max_moments", "at least 1")
         positive = self.round_to is None or 0 < self.round_to < math.inf
         require(self, positive, "round_to", "a number of seconds above 0, or none")
 
@@ -92,7 +92,7 @@ def decode_r2(
         moments = tuple(
             Moment(start, min(end, timeline.duration), score)
             for start, end, score in rows.tolist()
-            if score > 0 and start < min(end, timeline.duration)
+            if score > 0 and score >= config.min_score and start < min(end, timeline.duration)
         )
         answers.append(
             Grounding(
@@ -107,7 +107,7 @@ def decode_r2(
 
 
 @torch.no_grad()
-def point_windows(predictions: PointPredictions, b: int, clip_seconds: float, most: int = 50) -> Floats:
+def point_windows(predictions: PointPredictions, b: int, clip_seconds: float, most: int | None = 50) -> Floats:
     """The ``most`` best windows of sample ``b``, (N, 3), best first, as its points say them: not yet clamped."""
     if predictions.distances_BN2 is None:
         raise ValueError("a model without a boundary head predicts no windows")

@@ -27,13 +27,15 @@ from sidelight.annotations import (
 from sidelight.benchmarks import benchmark as find_benchmark
 from sidelight.benchmarks import recognise
 from sidelight.benchmarks.base import Metric
-from sidelight.metrics import Convention, evaluate_qvhighlights, highlights, per_query
+from sidelight.metrics import Convention, brief_metrics, evaluate_qvhighlights, highlights, per_query
 from sidelight.metrics.calibration import Best, best_moments
 from sidelight.metrics.pairing import pair
 
 Floats = npt.NDArray[np.float64]
 
 
+HIGHLIGHT_METRICS = ("tvsum", "youtube-highlights")
+"""Conventions that score a highlight curve and no moments."""
 _OWN: Metric = "qvhighlights"
 """Own data is in the form of QVHighlights, and scored like it."""
 
@@ -73,13 +75,40 @@ def evaluate_files(
     """
     submissions, truth, metric = _read(predictions, annotations, benchmark)
     with _naming(predictions, annotations):
-        if metric in ("tvsum", "youtube-highlights"):
+        if metric in HIGHLIGHT_METRICS:
             if convention != "sidelight":
                 raise AnnotationError(f"{annotations} has one convention only; leave out {convention!r}")
-            return _domain_tables(_curves(submissions, truth, metric), truth)
-        submissions, truth = _with_moments(submissions, truth, annotations)
-        seconds = clip_seconds_of(truth)
-        return dict(evaluate_qvhighlights(submissions, truth, convention=convention, clip_seconds=seconds))
+        else:
+            submissions, truth = _with_moments(submissions, truth, annotations)
+        return evaluate_submissions(submissions, truth, metric, convention=convention)
+
+
+def evaluate_submissions(
+    submissions: Sequence[Submission],
+    annotations: Sequence[Annotation],
+    metric: Metric = "qvhighlights",
+    *,
+    convention: Convention = "sidelight",
+) -> dict[str, Any]:
+    """The metrics of predictions at hand, in percent: ``brief`` and the tables it is taken from.
+
+    Raises:
+        AnnotationError: naming what does not fit.
+    """
+    if metric in HIGHLIGHT_METRICS:
+        return _domain_tables(_curves(submissions, annotations, metric), annotations)
+    seconds = clip_seconds_of(annotations)
+    return dict(evaluate_qvhighlights(submissions, annotations, convention=convention, clip_seconds=seconds))
+
+
+def metric_names(annotations: Sequence[Annotation], metric: Metric = "qvhighlights") -> tuple[str, ...]:
+    """What stands under "brief" for such annotations."""
+    if metric not in HIGHLIGHT_METRICS:
+        return brief_metrics(annotations)
+    domains = sorted({str(a.extra.get("domain", "")) for a in annotations} - {""})
+    names = ("mAP@top5", "mAP@top15") if metric == "tvsum" else ("mAP",)
+    means = [f"{name} mean of domains" for name in names if domains]
+    return (*names, *means, *(f"{name} {domain}" for domain in domains for name in names))
 
 
 def query_scores(
@@ -92,7 +121,7 @@ def query_scores(
     """What each query of a predictions file adds to the metrics of :func:`evaluate_files`."""
     submissions, truth, metric = _read(predictions, annotations, benchmark)
     with _naming(predictions, annotations):
-        if metric in ("tvsum", "youtube-highlights"):
+        if metric in HIGHLIGHT_METRICS:
             each = {}
             domains = np.array([str(a.extra.get("domain", "")) for a in truth])
             curves = {name: found.mean(1) for name, found in _curves(submissions, truth, metric).items()}

@@ -3,14 +3,14 @@
 A store is a folder:
 
     manifest.json               what made the features: the feature recipe
-    videos/VID.safetensors      "video" (K, T, D_v) float16, and the duration in the header
+    videos/VID.safetensors      "video" (K, T, D_v) float16, or (K, T, P, D_v), and the duration in the header
     queries/NAME.safetensors    many queries a file: digest of the sentence -> (K, L, D_t) float16
 
 One file a video, because a video is what is read at once, written at once, and lost at once if a machine stops;
 safetensors, because it is read through a memory map and cannot carry code. Every file is written beside its place
 and renamed, so several processes can read while another one adds.
 
-Legend: K levels, T clips, L tokens, D_v / D_t widths of video and text.
+Legend: K levels, T clips, P tokens of a clip where all were kept, L tokens, D_v / D_t widths of video and text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -42,9 +42,10 @@ class VideoFeatures:
     timeline: Timeline
 
     def __post_init__(self) -> None:
-        if self.video_KTD.ndim != 3 or self.video_KTD.shape[1] != self.timeline.num_clips:
+        if self.video_KTD.ndim not in (3, 4) or self.video_KTD.shape[1] != self.timeline.num_clips:
             raise ValueError(
-                f"video features must be (levels, {self.timeline.num_clips} clips, width) for "
+                f"video features must be (levels, {self.timeline.num_clips} clips, width), or (levels, clips, tokens, "
+                "width), for "
                 f"{self.timeline.duration:g} s; got {self.video_KTD.shape}"
             )
 
@@ -54,12 +55,13 @@ class FeatureStore:
 
     Args:
         folder: an existing store.
+        levels: read only these of its levels (places from the end: -1 is the last); all unless given.
 
     Raises:
-        ValueError: if the folder is no store, or of a newer format.
+        ValueError: if the folder is no store, or of a newer format, or lacks one of the levels.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, levels: tuple[int, ...] | None = None) -> None:
         self.folder = Path(folder)
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
@@ -73,6 +75,15 @@ class FeatureStore:
         if values.get("format") != FORMAT:
             raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {values.get('format')!r}")
         self.recipe = FeatureRecipe.from_dict(values["recipe"])
+        self._rows: list[int] | None = None
+        if levels is not None and levels != self.recipe.levels:
+            if missing := set(levels) - set(self.recipe.levels):
+                raise ValueError(
+                    f"the features in {self.folder} have the levels {self.recipe.levels} and lack {sorted(missing)}; "
+                    "choose among those, or extract the others"
+                )
+            self._rows = [self.recipe.levels.index(level) for level in levels]
+            self.recipe = replace(self.recipe, levels=levels)
         self._queries: dict[str, Path] = {}
         self._shards_seen: set[Path] = set()
 
@@ -95,6 +106,14 @@ class FeatureStore:
             temporary.write_text(text)
         return cls(folder)
 
+    def _chosen(self, levels_first: Halves) -> Halves:
+        """The levels that are read."""
+        return levels_first if self._rows is None else levels_first[self._rows]
+
+    def _require_whole(self) -> None:
+        if self._rows is not None:
+            raise ValueError(f"{self.folder} was opened for some of its levels only: open all of them to add features")
+
     def _video_path(self, vid: str) -> Path:
         # Quoted, so that no id can name a file outside the folder.
         return self.folder / "videos" / f"{quote(vid, safe=' ()[]+,=@')}.safetensors"
@@ -108,6 +127,7 @@ class FeatureStore:
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         """Add or replace one video's features."""
+        self._require_whole()
         metadata = {
             "duration": repr(features.timeline.duration),
             "clip_seconds": repr(features.timeline.clip_seconds),
@@ -121,7 +141,7 @@ class FeatureStore:
             ValueError: if the store has no such video, or its file is damaged.
         """
         file = _opened(self._existing(vid))
-        return VideoFeatures(video_KTD=file.get_tensor("video"), timeline=_timeline(file.metadata()))
+        return VideoFeatures(video_KTD=self._chosen(file.get_tensor("video")), timeline=_timeline(file.metadata()))
 
     def timeline(self, vid: str) -> Timeline:
         """One video's timeline, from the header alone.
@@ -154,6 +174,7 @@ class FeatureStore:
 
     def put_queries(self, features: Mapping[str, Halves]) -> None:
         """Add the (K, L, D_t) features of many sentences as one file."""
+        self._require_whole()
         if not features:
             return
         tensors = {query_digest(q): value for q, value in features.items()}
@@ -178,7 +199,7 @@ class FeatureStore:
         found: dict[str, Halves] = {}
         for path, names in by_file.items():
             file = _opened(path)
-            found.update({q: file.get_tensor(query_digest(q)) for q in names})
+            found.update({q: self._chosen(file.get_tensor(query_digest(q))) for q in names})
         return found
 
 

@@ -71,7 +71,8 @@ class Grounder:
         device: str | torch.device | None = None,
         revision: str | None = None,
     ) -> Grounder:
-        """Load a model: ``shapes`` (ships with sidelight), a checkpoint's folder, or a hub id.
+        """Load a model: ``shapes`` (ships with sidelight), a checkpoint's folder, a hub id, or a published run such as
+        ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
 
         Args:
             name: which one.
@@ -83,8 +84,10 @@ class Grounder:
             ValueError: if there is no such model.
         """
         from sidelight.checkpoint import Checkpoint
+        from sidelight.convert import published_checkpoint
 
-        return cls(Checkpoint.from_pretrained(name, revision=revision), cache=cache, device=device)
+        folder = published_checkpoint(name, revision=revision) or name
+        return cls(Checkpoint.from_pretrained(folder, revision=revision), cache=cache, device=device)
 
     @overload
     def ground(self, video: str | Path, query: str) -> Grounding: ...

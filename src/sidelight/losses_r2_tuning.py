@@ -1,4 +1,4 @@
-"""The losses of R2-Tuning (arXiv 2404.00801, Sec. 3.4): binding of labels, assignment of targets to points, losses.
+"""The losses of R2-Tuning (arXiv 2404.00801, Sec. 3.4): assignment of targets to points, one function per loss.
 
 As in the published code, and not in the paper: the class loss is a focal loss without alpha, and clips as
 salient as the positive one count as negatives. Unlike the published code, every loss is finite and has finite
@@ -12,14 +12,11 @@ or the distances to them, 4 (position, least and greatest reach, stride).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sidelight import spans
@@ -159,40 +156,3 @@ def assign_points(
     chosen_BN1 = length_BNG.argmin(-1, keepdim=True)
     distances = torch.stack([to_start.gather(-1, chosen_BN1), to_end.gather(-1, chosen_BN1)], -1).squeeze(-2)
     return fits_BNG.any(-1).float(), distances / stride_N1
-
-
-def bind_windows(windows: Sequence[Sequence[float]], clips: int, clip_seconds: float) -> NDArray[np.float32]:
-    """Labelled windows in seconds, (G, 2), as points can learn them.
-
-    They are cut to the clips' extent, put in order, and those shorter than a clip become one clip long around
-    their center, moved inside where they would stick out.
-    """
-    half, extent = np.float32(clip_seconds / 2), np.float32(clips * clip_seconds)
-    bound = np.sort(np.asarray(windows, dtype=np.float32).reshape(-1, 2).clip(0, extent), axis=1)
-    short = bound[:, 1] - bound[:, 0] < clip_seconds
-    center = (bound[short].sum(1) / 2).clip(half, extent - half)
-    bound[short] = np.stack([center - half, center + half], 1)
-    return bound
-
-
-def bind_saliency(
-    windows: NDArray[np.float32],
-    clips: int,
-    clip_seconds: float,
-    scores: Sequence[Sequence[float]] | None = None,
-    clip_ids: Sequence[int] | None = None,
-) -> tuple[NDArray[np.float32], list[int]]:
-    """Saliency of each clip in [0, 1], and the clips that one positive is drawn from.
-
-    With ``scores`` (three raters' 0 to 4 for each of ``clip_ids``) it is their sum over 12; without, 1 for
-    every clip that starts inside one of the ``windows`` that ``bind_windows`` made.
-    """
-    saliency = np.zeros(clips, dtype=np.float32)
-    if scores is not None and clip_ids is not None:
-        rated = [(place, sum(rating) / 12) for place, rating in zip(clip_ids, scores, strict=True) if place < clips]
-        for place, value in rated:
-            saliency[place] = value
-        return saliency, [place for place, _ in rated]
-    for start, end in np.ceil(windows / np.float32(clip_seconds)).astype(int):
-        saliency[start:end] = 1
-    return saliency, np.flatnonzero(saliency).tolist()

@@ -10,8 +10,9 @@ import torch
 from sidelight.annotations import Submission
 from sidelight.batch import Batch
 from sidelight.dataset import GroundingDataset, in_order
-from sidelight.decode import DecodeConfig, decode, merge_windows
+from sidelight.decode import AnswerConfig, merge_windows
 from sidelight.grounding import Grounding
+from sidelight.side_tuners import decoder_of
 from sidelight.timeline import Timeline
 
 _WINDOWS_AT_ONCE = 32
@@ -26,7 +27,7 @@ def ground_batch(
     batch: Batch,
     timelines: Sequence[Timeline],
     queries: Sequence[str],
-    config: DecodeConfig,
+    config: AnswerConfig,
     *,
     window_clips: int,
     videos: Sequence[str | None] | None = None,
@@ -39,7 +40,7 @@ def ground_batch(
     device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
     if longest <= window_clips:
-        return decode(model(batch.to(device)), timelines, queries, config, videos)
+        return decoder_of(config)(model(batch.to(device)), timelines, queries, config, videos)
     names = videos or [None] * batch.size
     return [
         _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
@@ -52,7 +53,7 @@ def _ground_long(
     sample: Batch,
     timeline: Timeline,
     query: str,
-    config: DecodeConfig,
+    config: AnswerConfig,
     window_clips: int,
     video: str | None,
 ) -> Grounding:
@@ -73,7 +74,7 @@ def _ground_long(
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
         )
         inside = [window for _, window in part]
-        decoded = decode(model(cut.to(device)), inside, [query] * count, config, [video] * count)
+        decoded = decoder_of(config)(model(cut.to(device)), inside, [query] * count, config, [video] * count)
         answers += [(float(timeline.clip_spans()[start, 0]), d) for (start, _), d in zip(part, decoded, strict=True)]
     if len(answers) == 1:
         return answers[0][1]
@@ -94,7 +95,7 @@ def _sample(batch: Batch, b: int) -> Batch:
 def predict(
     model: nn.Module,
     dataset: GroundingDataset,
-    config: DecodeConfig,
+    config: AnswerConfig,
     *,
     window_clips: int = 75,
     batch_size: int = 64,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidelight.decode import DecodeConfig
-from sidelight.losses import SDSTLossConfig
-from sidelight.models.sdst import SDSTConfig
+from sidelight.decode import AnswerConfig
+from sidelight.labels import Binding
 from sidelight.options import check_types, require
+from sidelight.side_tuners import SIDE_TUNERS, side_tuner
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -35,6 +35,19 @@ class DataConfig:
     """Folder of the validation videos, likewise."""
     in_memory: bool = True
     """Read all features once; else through a memory map as they are wanted."""
+    binding: Binding = "plain"
+    """How labels become what a model learns: windows as they are and the raters' mean; or as R2-Tuning's published
+    code does, on benchmarks with moments (r2-tuning), on tvsum or on youtube-highlights.
+    """
+    benchmark: str = ""
+    """Whose files train and val are, as they were released; in the QVHighlights form unless given."""
+    min_duration: float = 0.0
+    """Queries on training videos shorter than so many seconds are left out (5 in R2-Tuning's and SDST's runs)."""
+    domain: str = ""
+    """Of youtube-highlights or tvsum: read that one only."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +56,21 @@ class BackboneConfig:
 
     name: str = "shapes"
     """Key of sidelight.backbones.BACKBONES."""
-    levels: int = 4
-    """How many of its last layers, K."""
-    pooling: Literal["cls", "mean", "attention"] = "attention"
-    """How a layer's tokens become one vector a clip."""
+    levels: int | list[int] = 4
+    """How many of its last layers, K, or which ones: -1 is the last, ascending."""
+    pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
+    """How a layer's tokens become one vector a clip; or tokens, to keep all (R2-Tuning chooses among them)."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self, self.levels >= 1, "levels", "at least 1")
+        chosen = self.chosen
+        valid = bool(chosen) and list(chosen) == sorted(set(chosen)) and chosen[-1] < 0
+        require(self, valid, "levels", "at least 1, or different negative numbers in ascending order")
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """The layers by their places from the end, as a feature recipe has them."""
+        return tuple(range(-self.levels, 0)) if isinstance(self.levels, int) else tuple(self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +115,7 @@ class TrainConfig:
     """Steps between two saved states, besides the end of each epoch."""
     init: str = ""
     """A checkpoint (folder, packaged name or hub id) whose weights training starts from, instead of random ones."""
-    out: str = "runs/sdst"
+    out: str = "runs/run"
     """Folder of the run."""
 
     def __post_init__(self) -> None:
@@ -115,35 +135,87 @@ class TrainConfig:
 class Recipe:
     """One training run."""
 
-    model: SDSTConfig
-    """The side-tuner."""
+    side_tuner: str = "sdst"
+    """Key of :data:`sidelight.side_tuners.SIDE_TUNERS`; says what the three next fields are."""
+    model: Any
+    """The side-tuner's configuration."""
+    losses: Any = None
+    """Weights and options of its losses; the defaults unless given."""
+    decode: AnswerConfig | None = None
+    """How its predictions become moments; the defaults unless given."""
     backbone: BackboneConfig = BackboneConfig()
     """What makes its features."""
     data: DataConfig = DataConfig()
     """Annotations and features."""
-    losses: SDSTLossConfig = SDSTLossConfig()
-    """Weights and options of the losses."""
-    decode: DecodeConfig = DecodeConfig()
-    """How predictions become moments."""
     train: TrainConfig = TrainConfig()
     """Optimisation."""
     window_clips: int = 75
     """Longest stretch that the model is asked about at once, in clips."""
 
+    def __post_init__(self) -> None:
+        kind = side_tuner(self.side_tuner)
+        for name, expected in (("losses", kind.loss_config), ("decode", kind.decode_config)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, expected())
+        parts = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
+        for name, expected in parts.items():
+            if type(getattr(self, name)) is not expected:
+                raise ValueError(
+                    f"recipe: {name} of the side-tuner {self.side_tuner!r} must be a {expected.__name__}, "
+                    f"got a {type(getattr(self, name)).__name__}"
+                )
+        require(self, self.window_clips >= 1, "window_clips", "at least 1")
+
     @property
-    def model_name(self) -> str:
-        """Key of :data:`sidelight.models.MODELS`."""
-        return "sdst"
+    def decoding(self) -> AnswerConfig:
+        """``decode``, which is there once the recipe is built."""
+        assert self.decode is not None
+        return self.decode
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
         return dataclasses.asdict(self)
 
 
-def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Let a command take ``--config RECIPE.yaml`` and a typed option for every field, such as ``--train.lr``."""
+def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
+    """Let a command take ``--config RECIPE.yaml`` and a typed option for every field, such as ``--train.lr``.
+
+    Args:
+        parser: gets the options.
+        arguments: those that it will parse: which options a model, its losses and its decoding have depends on
+            the side-tuner that they, or the recipe that they name, ask for.
+
+    Raises:
+        ValueError: for an unknown side-tuner.
+    """
+    name = _asked_side_tuner(arguments)
+    kind = side_tuner(name)
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
-    parser.add_class_arguments(Recipe, fail_untyped=True)
+    parser.add_argument("--side_tuner", default=name, help=f"which one: {', '.join(SIDE_TUNERS)}")
+    # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
+    for part, kind_of_part in (("model", kind.config), ("losses", kind.loss_config), ("decode", kind.decode_config)):
+        parser.add_class_arguments(kind_of_part, part, fail_untyped=True)
+    for part, kind_of_part in (("backbone", BackboneConfig), ("data", DataConfig), ("train", TrainConfig)):
+        parser.add_class_arguments(kind_of_part, part, fail_untyped=True)
+    parser.add_argument("--window_clips", type=int, default=75, help="longest stretch asked about at once, in clips")
+
+
+def _asked_side_tuner(arguments: Sequence[str]) -> str:
+    """What ``--side_tuner``, or else the recipe file, says."""
+    said = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    said |= {name: value for name, found, value in (a.partition("=") for a in arguments) if found}
+    if "--side_tuner" in said:
+        return said["--side_tuner"]
+    path = said.get("--config", "")
+    if not Path(path).is_file():
+        return "sdst"
+    import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return "sdst"  # the parser says better what is wrong with it
+    return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
 
 
 def recipe_from(parsed: Namespace, parser: ArgumentParser) -> Recipe:
@@ -164,9 +236,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     if not Path(path).is_file():
         raise ValueError(f"there is no recipe {path}; expected a YAML file, such as those in recipes/")
+    arguments = [f"--config={path}", *overrides]
     parser = ArgumentParser(exit_on_error=False)
-    add_recipe_arguments(parser)
     try:
-        return recipe_from(parser.parse_args([f"--config={path}", *overrides]), parser)
+        add_recipe_arguments(parser, arguments)
+        return recipe_from(parser.parse_args(arguments), parser)
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"recipe {path}: {' '.join(str(error).split())}") from None

@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sidelight.annotations import read_annotations
+from sidelight.annotations import Annotation, read_annotations
 from sidelight.backbones import load_backbone
-from sidelight.checkpoint import Checkpoint, build_model
+from sidelight.benchmarks import benchmark
+from sidelight.benchmarks.base import Metric
+from sidelight.checkpoint import Checkpoint
 from sidelight.dataset import GroundingDataset, epoch_batches
+from sidelight.evaluate import evaluate_submissions, metric_names
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
 from sidelight.files import replacing, write_text
-from sidelight.losses import SDSTLossConfig, sdst_losses
-from sidelight.metrics import brief_metrics, evaluate_qvhighlights
 from sidelight.predict import predict
 from sidelight.recipe import Recipe, TrainConfig
 from sidelight.runtime import tune_cpu
+from sidelight.side_tuners import SideTuner, build_model, side_tuner
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,12 +71,12 @@ class _Held:
 class _WithLosses(nn.Module):
     """Model and losses in one forward, so that a process group sees one module with scalar outputs."""
 
-    def __init__(self, model: nn.Module, config: SDSTLossConfig) -> None:
+    def __init__(self, model: nn.Module, kind: SideTuner, config: Any) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.losses, self.config = model, kind.losses, config
 
     def forward(self, held: _Held) -> dict[str, Tensor]:
-        return sdst_losses(self.model(held.batch), held.batch, self.config)
+        return self.losses(self.model(held.batch), held.batch, self.config)
 
 
 class Trainer:
@@ -96,7 +98,7 @@ class Trainer:
         self.val_data = self._dataset("val") if recipe.data.val else None
         self._check_widths()
         torch.manual_seed(self.config.seed)
-        model = build_model(recipe.model_name, recipe.to_dict()["model"])
+        model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
         if self.config.init:
             start = Checkpoint.from_pretrained(self.config.init)
             start.features.require(self.train_data.store.recipe, what="the training features")
@@ -112,24 +114,53 @@ class Trainer:
             fused=self.config.precision != "16-mixed",
         )
         self.bare = model
-        self.model, self.optimiser = fabric.setup(_WithLosses(model, recipe.losses), optimiser)
+        self.model, self.optimiser = fabric.setup(
+            _WithLosses(model, side_tuner(recipe.side_tuner), recipe.losses), optimiser
+        )
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if self.config.ema else None
         self.progress = Progress()
 
     def _dataset(self, part: str) -> GroundingDataset:
         data = self.recipe.data
-        annotations = read_annotations(getattr(data, part) or _missing(f"data.{part}"))
+        annotations = self._annotations(part)
         folder = getattr(data, f"{part}_features") or data.train_features or _missing("data.train_features")
         store = self._store(folder, getattr(data, f"{part}_videos"), annotations)
-        return GroundingDataset(annotations, store, in_memory=data.in_memory, seed=self.config.seed)
+        return GroundingDataset(
+            annotations, store, in_memory=data.in_memory, seed=self.config.seed, binding=data.binding
+        )
 
-    def _store(self, folder: str, videos: str, annotations: list[Any]) -> FeatureStore:
+    def _annotations(self, part: str) -> list[Annotation]:
+        data = self.recipe.data
+        path = getattr(data, part) or _missing(f"data.{part}")
+        if data.domain and not data.benchmark:
+            raise ValueError("recipe: data.domain needs data.benchmark, which says what a domain is")
+        if data.benchmark:
+            found = benchmark(data.benchmark).read(path, domain=data.domain or None)
+        else:
+            found = list(read_annotations(path))
+        if part == "train" and data.min_duration:
+            found = [a for a in found if a.duration >= data.min_duration]
+            if not found:
+                raise ValueError(f"no video of {path} is {data.min_duration:g} s long; lower data.min_duration")
+        return found
+
+    @property
+    def _metric(self) -> Metric:
+        name = self.recipe.data.benchmark
+        return benchmark(name).metric if name else "qvhighlights"
+
+    def _store(self, folder: str, videos: str, annotations: list[Annotation]) -> FeatureStore:
         """The store, filled first by the main process if the recipe says where the videos are."""
+        backbone = self.recipe.backbone
         if not videos:
-            return FeatureStore(folder)
+            return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
-            backbone = self.recipe.backbone
-            made = load_backbone(backbone.name, levels=backbone.levels, pooling=backbone.pooling)
+            levels = backbone.chosen
+            if (Path(folder) / "manifest.json").is_file():
+                # A store with more levels than asked for serves too, and is filled as it is.
+                there = FeatureStore(folder).recipe.levels
+                levels = there if set(levels) <= set(there) else levels
+            made = load_backbone(backbone.name, levels=levels, pooling=backbone.pooling)
             files = find_videos(videos, (a.vid for a in annotations))
             _, failures = extract(
                 files,
@@ -142,12 +173,12 @@ class Trainer:
                 vid, reason = next(iter(failures.items()))
                 raise ValueError(f"{len(failures)} videos could not be read; the first: {vid}: {reason}")
         self.fabric.barrier()
-        return FeatureStore(folder)
+        return FeatureStore(folder, levels=backbone.chosen)
 
     def _check_widths(self) -> None:
         found, model = self.train_data.store.recipe, self.recipe.model
         backbone = self.recipe.backbone
-        asked = {"name": backbone.name, "pooling": backbone.pooling, "levels": tuple(range(-backbone.levels, 0))}
+        asked = {"name": backbone.name, "pooling": backbone.pooling, "levels": backbone.chosen}
         there = {"name": found.backbone, "pooling": found.pooling, "levels": found.levels}
         for name, said in asked.items():
             if said != there[name]:
@@ -165,7 +196,7 @@ class Trainer:
                 )
         if self.val_data is not None:
             found.require(self.val_data.store.recipe, what="the validation features")
-            known = brief_metrics(self.val_data.annotations)
+            known = metric_names(self.val_data.annotations, self._metric)
             if self.config.best_by not in known:
                 raise ValueError(f"train.best_by must be one of {', '.join(known)}; got {self.config.best_by!r}")
 
@@ -269,8 +300,8 @@ class Trainer:
             kept = {k: v.clone() for k, v in self.bare.state_dict().items()} if self.average else None
             if self.average is not None:
                 self.bare.load_state_dict(self.average)
-            submissions = predict(self.bare, self.val_data, self.recipe.decode, window_clips=self.recipe.window_clips)
-            metrics = dict(evaluate_qvhighlights(submissions, self.val_data.annotations))
+            submissions = predict(self.bare, self.val_data, self.recipe.decoding, window_clips=self.recipe.window_clips)
+            metrics = evaluate_submissions(submissions, self.val_data.annotations, self._metric)
             self._keep_best(metrics)
             if kept is not None:
                 self.bare.load_state_dict(kept)
@@ -288,17 +319,18 @@ class Trainer:
             for name, value in brief.items():
                 self._board.add_scalar(f"val/{name}", value, at.step)
         if not self.quiet:
-            named = "  ".join(f"{k} {brief[k]:.2f}" for k in _SHOWN if k in brief)
+            shown = [k for k in _SHOWN if k in brief] or [self.config.best_by]
+            named = "  ".join(f"{k} {brief[k]:.2f}" for k in shown)
             print(f"epoch {at.epoch}: {named}{'  (best)' if better else ''}", flush=True)
 
     def _checkpoint(self, metrics: Mapping[str, Any] | None = None) -> Checkpoint:
         values = self.recipe.to_dict()
         return Checkpoint(
             model=self.bare,
-            model_name=self.recipe.model_name,
+            model_name=self.recipe.side_tuner,
             model_config=values["model"],
             features=self.train_data.store.recipe,
-            decode=self.recipe.decode,
+            decode=self.recipe.decoding,
             window_clips=self.recipe.window_clips,
             metrics=dict(metrics or {}),
             recipe=values,
@@ -353,7 +385,8 @@ class Trainer:
             "features": self.train_data.store.recipe.digest(),
             "annotations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
         }
-        return {**{part: values[part] for part in ("model", "backbone", "losses", "train")}, "data": data}
+        data["binding"] = values["data"]["binding"]
+        return {**{part: values[part] for part in ("side_tuner", "model", "backbone", "losses", "train")}, "data": data}
 
     def _load(self, state: Path) -> None:
         values = torch.load(state, weights_only=True, map_location="cpu")

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from sidelight.batch import Batch, Targets
 from sidelight.decode_r2_tuning import R2DecodeConfig, decode_r2, point_windows, postprocess, saliency
+from sidelight.labels import bind_saliency, bind_windows
 from sidelight.losses_r2_tuning import (
     R2LossConfig,
     assign_points,
-    bind_saliency,
-    bind_windows,
     class_loss,
     distance_loss,
     r2_losses,

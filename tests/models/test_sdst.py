@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sidelight.batch import Batch, Predictions, Targets
 from sidelight.losses import SDSTLossConfig, sdst_losses
-from sidelight.models import MODELS, SDST, SDSTConfig, parameter_table
+from sidelight.models import SDST, SDSTConfig, parameter_table
 from sidelight.models.deformable import roi_align
+from sidelight.side_tuners import SIDE_TUNERS
 
 TINY = SDSTConfig(
     video_dim=6,
@@ -358,7 +359,7 @@ def test_dropout_is_random_in_training_only() -> None:
 
 
 def test_the_registry_names_it() -> None:
-    model, config = MODELS["sdst"]
+    model, config = SIDE_TUNERS["sdst"].model, SIDE_TUNERS["sdst"].config
     assert model is SDST
     assert config is SDSTConfig
 

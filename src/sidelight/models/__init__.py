@@ -1,19 +1,12 @@
-"""The side-tuners, one file per paper, and the dict that names them.
+"""The side-tuners, one file per paper.
 
-A model takes its configuration, reads a :class:`~sidelight.batch.Batch` and returns raw
-:class:`~sidelight.batch.Predictions`; losses and decoding live elsewhere.
+A model takes its configuration, reads a :class:`~sidelight.batch.Batch` and returns raw predictions; losses and
+decoding live elsewhere, and :mod:`sidelight.side_tuners` says what belongs together.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from sidelight.models.layers import parameter_table
 from sidelight.models.sdst import SDST, SDSTConfig
 
-MODELS: dict[str, tuple[type[nn.Module], type[Any]]] = {"sdst": (SDST, SDSTConfig)}
-"""Name in recipes and checkpoints -> (model, its configuration)."""
-
-__all__ = ["MODELS", "SDST", "SDSTConfig", "parameter_table"]
+__all__ = ["SDST", "SDSTConfig", "parameter_table"]

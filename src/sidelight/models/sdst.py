@@ -91,6 +91,8 @@ class SDSTConfig:
     """Append each clip's start and end, in [0, 1], to its video features, as R2-Tuning does."""
     level_order: Literal["shallow-first", "deep-first"] = "shallow-first"
     """Which level is refined first; R2-Tuning goes deep first."""
+    level_source: Literal["each", "last"] = "each"
+    """What a refinement reads: its own layer, or the last layer every time (Tab. K)."""
     share_levels: bool = True
     """One level for all (the paper's choice), or one of its own for each (Tab. J); heads are always
     shared.
@@ -122,6 +124,10 @@ class SDSTConfig:
     reference_init: Literal["spread", "normal"] = "spread"
     """First references: evenly over places and lengths whatever the seed, or sigmoid of a normal draw
     (DAB-DETR).
+    """
+    query_init: Literal["learned", "mixed", "pure"] = "learned"
+    """Where moment queries start: as learned, with references of the best clips ("mixed"), or with references
+    and embeddings of the best clips ("pure"; DINO's query selection, Tab. 5); see ``QuerySelection``.
     """
     roi_bins: int = 16
     """Bins that a moment is pooled into for its actionness."""
@@ -285,6 +291,60 @@ class Reading(NamedTuple):
     sparse_values: Tensor
 
 
+class QuerySelection(nn.Module):
+    """DINO's query selection (Zhang et al. 2022) in one dimension: moment queries start at the most likely clips.
+
+    The memory is the dense stream after its first level: like DETR's, it has read the query and the other clips.
+    Each clip proposes a span around its middle, of a width that a head corrects, and a class logit of its own; the
+    best M become the first references, and ("pure") their embeddings the first moment queries. Both are detached,
+    as in DINO: the heads learn from losses of their own, those of one more level in front of the K (class, L1 and
+    IoU, after a matching of its own). Heads are not shared with the levels'. Where a video has fewer than M clips,
+    the remaining moment queries start as learned.
+    """
+
+    WIDTH = 0.1
+    """Width of a proposal before its correction, in extents; Deformable DETR's lie between 0.05 and 0.4."""
+
+    def __init__(self, config: SDSTConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.map, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.class_head = nn.Linear(width, 1)
+        self.span_head = MLP(width, width, width, 2)
+        nn.init.constant_(self.class_head.bias, math.log(config.class_prior / (1 - config.class_prior)))
+        last = cast(nn.Linear, self.span_head.layers[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(
+        self, memory_BTF: Tensor, references_BM2: Tensor, moments_BMF: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, M), spans (B, M, 2) and embeddings (B, M, F) of the chosen clips, or what came in where there
+        is no clip left to choose.
+        """
+        queries, clips = moments_BMF.shape[1], memory_BTF.shape[1]
+        mapped_BTF = self.norm(self.map(memory_BTF))
+        logits_BT = self.class_head(mapped_BTF).squeeze(-1)
+        found = logits_BT.float().masked_fill(~context.video_mask_BT, -math.inf).topk(min(queries, clips), 1).indices
+        missing = (0, queries - found.shape[1])
+        chosen_BM = F.pad(found, missing)
+        real_BM = F.pad(context.video_mask_BT.gather(1, found), missing, value=False)
+        middles_BT = clip_centers(context.lengths_B, clips)
+        proposals_BT2 = torch.stack([middles_BT, torch.full_like(middles_BT, self.WIDTH)], -1)
+        spans_BT2 = (inverse_sigmoid(proposals_BT2) + self.span_head(mapped_BTF).float()).sigmoid()
+        start = self.class_head.bias.detach().expand_as(real_BM)
+        return (
+            torch.where(real_BM, logits_BT.gather(1, chosen_BM), start),
+            torch.where(real_BM.unsqueeze(-1), _gathered(spans_BT2, chosen_BM), references_BM2),
+            torch.where(real_BM.unsqueeze(-1), _gathered(mapped_BTF, chosen_BM), moments_BMF),
+        )
+
+
+def _gathered(values_BTN: Tensor, index_BM: Tensor) -> Tensor:
+    """The rows of these clips: (B, T, N), (B, M) -> (B, M, N)."""
+    return values_BTN.gather(1, index_BM.unsqueeze(-1).expand(-1, -1, values_BTN.shape[-1]))
+
+
 class SDST(nn.Module):
     """The model: features of K levels in, moments and a highlight curve out."""
 
@@ -308,6 +368,8 @@ class SDST(nn.Module):
         last = cast(nn.Linear, self.span_head.layers[-1])
         nn.init.zeros_(last.weight)  # so that the first prediction is the reference itself
         nn.init.zeros_(last.bias)
+        # After all others, so that these draw the same first weights with it and without.
+        self.selection = QuerySelection(config) if config.query_init != "learned" else None
 
     def forward(self, batch: Batch) -> Predictions:
         config = self.config
@@ -324,6 +386,12 @@ class SDST(nn.Module):
             mixed = reading.video + self.gates_K[k].sigmoid() * (dense - reading.video)  # Eq. 3
             states = level.dense(mixed, (reading.dense_keys, reading.dense_values), context)
             dense, states["raw"] = states["ffn"], reading.video
+            if k == 0 and self.selection is not None:
+                first, chosen, content = self.selection(dense, references, moments, context)
+                logits.append(first)
+                spans.append(chosen)
+                references = chosen.detach()
+                moments = content.detach() if config.query_init == "pure" else moments
             moments = level.sparse(
                 moments,
                 references,
@@ -376,6 +444,8 @@ class SDST(nn.Module):
                 )
         video = batch.video_KBTD.to(self.moments_MF.dtype)
         text = batch.text_KBLD.to(self.moments_MF.dtype)
+        if config.level_source == "last":
+            video, text = video[-1:].expand_as(video), text[-1:].expand_as(text)
         if config.level_order == "deep-first":
             video, text = video.flip(0), text.flip(0)
         if config.endpoint_features:

@@ -1,0 +1,90 @@
+"""A small Hugging Face hub on this machine: files by HEAD and GET, with what the hub's client asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """One model repository. ``endpoint`` goes into HF_ENDPOINT."""
+
+    repository: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Path -> content; change it at any time."""
+    cut_after: int | None = None
+    """If given, a download gets so many bytes of the file, and from there on none: the connection closes."""
+    log: list[str] = field(default_factory=list)
+    """Method and path of every request."""
+    endpoint: str = ""
+
+    def gets(self) -> int:
+        """How many times a file was asked for (the client asks for other things too)."""
+        return sum(line.startswith("GET ") and "/resolve/" in line for line in self.log)
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Serve the hub while the block runs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, *, body: bool) -> None:
+            hub.log.append(f"{self.command} {self.path}")
+            content = self._found()
+            if content is None:
+                known = self.path.startswith(f"/{hub.repository}/")
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+                if known:
+                    self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            start = 0
+            if (wanted := self.headers.get("Range")) and wanted.startswith("bytes="):
+                start = int(wanted.removeprefix("bytes=").split("-")[0])
+            self.send_response(206 if wanted else 200)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(content) - start))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if body:
+                end = len(content) if hub.cut_after is None else hub.cut_after
+                self.wfile.write(content[start : max(start, end)])
+                self.close_connection = True
+
+        def _found(self) -> bytes | None:
+            before, _, after = self.path.partition("/resolve/")
+            _, _, path = after.partition("/")  # any revision
+            return hub.files.get(path) if before == f"/{hub.repository}" else None
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            thread.join()
