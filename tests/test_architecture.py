@@ -62,7 +62,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backbones.protocol": (),
     "backbones.tokenizer": ("shapes.language",),
     "backbones.shapes": ("files", "backbones.protocol", "backbones.tokenizer"),
-    "backbones": ("backbones.protocol", "backbones.shapes"),
+    "backbones.wordpiece": (),
+    "backbones.bert": ("options",),
+    "backbones.internvideo2": ("files", "options", "backbones.protocol", "backbones.wordpiece", "backbones.bert"),
+    "backbones": ("backbones.protocol", "backbones.shapes", "backbones.internvideo2"),
     "runtime": (),
     "pretrain": (
         "files",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sidelight.backbones.protocol import Backbone, FeatureRecipe, RecipeMismatchError
 
 if TYPE_CHECKING:
+    from sidelight.backbones.internvideo2 import InternVideo2Backbone
     from sidelight.backbones.shapes import ShapesBackbone
 
 __all__ = ["BACKBONES", "Backbone", "FeatureRecipe", "RecipeMismatchError", "load_backbone"]
@@ -19,7 +20,13 @@ def _shapes(**options: Any) -> ShapesBackbone:
     return ShapesBackbone(**options)
 
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {"shapes": _shapes}
+def _internvideo2(**options: Any) -> InternVideo2Backbone:
+    from sidelight.backbones.internvideo2 import InternVideo2Backbone
+
+    return InternVideo2Backbone(**options)
+
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {"shapes": _shapes, "internvideo2": _internvideo2}
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
