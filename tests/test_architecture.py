@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backbones.wordpiece": (),
     "backbones.bert": ("options",),
     "backbones.internvideo2": ("files", "options", "backbones.protocol", "backbones.wordpiece", "backbones.bert"),
-    "backbones": ("backbones.protocol", "backbones.shapes", "backbones.internvideo2"),
+    "backbones.clip": ("files", "backbones.protocol"),
+    "backbones": ("backbones.protocol", "backbones.shapes", "backbones.clip", "backbones.internvideo2"),
     "runtime": (),
     "pretrain": (
         "files",
@@ -263,7 +264,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sidelight": ("grounding", "grounder"),
 }
 
-HEAVY = ("torch", "av", "matplotlib", "scipy", "lightning_fabric", "safetensors", "huggingface_hub")
+HEAVY = ("torch", "av", "matplotlib", "scipy", "lightning_fabric", "safetensors", "huggingface_hub", "transformers")
 
 
 def modules(source: Path) -> dict[str, Path]:

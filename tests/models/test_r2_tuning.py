@@ -4,6 +4,7 @@ edges. The numbers of the published model are in ``tests/parity/test_r2_tuning.p
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -28,12 +29,12 @@ from sidelight.losses_r2_tuning import (
 from sidelight.models import r2_tuning
 from sidelight.models.points import PointPredictions, clip_places, make_points
 from sidelight.models.r2_tuning import (
-    InputLayer,
+    LookAtFrames,
     R2Tuning,
     R2TuningConfig,
     draw_kept,
+    few_frames,
     from_published,
-    joined,
 )
 from sidelight.timeline import Timeline
 
@@ -105,14 +106,15 @@ def test_spatial_pooling_as_the_paper_writes_it() -> None:
     block = tiny_model().block
     video, video_mask, text, text_mask = sample_of(tiny_inputs(), 0)
     ends = clip_places(video_mask, TINY, torch.float32)[0]
-    query = block.text_map(text[0, 0])
-    clss, bests = block._look(video[0], ends, video_mask, query.unsqueeze(0), text_mask)
-    for t in range(video_mask.shape[1]):
-        tokens = block.video_map(torch.cat([video[0, 0, t], ends[0, t].expand(P, 2)], -1))
+    text_KBLF = block.text_map(text)
+    clss, bests = block._look(video, ends, video_mask, text_KBLF, text_mask)
+    for k, t in itertools.product(range(K), range(video_mask.shape[1])):
+        query = text_KBLF[k, 0]
+        tokens = block.video_map(torch.cat([video[k, 0, t], ends[0, t].expand(P, 2)], -1))
         scores = block.q_map(query) @ block.v_map(tokens).T / math.sqrt(TINY.hidden)
         best = (scores.softmax(-1) @ tokens + query).amax(0)
-        torch.testing.assert_close(clss[0, t], tokens[0])
-        torch.testing.assert_close(bests[0, t], best)
+        torch.testing.assert_close(clss[k, 0, t], tokens[0])
+        torch.testing.assert_close(bests[k, 0, t], best)
 
 
 def test_shapes() -> None:
@@ -187,29 +189,49 @@ def test_every_parameter_learns_and_v_map_bias_has_no_effect(padding: str) -> No
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 0.3])
 @pytest.mark.parametrize("ends", [True, False])
-def test_the_input_layers_gradients(dropout: float, ends: bool) -> None:
-    """Against autograd, with the same entries dropped, and with a mask of clips."""
+@pytest.mark.parametrize("tokens_at_once", [2**10, 2 * P])
+def test_gradients_of_looking_at_frames(
+    dropout: float, ends: bool, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against autograd, with the same entries dropped, with a mask of clips, all frames at once and two at a time."""
+    monkeypatch.setitem(r2_tuning.TOKENS_AT_ONCE, "cpu", tokens_at_once)
     torch.manual_seed(0)
-    video, mask = torch.randn(2, 3, P, D_V, dtype=torch.float64), torch.arange(3) < torch.tensor([[3], [2]])
+    video, mask = torch.randn(K, 2, 3, P, D_V, dtype=torch.float64), torch.arange(3) < torch.tensor([[3], [2]])
     ends_BT2 = torch.rand(2, 3, 2, dtype=torch.float64) if ends else None
     width = D_V + 2 * ends
-    shapes = ((width,), (width,), (7, width), (7,))
+    shapes = ((K, 2, 4, 7), (K, 2, 4, 7), (width,), (width,), (7, width), (7,), (7,), (7,), (7, 7))
     parameters = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    upstream = torch.randn(2, 3, P, 7, dtype=torch.float64)
+    upstream = [torch.randn(K, 2, 3, 7, dtype=torch.float64) for _ in range(2)]
     torch.manual_seed(1)
-    ours = InputLayer.apply(video, ends_BT2, mask, *parameters, dropout, 1e-5)  # type: ignore[no-untyped-call]
+    ours = LookAtFrames.apply(video, ends_BT2, mask, *parameters, dropout, 1e-5, True)  # type: ignore[no-untyped-call]
     found = torch.autograd.grad(ours, parameters, upstream)
     torch.manual_seed(1)
-    gain, shift, weight, bias = parameters
-    x = joined(video, ends_BT2, mask, torch.float64)
-    x = F.layer_norm(x, (width,), gain, shift)
-    if dropout:
-        x = x * draw_kept(x, dropout) / (1 - dropout)
-    plain = F.linear(x, weight, bias).relu()
+    text, asked, gain, shift, weight, bias, inner_gain, inner_shift, last = parameters
+    kept = [torch.ones(2, 3, P, n, dtype=torch.bool) for n in (width, 7)]
+    for some in few_frames(video) if dropout else ():
+        for each in kept:
+            draw_kept(each[some], dropout)
+    x = video.masked_fill(~mask[:, :, None, None], 0)
+    if ends_BT2 is not None:
+        x = torch.cat([x, ends_BT2.unsqueeze(2).expand(K, 2, 3, P, 2)], -1)
+    x = F.layer_norm(x, (width,), gain, shift) * kept[0] / (1 - dropout)
+    x = F.layer_norm(F.linear(x, weight, bias).relu(), (7,), inner_gain, inner_shift) * kept[1]
+    weights = (asked.unsqueeze(2) @ x.transpose(3, 4)).softmax(-1)
+    plain = (x[:, :, :, 0], (weights @ x @ last.T + text.unsqueeze(2)).amax(3))
     torch.testing.assert_close(ours, plain)
     wanted = torch.autograd.grad(plain, parameters, upstream)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_all_frames_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tokens_at_once in (1, P, 5 * P, 19 * P, 40 * P, 2**20):
+        monkeypatch.setitem(r2_tuning.TOKENS_AT_ONCE, "cpu", tokens_at_once)
+        times = torch.zeros(4, 19)
+        for some in few_frames(torch.empty(K, 4, 19, P, D_V)):
+            times[some] += 1
+            assert times[some].numel() * P <= max(tokens_at_once, P)
+        assert (times == 1).all()
 
 
 def test_features_cannot_be_trained() -> None:
@@ -221,8 +243,9 @@ def test_features_cannot_be_trained() -> None:
 @pytest.mark.parametrize("probability", [0.5, 0.3])
 def test_dropout_keeps_its_share(probability: float) -> None:
     torch.manual_seed(0)
-    kept = draw_kept(torch.zeros(100, 999), probability)
-    assert kept.shape == (100, 999) and kept.float().mean().item() == pytest.approx(1 - probability, abs=0.01)
+    kept = torch.zeros(100, 999, dtype=torch.bool)
+    draw_kept(kept, probability)
+    assert kept.float().mean().item() == pytest.approx(1 - probability, abs=0.01)
 
 
 def test_dropout_only_while_training() -> None:
@@ -258,10 +281,10 @@ def test_little_is_kept_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.block._look(video[0], torch.rand(2, 64, 2), inputs[1], torch.randn(2, 3, 16), inputs[3])
+        model.block._look(video, torch.rand(2, 64, 2), inputs[1], torch.randn(K, 2, 3, 16), inputs[3])
     known = {tensor.untyped_storage().data_ptr() for tensor in (video, *model.parameters())}
     ours = sum(size for place, size in kept.items() if place not in known)
-    assert ours < 4 * (3 * 62 + 5 * 16) * 2 * 64 * P / 3
+    assert ours < 4 * (3 * 62 + 5 * 16) * K * 2 * 64 * P / 3
 
 
 def test_half_precision_features_and_autocast() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidelight.backbones.protocol import Backbone, FeatureRecipe, RecipeMismatchError
 
 if TYPE_CHECKING:
+    from sidelight.backbones.clip import CLIPBackbone
     from sidelight.backbones.internvideo2 import InternVideo2Backbone
     from sidelight.backbones.shapes import ShapesBackbone
 
@@ -20,13 +22,23 @@ def _shapes(**options: Any) -> ShapesBackbone:
     return ShapesBackbone(**options)
 
 
+def _clip(**options: Any) -> CLIPBackbone:
+    from sidelight.backbones.clip import CLIPBackbone
+
+    return CLIPBackbone(**options)
+
+
 def _internvideo2(**options: Any) -> InternVideo2Backbone:
     from sidelight.backbones.internvideo2 import InternVideo2Backbone
 
     return InternVideo2Backbone(**options)
 
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {"shapes": _shapes, "internvideo2": _internvideo2}
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "shapes": _shapes,
+    "clip": _clip,
+    "internvideo2": _internvideo2,
+}
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -34,7 +46,8 @@ def load_backbone(name: str, **options: Any) -> Backbone:
 
     Args:
         name: a key of :data:`BACKBONES`.
-        options: what that backbone takes: ``levels``, ``pooling``, ``weights``.
+        options: what that backbone takes: ``levels``, ``pooling``, ``weights``; all but shapes take ``clip_seconds``,
+            ``frames_per_clip`` and ``dtype`` too.
 
     Raises:
         ValueError: if there is no such backbone.
@@ -44,13 +57,25 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     return BACKBONES[name](**options)
 
 
-def backbone_for(recipe: FeatureRecipe) -> Backbone:
+def backbone_for(recipe: FeatureRecipe, *, weights: str | Path | None = None) -> Backbone:
     """The backbone that makes features of ``recipe``.
 
+    Args:
+        recipe: of the features.
+        weights: a folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
+            for CLIP where the recipe names a model on the hub.
+
     Raises:
-        ValueError: if there is no such backbone here.
+        ValueError: if there is no such backbone here, or its weights have to be given.
         RecipeMismatchError: if the backbone at hand would make other features.
     """
-    backbone = load_backbone(recipe.backbone, levels=recipe.levels, pooling=recipe.pooling)
+    options: dict[str, Any] = {"levels": recipe.levels, "pooling": recipe.pooling}
+    if recipe.backbone != "shapes":
+        options |= {"clip_seconds": recipe.clip_seconds, "frames_per_clip": recipe.frames_per_clip}
+    if weights is not None:
+        options["weights"] = weights
+    elif recipe.backbone == "clip":
+        options["weights"] = recipe.weights
+    backbone = load_backbone(recipe.backbone, **options)
     recipe.require(backbone.recipe, what=f"features of the backbone {recipe.backbone!r} at hand")
     return backbone

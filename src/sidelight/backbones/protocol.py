@@ -33,7 +33,9 @@ class FeatureRecipe:
     backbone: str
     """Name in :data:`sidelight.backbones.BACKBONES`, or of whoever made the features."""
     weights: str
-    """Digest of the backbone's weights (SHA-256 over names, types, shapes and values, 16 hex digits)."""
+    """Digest of the backbone's weights (SHA-256 over names, types, shapes and values, 16 hex digits), or the
+    hub id under which an official model is known.
+    """
     levels: tuple[int, ...]
     """Which layers, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str

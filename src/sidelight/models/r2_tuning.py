@@ -23,9 +23,10 @@ Same numbers as the published code (``tests/parity/test_r2_tuning.py``), in anot
   (A q + a) . (V (W h + c) + v): V and W go to the query's side, and what does not depend on the token, a
   constant under softmax, goes away. The values W h + c are a sum with weights that add up to 1, so the sum is
   taken of h, and W applied to L vectors of a clip instead of P.
-- Nothing as wide as the video features is kept for the backward pass but one byte per entry (what dropout kept);
-  the features are normalised again instead, and their gradient, which nobody needs, is never computed
-  (``InputLayer``). A few samples are mapped at a time, so that they stay in a CPU's caches.
+- Of what is as wide as the video features only what dropout kept is kept for the backward pass, one byte per entry of
+  one level; the features are normalised again instead, and their gradient, which nobody needs, is never computed
+  (``LookAtFrames``). A few frames are mapped at a time, so that they stay in a CPU's caches.
+- Dropout of video features keeps the same entries in all levels, where the published code draws for each level anew.
 - ``v_map.bias`` has no effect (see above) and a gradient of exactly 0; it stands here because published
   checkpoints have it.
 
@@ -47,7 +48,7 @@ from torch import Tensor, nn
 from sidelight.models.layers import InputMap
 from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip_places
 
-TOKENS_AT_ONCE = {"cpu": 2**13}
+TOKENS_AT_ONCE = {"cpu": 2**10}
 """Tokens of the video that are mapped at once, by device: on a CPU as many as its caches hold."""
 TOKENS_AT_ONCE_ELSEWHERE = 2**18
 
@@ -79,167 +80,264 @@ class R2Block(nn.Module):
         deepest first.
         """
         ends_BT2, code_BTF = clip_places(video_mask_BT, self.config, self.q_map.weight.dtype)
-        text_KBLF = self.text_map(text_KBLD.flip(0))
+        text_KBLF = self.text_map(text_KBLD)
+        cls_KBTF, found_KBTF = self._look(video_KBTPD, ends_BT2, video_mask_BT, text_KBLF, text_mask_BL)
+        seen_KBTF = cls_KBTF + self.scales_K.tanh()[:, None, None, None] * found_KBTF
         keys, values = self.temporal.text_attention.project(text_KBLF, text_KBLF)
-        clips, every_cls = None, []
-        for step, level in enumerate(reversed(range(self.config.levels))):
-            cls_BTF, found_BTF = self._look(video_KBTPD[level], ends_BT2, video_mask_BT, text_KBLF[step], text_mask_BL)
-            every_cls.append(cls_BTF)
-            seen_BTF = cls_BTF + self.scales_K[level].tanh() * found_BTF
+        # One unbind for all levels: its gradient is one stack; K slices would each fill a tensor of zeros.
+        levels = list(zip(seen_KBTF.unbind(), keys.unbind(), values.unbind(), strict=True))
+        clips = None
+        for level, (seen_BTF, *memory) in reversed(list(enumerate(levels))):
             if clips is not None:
                 seen_BTF = clips + self.gates_K[level].sigmoid() * (seen_BTF - clips)
-            clips = self.temporal(seen_BTF, code_BTF, (keys[step], values[step]), video_mask_BT, text_mask_BL)
-        return cast(Tensor, clips), torch.stack(every_cls), text_KBLF
+            clips = self.temporal(seen_BTF, code_BTF, tuple(memory), video_mask_BT, text_mask_BL)
+        return cast(Tensor, clips), cls_KBTF.flip(0), text_KBLF.flip(0)
 
     def _look(
-        self, video_BTPD: Tensor, ends_BT2: Tensor, video_mask_BT: Tensor, text_BLF: Tensor, text_mask_BL: Tensor
+        self, video_KBTPD: Tensor, ends_BT2: Tensor, video_mask_BT: Tensor, text_KBLF: Tensor, text_mask_BL: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One layer's CLS and what the query found in each frame, both (B, T, F), a few samples at a time."""
-        at_once = TOKENS_AT_ONCE.get(video_BTPD.device.type, TOKENS_AT_ONCE_ELSEWHERE)
-        samples = max(1, at_once // (video_BTPD.shape[1] * video_BTPD.shape[2]))
-        parts = zip(
-            *(x.split(samples) for x in (video_BTPD, ends_BT2, video_mask_BT, text_BLF, text_mask_BL)), strict=True
+        """CLS, and the best over query tokens of what they read in each frame, both (K, B, T, F)."""
+        norm, linear, inner, last = (cast(Any, self.video_map.layers[i]) for i in (0, 2, 4, 6))
+        dropout = self.config.dropout if self.training else 0.0
+        weight = last.weight / (1 - dropout)
+        asked_KBLF = self.q_map(text_KBLF) @ (self.v_map.weight @ weight) / math.sqrt(self.config.hidden)
+        asked_KBLF = asked_KBLF + 0 * self.v_map.bias  # so that its gradient is 0 and not missing
+        if self.config.padding == "independent":  # a padded query token is never the best
+            text_KBLF = text_KBLF.masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
+        cls_KBTF, best_KBTF = LookAtFrames.apply(  # type: ignore[no-untyped-call]
+            video_KBTPD,
+            ends_BT2 if self.config.endpoint_features else None,
+            video_mask_BT if self.config.padding == "exact" else None,
+            *(text_KBLF, asked_KBLF),
+            *(norm.weight, norm.bias, linear.weight, linear.bias, inner.weight, inner.bias, weight),
+            *(dropout, norm.eps, torch.is_grad_enabled()),
         )
-        found = [
-            self._find(self._narrow(video, ends, video_mask), text, text_mask)
-            for video, ends, video_mask, text, text_mask in parts
-        ]
-        cls, best = zip(*found, strict=True)
-        return torch.cat(cls), torch.cat(best)
-
-    def _narrow(self, video_BTPD: Tensor, ends_BT2: Tensor, video_mask_BT: Tensor) -> Tensor:
-        """The video map up to its ReLU: (B, T, P, D) -> (B, T, P, F)."""
-        norm, linear = cast(nn.LayerNorm, self.video_map.layers[0]), cast(nn.Linear, self.video_map.layers[2])
-        return cast(
-            Tensor,
-            InputLayer.apply(  # type: ignore[no-untyped-call]
-                video_BTPD,
-                ends_BT2 if self.config.endpoint_features else None,
-                video_mask_BT if self.config.padding == "exact" else None,
-                norm.weight,
-                norm.bias,
-                linear.weight,
-                linear.bias,
-                self.config.dropout if self.training else 0.0,
-                norm.eps,
-            ),
-        )
-
-    def _find(self, hidden_BTPF: Tensor, text_BLF: Tensor, text_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The rest of the video map of CLS, and the best over query tokens of what they read in each frame."""
-        norm, last = self.video_map.layers[4], cast(nn.Linear, self.video_map.layers[6])
-        tokens_BTPF, weight = norm(hidden_BTPF), last.weight
-        if self.training and self.config.dropout:
-            kept = draw_kept(tokens_BTPF, self.config.dropout)
-            tokens_BTPF = Keep.apply(tokens_BTPF, kept)  # type: ignore[no-untyped-call]
-            weight = weight / (1 - self.config.dropout)
-        asked_BLF = self.q_map(text_BLF) @ (self.v_map.weight @ weight) / math.sqrt(self.config.hidden)
-        asked_BLF = asked_BLF + 0 * self.v_map.bias  # so that its gradient is 0 and not missing
-        scores = tokens_BTPF.flatten(1, 2) @ asked_BLF.transpose(1, 2)
-        weights_BTPL = scores.unflatten(1, tokens_BTPF.shape[1:3]).softmax(2)
-        read_BTLF = weights_BTPL.transpose(2, 3) @ tokens_BTPF
-        read_BTLF = F.linear(read_BTLF, weight, last.bias) + text_BLF.unsqueeze(1)
-        if self.config.padding == "independent":
-            read_BTLF = read_BTLF.masked_fill(~text_mask_BL[:, None, :, None], float("-inf"))
-        return F.linear(tokens_BTPF[:, :, 0], weight, last.bias), read_BTLF.amax(2)
+        return F.linear(cls_KBTF, weight, last.bias), best_KBTF + last.bias
 
 
-class InputLayer(torch.autograd.Function):
-    """LayerNorm, dropout, linear layer and ReLU, of features that need no gradient.
+class LookAtFrames(torch.autograd.Function):
+    """The video map of every token of every frame but for its last layer (LayerNorm, dropout, linear layer, ReLU,
+    LayerNorm, dropout), and the spatial pooling.
 
-    Most of a training step's arithmetic is here. Nothing of the features' size is kept for the
-    backward pass but one byte per entry, what dropout kept. With x the normalised features where they were kept
-    (0 elsewhere), m 1 where they were kept, and d the gradient of the output, all gradients follow from d^T x
-    and d^T m: those of the norm need not go back to the features first.
+    Gives CLS (K, B, T, F) before the last layer, and (K, B, T, F) the best over query tokens of what they read in a
+    frame, through the last layer without its bias, plus the query token.
+
+    Nearly all of a training step's arithmetic is here. It is written out for three reasons:
+
+    - Autograd would keep eight tensors as large as the features or the tokens. One is kept, the tokens after the ReLU;
+      the others are made again, for a few frames at a time, so that they stay in a CPU's caches.
+    - The gradient of the features, which nobody needs, is never computed. With x the normalised features where dropout
+      kept them (0 elsewhere), m 1 where it did, and d the gradient before the ReLU, the gradients of norm and layer
+      follow from d^T x and d^T m.
+    - What dropout keeps is the same in all K levels (as recurrent dropout is the same at all steps; Gal and Ghahramani
+      2016); within a level every entry is kept or not for itself. So d^T m is one product for the sum of the levels'
+      d, and a K-th has to be drawn and kept.
+
+    The factor 1 / (1 - dropout) of the second dropout is left to the caller's weights, ``asked_KBLF`` and ``last_FF``.
+    ``remember`` says whether a backward pass may follow. ValueError if the features require a gradient.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        video: Tensor,
+        video_KBTPD: Tensor,
         ends_BT2: Tensor | None,
         mask_BT: Tensor | None,
-        gain: Tensor,
-        shift: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+        text_KBLF: Tensor,
+        asked_KBLF: Tensor,
+        gain_D: Tensor,
+        shift_D: Tensor,
+        weight_FD: Tensor,
+        bias_F: Tensor,
+        inner_gain_F: Tensor,
+        inner_shift_F: Tensor,
+        last_FF: Tensor,
         dropout: float,
         eps: float,
-    ) -> Tensor:
-        x = joined(video, ends_BT2, mask_BT, gain.dtype)
-        x = F.layer_norm(x, x.shape[-1:], gain, shift, eps)
-        kept = draw_kept(x, dropout) if dropout else None
+        remember: bool,
+    ) -> tuple[Tensor, Tensor]:
         if ctx.needs_input_grad[0]:
             raise ValueError("R2-Tuning gives no gradient to its features; got some that require one: detach them")
-        ctx.scale, ctx.eps = 1 / (1 - dropout), eps
-        if kept is not None:
-            x.mul_(kept.to(x.dtype))
-        hidden = F.linear(x, weight * ctx.scale, bias).relu_()
-        ctx.save_for_backward(video, ends_BT2, mask_BT, gain, shift, weight, kept, hidden)
-        return hidden
+        exact, products = gain_D.dtype, products_dtype(weight_FD)
+        (levels, *frames), width, new = video_KBTPD.shape[:4], len(bias_F), video_KBTPD.new_empty
+        kept_BTPD, kept_BTPF = (new(*frames, n, dtype=torch.bool) if dropout else None for n in (len(gain_D), width))
+        hidden_KBTPF = new(levels if remember else 0, *frames, width, dtype=products)
+        weights_KBTPL = new(levels, *frames, text_KBLF.shape[2], dtype=products)
+        cls_KBTF, best_KBTF = (new(levels, *frames[:2], width, dtype=products) for _ in range(2))
+        place_KBTF = torch.empty_like(best_KBTF, dtype=torch.int64)
+        with torch.autocast(video_KBTPD.device.type, enabled=False):
+            weight, bias, last = (weight_FD / (1 - dropout)).to(products), bias_F.to(products), last_FF.to(products)
+            text, asked = text_KBLF.to(products), asked_KBLF.to(products)
+            for some in few_frames(video_KBTPD):
+                factor_ND, factor_NF = (drawn(kept, some, dropout, exact) for kept in (kept_BTPD, kept_BTPF))
+                for k in range(levels):
+                    x_BTPD = joined(video_KBTPD[k], ends_BT2, mask_BT, some, exact)
+                    few = x_BTPD.shape[:3]
+                    x_ND = F.layer_norm(x_BTPD.flatten(0, 2), gain_D.shape, gain_D, shift_D, eps)
+                    if factor_ND is not None:
+                        x_ND.mul_(factor_ND)
+                    hidden_BTPF = hidden_KBTPF[k][some] if remember else new(*few, width, dtype=products)
+                    torch.addmm(bias, x_ND.to(products), weight.t(), out=hidden_BTPF.view(-1, width)).relu_()
+                    tokens_NF, *_ = inner_norm(hidden_BTPF, inner_gain_F, inner_shift_F, eps, factor_NF)
+                    tokens_BTPF = tokens_NF.to(products).unflatten(0, few)
+                    scores_BNL = tokens_BTPF.flatten(1, 2) @ asked[k][some[0]].transpose(1, 2)
+                    weights_BTPL = scores_BNL.unflatten(1, few[1:]).softmax(2)
+                    read_BTLF = weights_BTPL.transpose(2, 3) @ tokens_BTPF
+                    sums_BTLF = (read_BTLF @ last.t()).add_(text[k][some[0]].unsqueeze(1))
+                    best_KBTF[k][some], place_KBTF[k][some] = sums_BTLF.max(2)
+                    cls_KBTF[k][some], weights_KBTPL[k][some] = tokens_BTPF[:, :, 0], weights_BTPL
+        ctx.dropout, ctx.eps = dropout, eps
+        ctx.save_for_backward(
+            *(video_KBTPD, ends_BT2, mask_BT, text_KBLF, asked_KBLF, gain_D, shift_D, weight_FD, inner_gain_F),
+            *(inner_shift_F, last_FF, hidden_KBTPF, weights_KBTPL, place_KBTF, kept_BTPD, kept_BTPF),
+        )
+        return cls_KBTF, best_KBTF
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        video, ends_BT2, mask_BT, gain, shift, weight, kept, hidden = ctx.saved_tensors
-        x = joined(video, ends_BT2, mask_BT, gain.dtype)
-        x = F.layer_norm(x, x.shape[-1:], eps=ctx.eps)
-        grad_NF = (grad * (hidden > 0)).flatten(0, -2)
-        total_F = grad_NF.sum(0, dtype=weight.dtype)
-        if kept is None:
-            kept_FD = total_F.unsqueeze(1).expand_as(weight)
-        else:
-            x.mul_(kept := kept.to(x.dtype))
-            kept_FD = (grad_NF.t() @ kept.flatten(0, -2).to(grad.dtype)).to(weight.dtype) * ctx.scale
-        seen_FD = (grad_NF.t() @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype) * ctx.scale
+    def backward(ctx: Any, grad_cls_KBTF: Tensor, grad_best_KBTF: Tensor) -> tuple[Tensor | None, ...]:
+        video_KBTPD, ends_BT2, mask_BT, text_KBLF, asked_KBLF, gain_D, shift_D, weight_FD = ctx.saved_tensors[:8]
+        inner_gain_F, inner_shift_F, last_FF, hidden_KBTPF, weights_KBTPL, place_KBTF = ctx.saved_tensors[8:14]
+        kept_BTPD, kept_BTPF = ctx.saved_tensors[14:]
+        exact, products, width = gain_D.dtype, hidden_KBTPF.dtype, len(last_FF)
+        asked, last = asked_KBLF.to(products), last_FF.to(products)
+        grad_text, grad_asked = (torch.zeros_like(x, dtype=exact) for x in (text_KBLF, asked_KBLF))
+        grad_last = torch.zeros_like(last_FF, dtype=exact)
+        grad_gain, grad_shift, total_F = (torch.zeros_like(inner_gain_F) for _ in range(3))
+        seen_FD, kept_FD = (torch.zeros_like(weight_FD) for _ in range(2))
+        one_D, zero_D = torch.ones_like(gain_D), torch.zeros_like(gain_D)  # on a CPU quicker than to leave them out
+        for some in few_frames(video_KBTPD):
+            factor_ND, factor_NF = (
+                None if kept is None else kept[some].flatten(0, 2).to(exact) for kept in (kept_BTPD, kept_BTPF)
+            )
+            sum_NF: Tensor | None = None
+            for k in range(len(video_KBTPD)):
+                hidden_BTPF, weights_BTPL = hidden_KBTPF[k][some], weights_KBTPL[k][some]
+                few = hidden_BTPF.shape[:3]
+                hidden_NF = hidden_BTPF.view(-1, width).to(exact)
+                tokens_NF, mean, deviation = inner_norm(hidden_NF, inner_gain_F, inner_shift_F, ctx.eps, factor_NF)
+                tokens_BTPF = tokens_NF.to(products).unflatten(0, few)
+                # Of each channel's sums only the largest has a gradient.
+                grad_sums = weights_BTPL.new_zeros(*few[:2], weights_BTPL.shape[3], width)
+                grad_sums.scatter_(2, place_KBTF[k][some].unsqueeze(2), grad_best_KBTF[k][some].unsqueeze(2))
+                grad_text[k][some[0]] += grad_sums.sum(1)
+                read_BTLF = weights_BTPL.transpose(2, 3) @ tokens_BTPF
+                add_product(grad_last, grad_sums.view(-1, width).t(), read_BTLF.view(-1, width))
+                grad_read = grad_sums @ last
+                grad_weights = tokens_BTPF @ grad_read.transpose(2, 3)
+                grad_scores = torch._softmax_backward_data(grad_weights, weights_BTPL, 2, products).flatten(1, 2)
+                grad_asked[k][some[0]] += grad_scores.transpose(1, 2) @ tokens_BTPF.flatten(1, 2)
+                grad_tokens = weights_BTPL @ grad_read
+                grad_tokens.flatten(1, 2).baddbmm_(grad_scores, asked[k][some[0]])
+                grad_tokens[:, :, 0] += grad_cls_KBTF[k][some]
+                grad_NF = grad_tokens.view(-1, width).to(exact)
+                if factor_NF is not None:
+                    grad_NF.mul_(factor_NF)
+                grad_NF, gain, shift = torch.ops.aten.native_layer_norm_backward(
+                    grad_NF, hidden_NF, inner_gain_F.shape, mean, deviation, inner_gain_F, inner_shift_F, [True] * 3
+                )
+                grad_gain += gain
+                grad_shift += shift
+                grad_NF = torch.ops.aten.threshold_backward(grad_NF, hidden_NF, 0)
+                x_ND = joined(video_KBTPD[k], ends_BT2, mask_BT, some, exact).flatten(0, 2)
+                x_ND = F.layer_norm(x_ND, gain_D.shape, one_D, zero_D, ctx.eps)
+                if factor_ND is not None:
+                    x_ND.mul_(factor_ND)
+                add_product(seen_FD, grad_NF.to(products).t(), x_ND.to(products))
+                sum_NF = grad_NF if sum_NF is None else sum_NF.add_(grad_NF)
+            assert sum_NF is not None
+            total_F += sum_NF.sum(0)
+            if factor_ND is not None:
+                add_product(kept_FD, sum_NF.to(products).t(), factor_ND.to(products))
+        if kept_BTPD is None:
+            kept_FD += total_F.unsqueeze(1)
+        seen_FD, kept_FD = seen_FD / (1 - ctx.dropout), kept_FD / (1 - ctx.dropout)
         return (
             *(None, None, None),
-            (weight * seen_FD).sum(0),
-            (weight * kept_FD).sum(0),
-            seen_FD * gain + kept_FD * shift,
-            total_F,
-            *(None, None),
+            *(grad_text.to(text_KBLF.dtype), grad_asked.to(asked_KBLF.dtype)),
+            *((weight_FD * seen_FD).sum(0), (weight_FD * kept_FD).sum(0)),
+            *(seen_FD * gain_D + kept_FD * shift_D, total_F, grad_gain, grad_shift, grad_last.to(last_FF.dtype)),
+            *(None, None, None),
         )
 
 
-class Keep(torch.autograd.Function):
-    """x where the mask is True, 0 elsewhere. torch.where says the same, more slowly; a product with the mask
-    would keep four bytes per entry for the backward pass, and not one.
+Some = tuple[slice, slice]
+"""A few frames: which samples, and which of their clips."""
+
+
+def few_frames(video_KBTPD: Tensor) -> list[Some]:
+    """All frames, a few at a time (about TOKENS_AT_ONCE tokens of each level): several samples, or clips of one."""
+    _, samples, clips, tokens, _ = video_KBTPD.shape
+    at_once = max(1, TOKENS_AT_ONCE.get(video_KBTPD.device.type, TOKENS_AT_ONCE_ELSEWHERE) // tokens)
+    some_clips = math.ceil(clips / math.ceil(clips / at_once))  # parts of about the same size
+    some_samples = max(1, at_once // clips)
+    return [
+        (slice(b, b + some_samples), slice(t, t + some_clips))
+        for b in range(0, samples, some_samples)
+        for t in range(0, clips, some_clips)
+    ]
+
+
+def drawn(kept_BTPN: Tensor | None, some: Some, dropout: float, dtype: torch.dtype) -> Tensor | None:
+    """Draw what dropout keeps of a few frames, note it in ``kept_BTPN``; return it as ones and zeros (tokens, N)."""
+    if kept_BTPN is None:
+        return None
+    draw_kept(kept_BTPN[some], dropout)
+    return kept_BTPN[some].flatten(0, 2).to(dtype)
+
+
+def inner_norm(
+    hidden: Tensor, gain_F: Tensor, shift_F: Tensor, eps: float, factor_NF: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm and dropout of (..., F) as (N, F), and the mean and deviation that the norm's gradient needs."""
+    hidden_NF = hidden.view(-1, len(gain_F)).to(gain_F.dtype)
+    tokens_NF, mean, deviation = torch.native_layer_norm(hidden_NF, gain_F.shape, gain_F, shift_F, eps)
+    if factor_NF is not None:
+        tokens_NF.mul_(factor_NF)
+    return tokens_NF, mean, deviation
+
+
+def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to ``into``, in the type of ``into``."""
+    if into.dtype == left.dtype:
+        into.addmm_(left, right)
+    else:
+        into += left @ right
+
+
+def products_dtype(weight: Tensor) -> torch.dtype:
+    """The type that matrix products are done in: autocast's, or that of the weights."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def joined(
+    video_BTPD: Tensor, ends_BT2: Tensor | None, mask_BT: Tensor | None, some: Some, dtype: torch.dtype
+) -> Tensor:
+    """Features of a few frames with their clips' ends appended, if given, and 0 for clips where the mask, if given,
+    is False: a new tensor (samples, clips, P, D).
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        return x * kept.to(x.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return grad * kept.to(grad.dtype), None
-
-
-def joined(video_BTPD: Tensor, ends_BT2: Tensor | None, mask_BT: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Video features with their clips' ends appended, if given, and 0 for clips where the mask, if given, is
-    False.
-    """
-    video = video_BTPD.to(dtype)
+    video = video_BTPD[some]
+    width = video.shape[-1]
+    joint = video.new_empty(*video.shape[:-1], width + (0 if ends_BT2 is None else 2), dtype=dtype)
+    joint[..., :width] = video
     if mask_BT is not None:
-        video = video.masked_fill(~mask_BT[:, :, None, None], 0)
+        joint[~mask_BT[some]] = 0
     if ends_BT2 is not None:
-        video = torch.cat([video, ends_BT2.unsqueeze(2).expand(-1, -1, video.shape[2], -1)], -1)
-    return video
+        joint[..., width:] = ends_BT2[some].unsqueeze(2)
+    return joint
 
 
-def draw_kept(like: Tensor, probability: float) -> Tensor:
-    """True where dropout keeps an entry of ``like`` (on a CPU eight entries share a random word, see
-    ``layers.Dropout``).
+def draw_kept(kept: Tensor, probability: float) -> None:
+    """Fill a contiguous ``kept`` with True where dropout keeps an entry (on a CPU eight entries share a random word,
+    see ``layers.Dropout``).
     """
     threshold = probability * 256
-    if like.device.type != "cpu" or threshold != int(threshold):
-        return torch.rand(like.shape, device=like.device) >= probability
-    words = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    return (words.view(torch.uint8)[: like.numel()] >= int(threshold)).view(like.shape)
+    if kept.device.type != "cpu" or threshold != int(threshold):
+        torch.ge(torch.rand(kept.shape, device=kept.device), probability, out=kept)
+        return
+    words = torch.empty((kept.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    torch.ge(words.view(torch.uint8)[: kept.numel()].view(kept.shape), int(threshold), out=kept)
 
 
 class R2Tuning(PointModel):

@@ -1,0 +1,476 @@
+"""CLIP as a backbone: a tiny one with random weights and a vocabulary of bytes, made here. No network."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
+
+from safetensors.torch import load_file, save_file
+
+from sidelight import published
+from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError
+from sidelight.backbones import clip as module
+from sidelight.backbones.clip import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
+
+SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
+VIDEO_DEPTH, TEXT_DEPTH = 4, 3
+TOKENS = 1 + (SIDE // PATCH) ** 2
+HEADS = (2, 2)
+
+
+def byte_symbols() -> list[str]:
+    """The printable characters that stand for the 256 bytes, in the order of byte-level BPE."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) for byte in shown] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def write_vocabulary(folder: Path) -> int:
+    """Bytes, bytes that end a word, two merges, start and end; returns how many tokens that is."""
+    symbols = byte_symbols()
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n", encoding="utf-8")
+    return len(tokens)
+
+
+def openai_tensors(vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights by OpenAI's names."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    found = {
+        "logit_scale": torch.tensor(2.5),
+        "token_embedding.weight": draw(vocabulary, TEXT_WIDTH),
+        "positional_embedding": draw(LONGEST, TEXT_WIDTH),
+        "text_projection": draw(TEXT_WIDTH, JOINT),
+        "visual.class_embedding": draw(WIDTH),
+        "visual.positional_embedding": draw(TOKENS, WIDTH),
+        "visual.conv1.weight": draw(WIDTH, 3, PATCH, PATCH),
+        "visual.proj": draw(WIDTH, JOINT),
+    }
+    norms = [("ln_final", TEXT_WIDTH), ("visual.ln_pre", WIDTH), ("visual.ln_post", WIDTH)]
+    sides = (("visual.transformer", WIDTH, VIDEO_DEPTH), ("transformer", TEXT_WIDTH, TEXT_DEPTH))
+    for side, width, depth in sides:
+        for i in range(depth):
+            block = f"{side}.resblocks.{i}"
+            norms += [(f"{block}.ln_1", width), (f"{block}.ln_2", width)]
+            matrices = {"mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+            for name, shape in (matrices | {"attn.out_proj": (width, width)}).items():
+                found |= {f"{block}.{name}.weight": draw(*shape), f"{block}.{name}.bias": draw(shape[0])}
+            found[f"{block}.attn.in_proj_weight"] = draw(3 * width, width)
+            found[f"{block}.attn.in_proj_bias"] = draw(3 * width)
+    for name, width in norms:
+        found |= {f"{name}.weight": 1 + draw(width), f"{name}.bias": draw(width)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict as torch.save writes it."""
+    folder = tmp_path_factory.mktemp("openai")
+    path = folder / "tiny.pt"
+    torch.save(openai_tensors(write_vocabulary(folder)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The converted folder, with its vocabulary. Read only."""
+    folder = convert_clip(original, tmp_path_factory.mktemp("clip") / "tiny", heads=HEADS)
+    write_vocabulary(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny: Path) -> CLIPBackbone:
+    return CLIPBackbone(weights=tiny, levels=3)
+
+
+def clips(count: int, frames: int = 1, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, frames, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+
+
+def copy_of(folder: Path, out: Path) -> Path:
+    shutil.copytree(folder, out)
+    return out
+
+
+# features ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_a_backbone(backbone: CLIPBackbone) -> None:
+    assert isinstance(backbone, Backbone)
+    assert FeatureRecipe.from_dict(backbone.recipe.to_dict()) == backbone.recipe
+    recipe = backbone.recipe
+    assert (recipe.backbone, recipe.levels, recipe.resize) == ("clip", (-3, -2, -1), "crop")
+    assert (recipe.resolution, recipe.video_dim, recipe.text_dim) == (SIDE, WIDTH, TEXT_WIDTH)
+    assert recipe.mean == published.CLIP_MEAN and recipe.std == published.CLIP_STD
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "tokens"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_levels_and_poolings(tiny: Path, pooling: str, frames: int) -> None:
+    """Against the plain way: every hidden state of each picture, and only then what is asked for."""
+    whole = CLIPBackbone(weights=tiny, levels=3, pooling=pooling, frames_per_clip=frames)
+    some = CLIPBackbone(weights=tiny, levels=(-3, -2), pooling=pooling, frames_per_clip=frames)
+    video = whole.encode_video(clips(3, frames))
+    assert video.dtype == torch.float32
+    assert video.shape == ((3, 3, frames * TOKENS, WIDTH) if pooling == "tokens" else (3, 3, WIDTH))
+    assert len(some.video.blocks) == VIDEO_DEPTH - 1 and len(some.text.blocks) == TEXT_DEPTH - 1  # no idle layers
+    torch.testing.assert_close(some.encode_video(clips(3, frames)), video[:2])
+
+    pixels = clips(3, frames).double() / 255
+    pixels = (pixels - torch.tensor(published.CLIP_MEAN)) / torch.tensor(published.CLIP_STD)
+    every = torch.stack(list(whole.video.hidden_states(pixels.float().flatten(0, 1).permute(0, 3, 1, 2)))[-3:])
+    every = every.unflatten(1, (3, frames))
+    plain = {"cls": every[..., 0, :].mean(2), "mean": every[..., 1:, :].mean((2, 3)), "tokens": every.flatten(2, 3)}
+    torch.testing.assert_close(video, plain[pooling], atol=1e-5, rtol=1e-4)
+
+    (text,) = whole.encode_text(["a red square"])
+    (less,) = some.encode_text(["a red square"])
+    torch.testing.assert_close(less, text[:2])
+
+
+def test_nothing_gives_nothing(backbone: CLIPBackbone) -> None:
+    assert backbone.encode_video(clips(0)).shape == (3, 0, WIDTH)
+    assert backbone.encode_text([]) == []
+
+
+def test_a_clip_does_not_depend_on_its_batch(backbone: CLIPBackbone) -> None:
+    together = backbone.encode_video(clips(5))
+    alone = backbone.encode_video(clips(5)[2:3])
+    torch.testing.assert_close(alone[:, 0], together[:, 2], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_does_not_change_a_sentence(backbone: CLIPBackbone) -> None:
+    """Nor does a token that comes later: the mask is causal."""
+    alone = backbone.encode_text(["a red"])[0]
+    padded, longer = backbone.encode_text(["a red", "a red square spins"])
+    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(alone[:, :-1], longer[:, : alone.shape[1] - 1], atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_are_counted_and_id_0_is_one(backbone: CLIPBackbone) -> None:
+    """Id 0 is a word ("!" at the start of one), not padding."""
+    assert backbone.token_ids(["!a"]) != backbone.token_ids(["a"])
+    ids = backbone.token_ids(["red", "!! red"])
+    start, end = 514, 515
+    assert ids[0] == [start, 513, end]
+    assert ids[1] == [start, 0, 256, 513, end]
+    assert [found.shape for found in backbone.encode_text(["red", "!! red"])] == [
+        (3, 3, TEXT_WIDTH),
+        (3, 5, TEXT_WIDTH),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("", ""),
+        ("  a man\u2019s \u201chat\u201d ", 'a man\'s "hat"'),
+        ("R&amp;amp;D &lt;3", "R&D <3"),
+        ("plain text, as it is", "plain text, as it is"),
+    ],
+)
+def test_sentences_are_cleaned(sentence: str, expected: str) -> None:
+    assert cleaned(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "said"), [("", "empty"), (" \n", "empty"), ("a " * 23, f"25 tokens, and CLIP reads at most {LONGEST}")]
+)
+def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        backbone.encode_text(["a red square", query])
+
+
+def test_the_longest_query_is_read(backbone: CLIPBackbone) -> None:
+    assert backbone.encode_text(["a " * 22])[0].shape == (3, LONGEST, TEXT_WIDTH)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.05), ("float16", 0.01)])
+def test_dtypes(tiny: Path, backbone: CLIPBackbone, dtype: Any, tolerance: float) -> None:
+    """Same recipe, same digest, features in float32, near those of float32: in relation to the largest value."""
+    other = CLIPBackbone(weights=tiny, levels=3, dtype=dtype)
+    assert other.recipe == backbone.recipe
+    pairs = [(other.encode_video(clips(2)), backbone.encode_video(clips(2)))]
+    pairs += zip(other.encode_text(["a red star"]), backbone.encode_text(["a red star"]), strict=True)
+    for found, wanted in pairs:
+        assert found.dtype == torch.float32
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu(tiny: Path, backbone: CLIPBackbone, dtype: Any) -> None:
+    other = CLIPBackbone(weights=tiny, levels=3, dtype=dtype).to("cuda")
+    found = other.encode_video(clips(2))
+    assert found.device.type == "cuda" and other.encode_text(["a star"])[0].device.type == "cuda"
+    wanted = backbone.encode_video(clips(2))
+    assert (found.cpu() - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+# what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_wrong_frames_are_refused(backbone: CLIPBackbone) -> None:
+    with pytest.raises(ValueError, match=rf"uint8 of shape \(clips, 1, {SIDE}, {SIDE}, 3\)"):
+        backbone.encode_video(torch.zeros(1, 2, SIDE, SIDE, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"levels": 4}, "levels -3 to -1"),
+        ({"levels": ()}, "levels"),
+        ({"levels": (-1, -2)}, "ascending"),
+        ({"pooling": "max"}, "pooling must be one of"),
+        ({"pooling": "attention"}, "no attention pool; choose cls"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
+        ({"frames_per_clip": 0}, "frames_per_clip"),
+        ({"weights": "0123456789abcdef"}, "neither a folder nor a hub id .* digest"),
+        ({"weights": "no/such/folder"}, "neither a folder"),
+    ],
+)
+def test_wrong_options_are_named(tiny: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        CLIPBackbone(**{"weights": tiny, "levels": 1, **options})
+
+
+def test_folders_that_are_not_whole_are_refused(tiny: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        CLIPBackbone(weights=bare)
+    shutil.copy(tiny / "config.json", bare)
+    with pytest.raises(ValueError, match=r"no weights: expected model\.safetensors"):
+        CLIPBackbone(weights=bare)
+    (bare / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="cannot be read as CLIP"):
+        CLIPBackbone(weights=bare, levels=1)
+    tensors = load_file(tiny / "model.safetensors")
+    del tensors["text_model.encoder.layers.1.mlp.fc1.bias"]
+    save_file(tensors, bare / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"not whole: 1 tensors .* text_model\.encoder\.layers\.1\.mlp\.fc1\.bias"):
+        CLIPBackbone(weights=bare, levels=1)
+    (bare / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"no CLIP: its config\.json says model_type 'bert'"):
+        CLIPBackbone(weights=bare, levels=1)
+
+
+def test_without_a_vocabulary_videos_are_read_and_sentences_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "copy")
+    (folder / "merges.txt").unlink()
+    bare = CLIPBackbone(weights=folder, levels=1)
+    assert bare.encode_video(clips(1)).shape == (1, 1, WIDTH)
+    with pytest.raises(ValueError, match=r"has no vocabulary.* merges\.txt"):
+        bare.encode_text(["a star"])
+
+
+def test_a_larger_vocabulary_than_the_weights_know_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "copy")
+    tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    (folder / "vocab.json").write_text(json.dumps(tokens | {"more": len(tokens)}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocabulary of .* is not that of its weights: 517 tokens"):
+        CLIPBackbone(weights=folder, levels=1)
+
+
+def test_without_transformers_it_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "transformers":
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r'pip install "sidelight\[backbones\]"'):
+        CLIPBackbone(weights=tiny)
+
+
+# whose weights they are --------------------------------------------------------------------------------------------
+
+
+def test_other_weights_have_another_recipe(tiny: Path, backbone: CLIPBackbone, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "tuned")
+    tensors = load_file(folder / "model.safetensors")
+    behind = {**tensors, "visual_projection.weight": tensors["visual_projection.weight"] + 1}
+    save_file(behind, folder / "model.safetensors", {"format": "pt"})
+    same = CLIPBackbone(weights=folder, levels=3)
+    assert same.recipe == backbone.recipe  # what comes after the towers decides no feature
+    tensors["text_model.encoder.layers.0.mlp.fc1.bias"][0] += 1e-6
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecipeMismatchError, match="weights is"):
+        backbone.recipe.require(CLIPBackbone(weights=folder, levels=3).recipe)
+
+
+def test_half_precision_copies_of_half_precision_weights_are_the_same(tmp_path: Path) -> None:
+    """The released files are float16, the hub's float32: same values, same digest."""
+    half = {name: tensor.half() for name, tensor in openai_tensors(516).items()}
+    found = []
+    for name, tensors in (("half", half), ("full", {name: tensor.float() for name, tensor in half.items()})):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        folder = convert_clip(tmp_path / f"{name}.safetensors", tmp_path / name, heads=HEADS)
+        found.append(CLIPBackbone(weights=folder, levels=1).recipe)
+    assert found[0] == found[1] and len(found[0].weights) == 16
+
+
+def test_published_models_are_named_by_their_hub_id(
+    tiny: Path, backbone: CLIPBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that id, and as a copy of the very file; a folder that only has the same name is not."""
+    clip = nn.Module()
+    assert identity_of(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
+    assert identity_of("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
+    monkeypatch.chdir(tmp_path)
+    folder = copy_of(tiny, tmp_path / CLIP_B32)
+    assert CLIPBackbone(weights=CLIP_B32, levels=3).recipe == backbone.recipe
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setitem(module.HUB_FILES, digest, CLIP_B32)
+    assert CLIPBackbone(weights=folder, levels=3).recipe.weights == CLIP_B32
+
+
+def test_a_published_run_takes_its_features(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of R2-Tuning's checkpoints and that of the backbone differ in nothing but a tiny model's sizes."""
+    run = published.R2_TUNING["qvhighlights"].features()
+    found = CLIPBackbone(weights=tiny, levels=3, pooling="tokens", clip_seconds=run.clip_seconds).recipe
+    sizes: dict[str, Any] = {"resolution": 224, "video_dim": 768, "text_dim": 512, "levels": run.levels}
+    assert replace(found, weights=CLIP_B32, **sizes) == run
+    with pytest.raises(RecipeMismatchError, match="weights is"):
+        run.require(replace(found, **sizes))
+
+
+# OpenAI's files ----------------------------------------------------------------------------------------------------
+
+
+def test_converted_config(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    vision, text = config["vision_config"], config["text_config"]
+    assert (vision["image_size"], vision["patch_size"], vision["num_hidden_layers"]) == (SIDE, PATCH, VIDEO_DEPTH)
+    assert (text["max_position_embeddings"], text["vocab_size"], text["num_hidden_layers"]) == (
+        LONGEST,
+        516,
+        TEXT_DEPTH,
+    )
+    assert vision["hidden_act"] == text["hidden_act"] == "quick_gelu"
+    assert (text["bos_token_id"], text["eos_token_id"]) == (514, 515)
+
+
+def test_heads_are_64_wide_unless_given(tmp_path: Path) -> None:
+    save_file(openai_tensors(516), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="give heads"):
+        convert_clip(tmp_path / "a.safetensors", tmp_path / "out")
+    with pytest.raises(ValueError, match="do not divide"):
+        convert_clip(tmp_path / "a.safetensors", tmp_path / "out", heads=(3, 2))
+    assert not (tmp_path / "out").exists()
+
+
+def changed(**changes: Tensor | None) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor | None] = {**openai_tensors(516)}
+    tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "is missing"),
+        (changed(ln_final__bias=None), r"ln_final\.bias is missing"),
+        (
+            changed(transformer__resblocks__1__ln_2__bias=None),
+            r"1 differ; transformer\.resblocks\.1\.ln_2\.bias is miss",
+        ),
+        (changed(extra=torch.zeros(1)), "1 differ; extra is unknown"),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "is a ResNet of CLIP"),
+    ],
+)
+def test_other_models_are_refused(tmp_path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
+    save_file(dict(tensors), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=said):
+        convert_clip(tmp_path / "a.safetensors", tmp_path / "out", heads=HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrappings_are_read(original: Path, tiny: Path, tmp_path: Path) -> None:
+    """A state dict inside a checkpoint, and the three numbers that released files hold beside it."""
+    tensors = torch.load(original, weights_only=True)
+    notes = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.save({"epoch": 3, "state_dict": tensors | notes}, tmp_path / "a.pt")
+    folder = convert_clip(tmp_path / "a.pt", tmp_path / "out", heads=HEADS)
+    assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+
+
+class Danger:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('code in the file was run')",))
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "list", "code"])
+def test_files_of_another_kind_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.pt"
+    if content == "text":
+        path.write_text("no tensors")
+    elif content == "list":
+        torch.save([1, 2], path)
+    elif content == "code":
+        torch.save({"a": Danger()}, path)
+    said = {"nothing": "check the path", "list": "holds no state dict"}.get(content, "nothing in it was run")
+    with pytest.raises(ValueError, match=said):
+        convert_clip(path, tmp_path / "out")
+
+
+def test_a_full_folder_is_not_written_over(original: Path, tiny: Path) -> None:
+    with pytest.raises(ValueError, match="there already"):
+        convert_clip(original, tiny, heads=HEADS)
+
+
+class Node(nn.Module):
+    """A tree of parameters by dotted names."""
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        head, _, rest = name.partition(".")
+        if not rest:
+            self.register_parameter(head, nn.Parameter(tensor))
+            return
+        if head not in self._modules:
+            self.add_module(head, Node())
+        self.get_submodule(head).put(rest, tensor)  # type: ignore[operator]  # a Node, as all of them
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_archives_are_opened_only_if_they_are_the_released_ones(
+    original: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Node()
+    for name, tensor in torch.load(original, weights_only=True).items():
+        tree.put(name, tensor)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(tree), buffer)
+    path = tmp_path / "ViT-tiny.pt"
+    path.write_bytes(buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    with pytest.raises(ValueError, match=rf"TorchScript archive, which is code, .*{digest}.*torch\.save"):
+        convert_clip(path, tmp_path / "out", heads=HEADS)
+
+    monkeypatch.setitem(module.OPENAI_FILES, digest, CLIP_B32)
+    folder = convert_clip(path, tmp_path / "out", heads=HEADS)
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(tiny / "model.safetensors")
+    assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert CLIPBackbone(weights=folder, levels=1).recipe.weights == CLIP_B32  # it is known whose they are
