@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from sidelight.models.layers import InputMap
 from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip_places
 
-TOKENS_AT_ONCE = {"cpu": 2**10}
+TOKENS_AT_ONCE = {"cpu": 2**11}
 """Tokens of the video that are mapped at once, by device: on a CPU as many as its caches hold."""
 TOKENS_AT_ONCE_ELSEWHERE = 2**18
 
