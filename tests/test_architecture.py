@@ -159,6 +159,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "side_tuners",
         "evaluate",
         "checkpoint",
+        "convert",
         "recipe",
         "runtime",
         "predict",

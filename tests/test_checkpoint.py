@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sidelight.backbones import load_backbone
-from sidelight.checkpoint import Checkpoint, build_model
+from sidelight.checkpoint import Checkpoint
 from sidelight.decode import DecodeConfig
+from sidelight.side_tuners import build_model
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 

@@ -14,8 +14,8 @@ from sidelight.benchmarks.base import DataWarning
 from sidelight.cli import main
 from sidelight.data_check import check
 from sidelight.data_import import import_file, import_table, seconds_of
-from sidelight.dataset import clip_saliency
 from sidelight.evaluate import evaluate_files
+from sidelight.labels import clip_saliency
 from sidelight.timeline import Timeline
 from sidelight.video import probe
 

@@ -127,9 +127,9 @@ def test_labels_can_be_bound_as_r2_tuning_does(tiny_annotations: list[Annotation
     first = tiny_annotations[0]
     short = replace(
         first,
-        relevant_windows=[(4.5, 5.0)],
-        relevant_clip_ids=[2, 3],
-        saliency_scores=[(4, 4, 2), (0, 0, 0)],
+        relevant_windows=((4.5, 5.0),),
+        relevant_clip_ids=(2, 3),
+        saliency_scores=((4, 4, 2), (0, 0, 0)),
     )
     plain, bound = (
         GroundingDataset([short], FeatureStore(tiny_store), binding=binding) for binding in ("plain", "r2-tuning")
@@ -162,8 +162,15 @@ def test_labels_of_benchmarks_that_rate_every_clip() -> None:
     assert longer.saliency_T.tolist() == [0, 1, 0.25, 0.25, 0, 0] and longer.positives.tolist() == [1]
     with pytest.raises(ValueError, match="rates 4 clips, but the features of its video 'v' have 9"):
         bind(tvsum, Timeline(duration=18, clip_seconds=2), "tvsum")
-    with pytest.raises(ValueError, match="match must be a list of 4"):
-        bind(replace(youtube, extra={"match": [1]}), timeline, "youtube-highlights")
+    for match in ([1], ["a"] * 4, [[1]] * 4, 3):
+        with pytest.raises(ValueError, match="match must be a list of 4"):
+            bind(replace(youtube, extra={"match": match}), timeline, "youtube-highlights")
+    some = replace(tvsum, relevant_clip_ids=(2, 3), saliency_scores=((4,), (2,)))
+    for binding in ("tvsum", "youtube-highlights"):
+        with pytest.raises(ValueError, match="must rate every clip"):
+            bind(some, timeline, binding)
+    # One rater's 4 is as much as three raters' 4.
+    assert bind(some, timeline, "r2-tuning").saliency_T.tolist() == [0, 0, 1, 0.5]
 
 
 def test_a_video_is_as_long_as_its_ratings(tiny_annotations: list[Annotation], tiny_store: Path) -> None:

@@ -151,6 +151,12 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
         (["--backbone.levels=[-9,-1]"], r"lack \[-9\]"),
         (["--backbone.levels=[-1,-2]"], "levels must be"),
         (["--side_tuner=other"], "no side-tuner 'other'"),
+        (["--backbone.pooling=tokens"], "sdst reads one vector a clip"),
+        (["--backbone.clip_seconds=1.0"], "backbone.clip_seconds says 1.0, but the features in .* with 2.0"),
+        (["--backbone.frames_per_clip=3"], "backbone.frames_per_clip says 3"),
+        (["--data.benchmark=tvsum"], "needs data.binding: tvsum"),
+        (["--data.binding=tvsum"], "it needs losses.class_loss: bce"),
+        (["--train.warmup_steps=-1"], "warmup_steps must be at least 0"),
     ],
 )
 def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
@@ -207,14 +213,44 @@ def test_fewer_levels_than_a_store_has(write: Write) -> None:
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(Path("recipes").glob("r2-tuning-*.yaml"))])
 def test_published_recipes_are_what_was_published(name: str) -> None:
-    """Model, losses and decoding are those by which a published file is converted; so are window and clip."""
+    """Model, losses, decoding and features are those by which a published file is converted; so is the window."""
     recipe = read_recipe(f"recipes/{name}.yaml")
     run = R2_TUNING[name.removeprefix("r2-tuning-") + (f"-{recipe.data.domain}" if recipe.data.domain else "")]
     assert (recipe.model, recipe.losses, recipe.decode) == (run.model, run.losses, run.decode)
     assert recipe.window_clips == run.window_clips and recipe.data.benchmark in BENCHMARKS
+    made, features = recipe.backbone, run.features()
+    assert (made.name, made.chosen, made.pooling) == (features.backbone, features.levels, features.pooling)
+    assert made.clip_seconds == pytest.approx(features.clip_seconds, rel=1e-4)
+    assert made.frames_per_clip == features.frames_per_clip
     its = BENCHMARKS[recipe.data.benchmark]
     for file in (recipe.data.train, recipe.data.val):
         assert any(Path(file).name in split.files for split in its.splits.values()), file
+
+
+def test_a_loss_without_a_least_value_is_refused(write: Write) -> None:
+    path = write("bce")
+    text = path.read_text().replace("moment_queries: 6, roi_bins: 4", "strides: [1]")
+    path.write_text(f"side_tuner: r2-tuning\nlosses: {{class_loss: bce}}\n{text}")
+    with pytest.raises(ValueError, match=r"bce needs saliency in \[0, 1\]"):
+        read_recipe(path)
+    with pytest.raises(ValueError, match="bce trains no boundaries"):
+        read_recipe(path, ["--data.binding=r2-tuning"])
+    read_recipe(path, ["--data.binding=r2-tuning", "--model.boundary_head=false"])
+
+
+def test_other_ratings_are_another_run_and_another_metric_starts_anew(write: Write, tmp_path: Path) -> None:
+    path = write("rated")
+    first = train(read_recipe(path, ["--train.epochs=1"]), quiet=True)
+    longer = ["--train.epochs=2", "--train.best_by=HL-min-VeryGood-Hit1"]
+    again = train(read_recipe(path, longer), resume=True, quiet=True)
+    assert again.best_epoch == 2 and again.best == again.history[1]["HL-min-VeryGood-Hit1"]
+    assert again.history[0]["MR-full-mAP"] == first.best
+    rows = [json.loads(line) for line in Path(read_recipe(path).data.train).read_text().splitlines()]
+    rated = next(row for row in rows if row["saliency_scores"])
+    rated["saliency_scores"][0] = [0, 0, 0]
+    (changed := tmp_path / "changed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"another recipe .data differs"):
+        train(read_recipe(path, [f"--data.train={changed}", "--train.epochs=3"]), resume=True, quiet=True)
 
 
 def test_highlight_benchmarks_train_without_moments(write: Write, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Batch(_TensorGroup):
 
     def __post_init__(self) -> None:
         shapes = _Shapes("Batch")
-        tokens = ("P",) if self.video_KBTD.ndim == 5 else ()
+        tokens = ("P",) if getattr(self.video_KBTD, "ndim", 4) == 5 else ()
         shapes.check("video_KBTD", self.video_KBTD, ("K", "B", "T", *tokens, "D_v"), "float")
         shapes.check("video_mask_BT", self.video_mask_BT, ("B", "T"), "bool")
         shapes.check("text_KBLD", self.text_KBLD, ("K", "B", "L", "D_t"), "float")

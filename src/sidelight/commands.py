@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,10 @@ def add_extract(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder of the feature store")
     parser.add_argument("--backbone", default="shapes", help="which backbone")
     parser.add_argument("--levels", type=int, default=4, help="how many of its last layers")
-    parser.add_argument("--pooling", choices=["cls", "mean", "attention"], default="attention")
+    parser.add_argument("--pooling", choices=["cls", "mean", "attention", "tokens"], default="attention")
+    parser.add_argument("--clip-seconds", type=float, help="length of a clip; the backbone's own unless given")
+    parser.add_argument("--frames-per-clip", type=int, help="pictures per clip; the backbone's own unless given")
+    parser.add_argument("--weights", default="", help="folder of the backbone's weights, or a hub id")
     parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
 
 
@@ -221,10 +225,19 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.backbones import load_backbone
     from sidelight.extract import extract, find_videos
     from sidelight.grounder import usable_device
+    from sidelight.recipe import BackboneConfig
 
     annotations = read_annotations(args.annotations)
     files = find_videos(args.videos, (a.vid for a in annotations))
-    backbone = load_backbone(args.backbone, levels=args.levels, pooling=args.pooling)
+    config = BackboneConfig(
+        name=args.backbone,
+        levels=args.levels,
+        pooling=args.pooling,
+        clip_seconds=args.clip_seconds,
+        frames_per_clip=args.frames_per_clip,
+        weights=args.weights,
+    )
+    backbone = load_backbone(config.name, **config.options())
     backbone = backbone.to(usable_device(args.device))
     queries = [a.query for a in annotations]
     store, failures = extract(files, queries, backbone, args.out, progress=True)
@@ -289,7 +302,12 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         folder = args.features or temporary
         if args.videos:
             files = find_videos(args.videos, (a.vid for a in annotations))
-            backbone = backbone_for(checkpoint.features).to(device)
+            wanted = checkpoint.features
+            if (Path(folder) / "manifest.json").is_file():
+                # A store with more levels than the model reads serves too, and is filled as it is.
+                there = FeatureStore(folder).recipe.levels
+                wanted = replace(wanted, levels=there) if set(wanted.levels) < set(there) else wanted
+            backbone = backbone_for(wanted).to(device)
             store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
             if failures:
                 vid, reason = next(iter(failures.items()))

@@ -321,8 +321,9 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
         ValueError: for an unknown run; if the file cannot be had, or is not what it should be; if the cache cannot be
             written.
     """
-    family, _, recipe = Path(name).as_posix().partition("/")
-    if family != FAMILY or not recipe or (recipe not in R2_TUNING and Path(name).is_dir()):
+    # As it was written: ./r2-tuning/qvhighlights is a folder of the user's.
+    family, _, recipe = str(name).partition("/")
+    if isinstance(name, Path) or family != FAMILY or not recipe or (recipe not in R2_TUNING and Path(name).is_dir()):
         return None
     run = run_of(recipe)
     # A later sidelight that says something else of the same file must not find this one's answer.
@@ -331,11 +332,15 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
     if _whole(folder):
         return folder
     file = _download(run.file, recipe, revision)
+    if _whole(folder):  # another process was first
+        return folder
     if folder.is_dir():
-        shutil.rmtree(folder)  # somebody removed a file of it
+        shutil.rmtree(folder, ignore_errors=True)  # somebody removed a file of it
     try:
         convert_r2_tuning(file, folder, recipe=recipe)
     except ValueError:
+        if _whole(folder):
+            return folder
         # The hub's client would give us the same file again.
         file.resolve().unlink(missing_ok=True)
         file.unlink(missing_ok=True)

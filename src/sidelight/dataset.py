@@ -95,6 +95,7 @@ class GroundingDataset:
                     f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
                     f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
                 )
+        bind(annotation, timeline, self.binding)  # what is wrong with a label is said before the first step
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -106,6 +107,13 @@ class GroundingDataset:
     def num_clips(self) -> npt.NDArray[np.int64]:
         """(samples,) clips of each sample's video."""
         return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
+
+    def tokens(self) -> int:
+        """Vectors kept of each clip: 1, or P where the backbone's tokens were not pooled."""
+        if self.store.recipe.pooling != "tokens":
+            return 1
+        vid = self.annotations[0].vid
+        return int((self._video[vid] if self._video else self._read(vid)).video_KTD.shape[2])
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """One sample; ``epoch`` decides which relevant clip is its positive."""

@@ -81,13 +81,15 @@ def decode_r2(
                 "the features were extracted with other clips than the timeline's"
             )
         rows = np.empty((0, 3))
+        raw_N3 = np.empty((0, 3), np.float32)
         if predictions.distances_BN2 is not None:
             raw_N3 = point_windows(predictions, b, timeline.clip_seconds, config.max_moments)
-            if not (np.isfinite(raw_N3).all() and np.isfinite(curves[b]).all()):
-                raise ValueError(
-                    "the model returned numbers that are not finite (NaN or infinity): "
-                    "its weights are damaged or have diverged, or its input features are not finite"
-                )
+        if not (np.isfinite(raw_N3).all() and np.isfinite(curves[b]).all()):
+            raise ValueError(
+                "the model returned numbers that are not finite (NaN or infinity): "
+                "its weights are damaged or have diverged, or its input features are not finite"
+            )
+        if len(raw_N3):
             rows = postprocess(raw_N3, timeline.duration, config).astype(np.float64)
         moments = tuple(
             Moment(start, min(end, timeline.duration), score)

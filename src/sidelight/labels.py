@@ -49,9 +49,14 @@ def rated_clips(annotation: Annotation, clips: int) -> int:
     """How many of a video's clips count where all are rated: those that have both features and a rating.
 
     Raises:
-        ValueError: if the two numbers differ by more than CLIPS_SHORT.
+        ValueError: if not every clip is rated, in order, or the two numbers differ by more than CLIPS_SHORT.
     """
     rated = len(annotation.saliency_scores)
+    if not rated or annotation.relevant_clip_ids != tuple(range(rated)):
+        raise ValueError(
+            f"annotation {annotation.qid!r} must rate every clip of its video {annotation.vid!r}, from the first on; "
+            "use the annotations as they were released, or another data.binding"
+        )
     if abs(rated - clips) > CLIPS_SHORT:
         raise ValueError(
             f"annotation {annotation.qid!r} rates {rated} clips, but the features of its video {annotation.vid!r} have "
@@ -68,7 +73,7 @@ def _plain(annotation: Annotation, timeline: Timeline) -> Labels:
 
 
 def _r2_tuning(annotation: Annotation, timeline: Timeline) -> Labels:
-    """Windows of at least a clip inside the video; three ratings over 12."""
+    """Windows of at least a clip inside the video; the raters' mean over 4, which for three is their sum over 12."""
     bound = bind_windows(annotation.relevant_windows, timeline.num_clips, timeline.clip_seconds)
     rated = annotation.saliency_scores or None
     ids = annotation.relevant_clip_ids if rated else None
@@ -90,10 +95,11 @@ def _youtube(annotation: Annotation, timeline: Timeline) -> Labels:
     """``match``, -1 to 1, as 0 to 1; positive is what was matched, borderline clips are not."""
     count = rated_clips(annotation, timeline.num_clips)
     match = annotation.extra.get("match", [2 * rating[0] - 1 for rating in annotation.saliency_scores])
-    if not isinstance(match, list | tuple) or len(match) != len(annotation.saliency_scores):
+    numbers = isinstance(match, list | tuple) and all(m in (-1, 0, 1) for m in match)
+    if not numbers or len(match) != len(annotation.saliency_scores):
         raise ValueError(
-            f"annotation {annotation.qid!r}: match must be a list of {len(annotation.saliency_scores)} numbers, one "
-            "for each label; correct it"
+            f"annotation {annotation.qid!r}: match must be a list of {len(annotation.saliency_scores)} numbers "
+            "-1, 0 or 1, one for each label; correct it"
         )
     saliency = np.zeros(timeline.num_clips, np.float32)
     saliency[:count] = (np.asarray(match[:count], np.float32) + 1) / 2
@@ -156,12 +162,16 @@ def bind_saliency(
 ) -> tuple[npt.NDArray[np.float32], list[int]]:
     """Saliency of each clip in [0, 1], and the clips that one positive is drawn from.
 
-    With ``scores`` (three raters' 0 to 4 for each of ``clip_ids``) it is their sum over 12; without, 1 for
+    With ``scores`` (raters' 0 to 4 for each of ``clip_ids``) it is their mean over 4; without, 1 for
     every clip that starts inside one of the ``windows`` that ``bind_windows`` made.
     """
     saliency = np.zeros(clips, dtype=np.float32)
     if scores is not None and clip_ids is not None:
-        rated = [(place, sum(rating) / 12) for place, rating in zip(clip_ids, scores, strict=True) if place < clips]
+        rated = [
+            (place, sum(rating) / (4 * len(rating)))
+            for place, rating in zip(clip_ids, scores, strict=True)
+            if place < clips
+        ]
         for place, value in rated:
             saliency[place] = value
         return saliency, [place for place, _ in rated]

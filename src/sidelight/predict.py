@@ -16,6 +16,10 @@ from sidelight.side_tuners import decoder_of
 from sidelight.timeline import Timeline
 
 _WINDOWS_AT_ONCE = 32
+VECTORS_AT_ONCE = 2**16
+"""Vectors of one level (clips times tokens) that are predicted from at once: with every token of long videos, a fixed
+number of samples would need tens of gigabytes.
+"""
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,10 +63,12 @@ def _ground_long(
 ) -> Grounding:
     """One sample of any length: its windows are read as batches, then merged."""
     windows = timeline.windows(window_clips)
+    tokens = sample.video_KBTD.shape[3] if sample.video_KBTD.ndim == 5 else 1
+    at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (window_clips * tokens)))
     device = next(model.parameters()).device
     answers: list[tuple[float, Grounding]] = []
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        part = windows[first : first + _WINDOWS_AT_ONCE]
+    for first in range(0, len(windows), at_once):
+        part = windows[first : first + at_once]
         count = len(part)
         clips = part[0][1].num_clips
         starts = torch.tensor([start for start, _ in part])
@@ -101,13 +107,18 @@ def predict(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Submission]:
-    """Predictions for every annotation of a dataset, in its order."""
+    """Predictions for every annotation of a dataset, in its order.
+
+    ``batch_size`` samples at once, or fewer where they are long (``VECTORS_AT_ONCE``).
+    """
     from tqdm import tqdm
 
     was_training = model.training
     model.eval()
     order = sorted(range(len(dataset)), key=lambda i: dataset.timeline(i).num_clips)
     found: dict[int, Submission] = {}
+    longest = dataset.timeline(order[-1]).num_clips * dataset.tokens()
+    batch_size = max(1, min(batch_size, VECTORS_AT_ONCE // longest))
     with tqdm(total=len(order), unit="query", desc="predicting", disable=not progress) as bar:
         for rows in in_order(len(order), batch_size):
             indices = [order[row] for row in rows]

@@ -89,6 +89,8 @@ class PretrainConfig:
         for field in ("videos", "val_videos", "steps", "batch", "threads"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be 1 or more, got {getattr(self, field)}")
+        if self.visibility_weight < 0:
+            raise ValueError(f"visibility_weight must be 0 or more, got {self.visibility_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)

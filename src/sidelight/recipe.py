@@ -48,6 +48,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(self, self.min_duration >= 0, "min_duration", "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,25 @@ class BackboneConfig:
     """How many of its last layers, K, or which ones: -1 is the last, ascending."""
     pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
     """How a layer's tokens become one vector a clip; or tokens, to keep all (R2-Tuning chooses among them)."""
+    clip_seconds: float | None = None
+    """Length of a clip in seconds; the backbone's own unless given."""
+    frames_per_clip: int | None = None
+    """Pictures shown to the backbone per clip; the backbone's own unless given."""
+    weights: str = ""
+    """Folder of its weights, or a hub id; the backbone's own unless given."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(self, self.clip_seconds is None or self.clip_seconds > 0, "clip_seconds", "above 0")
+        require(self, self.frames_per_clip is None or self.frames_per_clip >= 1, "frames_per_clip", "at least 1")
         chosen = self.chosen
         valid = bool(chosen) and list(chosen) == sorted(set(chosen)) and chosen[-1] < 0
         require(self, valid, "levels", "at least 1, or different negative numbers in ascending order")
+
+    def options(self) -> dict[str, Any]:
+        """What :func:`sidelight.backbones.load_backbone` takes besides the name: only what was given."""
+        given = {"clip_seconds": self.clip_seconds, "frames_per_clip": self.frames_per_clip, "weights": self.weights}
+        return {"levels": self.chosen, "pooling": self.pooling, **{k: v for k, v in given.items() if v}}
 
     @property
     def chosen(self) -> tuple[int, ...]:
@@ -127,6 +141,8 @@ class TrainConfig:
             require(self, getattr(self, name) >= 1, name, "at least 1")
         for name in ("lr", "lr_drop", "clip_norm"):
             require(self, getattr(self, name) > 0, name, "above 0")
+        for name in ("warmup_steps", "weight_decay"):
+            require(self, getattr(self, name) >= 0, name, "at least 0")
         require(self, 0 <= self.ema < 1, "ema", "in [0, 1)")
         require(self, self.batch_size % self.devices == 0, "batch_size", "divisible by devices")
 
@@ -165,6 +181,25 @@ class Recipe:
                     f"got a {type(getattr(self, name)).__name__}"
                 )
         require(self, self.window_clips >= 1, "window_clips", "at least 1")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What single fields cannot see."""
+        rated = self.data.binding in ("tvsum", "youtube-highlights")
+        if self.data.benchmark in ("tvsum", "youtube-highlights") and self.data.binding != self.data.benchmark:
+            raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
+        if getattr(self.losses, "class_loss", "") == "bce":
+            # Its target is a saliency between 0 and 1; that of raters' means has no least value.
+            if self.data.binding == "plain":
+                raise ValueError("recipe: losses.class_loss bce needs saliency in [0, 1]: set data.binding to another")
+            if self.model.boundary_head:
+                raise ValueError("recipe: losses.class_loss bce trains no boundaries: set model.boundary_head: false")
+        elif rated:
+            raise ValueError(
+                f"recipe: data.binding {self.data.binding} has no moments; it needs losses.class_loss: bce"
+            )
+        if self.backbone.pooling == "tokens" and self.side_tuner != "r2-tuning":
+            raise ValueError(f"recipe: {self.side_tuner} reads one vector a clip; backbone.pooling must not be tokens")
 
     @property
     def decoding(self) -> AnswerConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from sidelight.backbones import load_backbone
 from sidelight.benchmarks import benchmark
 from sidelight.benchmarks.base import Metric
 from sidelight.checkpoint import Checkpoint
+from sidelight.convert import published_checkpoint
 from sidelight.dataset import GroundingDataset, epoch_batches
-from sidelight.evaluate import evaluate_submissions, metric_names
+from sidelight.evaluate import HIGHLIGHT_METRICS, evaluate_submissions, metric_names
 from sidelight.extract import extract, find_videos
 from sidelight.features import FeatureStore
 from sidelight.files import replacing, write_text
@@ -100,7 +102,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
         if self.config.init:
-            start = Checkpoint.from_pretrained(self.config.init)
+            start = Checkpoint.from_pretrained(published_checkpoint(self.config.init) or self.config.init)
             start.features.require(self.train_data.store.recipe, what="the training features")
             if not _same_shapes(start.model, model):
                 raise ValueError(f"train.init: {self.config.init} is a model of other sizes than the recipe's")
@@ -142,6 +144,10 @@ class Trainer:
             found = [a for a in found if a.duration >= data.min_duration]
             if not found:
                 raise ValueError(f"no video of {path} is {data.min_duration:g} s long; lower data.min_duration")
+        if part == "val" and self._metric not in HIGHLIGHT_METRICS:
+            # As `sidelight evaluate` does: these metrics do not know queries without a moment.
+            scored = [a for a in found if a.relevant_windows or a.saliency_scores]
+            found = scored or found
         return found
 
     @property
@@ -160,7 +166,7 @@ class Trainer:
                 # A store with more levels than asked for serves too, and is filled as it is.
                 there = FeatureStore(folder).recipe.levels
                 levels = there if set(levels) <= set(there) else levels
-            made = load_backbone(backbone.name, levels=levels, pooling=backbone.pooling)
+            made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
             files = find_videos(videos, (a.vid for a in annotations))
             _, failures = extract(
                 files,
@@ -178,10 +184,14 @@ class Trainer:
     def _check_widths(self) -> None:
         found, model = self.train_data.store.recipe, self.recipe.model
         backbone = self.recipe.backbone
-        asked = {"name": backbone.name, "pooling": backbone.pooling, "levels": backbone.chosen}
-        there = {"name": found.backbone, "pooling": found.pooling, "levels": found.levels}
+        asked: dict[str, Any] = {"name": backbone.name, "pooling": backbone.pooling, "levels": backbone.chosen}
+        asked |= {"clip_seconds": backbone.clip_seconds, "frames_per_clip": backbone.frames_per_clip}
+        there: dict[str, Any] = {"name": found.backbone, "pooling": found.pooling, "levels": found.levels}
+        there |= {"clip_seconds": found.clip_seconds, "frames_per_clip": found.frames_per_clip}
         for name, said in asked.items():
-            if said != there[name]:
+            # Lengths of clips are often fractions: 50/30 s.
+            same = math.isclose(said, there[name], rel_tol=1e-4) if isinstance(said, float) else said == there[name]
+            if said is not None and not same:
                 raise ValueError(
                     f"recipe: backbone.{name} says {said!r}, but the features in {self.train_data.store.folder} were "
                     f"made with {there[name]!r}; correct the recipe or give other features"
@@ -370,6 +380,7 @@ class Trainer:
                 "scaler": _scaler(self.fabric),
                 "progress": json.dumps(vars(self.progress)),
                 "recipe": json.dumps(self._decisive()),
+                "best_by": json.dumps(self._best_by()),
             }
             with replacing(self.out / _STATE) as beside:
                 torch.save(values, beside)
@@ -380,13 +391,18 @@ class Trainer:
         values = self.recipe.to_dict()
         for name in ("out", "threads", "epochs", "val_every", "save_every", "best_by", "accelerator"):
             del values["train"][name]
-        rows = [[a.qid, a.vid, a.query, a.relevant_windows] for a in self.train_data.annotations]
+        rows = [a.to_dict() for a in self.train_data.annotations]
         data = {
             "features": self.train_data.store.recipe.digest(),
             "annotations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
         }
         data["binding"] = values["data"]["binding"]
         return {**{part: values[part] for part in ("side_tuner", "model", "backbone", "losses", "train")}, "data": data}
+
+    def _best_by(self) -> list[Any]:
+        """What the best epoch is chosen by: the metric and the queries."""
+        queries = [] if self.val_data is None else [a.to_dict() for a in self.val_data.annotations]
+        return [self.config.best_by, self._metric, hashlib.sha256(json.dumps(queries).encode()).hexdigest()[:16]]
 
     def _load(self, state: Path) -> None:
         values = torch.load(state, weights_only=True, map_location="cpu")
@@ -404,6 +420,9 @@ class Trainer:
         if values["scaler"] is not None:
             self.fabric._precision.load_state_dict(values["scaler"])
         self.progress = Progress(**json.loads(values["progress"]))
+        # Another metric, or other validation data: its best so far is no measure for this one's.
+        if json.loads(values["best_by"]) != self._best_by():
+            self.progress.best, self.progress.best_epoch = -1.0, -1
 
 
 _SHOWN = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1")

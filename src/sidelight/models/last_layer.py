@@ -8,7 +8,7 @@ level, less the query-dependent pooling of a frame's tokens, which has nothing t
 
 Shape legend: B batch, K levels, T clips, P tokens of a clip, L query tokens, F hidden width, D input width.
 
-Parameters at D_v = 768, D_t = 1024, F = 256: 2,836,747 (2.70 * 2^20).
+Parameters at D_v = 768, D_t = 1024, F = 256: 2,836,747 (2.71 * 2^20).
 """
 
 from __future__ import annotations

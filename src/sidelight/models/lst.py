@@ -86,8 +86,8 @@ class LSTBlock(nn.Module):
         self.text_down = nn.ModuleList(Down(config.text_dim, config.ladder, config.dropout) for _ in every)
         self.video_rungs = nn.ModuleList(TemporalLayer(self.narrow) for _ in every)
         self.text_rungs = nn.ModuleList(TextRung(self.narrow) for _ in every)
-        self.video_gates_K = nn.Parameter(torch.zeros(config.levels))
-        self.text_gates_K = nn.Parameter(torch.zeros(config.levels))
+        self.video_gates_K = nn.Parameter(torch.zeros(config.levels - 1))  # the first rung has nothing to mix
+        self.text_gates_K = nn.Parameter(torch.zeros(config.levels - 1))
         self.video_up = nn.Linear(config.ladder, config.hidden)
         self.text_up = nn.Linear(config.ladder, config.hidden)
 
@@ -103,9 +103,8 @@ class LSTBlock(nn.Module):
         for k in range(self.config.levels):
             video_BTR, text_BLR = self.video_down[k](video_KBTD[k]), self.text_down[k](text_KBLD[k])
             every_video.append(video_BTR)
-            # The first rung has nothing below it to mix with.
-            clips = video_BTR if clips is None else torch.lerp(video_BTR, clips, video_gates_K[k])
-            text = text_BLR if text is None else torch.lerp(text_BLR, text, text_gates_K[k])
+            clips = video_BTR if clips is None else torch.lerp(video_BTR, clips, video_gates_K[k - 1])
+            text = text_BLR if text is None else torch.lerp(text_BLR, text, text_gates_K[k - 1])
             text = self.text_rungs[k](text, text_mask_BL)
             every_text.append(text)
             rung = cast(TemporalLayer, self.video_rungs[k])

@@ -182,6 +182,7 @@ class PointModel(nn.Module):
     """
 
     name: ClassVar[str] = "this side-tuner"
+    block: nn.Module
 
     def __init__(self, config: PointConfig, block: nn.Module) -> None:
         super().__init__()

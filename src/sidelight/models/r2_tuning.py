@@ -344,6 +344,7 @@ class R2Tuning(PointModel):
     """The model: tokens of K layers in, points and highlights out."""
 
     name = "this R2-Tuning"
+    block: R2Block
 
     def __init__(self, config: R2TuningConfig) -> None:
         super().__init__(config, R2Block(config))

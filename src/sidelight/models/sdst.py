@@ -336,7 +336,7 @@ class QuerySelection(nn.Module):
         return (
             torch.where(real_BM, logits_BT.gather(1, chosen_BM), start),
             torch.where(real_BM.unsqueeze(-1), _gathered(spans_BT2, chosen_BM), references_BM2),
-            torch.where(real_BM.unsqueeze(-1), _gathered(mapped_BTF, chosen_BM), moments_BMF),
+            torch.where(real_BM.unsqueeze(-1), _gathered(mapped_BTF, chosen_BM).detach(), moments_BMF),
         )
 
 
@@ -391,7 +391,7 @@ class SDST(nn.Module):
                 logits.append(first)
                 spans.append(chosen)
                 references = chosen.detach()
-                moments = content.detach() if config.query_init == "pure" else moments
+                moments = content if config.query_init == "pure" else moments
             moments = level.sparse(
                 moments,
                 references,
