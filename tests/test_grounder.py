@@ -100,3 +100,13 @@ def test_empty_queries_are_refused(
 def test_what_is_no_video_is_refused(checkpoint: Checkpoint, backbone: ShapesBackbone, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="does not exist"):
         Grounder(checkpoint, backbone=backbone, device="cpu").ground(tmp_path / "no.mp4", "a star")
+
+
+def test_weights_of_the_backbone_can_be_given(
+    checkpoint: Checkpoint, tiny_backbone: Path, video: Path, tmp_path: Path
+) -> None:
+    checkpoint.save_pretrained(tmp_path / "model")
+    with pytest.raises(RecipeMismatchError, match="weights is"):
+        Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None)
+    grounder = Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None, backbone_weights=tiny_backbone)
+    assert grounder.ground(video, "a red square spins").timeline.num_clips >= 1

@@ -29,6 +29,7 @@ def add_ground(parser: ArgumentParser) -> None:
     parser.add_argument("video", help="video file of any length")
     parser.add_argument("query", nargs="+", help="one or more sentences, each in quotes")
     _add_model(parser)
+    _add_backbone_weights(parser)
     parser.add_argument("--top", type=int, default=5, help="moments to print per query; JSON holds all")
     low = "leave out moments that score less; with none left there is no such moment (choose with sidelight calibrate)"
     parser.add_argument("--min-score", type=float, default=0.0, help=low)
@@ -48,7 +49,12 @@ def run_ground(args: Namespace, _: ArgumentParser) -> int:
     probe(args.video)  # says what is wrong with the file before anything slow begins
     _check_writable(args.json)
     _check_picture(args.plot)
-    grounder = Grounder.from_pretrained(args.model, cache=None if args.no_cache else DEFAULT_CACHE, device=args.device)
+    grounder = Grounder.from_pretrained(
+        args.model,
+        cache=None if args.no_cache else DEFAULT_CACHE,
+        device=args.device,
+        backbone_weights=args.backbone_weights,
+    )
     groundings = [g.at_least(args.min_score) for g in grounder.ground(args.video, args.query)]
     if args.json == "-":
         if args.plot:
@@ -273,6 +279,7 @@ def run_train(args: Namespace, parser: ArgumentParser) -> int:
 
 def add_predict(parser: ArgumentParser) -> None:
     _add_model(parser)
+    _add_backbone_weights(parser)
     parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
     parser.add_argument("--videos", help="folder with the video files, named by their ids")
     parser.add_argument("--features", help="feature store; with --videos what it lacks is extracted into it")
@@ -307,7 +314,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
                 # A store with more levels than the model reads serves too, and is filled as it is.
                 there = FeatureStore(folder).recipe.levels
                 wanted = replace(wanted, levels=there) if set(wanted.levels) < set(there) else wanted
-            backbone = backbone_for(wanted).to(device)
+            backbone = backbone_for(wanted, weights=args.backbone_weights).to(device)
             store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
             if failures:
                 vid, reason = next(iter(failures.items()))
@@ -642,11 +649,12 @@ def run_pretrain(args: Namespace, parser: ArgumentParser) -> int:
 def add_ablate(parser: ArgumentParser) -> None:
     parser.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
-    parser.add_argument("--first_seed", type=int, default=0, help="the seed of the first of them")
+    parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first of them")
     parser.add_argument("--recipe", default="recipes/ablation.yaml", help="the recipe that variants change")
     parser.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; with several, each has one thread")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and which of them exist; train nothing")
+    parser.add_argument("--keep", action="store_true", help="keep weights, predictions and logs of what is trained")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and which of them exist; train nothing")
 
 
 def run_ablate(args: Namespace, _: ArgumentParser) -> int:
@@ -658,7 +666,7 @@ def run_ablate(args: Namespace, _: ArgumentParser) -> int:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     if args.first_seed < 0:
-        raise ValueError(f"--first_seed must be 0 or more, got {args.first_seed}")
+        raise ValueError(f"--first-seed must be 0 or more, got {args.first_seed}")
     ablation = find_ablation(args.table)
     runs = plan(ablation, args.recipe, args.out, range(args.first_seed, args.first_seed + args.seeds))
     if args.dry_run:
@@ -669,8 +677,12 @@ def run_ablate(args: Namespace, _: ArgumentParser) -> int:
                 print(f"{'never':<10}{variant.name}: {variant.why}")
         print(f"{len(runs)} runs, {sum(not run.finished for run in runs)} to train")
         return 0
-    prepare(runs, args.out)
-    failures = execute(runs, jobs=args.jobs)
+    if ablation.name == "offsets":
+        offsets.check_weights(runs)
+        prepare(runs, args.out)  # finished ones too: offsets are measured on the validation split
+    else:
+        prepare([run for run in runs if not run.finished], args.out)
+    failures = execute(runs, jobs=args.jobs, keep=args.keep)
     folder = Path(args.out) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / (ablation.name if ablation.name == "offsets" else f"table-{ablation.name}")
@@ -691,6 +703,12 @@ def run_ablate(args: Namespace, _: ArgumentParser) -> int:
 def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="shapes", help="a packaged model, a checkpoint's folder, or a hub id")
     parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+
+
+def _add_backbone_weights(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--backbone-weights", help="folder of the backbone's weights, where they do not come with the model"
+    )
 
 
 def _check_writable(path: str | None, *inputs: str | None) -> None:

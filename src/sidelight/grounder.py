@@ -70,6 +70,7 @@ class Grounder:
         cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        backbone_weights: str | Path | None = None,
     ) -> Grounder:
         """Load a model: ``shapes`` (ships with sidelight), a checkpoint's folder, a hub id, or a published run such as
         ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
@@ -79,15 +80,20 @@ class Grounder:
             cache: folder for features; see the class.
             device: ``cpu``, ``cuda``, ``mps``, ...; the best there is unless given.
             revision: of a hub id.
+            backbone_weights: folder of the backbone's weights, where they neither ship with sidelight nor are known
+                by their hub id.
 
         Raises:
-            ValueError: if there is no such model.
+            ValueError: if there is no such model, or the backbone's weights have to be given.
         """
+        from sidelight.backbones import backbone_for
         from sidelight.checkpoint import Checkpoint
         from sidelight.convert import published_checkpoint
 
         folder = published_checkpoint(name, revision=revision) or name
-        return cls(Checkpoint.from_pretrained(folder, revision=revision), cache=cache, device=device)
+        checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
+        backbone = backbone_for(checkpoint.features, weights=backbone_weights) if backbone_weights else None
+        return cls(checkpoint, backbone=backbone, cache=cache, device=device)
 
     @overload
     def ground(self, video: str | Path, query: str) -> Grounding: ...
