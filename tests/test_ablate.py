@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ from sidelight.ablation import offsets, report, run
 from sidelight.ablation.inference import difference
 from sidelight.ablation.paper import METRICS, TABLES
 from sidelight.ablation.report import Scores
-from sidelight.ablation.variants import ABLATIONS, Variant, digest, find_ablation, overridden
+from sidelight.ablation.variants import ABLATIONS, TESTED, Variant, digest, find_ablation, overridden
 from sidelight.batch import Batch, Targets
 from sidelight.cli import main
+from sidelight.evaluate import QueryScores
 from sidelight.losses import SDSTLossConfig, sdst_losses
 from sidelight.models.deformable import initial_offsets
 from sidelight.models.sdst import SDST, SDSTConfig
@@ -92,7 +97,10 @@ def test_runs_are_shared_between_tables(tmp_path: Path) -> None:
     assert len(set.intersection(*folders.values())) == 1  # the paper's own choice is trained once for all of them
     assert folders["L"] < folders["5"] and folders["offsets"] < folders["5"]
     assert len(set.union(*folders.values())) == 44  # and pairs of last levels stand in two tables
-    assert len(run.plan(ABLATIONS["5"], BASE, tmp_path, [0, 1, 2])) == 15
+    planned = run.plan(ABLATIONS["5"], BASE, tmp_path, [0, 1, 2])
+    assert len(planned) == 15
+    assert {r.variants for r in planned if r.for_offsets} == {("Def. CA",), ("RDSA",)}
+    assert {r.folder for r in planned if r.for_offsets and r.seed == 0} == folders["offsets"]
 
 
 def test_a_digest_is_of_what_decides_the_result() -> None:
@@ -133,6 +141,21 @@ def test_a_digest_is_of_what_decides_the_result() -> None:
 def test_what_does_not_fit_is_named(variant: Variant, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         run.resolve(read_recipe(BASE).to_dict(), variant)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("benchmark", "tvsum"), ("domain", "dog"), ("binding", "tvsum"), ("binding", "youtube-highlights")],
+)
+def test_other_benchmarks_are_refused(field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = read_recipe(BASE)
+    data = replace(base.data)
+    object.__setattr__(data, field, value)  # what else such a recipe needs does not matter here
+    changed = replace(base)
+    object.__setattr__(changed, "data", data)
+    monkeypatch.setattr(run, "read_recipe", lambda _: changed)
+    with pytest.raises(ValueError, match=f"annotations in the QVHighlights form, but .* sets data.{field}={value}"):
+        run.plan(ABLATIONS["J"], BASE, "out", [0])
 
 
 def test_overriding_leaves_the_base_alone() -> None:
@@ -271,6 +294,36 @@ def test_one_seed_and_unreadable_rows_get_no_verdict() -> None:
     other = [replace(s, videos=["x"] * 40) for s in made_up(50.0)]
     with pytest.raises(ValueError, match="different queries"):
         report.report(ABLATIONS["J"], {"unshared": made_up(40.0), "shared": other})
+
+
+def test_a_result_is_small_and_holds_what_tests_need(tmp_path: Path) -> None:
+    assert set(TESTED) == {
+        "MR-full-mAP", "HL-min-VeryGood-mAP", "MR-short-mAP", "MR-middle-mAP", "MR-long-mAP"
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    each = {metric: rng.random(813) for metric in (*TESTED, "MR-full-R1@0.5")}
+    each["MR-short-mAP"][::3] = np.nan
+    names = tuple(f"video{i // 4}" for i in range(813))
+    scored = QueryScores(each=each, qids=tuple(range(813)), queries=("a query",) * 813, videos=names)
+    found = run.Run(variants=("x",), recipe=read_recipe(BASE).to_dict(), folder=tmp_path)
+    brief = {metric: round(100 * float(np.nanmean(each[metric])), 2) for metric in TESTED}
+    result = {"format": run.FORMAT, "brief": brief, "each": run._each(scored), "parameters": 7, "seconds": None}
+    path = tmp_path / "result.json"
+    path.write_text(run._lines({**result, "recipe": dict(found.recipe)}))
+    assert path.stat().st_size < 60_000
+    scores = report.read_scores(found)
+    assert tuple(scores.videos) == names and set(scores.each) == set(TESTED)
+    for metric in TESTED:
+        np.testing.assert_allclose(scores.each[metric], each[metric], atol=0.51e-5)
+    for damage, said in (
+        ({**result, "format": "sidelight.ablation-run/1"}, "expected format"),
+        ({**result, "each": {}}, "is damaged .*delete"),
+        ({**result, "each": {**run._each(scored), "video_of_query": [0]}}, "is damaged .*number of queries"),
+        ([], "expected format"),
+    ):
+        path.write_text(json.dumps(damage))
+        with pytest.raises(ValueError, match=said):
+            report.read_scores(found)
 
 
 def test_lengths_are_tested_where_the_table_is_about_them(tmp_path: Path) -> None:
@@ -475,7 +528,7 @@ def toy(tiny_world: Path, tmp_path: Path) -> Path:
 def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["ablate", "j", "--recipe", str(toy), "--out", str(out), "--seeds", "2"]
-    assert main([*arguments, "--dry_run"]) == 0
+    assert main([*arguments, "--dry-run"]) == 0
     assert "4 runs, 4 to train" in capsys.readouterr().out and not out.exists()
     assert main(arguments) == 0
     printed = capsys.readouterr().out
@@ -484,13 +537,26 @@ def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytes
     assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0, 1]]
     assert (out / "tables" / "table-J.png").stat().st_size > 1000
     folders = sorted(p for p in out.iterdir() if p.name not in ("features", "tables"))
+    kept = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert sorted(kept, key=len) == [{"result.json", "recipe.yaml"}] * 2 + [{"result.json", "recipe.yaml", "last"}] * 2
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert len(results) == 4 and all(r["seconds"] > 0 and "MR-short-mAP" in r["brief"] for r in results)
-    assert not any((folder / "state.pt").exists() for folder in folders)
+    assert all(list(r["each"]["shares"]) and len(r["each"]["videos"]) == 3 for r in results)
+    # Only the results, on a machine without data: the same table, and nothing is trained.
+    carried = tmp_path / "carried"
+    for folder in folders:
+        (carried / folder.name).mkdir(parents=True)
+        shutil.copy(folder / "result.json", carried / folder.name)
+    nowhere = tmp_path / "nowhere.yaml"
+    nowhere.write_text(TOY.replace("WORLD", "no/such/folder"))
+    assert main(["ablate", "J", "--recipe", str(nowhere), "--out", str(carried), "--seeds", "2"]) == 0
+    assert capsys.readouterr().out.replace(str(carried), str(out)) == printed[printed.index("Table J") :]
+    assert (carried / "tables" / "table-J.json").read_text() == (out / "tables" / "table-J.json").read_text()
+    assert {p.name for p in carried.iterdir()} == {"tables", *(folder.name for folder in folders)}
     # Again: nothing is trained; a run that was lost is trained anew, and comes out the same.
     before = {folder: (folder / "result.json").stat().st_mtime_ns for folder in folders}
     shutil.rmtree(folders[0])
-    assert main([*arguments, "--dry_run"]) == 0
+    assert main([*arguments, "--dry-run"]) == 0
     assert "4 runs, 1 to train" in capsys.readouterr().out
     assert main(arguments) == 0
     assert "1 of 4 runs to train" in capsys.readouterr().out
@@ -498,7 +564,7 @@ def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytes
     assert [f for f in folders if before[f] != after[f]] == folders[:1]
     assert json.loads((folders[0] / "result.json").read_text())["brief"] == results[0]["brief"]
     # Another table finds the run that both have; other data is refused.
-    assert main(["ablate", "3", "--recipe", str(toy), "--out", str(out), "--seeds", "1", "--dry_run"]) == 0
+    assert main(["ablate", "3", "--recipe", str(toy), "--out", str(out), "--seeds", "1", "--dry-run"]) == 0
     assert "3 runs, 2 to train" in capsys.readouterr().out
     other = tmp_path / "other.jsonl"
     other.write_text("".join((toy.parent / "toy.yaml").read_text() and _first_rows(toy, 4)))
@@ -523,7 +589,9 @@ def test_an_interrupted_run_goes_on(toy: Path, tmp_path: Path) -> None:
 
     runs = run.plan(ABLATIONS["J"], toy, tmp_path / "out", [0])
     run.prepare(runs, tmp_path / "out", say=lambda _: None)
-    whole = run.train_run(runs[0], quiet=True)
+    whole = run.train_run(runs[0], keep=True, quiet=True)
+    left = {path.name for path in runs[0].folder.iterdir()}
+    assert left >= {"result.json", "recipe.yaml", "last", "best", "predictions.jsonl"} and "state.pt" not in left
     moved = replace(runs[0], folder=tmp_path / "out" / "again-0")
     trainer = Trainer(run.checked(run.located(moved)), Fabric(accelerator="cpu", devices=1), quiet=True)
     trainer.run(stop_after=1)
@@ -542,6 +610,10 @@ def test_offsets_of_trained_runs_and_levels_of_one_store(
     assert "Fig. 4" in capsys.readouterr().out
     found = json.loads((out / "tables" / "offsets.json").read_text())
     assert len(found["runs"]["RDSA"][0]["top"]) == 4
+    for weights in out.glob("*/last"):
+        shutil.rmtree(weights)
+    assert main(["ablate", "offsets", *common]) == 2
+    assert "has no weights (last/), which offsets are measured with" in capsys.readouterr().err
     strided = [r for r in run.plan(ABLATIONS["4"], toy, out, [0]) if r.variants == ("-3, -1",)]
     run.prepare(strided, out, say=lambda line: pytest.fail(f"nothing is to be extracted: {line}"))
     assert not run.execute(strided, say=lambda _: None)
@@ -561,13 +633,77 @@ def test_two_runs_at_once_and_one_that_fails(toy: Path, tmp_path: Path) -> None:
     assert len(said) == 3 and any("failed" in line for line in said)
 
 
+class Deadly:
+    """Whatever process reads it from a pickle dies."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        return os._exit, (1,)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_other_run_with_it(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = run.plan(ABLATIONS["J"], toy, out, [0])
+    run.prepare(runs, out, say=lambda _: None)
+    deadly = [replace(r, folder=out / f"dies-{i}", recipe={**r.recipe, "x": Deadly()}) for i, r in enumerate(runs)]
+    failures = run.execute([deadly[0], runs[0], deadly[1], runs[1]], jobs=2, say=lambda _: None)
+    assert {f.run.folder for f in failures} == {r.folder for r in deadly} and all(r.finished for r in runs)
+    assert all("the process that trained it died" in f.reason for f in failures)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (RuntimeError("it broke\nand a trace"), "RuntimeError: it broke"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "out of memory; run fewer at once"),
+        (MemoryError(), "out of memory; run fewer at once"),
+        (OSError(28, "No space left on device"), "OSError: .* No space left"),
+    ],
+)
+def test_a_run_that_fails_stops_no_other(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_run(one: run.Run, **_: Any) -> dict[str, Any]:
+        if one.seed == 0:
+            raise error
+        # As on annotations with highlights and no moments.
+        return {"brief": {"HL-min-VeryGood-mAP": 12.3}, "seconds": None}
+
+    monkeypatch.setattr(run, "train_run", train_run)
+    recipe = read_recipe(BASE).to_dict()
+    runs = [
+        run.Run(variants=("x",), recipe={**recipe, "train": {"seed": seed}}, folder=tmp_path / str(seed))
+        for seed in (0, 1)
+    ]
+    lines: list[str] = []
+    (failure,) = run.execute(runs, say=lines.append)
+    assert failure.run is runs[0] and re.match(said, failure.reason) and "\n" not in failure.reason
+    assert "HL mAP 12.30, resumed" in lines[-1]
+
+
+def test_an_interruption_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_run(one: run.Run, **_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train_run", train_run)
+    with pytest.raises(KeyboardInterrupt):
+        run.execute([run.Run(variants=("x",), recipe=read_recipe(BASE).to_dict(), folder=tmp_path)], say=lambda _: None)
+
+
+def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with run._locked(tmp_path):
+        assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["2"], "there is no table '2'; known are 3, 4"),
         (["5", "--seeds", "0"], "--seeds must be 1 or more"),
         (["5", "--jobs", "0"], "--jobs must be 1 or more"),
-        (["5", "--first_seed", "-1"], "--first_seed must be 0 or more"),
+        (["5", "--first-seed", "-1"], "--first-seed must be 0 or more"),
         (["5", "--recipe", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
     ],
 )

@@ -153,11 +153,25 @@ def _quantiles(values: Floats) -> list[float] | None:
     return [float(q) for q in np.quantile(values, QUANTILES)] if values.size else None
 
 
-def measure_run(run: Run) -> dict[str, Any]:
-    """The offsets of a finished run on its validation split.
+def check_weights(runs: Sequence[Run]) -> None:
+    """Say it before the work if a finished run has no weights: its result alone may have been carried here.
 
     Raises:
-        ValueError: if the run is damaged, or has no deformable attention.
+        ValueError: naming the first such run.
+    """
+    for run in runs:
+        if run.finished and not (run.folder / "last").is_dir():
+            raise ValueError(
+                f"{run.folder} has no weights (last/), which offsets are measured with; bring them here too, or delete "
+                "the folder to train it again"
+            )
+
+
+def measure_run(run: Run) -> dict[str, Any]:
+    """The offsets of a finished run on its validation split, whose features are prepared.
+
+    Raises:
+        ValueError: if the run is damaged, or has no weights or no deformable attention.
     """
     from sidelight.annotations import read_annotations
     from sidelight.checkpoint import Checkpoint
@@ -165,6 +179,7 @@ def measure_run(run: Run) -> dict[str, Any]:
     from sidelight.features import FeatureStore
     from sidelight.losses import SDSTLossConfig
 
+    check_weights([run])
     values = located(run)
     checkpoint = Checkpoint.from_pretrained(run.folder / "last")
     if not isinstance(checkpoint.model, SDST):

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from sidelight.ablation.inference import difference
 from sidelight.ablation.paper import METRICS, SPREAD
 from sidelight.ablation.run import Run, read_result
-from sidelight.ablation.variants import Ablation, Variant
+from sidelight.ablation.variants import TESTED, Ablation, Variant
 from sidelight.files import replacing, write_text
 from sidelight.statistics import holm, over_seeds
 
@@ -44,7 +44,7 @@ class Scores:
     brief: Mapping[str, float]
     """Metric -> percent."""
     each: Mapping[str, Floats]
-    """Metric -> (Q,) what each query adds, shares between 0 and 1; nan where it does not count."""
+    """Tested metric -> (Q,) what each query adds, shares between 0 and 1; nan where it does not count."""
     videos: Sequence[str]
     """Of each query."""
     parameters: int
@@ -54,24 +54,36 @@ class Scores:
 
 
 def read_scores(run: Run) -> Scores:
-    """The scores of a finished run, for each query too.
+    """The scores of a finished run, for each query too; nothing but its result.json is read.
 
     Raises:
-        ValueError: if its files are damaged.
+        ValueError: if that is damaged.
     """
-    from sidelight.evaluate import query_scores
-
     result = read_result(run)
-    scored = query_scores(run.folder / "predictions.jsonl", result["recipe"]["data"]["val"])
-    return Scores(
-        seed=run.seed,
-        brief=result["brief"],
-        each=scored.each,
-        videos=scored.videos,
-        parameters=result["parameters"],
-        seconds=result["seconds"],
-        folder=run.folder.name,
-    )
+    try:
+        each = result["each"]
+        videos = [each["videos"][place] for place in each["video_of_query"]]
+        shares = {
+            metric: np.array([np.nan if value is None else value for value in each["shares"][metric]], dtype=np.float64)
+            for metric in TESTED
+            if metric in result["brief"]
+        }
+        if any(len(values) != len(videos) for values in shares.values()):
+            raise ValueError("a number of queries for each metric")
+        return Scores(
+            seed=run.seed,
+            brief=result["brief"],
+            each=shares,
+            videos=videos,
+            parameters=result["parameters"],
+            seconds=result["seconds"],
+            folder=run.folder.name,
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{run.folder / 'result.json'} is damaged ({reason}); delete {run.folder} to train it again"
+        ) from None
 
 
 def from_runs(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Any]:

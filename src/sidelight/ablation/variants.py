@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidelight.ablation.paper import TABLES, PaperTable
+from sidelight.ablation.paper import BY_LENGTH, METRICS, TABLES, PaperTable
 
 BOTH = ("mAP", "HD mAP")
 """The paper's two averages, one for each task: what is tested, unless a table is about something else."""
@@ -266,6 +266,11 @@ _ABLATIONS = (
 
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
 """By the table's name; "offsets" stands for Fig. 4 and Fig. A."""
+
+TESTED: tuple[str, ...] = tuple(
+    dict.fromkeys(METRICS[column] for tested in (*(a.tested for a in _ABLATIONS), BY_LENGTH) for column in tested)
+)
+"""The metrics that any table tests, and those of Table L: what a result keeps query by query."""
 
 
 def find_ablation(name: str) -> Ablation:
