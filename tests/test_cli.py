@@ -148,6 +148,8 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["ground", "VIDEO", "a star", "--device", "quantum"], "quantum"),
         (["evaluate", "nowhere.jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["train"], "needs a recipe"),
+        (["train", "recipes/shapes.yaml", "--train.device=2"], "unrecognized arguments: --train.device=2"),
         (["train", "recipes/shapes.yaml", "--train.epochs=none"], "train.epochs"),
         (["train", "recipes/shapes.yaml", "--data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["summary", "recipes/shapes.yaml", "--model.heads=7"], "heads"),

@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
     train(recipe, quiet=True)
     with pytest.raises(ValueError, match="holds a run already"):
         train(recipe, quiet=True)
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match=r"another recipe .train.lr was 0.001 and is 0.5"):
         train(replace(recipe, train=replace(recipe.train, lr=0.5)), resume=True, quiet=True)
     # More epochs of the same run are fine.
     longer = replace(recipe, train=replace(recipe.train, epochs=2))
@@ -157,6 +157,7 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
         (["--data.benchmark=tvsum"], "needs data.binding: tvsum"),
         (["--data.binding=tvsum"], "it needs losses.class_loss: bce"),
         (["--train.warmup_steps=-1"], "warmup_steps must be at least 0"),
+        (["--train.accelerator=tpu"], "'tpu' with train.devices 1 cannot be used here"),
     ],
 )
 def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
@@ -249,7 +250,7 @@ def test_other_ratings_are_another_run_and_another_metric_starts_anew(write: Wri
     rated = next(row for row in rows if row["saliency_scores"])
     rated["saliency_scores"][0] = [0, 0, 0]
     (changed := tmp_path / "changed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"another recipe .data differs"):
+    with pytest.raises(ValueError, match=r"another recipe .data.annotations differ"):
         train(read_recipe(path, [f"--data.train={changed}", "--train.epochs=3"]), resume=True, quiet=True)
 
 

@@ -75,7 +75,7 @@ def _run(name: str, arguments: list[str]) -> int:
     add: Callable[..., None] = getattr(commands, f"add_{name}")
     run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")
     parser = ArgumentParser(
-        prog=f"sidelight {name}", description=COMMANDS[name], exit_on_error=False, default_env=False
+        prog=f"sidelight {name}", description=COMMANDS[name], exit_on_error=False, default_env=False, allow_abbrev=False
     )
     arguments = _with_config(name, arguments)
     # A recipe's options depend on the side-tuner that it names.
@@ -92,6 +92,8 @@ def _run(name: str, arguments: list[str]) -> int:
 def _with_config(name: str, arguments: list[str]) -> list[str]:
     """`sidelight train RECIPE.yaml` is short for `sidelight train --config RECIPE.yaml`."""
     takes_config = name in ("train", "summary", "pretrain")
+    if takes_config and not arguments:
+        raise ValueError(f"sidelight {name} needs a recipe, a YAML file, such as those in recipes/")
     if takes_config and arguments and not arguments[0].startswith("-"):
         if not os.path.isfile(arguments[0]):
             raise ValueError(f"there is no recipe {arguments[0]}; expected a YAML file, such as those in recipes/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -269,7 +270,13 @@ def run_train(args: Namespace, parser: ArgumentParser) -> int:
     from sidelight.train import train
 
     recipe = recipe_from(args, parser)
-    progress = train(recipe, resume=args.resume)
+    try:
+        progress = train(recipe, resume=args.resume)
+    except KeyboardInterrupt:
+        print(f"go on with --resume and the same options; see {recipe.train.out}", file=sys.stderr)
+        raise
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return 0  # the first process speaks for all
     if recipe.data.val:
         print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {recipe.train.out}")
     else:

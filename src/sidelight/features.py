@@ -97,7 +97,7 @@ class FeatureStore:
         folder = Path(folder)
         if (folder / "manifest.json").exists():
             store = cls(folder)
-            recipe.require(store.recipe, what=f"the features in {folder}")
+            recipe.require(store.recipe, what=f"the features in {folder}", than="what is asked for")
             return store
         for part in ("videos", "queries"):
             (folder / part).mkdir(parents=True, exist_ok=True)

@@ -237,7 +237,7 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
 
 def _asked_side_tuner(arguments: Sequence[str]) -> str:
     """What ``--side_tuner``, or else the recipe file, says."""
-    said = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    said = dict(zip(arguments, [*arguments[1:], ""], strict=False))
     said |= {name: value for name, found, value in (a.partition("=") for a in arguments) if found}
     if "--side_tuner" in said:
         return said["--side_tuner"]

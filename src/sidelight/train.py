@@ -410,8 +410,9 @@ class Trainer:
         for part in now:
             if saved.get(part) != now[part]:
                 raise ValueError(
-                    f"{state} is of another recipe ({part} differs): it cannot be resumed with this one; "
-                    "set train.out to start anew"
+                    f"{state} is of another recipe ({_differing(part, saved.get(part), now[part])}): it cannot be "
+                    "resumed with this one; give the options again that it was started with, or set train.out to "
+                    "start anew"
                 )
         self.bare.load_state_dict(values["model"])
         self.optimiser.load_state_dict(values["optimiser"])
@@ -426,6 +427,17 @@ class Trainer:
 
 
 _SHOWN = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1")
+
+
+def _differing(name: str, saved: Any, now: Any) -> str:
+    """What differs between two values of a recipe: "train.batch_size was 8 and is 32"."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        odd = [key for key in now if saved.get(key) != now[key]]
+        if odd:
+            return "; ".join(_differing(f"{name}.{key}", saved.get(key), now[key]) for key in odd)
+    if name in ("data.annotations", "data.features"):
+        return f"{name} differ"
+    return f"{name} was {saved!r} and is {now!r}"
 
 
 def _scaler(fabric: Fabric) -> dict[str, Any] | None:
@@ -470,13 +482,19 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
         raise ValueError('training needs more packages: pip install "sidelight[train]"') from None
     config = recipe.train
     tune_cpu(config.threads)
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=config.precision,
-        # Moment queries that match nothing leave parameters without a gradient in some processes.
-        strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
-    )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            # Moment queries that match nothing leave parameters without a gradient in some processes.
+            strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
+        )
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"train.accelerator {config.accelerator!r} with train.devices {config.devices} cannot be used here "
+            f"({' '.join(str(error).split())}); try --train.accelerator=cpu --train.devices=1"
+        ) from None
     fabric.launch()
     return Trainer(recipe, fabric, quiet=quiet).run(resume=resume)
 

@@ -358,7 +358,7 @@ def _config(weights: str | Path) -> Any:
     elif not _hub_id(str(weights)):
         raise ValueError(
             f"weights {str(weights)!r} are neither a folder nor a hub id such as {CLIP_B32}; if that is the digest in "
-            "a feature recipe, give the folder of those weights"
+            "a feature recipe, give the folder of those weights (--backbone-weights FOLDER)"
         )
     with _reading(weights) as transformers:
         found, _ = transformers.CLIPConfig.get_config_dict(weights)

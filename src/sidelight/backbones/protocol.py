@@ -94,12 +94,15 @@ class FeatureRecipe:
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def require(self, other: FeatureRecipe, *, what: str = "the features") -> None:
+    def require(
+        self, other: FeatureRecipe, *, what: str = "the features", than: str = "this model was trained on"
+    ) -> None:
         """Refuse features of another recipe.
 
         Args:
             other: the recipe of what is offered.
             what: how to call it in the message.
+            than: what this recipe is there.
 
         Raises:
             RecipeMismatchError: naming each difference.
@@ -111,8 +114,8 @@ class FeatureRecipe:
         ]
         if differences:
             raise RecipeMismatchError(
-                f"{what} were made by another feature recipe than this model was trained on: "
-                f"{'; '.join(differences)}. Extract them again with the model's backbone, or choose another model."
+                f"{what} were made by another feature recipe than {than}: "
+                f"{'; '.join(differences)}. Extract them again, into another folder, or choose another model or recipe."
             )
 
 
