@@ -124,7 +124,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "decode_r2_tuning",
     ),
     "metrics.moment_retrieval": ("spans", "annotations"),
-    "metrics.highlights": ("annotations",),
+    "metrics.highlights": ("labels",),
     "metrics.pairing": ("annotations",),
     "metrics.calibration": ("spans", "annotations", "metrics.pairing"),
     "metrics.summarization": (),
@@ -137,6 +137,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "convert": ("checkpoint", "models.r2_tuning", "published"),
     "recipe": ("options", "labels", "decode", "side_tuners"),
     "evaluate": (
+        "labels",
         "annotations",
         "benchmarks",
         "benchmarks.base",

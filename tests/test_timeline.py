@@ -61,6 +61,12 @@ def test_wrong_values_are_named(values: Any, message: str) -> None:
         Timeline.from_dict(values)
 
 
+def test_the_first_clips_alone() -> None:
+    whole = Timeline(duration=9, clip_seconds=2)
+    assert whole.first(3) == Timeline(duration=6, clip_seconds=2) and whole.first(3).num_clips == 3
+    assert whole.first(5) is whole and whole.first(9) is whole
+
+
 def test_spans_of_clips_and_seconds_of_frames() -> None:
     timeline = Timeline(duration=5, clip_seconds=2)
     assert timeline.clip_spans().tolist() == [[0, 2], [2, 4], [4, 5]]

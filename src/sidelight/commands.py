@@ -316,11 +316,8 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         folder = args.features or temporary
         if args.videos:
             files = find_videos(args.videos, (a.vid for a in annotations))
-            wanted = checkpoint.features
-            if (Path(folder) / "manifest.json").is_file():
-                # A store with more levels than the model reads serves too, and is filled as it is.
-                there = FeatureStore(folder).recipe.levels
-                wanted = replace(wanted, levels=there) if set(wanted.levels) < set(there) else wanted
+            features = checkpoint.features
+            wanted = replace(features, levels=FeatureStore.levels_there(folder, features.levels))
             backbone = backbone_for(wanted, weights=args.backbone_weights).to(device)
             store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
             if failures:

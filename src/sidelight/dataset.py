@@ -19,7 +19,7 @@ from sidelight import spans
 from sidelight.annotations import Annotation
 from sidelight.batch import Batch, Targets
 from sidelight.features import FeatureStore, Halves, VideoFeatures
-from sidelight.labels import Binding, bind, rated_clips
+from sidelight.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.timeline import Timeline
 
 NO_POSITIVE = -1
@@ -70,12 +70,10 @@ class GroundingDataset:
         self._text = store.queries(a.query for a in annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
-        if binding in ("tvsum", "youtube-highlights"):
+        if binding in ALL_RATED:
             for annotation in self.annotations:
                 whole = self._timelines[annotation.vid]
-                clips = rated_clips(annotation, whole.num_clips)
-                duration = min(whole.duration, clips * whole.clip_seconds)
-                self._timelines[annotation.vid] = Timeline(duration=duration, clip_seconds=whole.clip_seconds)
+                self._timelines[annotation.vid] = whole.first(rated_clips(annotation, whole.num_clips))
         self._video: dict[str, VideoFeatures] | None = {v: self._read(v) for v in vids} if in_memory else None
         if targets:
             for annotation in self.annotations:

@@ -405,6 +405,7 @@ def _main_stream(container: InputContainer, name: str) -> VideoStream:
     if not streams:
         what = "only sound" if container.streams.audio else "no moving pictures"
         raise VideoError(f"{name} holds {what}; expected a video file such as MP4, MKV or WebM, so check the path")
+    # PyAV's types say that there always is one; where FFmpeg knows no decoder, there is none.
     known = [stream for stream in streams if stream.codec_context is not None]  # type: ignore[redundant-expr]
     if not known:
         raise VideoError(

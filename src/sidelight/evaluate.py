@@ -27,6 +27,7 @@ from sidelight.annotations import (
 from sidelight.benchmarks import benchmark as find_benchmark
 from sidelight.benchmarks import recognise
 from sidelight.benchmarks.base import Metric
+from sidelight.labels import CLIPS_SHORT
 from sidelight.metrics import Convention, brief_metrics, evaluate_qvhighlights, highlights, per_query
 from sidelight.metrics.calibration import Best, best_moments
 from sidelight.metrics.pairing import pair
@@ -242,10 +243,10 @@ def _curves(
             )
     for submission, annotation in zip(paired, annotations, strict=True):
         clips, got = len(annotation.saliency_scores), submission.pred_saliency_scores.size
-        if not max(clips - highlights.CLIPS_SHORT, 1) <= got <= clips:
+        if not max(clips - CLIPS_SHORT, 1) <= got <= clips:
             raise AnnotationError(
                 f"pred_saliency_scores must hold one score for each of {clips} rated clips (at most "
-                f"{highlights.CLIPS_SHORT} less), got {got} for qid {submission.qid!r}; predict with the clips that "
+                f"{CLIPS_SHORT} less), got {got} for qid {submission.qid!r}; predict with the clips that "
                 "the benchmark rates",
                 side="predictions",
                 qid=submission.qid,

@@ -106,6 +106,16 @@ class FeatureStore:
             temporary.write_text(text)
         return cls(folder)
 
+    @staticmethod
+    def levels_there(folder: str | Path, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        """The levels to extract into a folder: those of the store that is there, if it has the wanted ones among
+        others, for such a store serves too and is filled as it is; else the wanted ones.
+        """
+        if not (Path(folder) / "manifest.json").is_file():
+            return wanted
+        there = FeatureStore(folder).recipe.levels
+        return there if set(wanted) <= set(there) else wanted
+
     def _chosen(self, levels_first: Halves) -> Halves:
         """The levels that are read."""
         return levels_first if self._rows is None else levels_first[self._rows]

@@ -200,7 +200,7 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch's, by device and build
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
     return found

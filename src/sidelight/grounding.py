@@ -147,6 +147,7 @@ class Grounding:
 def _finite(value: object, name: str) -> float:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     try:
+        # mypy does not follow `number` back to the type that it was found by.
         found = float(value) if number else math.nan  # type: ignore[arg-type]
     except OverflowError:  # a whole number with more than 308 digits
         found = math.inf

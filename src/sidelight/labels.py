@@ -20,8 +20,12 @@ from sidelight.timeline import Timeline
 
 Floats32 = npt.NDArray[np.float32]
 Binding = Literal["plain", "r2-tuning", "tvsum", "youtube-highlights"]
+ALL_RATED = ("tvsum", "youtube-highlights")
+"""The bindings that want a rating of every clip, and know no moments."""
 CLIPS_SHORT = 4
-"""So many clips more than ratings, or fewer, may a video have where all its clips are rated: its end is cut off."""
+"""So many clips more than ratings, or fewer, may a video have where all its clips are rated: the longer end
+is cut off. Released features often end before the video does; R2-Tuning's code allows as much.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

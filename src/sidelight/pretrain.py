@@ -257,8 +257,14 @@ def mirrored(
 
 def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
     """(C, N): is the sentence true of the clip, that is, of one of its events?"""
+    found: npt.NDArray[np.bool_] = _event_matches(events_CE3, wanted_N3).any(1)
+    return found
+
+
+def _event_matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
+    """(C, E, N): is the sentence true of the event?"""
     e, w = events_CE3[:, :, None, :], wanted_N3[None, None]
-    same: npt.NDArray[np.bool_] = (((e == w) | (w < 0)) & (e >= 0)).all(-1).any(1)
+    same: npt.NDArray[np.bool_] = (((e == w) | (w < 0)) & (e >= 0)).all(-1)
     return same
 
 
@@ -334,8 +340,7 @@ def visibility_loss(seen_CD: Tensor, text_ND: Tensor, events_CE3: Ints, visible_
         visible_CE: how well each is seen, 0 to 1.
         wanted_N3: attributes of the sentences.
     """
-    e, w = events_CE3[:, :, None, :], wanted_N3[None, None]
-    match_CEN = (((e == w) | (w < 0)) & (e >= 0)).all(-1)
+    match_CEN = _event_matches(events_CE3, wanted_N3)
     best_CN = np.where(match_CEN, visible_CE[:, :, None], 0).max(1)
     target_CN = torch.from_numpy((best_CN - _VISIBLE_MEAN) / _VISIBLE_STD).to(seen_CD)
     match_CN = torch.from_numpy(match_CEN.any(1)).to(seen_CD.device)

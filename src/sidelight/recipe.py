@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidelight.decode import AnswerConfig
-from sidelight.labels import Binding
+from sidelight.labels import ALL_RATED, Binding
 from sidelight.options import check_types, require
 from sidelight.side_tuners import SIDE_TUNERS, side_tuner
 
@@ -185,8 +185,8 @@ class Recipe:
 
     def _check_together(self) -> None:
         """What single fields cannot see."""
-        rated = self.data.binding in ("tvsum", "youtube-highlights")
-        if self.data.benchmark in ("tvsum", "youtube-highlights") and self.data.binding != self.data.benchmark:
+        rated = self.data.binding in ALL_RATED
+        if self.data.benchmark in ALL_RATED and self.data.binding != self.data.benchmark:
             raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
         if getattr(self.losses, "class_loss", "") == "bce":
             # Its target is a saliency between 0 and 1; that of raters' means has no least value.

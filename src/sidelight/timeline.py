@@ -50,6 +50,12 @@ class Timeline:
         """Where the last clip ends, in seconds: the unit of models."""
         return self.num_clips * self.clip_seconds
 
+    def first(self, clips: int) -> Timeline:
+        """The timeline of the first clips alone; itself if it has no more than these."""
+        if clips >= self.num_clips:
+            return self
+        return Timeline(duration=clips * self.clip_seconds, clip_seconds=self.clip_seconds)
+
     def clip_spans(self) -> Floats:
         """(T, 2) seconds of each clip, the last one cut at the duration."""
         edges = np.arange(self.num_clips + 1) * self.clip_seconds

@@ -161,11 +161,7 @@ class Trainer:
         if not videos:
             return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
-            levels = backbone.chosen
-            if (Path(folder) / "manifest.json").is_file():
-                # A store with more levels than asked for serves too, and is filled as it is.
-                there = FeatureStore(folder).recipe.levels
-                levels = there if set(levels) <= set(there) else levels
+            levels = FeatureStore.levels_there(folder, backbone.chosen)
             made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
             files = find_videos(videos, (a.vid for a in annotations))
             _, failures = extract(

@@ -63,6 +63,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOWERS = ("vision_model.", "text_model.")
 _SAME_AS = "same_weights_as"
+# The curly ones are meant: they are what is replaced.
 _STRAIGHT = str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))  # noqa: RUF001
 
 

@@ -436,6 +436,7 @@ class InternVideo2(nn.Module):
         found, shapes = {}, {name: tuple(t.shape) for name, t in model.state_dict().items()}
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
+                # Not a dict: the file cannot be iterated over itself.
                 _compare({n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}, shapes, folder)  # noqa: SIM118
                 samples = {}
                 for name in shapes:

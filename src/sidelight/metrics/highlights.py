@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.labels import CLIPS_SHORT
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -23,9 +25,6 @@ LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 
 RATERS = 20
 """How many people rated each video of TVSum."""
-
-CLIPS_SHORT = 4
-"""By how many clips a saliency may be shorter than its labels: released features often end before the video does."""
 
 
 def hit_at_1(saliency_QT: Floats, predicted_QT: Bools, positive_QTR: Bools) -> Bools:

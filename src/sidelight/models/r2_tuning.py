@@ -104,6 +104,7 @@ class R2Block(nn.Module):
         asked_KBLF = asked_KBLF + 0 * self.v_map.bias  # so that its gradient is 0 and not missing
         if self.config.padding == "independent":  # a padded query token is never the best
             text_KBLF = text_KBLF.masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
+        # PyTorch gives `apply` no types.
         cls_KBTF, best_KBTF = LookAtFrames.apply(  # type: ignore[no-untyped-call]
             video_KBTPD,
             ends_BT2 if self.config.endpoint_features else None,
