@@ -257,8 +257,7 @@ def mirrored(
 
 def matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
     """(C, N): is the sentence true of the clip, that is, of one of its events?"""
-    found: npt.NDArray[np.bool_] = _event_matches(events_CE3, wanted_N3).any(1)
-    return found
+    return np.asarray(_event_matches(events_CE3, wanted_N3).any(1))
 
 
 def _event_matches(events_CE3: Ints, wanted_N3: Ints) -> npt.NDArray[np.bool_]:
