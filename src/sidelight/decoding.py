@@ -3,14 +3,19 @@
 Way: ``open_video`` explains files that are no videos, ``Decoder`` reads and jumps, ``Losses`` counts.
 
 *Ticks* are timestamps as the file has them, in units of the stream's time base.
+
+Who tells which seconds are wanted (``only``) gets the pictures on screen then, and those that other pictures refer to;
+the rest is not decoded. That is a bet that the file is sound: its packets promise which picture is on screen when. Once
+``lost_bet``, one has to begin again and read everything. Damage to what is left out goes unnoticed, as when jumping.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -23,11 +28,14 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from sidelight.references import References
+
 _SLACK = 0.5  # s, or two pictures if longer: a video may end this much before its stated end and be whole
 _BLIND_JUMP = 10.0  # s; without an index, what is nearer is decoded through: keyframes are seldom further apart
 _IN_FLIGHT = 4  # pictures; a jump throws away what the decoder's threads have begun, a shorter one gains nothing
 _READ_ERRORS = 8  # in a row: then the rest of the file is given up
 _OVERHEAD = 4096  # bytes between two packets; what a container puts there is far smaller
+_FAR_AHEAD = 32  # packets read ahead to find out whether one is wanted; reordering reaches half as far
 _MANY = 4096  # packets remembered for which no picture came yet; healthy decoders hold back far fewer
 
 
@@ -58,9 +66,12 @@ class Decoder:
     _previous: int | None  # ticks of the picture before
     _position: int | None  # decoding ticks of the last packet
     _floor: int | None  # after a jump: ticks of the keyframe; what is before lacks references
+    _ahead: deque[Packet[VideoStream]]  # read, but not yet decoded
+    _promised: list[int]  # ascending ticks of the pictures that come, by their packets, while some are left out
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         self.container, self.stream, self.path = open_video(path)
+        self.stream.codec_context.thread_count = self.threads = threads
         self.tick = self.stream.time_base or Fraction(1, 1000)
         # Ticks from picture to picture where the file does not tell.
         self.step = max(1, round(1 / (self.stream.guessed_rate or rate(self.stream)) / self.tick))
@@ -71,6 +82,10 @@ class Decoder:
         self._jumps = self._blind = True  # whether to jump at all, and without an index
         self._delay: int | None = None  # ticks from a keyframe's time in the index to its presentation
         self._matroska = "matroska" in self.container.format.name
+        self._wanted: list[float] = []  # ascending seconds; empty: all
+        self._left_out = 0  # packets
+        self._doubt = False  # whether packets or pictures are not as in a sound file
+        self._references = References(self.stream)
         self._reset()
         if self._matroska:
             self._seek(self.stream.start_time or 0)  # Matroska's index is read at the first seek only
@@ -99,6 +114,22 @@ class Decoder:
     def seconds(self, ticks: int) -> float:
         return float((ticks - self.zero) * self.tick)
 
+    def only(self, seconds: Sequence[float]) -> None:
+        """From now on leave out what is not on screen at any of these ascending seconds, where that is safe."""
+        if self._references.possible and not self.losses.total and not self._doubt:
+            self._wanted = list(seconds)
+
+    def lost_bet(self, picture: Picture, second: float) -> bool:
+        """Whether something was left out that should not have been.
+
+        Args:
+            picture: what seems to be on screen.
+            second: when.
+        """
+        del self._promised[: bisect_right(self._promised, ticks_of(picture.frame))]
+        broken = bool(self._promised) and self.seconds(self._promised[0]) <= second
+        return self._left_out > 0 and (broken or self._doubt or self.losses.total > 0)
+
     def read(self) -> Picture | None:
         """The next picture; None at the end."""
         frame = self._next_frame()
@@ -111,7 +142,7 @@ class Decoder:
         """Whether a keyframe lies well between what was read so far and the wanted second."""
         if not self._jumps or self._position is None:
             return False
-        here, wanted = self._position + _IN_FLIGHT * self.step, self._wanted(second)
+        here, wanted = self._position + _IN_FLIGHT * self.step, self._ticks_at(second)
         key = self.keyframe_before(wanted)
         if key is not None and key > here:
             return True
@@ -121,7 +152,7 @@ class Decoder:
 
     def jump(self, second: float) -> Picture | None:
         """Go to a picture at or before the wanted second, hopefully near it, and read it."""
-        wanted, before = self._wanted(second), self._position or 0
+        wanted, before = self._ticks_at(second), self._position or 0
         key, back = self.keyframe_before(wanted), round(1 / self.tick)
         target = key if key is not None and key > before else wanted
         while target > self.zero:
@@ -133,6 +164,7 @@ class Decoder:
         self._jumps = False
         self.close()
         self.container, self.stream, _ = open_video(self.path)
+        self.stream.codec_context.thread_count = self.threads
         self._reset()
         return self.read()
 
@@ -154,13 +186,13 @@ class Decoder:
         found = index.search_timestamp(ticks - delay)
         return index[found].timestamp + delay if found >= 0 else None
 
-    def _wanted(self, second: float) -> int:
+    def _ticks_at(self, second: float) -> int:
         return math.floor(Fraction(second) / self.tick + Fraction(1, 1000)) + self.zero  # floats are rounded
 
     def _reset(self) -> None:
         """Begin to read at the file's current place."""
         self._packets = self._demux()
-        self._ready = deque()
+        self._ready, self._ahead, self._promised = deque(), deque(), []
         self._ended = False
         self._previous = self._position = self._floor = None
         self.losses.moved()
@@ -183,6 +215,7 @@ class Decoder:
         if packet is None or packet.pts is None or self.seconds(packet.pts) > second:
             return None
         self._floor = packet.pts
+        self._references.disposable(packet)  # no, but it may hold parameter sets
         self._decode(packet)
         picture = self.read()
         # A later picture: the keyframe is damaged, or only begins a gradual refresh that is not done yet.
@@ -193,19 +226,56 @@ class Decoder:
             while self._ready:
                 frame = self._ready.popleft()
                 if frame.pts is None:  # raw streams have no times: count
+                    self._doubt = True
                     frame.pts = 0 if self._previous is None else self._previous + self.step
                 ticks = ticks_of(frame)
                 in_order = self._previous is None or ticks > self._previous
                 if in_order and (self._floor is None or ticks >= self._floor):
                     self._previous = ticks
                     return frame
+                self._doubt |= not in_order
                 self.losses.due.discard(ticks)
             if self._ended:
                 return None
-            self._decode(self._next_packet())
+            packet = self._next_packet()
+            while packet is not None and self._spare(packet):
+                self._left_out += 1
+                self.losses.spared(packet)
+                packet = self._next_packet()
+            self._decode(packet)
+
+    def _spare(self, packet: Packet[VideoStream]) -> bool:
+        """Whether the packet need not be decoded: for no other picture, and not to be shown."""
+        doubtful = self._doubt or self.losses.troubled or self.losses.total > 0
+        if not self._wanted or doubtful or packet.pts is None or not self._references.disposable(packet):
+            return False
+        index = bisect_left(self._wanted, self.seconds(packet.pts))
+        if index == len(self._wanted):
+            return False  # not worth it; and what the last picture is should be known
+        second = self._wanted[index]
+        # Is there a picture after this one that is on screen by then? Packets come in the order of decoding.
+        while True:
+            later = bisect_right(self._promised, packet.pts)
+            if later < len(self._promised) and self.seconds(self._promised[later]) <= second:
+                return True
+            if len(self._ahead) >= _FAR_AHEAD:
+                return False
+            following = self._read_packet()
+            if following is None:
+                return False
+            self._ahead.append(following)
+            if following.dts is None or self.seconds(following.dts) > second:
+                return False
 
     def _next_packet(self) -> Packet[VideoStream] | None:
-        """The next packet; None at the end of what can be read."""
+        """The next packet to decode; None at the end of what can be read."""
+        packet = self._ahead.popleft() if self._ahead else self._read_packet()
+        if packet is not None:
+            self._position = packet.dts if packet.dts is not None else packet.pts
+        return packet
+
+    def _read_packet(self) -> Packet[VideoStream] | None:
+        """The next packet of the file; None at the end of what can be read."""
         errors = 0
         while errors < _READ_ERRORS:
             try:
@@ -224,7 +294,8 @@ class Decoder:
             if not packet.size and packet.dts is None:  # PyAV's mark of the end
                 return None
             self.losses.sent(packet)
-            self._position = packet.dts if packet.dts is not None else packet.pts
+            if self._wanted and packet.pts is not None and packet.size and not packet.is_discard:
+                insort(self._promised, packet.pts)
             if self._delay is None:  # MP4 has the time of decoding there
                 index = self.stream.index_entries
                 self._delay = max(0, (packet.pts or 0) - index[0].timestamp) if len(index) else 0
@@ -238,8 +309,10 @@ class Decoder:
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
         """Make pictures ready; None asks for those that the decoder held back."""
         self._ended = packet is None
-        with suppress(FFmpegError):  # the packet stays due in the losses, and the next one may be good
+        try:
             self._ready.extend(self.stream.codec_context.decode(packet))
+        except FFmpegError:
+            self._doubt = True  # the packet stays due in the losses, and the next one may be good
 
 
 class Losses:
@@ -253,6 +326,7 @@ class Losses:
         self._decoder = decoder
         self.due: set[int] = set()  # presentation ticks of packets whose picture has not come yet
         self.total = 0
+        self.troubled = False  # whether some of the file could not be read
         self.last: int | None = None  # where the last packet ends
         self._counted = 0
         self._before: tuple[int, int] | None = None  # start and end of the picture before
@@ -284,8 +358,14 @@ class Losses:
         if len(self.due) < _MANY:
             self.due.add(packet.pts)
 
+    def spared(self, packet: Packet[VideoStream]) -> None:
+        """Expect no picture of this packet: it is not decoded."""
+        if packet.pts is not None:
+            self.due.discard(packet.pts)
+
     def trouble(self) -> None:
         """What comes after the last packet is missing."""
+        self.troubled = True
         if self.last is not None and len(self.due) < _MANY:
             self.due.add(self.last)
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -101,19 +101,22 @@ def frames_at(
     *,
     size: tuple[int, int] | None = None,
     resize: Resize = "stretch",
+    threads: int = 0,
 ) -> Iterator[Frame]:
     """For each wanted time the picture on screen then: the last whose own seconds are not above it (by a microsecond).
 
     A time before the first picture gets the first, one after the end of a whole video gets the last. Where a
     damaged file lacks pictures the last good one stays, and where it breaks off the iterator ends early: both
-    with one VideoWarning. Unwanted pictures are decoded where others need them, and never converted. Untagged
-    colours are taken as players do: BT.709 for high definition, BT.601 below.
+    with one VideoWarning. Unwanted pictures are decoded where others need them (or where it is not known that none
+    does), and never converted; damage to the rest goes unnoticed. Untagged colours are taken as players do: BT.709 for
+    high definition, BT.601 below.
 
     Args:
         path: the file.
         seconds: ascending times from the video's start.
         size: (width, height) of the images; as displayed if None.
         resize: "stretch" to the size, or "crop": scale until the size is covered, then cut out the middle.
+        threads: of the decoder; 0 for as many as there are processors. The pictures are the same.
 
     Yields:
         Exactly one Frame per wanted time, in order. Memory does not grow with the video.
@@ -136,7 +139,7 @@ def frames_at(
         raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
-    decoder = Decoder(path)  # here, not in the generator: a bad file is told of at once
+    decoder = Decoder(path, threads)  # here, not in the generator: a bad file is told of at once
     return _frames(decoder, _Painter(decoder, size, resize), [second + _AS_PRINTED for second in wanted])
 
 
@@ -144,7 +147,15 @@ def _frames(decoder: Decoder, painter: _Painter, wanted: list[float]) -> Iterato
     """Paint what is on screen. Warns before the last frame: whoever counts does not ask for one more."""
     frame, count = None, 0
     try:
-        for count, picture in enumerate(_on_screen(decoder, wanted), 1):
+        decoder.only(wanted)
+        pictures = _on_screen(decoder, wanted)
+        while (picture := next(pictures, None)) is not None:
+            if decoder.lost_bet(picture, wanted[count]):  # then nothing is left out, from the beginning
+                decoder.close()
+                decoder = Decoder(decoder.path, decoder.threads)
+                pictures = islice(_on_screen(decoder, wanted), count, None)
+                continue
+            count += 1
             if frame is None or frame.seconds != picture.seconds:
                 frame = Frame(picture.seconds, painter.paint(picture.frame))
             if count == len(wanted):
@@ -164,11 +175,12 @@ def _on_screen(decoder: Decoder, wanted: list[float]) -> Iterator[Picture]:
             shown, coming = None, decoder.jump(second)
         while coming is not None and coming.seconds <= second:
             shown, coming = coming, decoder.read()
-        if coming is None and second >= decoder.end and decoder.breaks_off():
-            return
         picture = shown or coming
         if picture is None:  # there was one before
             raise VideoError(f"{decoder.path} has changed while it was read; leave it alone and try again")
+        sound = not decoder.lost_bet(picture, second)
+        if sound and coming is None and second >= decoder.end and decoder.breaks_off():
+            return
         yield picture
 
 
