@@ -1,22 +1,18 @@
 """Checkpoints that others published -> checkpoints of ours.
 
-A published checkpoint of R2-Tuning is a pickle, and a pickle may run any code when it is read. It is read here by
-PyTorch's own reader of tensors and plain values alone (``weights_only=True``), which refuses everything else; then
-every name and every shape is compared with what the recipe says, and only then is anything written.
+A published checkpoint of R2-Tuning is a pickle, and a pickle may run any code when it is read: ``foreign.py`` reads it
+without. Then every name and every shape is compared with what the recipe says, and only then is anything written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
-import pickle
 import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +22,8 @@ import torch
 from torch import Tensor
 
 from sidelight.checkpoint import FORMAT, Checkpoint
+from sidelight.files import replacing_folder, require_new_folder
+from sidelight.foreign import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.published import CLIP_WEIGHTS, CLIP_WIDTHS, R2_REPOSITORY, R2_TUNING, PublishedRun
 
@@ -75,9 +73,8 @@ def convert_r2_tuning(
             f"features of widths {run.model.video_dim} and {run.model.text_dim} are not those of {CLIP_WEIGHTS} "
             f"({CLIP_WIDTHS[0]} and {CLIP_WIDTHS[1]}): say which weights made them by --weights NAME"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; give --out a folder that is empty or not there yet")
-    data = _read(file)
+    require_new_folder(out)
+    data = existing_file(file, expected="a checkpoint that R2-Tuning's own code saved (.pth)").read_bytes()
     _check_identity(file, digest := hashlib.sha256(data).hexdigest(), recipe)
     known = digest.startswith(_digits(run.file))
     tensors = published_tensors(data, file)
@@ -103,7 +100,7 @@ def convert_r2_tuning(
             "losses": asdict(run.losses),
         },
     )
-    with _replacing_folder(out) as beside:
+    with replacing_folder(out) as beside:
         checkpoint.save_pretrained(beside)
     return checkpoint
 
@@ -142,36 +139,17 @@ def published_tensors(data: bytes, file: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if it is no PyTorch checkpoint, holds anything but tensors and plain values, or has no such entry.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of a file that is not ours
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file: the reader's exceptions are of every kind
-        said = str(error)
-        if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", said)):
-            raise ValueError(
-                f"{file} is refused: besides tensors it holds {asked[1]}, and to read that is to run code out of the "
-                "file; none was run; a published checkpoint needs nothing of the kind: download it again from where it "
-                "was published, and do not open this one by other means"
-            ) from None
-        # The reader's first line tells people to switch this safety off.
-        reason = re.search(r"(Unsupported operand \d+|invalid load key|PytorchStreamReader failed|TorchScript)", said)
-        raise ValueError(
-            f"{file} cannot be read as a PyTorch checkpoint{f' ({reason[1]})' if reason else ''}: it is damaged, was "
-            "cut short, or is another kind of file; nothing in it was run; download it again"
-        ) from None
+    found = read_tensors(data, file)
     tensors = found.get("state_dict") if isinstance(found, dict) else None
     if not isinstance(tensors, Mapping) or not tensors:
-        entries = ", ".join(map(_shown, list(found)[:5])) if isinstance(found, dict) else f"a {type(found).__name__}"
+        entries = ", ".join(map(shown, list(found)[:5])) if isinstance(found, dict) else f"a {type(found).__name__}"
         raise ValueError(
             f"{file} has no entry 'state_dict' with tensors, as R2-Tuning saves them (it has: {entries or 'nothing'}); "
             "give a checkpoint that R2-Tuning's own code saved"
         )
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"{file}: the entry {_shown(name)} of its state_dict is no tensor; download the file again"
-            )
+            raise ValueError(f"{file}: the entry {shown(name)} of its state_dict is no tensor; download the file again")
     return dict(tensors)
 
 
@@ -202,7 +180,7 @@ def _check(tensors: Mapping[str, Tensor], config: R2TuningConfig, file: Path, re
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if name not in expected]
     if missing or extra:
-        parts = {f"lacks {_counted(missing)}": missing, f"has {_counted(extra)} too many": extra}
+        parts = {f"lacks {counted(missing)}": missing, f"has {counted(extra)} too many": extra}
         wrong = " and ".join(part for part, names in parts.items() if names)
         # The names alone tell moments from highlights, not one benchmark from another.
         like = [name for name, run in R2_TUNING.items() if set(published_shapes(run.model)) == set(tensors)]
@@ -218,14 +196,7 @@ def _check(tensors: Mapping[str, Tensor], config: R2TuningConfig, file: Path, re
                 f"{file} does not fit the recipe {recipe!r}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"expected {shape}; {_widths_advice(tensors, config)}"
             )
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise ValueError(f"{file}: {name} is of type {tensor.dtype}, expected plain floating-point numbers")
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{file}: {name} holds numbers that are not finite (NaN or infinity): the file is damaged or its run "
-                "had diverged; download it again, or take an earlier checkpoint"
-            )
+    check_values(tensors, file)
 
 
 def _widths_advice(tensors: Mapping[str, Tensor], config: R2TuningConfig) -> str:
@@ -265,39 +236,6 @@ def _check_identity(file: Path, digest: str, recipe: str) -> None:
 def _digits(name: str) -> tuple[str, ...]:
     """The first digits of a file's SHA-256 by its name, for ``startswith``; nothing if it names none."""
     return tuple(_HASHED.findall(name))
-
-
-def _read(file: Path) -> bytes:
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder; give the .pth file in it")
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}; give a checkpoint that R2-Tuning's own code saved (.pth)")
-    return file.read_bytes()
-
-
-def _shown(name: object) -> str:
-    """A name out of a file, which may be anything, for a message."""
-    text = name if isinstance(name, str) and name.isprintable() else repr(name)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _counted(names: list[str]) -> str:
-    return ", ".join(map(_shown, names[:1])) + (f" and {len(names) - 1} more" if names[1:] else "")
-
-
-@contextlib.contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, renamed to ``folder`` when the block ends well, and removed when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process of the same number that was killed
-    try:
-        yield beside
-        if folder.is_dir():
-            folder.rmdir()  # it is empty
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 # published runs by name --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,40 @@ def replacing(path: str | Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
+    """Say so before the work if a folder that a command is to make is there already.
+
+    Raises:
+        ValueError: if it is there and not empty, or is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; give --{option} a folder that is empty or not there yet")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill, renamed to ``folder`` when the block ends well, and removed when it does not.
+
+    ``folder`` must be empty or not there (:func:`require_new_folder`). One that is there may be where somebody stands,
+    so it stays, and files are moved into it, ``config.json`` last: without that a folder is not taken for whole. The
+    one to fill is not made yet.
+    """
+    folder = Path(os.path.abspath(folder))  # "." has no name to put another beside
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process of the same number that was killed
+    try:
+        yield beside
+        if folder.is_dir():
+            for file in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+                file.replace(folder / file.name)
+        else:
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -375,7 +375,7 @@ def test_converted_config(tiny: Path) -> None:
 
 def test_heads_are_64_wide_unless_given(tmp_path: Path) -> None:
     save_file(openai_tensors(516), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="give heads"):
+    with pytest.raises(ValueError, match="give the attention heads of both towers"):
         convert_clip(tmp_path / "a.safetensors", tmp_path / "out")
     with pytest.raises(ValueError, match="do not divide"):
         convert_clip(tmp_path / "a.safetensors", tmp_path / "out", heads=(3, 2))
@@ -391,14 +391,21 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({}, "is missing"),
-        (changed(ln_final__bias=None), r"ln_final\.bias is missing"),
+        ({}, "does not hold a state dict|lacks logit_scale"),
+        (changed(ln_final__bias=None), r"it lacks ln_final\.bias"),
         (
             changed(transformer__resblocks__1__ln_2__bias=None),
-            r"1 differ; transformer\.resblocks\.1\.ln_2\.bias is miss",
+            r"it lacks transformer\.resblocks\.1\.ln_2\.bias; download it again",
         ),
-        (changed(extra=torch.zeros(1)), "1 differ; extra is unknown"),
+        (changed(extra=torch.zeros(1)), "it has the unknown extra; download"),
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "is a ResNet of CLIP"),
+        (
+            changed(visual__proj=torch.zeros(WIDTH, JOINT + 1)),
+            rf"visual\.proj is \({WIDTH}, {JOINT + 1}\), expected \({WIDTH}, {JOINT}\)",
+        ),
+        (changed(visual__conv1__weight=torch.zeros(3, 3)), r"visual\.conv1\.weight has the shape \(3, 3\), expected 4"),
+        (changed(ln_final__bias=torch.full((TEXT_WIDTH,), torch.nan)), r"ln_final\.bias holds numbers .* not finite"),
+        (changed(ln_final__bias=torch.zeros(TEXT_WIDTH).int()), r"ln_final\.bias is of type torch\.int32"),
     ],
 )
 def test_other_models_are_refused(tmp_path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
@@ -431,7 +438,9 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: str) -> None
         torch.save([1, 2], path)
     elif content == "code":
         torch.save({"a": Danger()}, path)
-    said = {"nothing": "check the path", "list": "holds no state dict"}.get(content, "nothing in it was run")
+    said = {"nothing": "there is no file", "list": "does not hold a state dict", "code": "none was run"}.get(
+        content, "nothing in it was run"
+    )
     with pytest.raises(ValueError, match=said):
         convert_clip(path, tmp_path / "out")
 

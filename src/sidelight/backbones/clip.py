@@ -26,6 +26,7 @@ import html
 import io
 import json
 import math
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,16 @@ import torch
 from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureRecipe, weights_digest
-from sidelight.files import replacing, write_text
+from sidelight.files import replacing_folder, require_new_folder, write_text
+from sidelight.foreign import (
+    check_shapes,
+    check_values,
+    counted,
+    existing_file,
+    named_tensors,
+    read_tensors,
+    write_tensors,
+)
 
 CLIP_B32 = "openai/clip-vit-base-patch32"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -393,18 +403,17 @@ def _model(weights: str | Path) -> Any:
     return found
 
 
-def _tokenizer(weights: str | Path, vocabulary: int) -> Any:
-    """The tokenizer that came with the weights; None where a folder has none."""
+def _tokenizer(weights: str | Path, vocabulary: int, *, what: str | None = None) -> Any:
+    """The tokenizer that came with the weights; None where a folder has none. ``what``: its name in messages."""
     folder = Path(weights)
-    complete = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    if folder.is_dir() and not any(all((folder / name).is_file() for name in files) for files in complete):
+    if folder.is_dir() and not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
         return None  # transformers would make a vocabulary of its own, of three words
     with _reading(weights) as transformers:
         found = transformers.CLIPTokenizer.from_pretrained(weights)
     ids = found("a", verbose=False)["input_ids"]
     if len(found) > vocabulary or ids[0] != found.bos_token_id or ids[-1] != found.eos_token_id:
         raise ValueError(
-            f"the vocabulary of {weights} is not that of its weights: {len(found)} tokens, expected at most "
+            f"the vocabulary of {what or weights} is not that of its weights: {len(found)} tokens, expected at most "
             f"{vocabulary}, and a start and an end token around each sentence"
         )
     return found
@@ -443,52 +452,115 @@ _HEAD_WIDTH = 64
 _EPSILON = 1e-5
 
 
-def convert_clip(path: str | Path, out: str | Path, *, heads: tuple[int, int] | None = None) -> Path:
+def convert_clip(
+    path: str | Path, out: str | Path, *, heads: tuple[int, int] | None = None, vocabulary: str | Path | None = None
+) -> Path:
     """Turn OpenAI's original weights of a vision transformer into a folder in Hugging Face's layout.
 
     Reads a state dict with OpenAI's names, in safetensors or as ``torch.save`` wrote it (tensors only, nothing in the
     file is run). The files that OpenAI released are TorchScript archives, which hold code: one is opened only if its
     SHA-256 says that it is one of those (:data:`OPENAI_FILES`), and the folder then remembers which.
 
-    Values keep their types. No vocabulary is written: put ``vocab.json`` and ``merges.txt`` (or ``tokenizer.json``)
-    of the same model into the folder to read sentences.
+    Values keep their types.
 
     Args:
         path: the file.
-        out: folder to make: ``model.safetensors`` and ``config.json``.
+        out: folder to make: ``model.safetensors`` and ``config.json``, and the vocabulary; appears whole or not at all.
         heads: attention heads of the vision and of the text tower, which no tensor tells; a head for each 64 of the
             width unless given, as in all of OpenAI's.
+        vocabulary: folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, of the same model. Without it
+            the folder reads no sentences until these files are put there.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if the file cannot be read, holds more than tensors, or is no vision transformer of CLIP; if
-            ``out`` is there already and not empty.
+        ValueError: if the file cannot be read, holds more than tensors, is no vision transformer of CLIP, or has
+            tensors of other shapes or numbers that are not finite; if the vocabulary is another model's; if ``out``
+            is there already and not empty.
     """
-    from safetensors.torch import save_file
-
     path, out = Path(path), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; give a folder that is empty or not there yet")
+    require_new_folder(out)
+    existing_file(path, expected="a state dict of CLIP with OpenAI's names (.pt or .safetensors)")
+    words = () if vocabulary is None else _vocabulary_files(Path(vocabulary))
     tensors, same_as = _openai_tensors(path)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in _NOTES}
+    if (scale := tensors.get("logit_scale")) is not None and scale.shape == (1,):
+        tensors["logit_scale"] = scale.reshape(())  # some copies have it as a list of one
     config = _config_of(tensors, path, heads)
-    converted = _renamed(tensors, path)
-    out.mkdir(parents=True, exist_ok=True)
+    advice = "download it again, or give another file"
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_shapes(shapes, _openai_shapes(config), path, what="a CLIP with OpenAI's names", advice=advice)
+    check_values(tensors, path)
+    converted = _renamed(tensors)
     metadata = {"format": "pt"} | ({_SAME_AS: same_as} if same_as else {})
-    with replacing(out / "model.safetensors") as beside:
-        save_file(converted, beside, metadata)
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+    with replacing_folder(out) as making:
+        making.mkdir()
+        write_tensors(converted, making / "model.safetensors", metadata)
+        write_text(making / "config.json", json.dumps(config, indent=2) + "\n")
+        for file in words:
+            shutil.copyfile(file, making / file.name)
+        if words:
+            _tokenizer(making, config["text_config"]["vocab_size"], what=str(vocabulary))
     return out
+
+
+def described(folder: str | Path) -> str:
+    """What a folder that :func:`convert_clip` wrote holds, in a line, from its ``config.json``."""
+    values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    vision, text = values["vision_config"], values["text_config"]
+    side, patch = vision["image_size"], vision["patch_size"]
+    return (
+        f"{vision['num_hidden_layers']} blocks of width {vision['hidden_size']} and {vision['num_attention_heads']} "
+        f"heads, {1 + (side // patch) ** 2} tokens of a {side} x {side} picture; {text['num_hidden_layers']} layers of "
+        f"text of width {text['hidden_size']}, {text['vocab_size']:,} words"
+    )
+
+
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""The files of a vocabulary: either form is enough."""
+
+
+def _vocabulary_files(folder: Path) -> tuple[Path, ...]:
+    """Those of the first form that is there whole."""
+    for names in _VOCABULARIES:
+        if all((folder / name).is_file() for name in names):
+            return tuple(folder / name for name in names)
+    raise ValueError(
+        f"{folder} holds no vocabulary: expected a folder with tokenizer.json, or vocab.json and merges.txt, such as "
+        f"those of {CLIP_B32} on the hub"
+    )
+
+
+def _openai_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of OpenAI's names, and its shape in a model of this ``config.json``."""
+    vision, text, joint = config["vision_config"], config["text_config"], config["projection_dim"]
+    width, text_width, patch = vision["hidden_size"], text["hidden_size"], vision["patch_size"]
+    found: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "token_embedding.weight": (text["vocab_size"], text_width),
+        "positional_embedding": (text["max_position_embeddings"], text_width),
+        "text_projection": (text_width, joint),
+        "visual.class_embedding": (width,),
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (1 + (vision["image_size"] // patch) ** 2, width),
+        "visual.proj": (width, joint),
+    }
+    norms = [("ln_final", text_width), ("visual.ln_pre", width), ("visual.ln_post", width)]
+    for side, size, inner in (("visual.transformer", width, vision), ("transformer", text_width, text)):
+        for i in range(inner["num_hidden_layers"]):
+            block = f"{side}.resblocks.{i}"
+            norms += [(f"{block}.ln_1", size), (f"{block}.ln_2", size)]
+            matrices = {"attn.in_proj_": (3 * size, size), "attn.out_proj.": (size, size)}
+            matrices |= {"mlp.c_fc.": (4 * size, size), "mlp.c_proj.": (size, 4 * size)}
+            for name, shape in matrices.items():
+                found |= {f"{block}.{name}weight": shape, f"{block}.{name}bias": shape[:1]}
+    return found | {f"{name}.{kind}": (size,) for name, size in norms for kind in ("weight", "bias")}
 
 
 def _openai_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file by OpenAI's names, and the hub id of the same weights if it is a released file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    data = path.read_bytes()
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -510,26 +582,17 @@ def _openai_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             warnings.simplefilter("ignore")  # the reader of this form of file is deprecated
             found = torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict()
         return dict(found), OPENAI_FILES[digest]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # a damaged or hostile file: the reader's exceptions are of every kind
-        raise ValueError(
-            f"{path} cannot be read as a file of tensors: it is damaged, or holds more than tensors; nothing in it "
-            "was run; get it again, or save a plain state dict by torch.save"
-        ) from None
+    found = read_tensors(data, path)
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise ValueError(f"{path} holds no state dict; expected names and tensors, as torch.save writes one")
-    return {str(name): tensor for name, tensor in found.items()}, None
+    return named_tensors(found, path, expected="a state dict, names and tensors as torch.save writes one"), None
 
 
 def _is_torchscript(data: bytes) -> bool:
-    if not zipfile.is_zipfile(io.BytesIO(data)):
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
 
 
 def _depth(names: Iterable[str], prefix: str) -> int:
@@ -543,18 +606,33 @@ def _config_of(tensors: Mapping[str, Tensor], path: Path, heads: tuple[int, int]
         raise ValueError(f"{path} is a ResNet of CLIP, which has no levels of tokens; convert a ViT, such as ViT-B-32")
     first_blocks = ("visual.transformer.resblocks.0.ln_1.weight", "transformer.resblocks.0.ln_1.weight")
     if missing := [name for name in (*_NAMES, *first_blocks) if name not in tensors]:
-        raise ValueError(f"{path} is no CLIP with OpenAI's names: {missing[0]} is missing")
-    width, _, _, patch = tensors["visual.conv1.weight"].shape
-    side = math.isqrt(len(tensors["visual.positional_embedding"]) - 1)
-    length, text_width = tensors["positional_embedding"].shape
-    vocabulary = len(tensors["token_embedding.weight"])
-    joint = tensors["text_projection"].shape[1]
+        raise ValueError(
+            f"{path} is no CLIP with OpenAI's names: it lacks {counted(missing)}; download it again, or give another "
+            "file"
+        )
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = tuple(tensors[name].shape)
+        if len(found) != dimensions or 0 in found:
+            raise ValueError(
+                f"{path}: {name} has the shape {found}, expected {dimensions} dimensions; download it again, or give "
+                "another file"
+            )
+        return found
+
+    width, _, _, patch = shape("visual.conv1.weight", 4)
+    side = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
+    length, text_width = shape("positional_embedding", 2)
+    vocabulary, joint = shape("token_embedding.weight", 2)[0], shape("text_projection", 2)[1]
     if heads is None:
         if width % _HEAD_WIDTH or text_width % _HEAD_WIDTH:
-            raise ValueError(f"widths {width} and {text_width} are no multiples of {_HEAD_WIDTH}: give heads")
+            raise ValueError(
+                f"{path}: its widths, {width} and {text_width}, are no multiples of {_HEAD_WIDTH}, as those of OpenAI's"
+                " are: give the attention heads of both towers (--heads and --text-heads)"
+            )
         heads = (width // _HEAD_WIDTH, text_width // _HEAD_WIDTH)
     if min(heads) < 1 or width % heads[0] or text_width % heads[1]:
-        raise ValueError(f"heads {heads} do not divide the widths {width} and {text_width}")
+        raise ValueError(f"{path}: heads {heads} do not divide the widths {width} and {text_width}; give others")
     both = {"hidden_act": "quick_gelu", "layer_norm_eps": _EPSILON, "projection_dim": joint}
     return {
         "architectures": ["CLIPModel"],
@@ -587,7 +665,7 @@ def _config_of(tensors: Mapping[str, Tensor], path: Path, heads: tuple[int, int]
     }
 
 
-def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's tensors by Hugging Face's names; queries, keys and values apart."""
     names = dict(_NAMES)
     joined: dict[str, str] = {}
@@ -597,16 +675,8 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             for kind in ("weight", "bias"):
                 names |= {f"{block}.{a}.{kind}": f"{layer}.{b}.{kind}" for a, b in _IN_BLOCKS.items()}
                 joined[f"{block}.attn.in_proj_{kind}"] = f"{layer}.self_attn.{{}}_proj.{kind}"
-    expected = {*names, *joined}
-    if wrong := sorted(expected ^ set(tensors)):
-        there = "is missing" if wrong[0] in expected else "is unknown"
-        raise ValueError(f"{path} is no CLIP with OpenAI's names: {len(wrong)} differ; {wrong[0]} {there}")
-    found = {
-        ours: (tensors[name].T if name in _TRANSPOSED else tensors[name]).contiguous() for name, ours in names.items()
-    }
-    found["logit_scale"] = found["logit_scale"].reshape(())  # some copies have it as a list of one
+    found = {ours: tensors[name].T if name in _TRANSPOSED else tensors[name] for name, ours in names.items()}
     for name, pattern in joined.items():
         for part, tensor in zip("qkv", tensors[name].chunk(3), strict=True):
-            # A copy: the three would otherwise lie in one piece of memory, which safetensors refuses.
-            found[pattern.format(part)] = tensor.clone()
+            found[pattern.format(part)] = tensor
     return found

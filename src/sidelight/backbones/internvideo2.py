@@ -28,9 +28,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +42,8 @@ from sidelight.backbones import bert
 from sidelight.backbones.bert import Bert, BertConfig
 from sidelight.backbones.protocol import POOLINGS, FeatureRecipe, weights_digest
 from sidelight.backbones.wordpiece import WordPiece
-from sidelight.files import replacing, write_text
+from sidelight.files import replacing_folder, require_new_folder, write_text
+from sidelight.foreign import check_shapes, check_values, existing_file, named_tensors, read_tensors, write_tensors
 from sidelight.options import check_types, require
 
 MEAN = (0.485, 0.456, 0.406)
@@ -56,6 +55,7 @@ CLIPS_AT_ONCE = 8
 QUERIES_AT_ONCE = 64
 """Sentences that the text tower sees together."""
 
+_AGAIN = "convert the published checkpoint again, into a new folder: sidelight convert internvideo2 FILE.pt --out DIR"
 _RMS_EPSILON = 1e-6
 _SAMPLE = 64
 """Values of each tensor that are looked at when weights are loaded, to see that they are what the digest is of."""
@@ -422,14 +422,16 @@ class InternVideo2(nn.Module):
         folder = _folder_of(folder)
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise ValueError(
-                f"{folder} is no InternVideo2 backbone: {', '.join(missing)} missing; make one of the published "
-                "checkpoint with convert_internvideo2"
+                f"{folder} is no InternVideo2 backbone: {', '.join(missing)} missing{_kind_of(folder)}; make one of "
+                "the published checkpoint: sidelight convert internvideo2 FILE.pt --out DIR"
             )
         try:
             written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             digest, sample, values = (written.pop(name) for name in ("digest", "sample", "config"))
         except (KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not as convert_internvideo2 writes it: {error}") from None
+            raise ValueError(
+                f"{folder / 'config.json'} is not as convert_internvideo2 writes it: {error}; {_AGAIN}"
+            ) from None
         config, tokenizer = InternVideo2Config.from_dict(values), WordPiece.read(folder / "vocab.txt")
         with torch.device("meta"):
             model = cls(config)
@@ -437,7 +439,8 @@ class InternVideo2(nn.Module):
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
                 # Not a dict: the file cannot be iterated over itself.
-                _compare({n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}, shapes, folder)  # noqa: SIM118
+                here = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+                check_shapes(here, shapes, folder, what="the model of its config.json", advice=_AGAIN)
                 samples = {}
                 for name in shapes:
                     tensor = file.get_tensor(name)
@@ -448,17 +451,28 @@ class InternVideo2(nn.Module):
         if weights_digest(samples | _as_bytes(config, tokenizer)) != sample:
             raise ValueError(
                 f"the weights, the config.json or the vocab.txt in {folder} have changed since they were written "
-                "together; convert the published checkpoint again"
+                f"together; {_AGAIN}"
             )
         model.load_state_dict(found, assign=True)
         return model.eval().requires_grad_(False), tokenizer, str(digest)
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder holds by its ``config.json``, for a message, if that is one of transformers."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" (it holds weights of {kind})"
 
 
 def _folder_of(weights: str | Path) -> Path:
     """The folder that ``weights`` is, or one of whose files it is."""
     path = Path(weights)
     if path.suffix in (".pt", ".pth", ".bin"):
-        raise ValueError(f"{path} is a published checkpoint; convert it once with convert_internvideo2")
+        raise ValueError(
+            f"{path} is a published checkpoint; convert it once: sidelight convert internvideo2 {path} --out DIR"
+        )
     return path.parent if path.name in FILES else path
 
 
@@ -474,25 +488,6 @@ def _as_bytes(config: InternVideo2Config, tokenizer: WordPiece) -> dict[str, Ten
 def _sample(tensor: Tensor) -> Tensor:
     """A few values, evenly spread: training changes all of them, and reading them costs nothing."""
     return tensor.flatten()[:: max(1, tensor.numel() // _SAMPLE)]
-
-
-def _compare(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: object) -> None:
-    """ValueError with one sentence that names what is missing, too much, or of another shape."""
-    wrong = []
-    if missing := sorted(set(wanted) - set(found)):
-        wrong.append(f"lacks {_names(missing)}")
-    if extra := sorted(set(found) - set(wanted)):
-        wrong.append(f"has the unknown {_names(extra)}")
-    if other := sorted(n for n in set(found) & set(wanted) if found[n] != wanted[n]):
-        name = other[0]
-        wrong.append(f"has other shapes in {_names(other)} ({name} is {found[name]}, expected {wanted[name]})")
-    if wrong:
-        raise ValueError(f"{where} does not hold this model: it {', and '.join(wrong)}")
-
-
-def _names(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 # ------------------------------------------------------------------------------------------------- published files
@@ -511,8 +506,12 @@ def convert_internvideo2(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    vocabulary: str | Path,
+    vocabulary: str | Path | None = None,
     config: InternVideo2Config | None = None,
+    heads: int | None = None,
+    pool_heads: int | None = None,
+    text_heads: int | None = None,
+    activation: Literal["gelu_tanh", "gelu"] | None = None,
 ) -> Path:
     """A published checkpoint to a folder of safetensors that :class:`InternVideo2Backbone` loads.
 
@@ -523,55 +522,92 @@ def convert_internvideo2(
     Args:
         checkpoint: such as ``InternVideo2-stage2_1b-224p-f4.pt``: names to tensors, bare or inside ``module`` or
             ``model``.
-        out: the folder to make.
-        vocabulary: the ``vocab.txt`` of bert-large-uncased, which the checkpoint does not hold.
-        config: the sizes; read off the shapes unless given, with the numbers of heads of the published sizes.
+        out: the folder to make; appears whole or not at all.
+        vocabulary: the ``vocab.txt`` of bert-large-uncased, which the checkpoint does not hold; the one beside it
+            unless given.
+        config: the sizes; read off the shapes unless given, by :func:`config_of` with the next four.
+        heads: attention heads of the video tower.
+        pool_heads: attention heads of its pool.
+        text_heads: attention heads of the text tower.
+        activation: ``gelu`` for weights that were trained without the fused kernel.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if a file cannot be read, or parameters are missing, unknown or of another shape.
+        ValueError: if a file cannot be read, parameters are missing, unknown, of another shape or not finite, or
+            ``out`` is there already and not empty.
     """
-    from safetensors.torch import save_file
-
-    tokenizer = WordPiece.read(vocabulary)
-    published = _read_published(Path(checkpoint))
-    config = config or config_of({name: tuple(t.shape) for name, t in published.items()})
-    tensors = from_published(published, config, where=checkpoint)
+    path, folder = Path(checkpoint), Path(out)
+    require_new_folder(folder)
+    existing_file(path, expected="a published checkpoint of InternVideo2 (.pt)")
+    words = _vocabulary_of(path, vocabulary)
+    tokenizer = WordPiece.read(words)
+    published = _read_published(path)
+    if config is None:
+        shapes = {name: tuple(t.shape) for name, t in published.items()}
+        try:
+            config = config_of(shapes, heads, pool_heads, text_heads, activation)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    tensors = from_published(published, config, where=path)
     if len(tokenizer) != config.text.vocabulary:
-        raise ValueError(f"{vocabulary} has {len(tokenizer)} tokens, the text tower {config.text.vocabulary}")
+        raise ValueError(
+            f"{words} has {len(tokenizer)} tokens, the text tower {config.text.vocabulary}; give the {VOCABULARY}"
+        )
+    check_values(tensors, path)
     beside = _as_bytes(config, tokenizer)
     written = {
         "digest": weights_digest(tensors | beside),
         "sample": weights_digest({name: _sample(tensor) for name, tensor in tensors.items()} | beside),
         "config": dataclasses.asdict(config),
     }
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)  # written last: without it the folder is not taken for whole
-    with replacing(folder / "model.safetensors") as path:
-        save_file(tensors, path, {"format": "pt"})
-    write_text(folder / "vocab.txt", Path(vocabulary).read_text(encoding="utf-8"))
-    write_text(folder / "config.json", json.dumps(written, indent=2) + "\n")
+    with replacing_folder(folder) as making:
+        making.mkdir()
+        write_tensors(tensors, making / "model.safetensors", {"format": "pt"})
+        write_text(making / "vocab.txt", words.read_text(encoding="utf-8"))
+        write_text(making / "config.json", json.dumps(written, indent=2) + "\n")
     return folder
+
+
+def described(folder: str | Path) -> str:
+    """What a folder that :func:`convert_internvideo2` wrote holds, in a line, from its ``config.json``."""
+    values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = InternVideo2Config.from_dict(values["config"])
+    video, text = config.video, config.text
+    with torch.device("meta"):
+        count = sum(p.numel() for p in InternVideo2(config).parameters())
+    return (
+        f"{video.depth} blocks of width {video.width} and {video.heads} heads, {video.frames} frames of "
+        f"{video.resolution} x {video.resolution}, pool to {video.pool_width}; {text.depth} layers of text of width "
+        f"{text.width}; {count:,} parameters, digest {values['digest']}"
+    )
+
+
+VOCABULARY = "vocab.txt of bert-large-uncased (on the hub: google-bert/bert-large-uncased)"
+
+
+def _vocabulary_of(checkpoint: Path, vocabulary: str | Path | None) -> Path:
+    """The file that is given, or lies beside the checkpoint."""
+    if vocabulary is None:
+        beside = checkpoint.with_name("vocab.txt")
+        if not beside.is_file():
+            raise ValueError(
+                f"{checkpoint} holds no vocabulary, and there is no {beside}: put the {VOCABULARY} there, or give it "
+                "by --vocabulary FILE"
+            )
+        return beside
+    return Path(vocabulary)
 
 
 def _read_published(path: Path) -> dict[str, Tensor]:
     """Names to tensors of a ``.pt``, without what they may be wrapped in."""
-    try:
-        # Mapped where the format allows: the 6B model need not fit into memory twice.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0] or "it is empty"
-        raise ValueError(f"cannot read {path} as a file of tensors: {reason}") from None
+    found = read_tensors(path, path)  # mapped: the 6B model need not fit into memory twice
     for wrapper in ("module", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
             break
-    if not isinstance(found, dict) or not found or not all(isinstance(t, Tensor) for t in found.values()):
-        raise ValueError(f"{path} holds no names and tensors, neither bare nor inside 'module' or 'model'")
-    return found
+    return named_tensors(found, path, expected="names and tensors, bare or inside 'module' or 'model'")
 
 
 def from_published(
@@ -593,55 +629,77 @@ def from_published(
         found[f"text_encoder.{renamed}" if renamed and name.startswith(_TEXT) else name] = tensor
     with torch.device("meta"):
         wanted = {name: tuple(t.shape) for name, t in InternVideo2(config).state_dict().items()}
-    _compare({name: tuple(t.shape) for name, t in found.items()}, wanted, where)
-    return {name: found[name].contiguous() for name in wanted}
+    here = {name: tuple(t.shape) for name, t in found.items()}
+    advice = "download it again, or give another file, of a whole Stage-2 model"
+    check_shapes(here, wanted, where, what="this model", advice=advice)
+    return {name: found[name] for name in wanted}
 
 
-def config_of(shapes: Mapping[str, tuple[int, ...]]) -> InternVideo2Config:
+def config_of(
+    shapes: Mapping[str, tuple[int, ...]],
+    heads: int | None = None,
+    pool_heads: int | None = None,
+    text_heads: int | None = None,
+    activation: Literal["gelu_tanh", "gelu"] | None = None,
+) -> InternVideo2Config:
     """The sizes of a published model, read off its names and shapes.
 
-    Numbers of heads are in no shape: they are those of the published size of that width and depth, and 64 channels
-    a head for text. The text tower ends where the fusion with video begins.
+    Numbers of heads are in no shape: unless given, they are those of the published size of that width and depth, and
+    64 channels a head for text. Nor is the activation. The text tower ends where the fusion with video begins.
 
     Raises:
-        ValueError: if a shape that tells is missing, or no published size has that width and depth.
+        ValueError: if a shape that tells is missing or of another kind, or no published size has that width and depth
+            and the numbers of heads are not given.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in shapes:
             raise ValueError(f"this is no checkpoint of a whole InternVideo2 model: it has no {name}")
-        return tuple(shapes[name])
+        found = tuple(shapes[name])
+        if len(found) != dimensions or 0 in found:
+            raise ValueError(f"{name} has the shape {found}, expected {dimensions} dimensions; download it again")
+        return found
 
     def count(pattern: str) -> int:
-        return 1 + max((int(m[1]) for name in shapes if (m := re.match(pattern, name))), default=-1)
+        return len({m[1] for name in shapes if (m := re.match(pattern, name))})
 
-    width, _, _, patch, _ = shape("vision_encoder.patch_embed.proj.weight")
+    width, _, _, patch, _ = shape("vision_encoder.patch_embed.proj.weight", 5)
     depth = count(r"vision_encoder\.blocks\.(\d+)\.")
     size = next((s for s in SIZES.values() if (s.width, s.depth) == (width, depth)), None)
-    if size is None:
-        raise ValueError(f"no published size has {depth} blocks of width {width}; give the config")
-    cells = shape("vision_encoder.img_pos_embed")[1] - 1
+    if size is None and (heads is None or pool_heads is None):
+        raise ValueError(
+            f"no published size has {depth} blocks of width {width}, and shapes do not tell the numbers of heads: give "
+            "--heads and --pool-heads"
+        )
+    cells = shape("vision_encoder.img_pos_embed", 3)[1] - 1
+    if cells < 1:
+        raise ValueError("vision_encoder.img_pos_embed has no place for a patch; download it again")
     fusion = [int(m[1]) for name in shapes if (m := _TEXT_LAYER.fullmatch(name)) and "crossattention" in m[2]]
-    vocabulary, text_width = shape(f"{_TEXT}embeddings.word_embeddings.weight")
+    vocabulary, text_width = shape(f"{_TEXT}embeddings.word_embeddings.weight", 2)
+    known = {} if size is None else {"heads": size.heads, "pool_heads": size.pool_heads}
+    given = {"heads": heads, "pool_heads": pool_heads, "activation": activation}
+    chosen: dict[str, Any] = known | {name: value for name, value in given.items() if value is not None}
     return InternVideo2Config(
-        video=dataclasses.replace(
-            size,
-            hidden=shape("vision_encoder.blocks.0.mlp.fc1.weight")[0],
+        video=VideoConfig(
+            width=width,
+            depth=depth,
+            hidden=shape("vision_encoder.blocks.0.mlp.fc1.weight", 2)[0],
             patch=patch,
             resolution=patch * math.isqrt(cells),
-            frames=(shape("vision_encoder.pos_embed")[1] - 1) // cells,
-            pool_width=shape("vision_encoder.clip_projector.cross_attn.proj.weight")[0],
+            frames=(shape("vision_encoder.pos_embed", 3)[1] - 1) // cells,
+            pool_width=shape("vision_encoder.clip_projector.cross_attn.proj.weight", 2)[0],
+            **chosen,
         ),
         text=BertConfig(
             vocabulary=vocabulary,
             width=text_width,
             depth=min(fusion, default=count(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")),
-            heads=max(1, text_width // 64),
-            hidden=shape(f"{_TEXT}encoder.layer.0.intermediate.dense.weight")[0],
-            positions=shape(f"{_TEXT}embeddings.position_embeddings.weight")[0],
-            segments=shape(f"{_TEXT}embeddings.token_type_embeddings.weight")[0],
+            heads=max(1, text_width // 64) if text_heads is None else text_heads,
+            hidden=shape(f"{_TEXT}encoder.layer.0.intermediate.dense.weight", 2)[0],
+            positions=shape(f"{_TEXT}embeddings.position_embeddings.weight", 2)[0],
+            segments=shape(f"{_TEXT}embeddings.token_type_embeddings.weight", 2)[0],
         ),
-        joint=shape("vision_proj.weight")[0],
+        joint=shape("vision_proj.weight", 2)[0],
     )
 
 
@@ -691,7 +749,7 @@ class InternVideo2Backbone:
         clip_seconds: float = 2.0,
     ) -> None:
         if weights is None:
-            raise ValueError("internvideo2 needs weights: the folder that convert_internvideo2 wrote")
+            raise ValueError("internvideo2 needs weights: the folder that `sidelight convert internvideo2` made")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
         if pooling not in POOLINGS:

@@ -128,6 +128,11 @@ class Backbone(Protocol):
         """The recipe of what the two encoders return."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
     def encode_video(self, frames_CFSS3: torch.Tensor) -> torch.Tensor:
         """Encode clips.
 
