@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +14,20 @@ import torch
 from sidelight.annotations import Annotation
 from sidelight.backbones import load_backbone
 from sidelight.backbones.shapes import ShapesBackbone
+from sidelight.decode_workers import clips_of
 from sidelight.extract import (
-    clips_of,
+    chosen_videos,
+    clips_at_once,
     content_digest,
     encode_queries,
     encode_video_file,
     extract,
     find_videos,
+    sampling_of,
+    videos_of,
 )
 from sidelight.features import FeatureStore
-from sidelight.video import VideoError, frames_at
+from sidelight.video import VideoError, frames_at, probe
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +51,10 @@ def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_chunks_do_not_change_the_pictures(video: Path, backbone: ShapesBackbone, chunk: int) -> None:
-    parts = list(clips_of(video, backbone.recipe, chunk=chunk))
+    sampling, duration = sampling_of(backbone.recipe), probe(video).duration
+    parts = list(clips_of(video, sampling, duration, chunk=chunk))
     assert all(len(p) <= chunk for p in parts)
-    assert np.array_equal(np.concatenate(parts), np.concatenate(list(clips_of(video, backbone.recipe))))
+    assert np.array_equal(np.concatenate(parts), np.concatenate(list(clips_of(video, sampling, duration))))
 
 
 def test_queries_are_encoded_once_each(backbone: ShapesBackbone) -> None:
@@ -98,3 +105,107 @@ def test_the_content_decides_the_digest(video: Path, tmp_path: Path) -> None:
 def test_other_levels_are_other_features(video: Path, tiny_backbone: Path, backbone: ShapesBackbone) -> None:
     two = load_backbone("shapes", weights=tiny_backbone, levels=2)
     assert np.array_equal(encode_video_file(video, two).video_KTD, encode_video_file(video, backbone).video_KTD[2:])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("batch_clips", [3, 8])
+def test_workers_and_company_change_no_bit(
+    tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path, workers: int, batch_clips: int
+) -> None:
+    videos = {p.stem: p for p in sorted((tiny_world / "videos").iterdir())}
+    store, _ = extract(videos, [], backbone, tmp_path / "all", workers=workers, batch_clips=batch_clips)
+    for vid, path in videos.items():
+        alone, _ = extract({vid: path}, [], backbone, tmp_path / vid, workers=0, batch_clips=batch_clips)
+        assert np.array_equal(alone.video(vid).video_KTD, store.video(vid).video_KTD)
+        if batch_clips == clips_at_once(backbone):
+            assert np.array_equal(encode_video_file(path, backbone).video_KTD, store.video(vid).video_KTD)
+
+
+def test_another_size_of_batches_changes_the_last_bit_at_most(
+    tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path
+) -> None:
+    videos = {p.stem: p for p in sorted((tiny_world / "videos").iterdir())[:2]}
+    one, other = (extract(videos, [], backbone, tmp_path / str(n), batch_clips=n)[0] for n in (1, 16))
+    for vid in videos:
+        first, second = one.video(vid).video_KTD, other.video(vid).video_KTD
+        # Numbers near 0 have small last places: a unit there is what was lost before, in larger numbers.
+        np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), rtol=2**-10, atol=1e-4)
+
+
+def test_failures_are_written_down_and_forgotten_when_they_are_mended(
+    video: Path, backbone: ShapesBackbone, tmp_path: Path
+) -> None:
+    bad = tmp_path / "b.mp4"
+    bad.write_text("no video")
+    out = tmp_path / "out"
+    _, failures = extract({"a": video, "b": bad}, [], backbone, out, absent={"c": "there is no file"}, workers=1)
+    assert failures.keys() == {"b", "c"}
+    rows = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert [(r["vid"], r["file"]) for r in rows] == [("b", str(bad)), ("c", "")] and "not a video" in rows[0]["reason"]
+    # Those that are not asked for stay; those that are there now go.
+    bad.write_bytes(video.read_bytes())
+    store, failures = extract({"b": bad}, [], backbone, out)
+    assert not failures and [row["vid"] for row in store.failures()] == ["c"]
+    extract({"c": bad}, [], backbone, out)
+    assert store.failures() == [] and store.videos() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("workers", -1), ("batch_clips", 0)])
+def test_sizes_are_checked(backbone: ShapesBackbone, tmp_path: Path, name: str, value: int) -> None:
+    sizes: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        extract({}, [], backbone, tmp_path, **sizes)
+
+
+def test_sources_of_videos(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    for name in ("a.mp4", "b.MKV", "deep/c.mov", "notes.txt"):
+        (films / name).parent.mkdir(parents=True, exist_ok=True)
+        (films / name).touch()
+    listed = tmp_path / "list.txt"
+    listed.write_text("# chosen\nfilms/a.mp4\n\nfilms/deep/*.mov\n")
+    table: list[tuple[list[str | Path], list[str]]] = [
+        ([], []),
+        ([films], ["a", "b"]),
+        ([films / "a.mp4"], ["a"]),
+        ([str(films / "*.mp4")], ["a"]),
+        ([str(films / "**" / "*")], ["a", "b", "c"]),
+        ([listed], ["a", "c"]),
+        ([films, films / "a.mp4", listed], ["a", "b", "c"]),
+    ]
+    for sources, ids in table:
+        assert sorted(videos_of(sources)) == ids
+    (films / "deep" / "a.mkv").touch()
+    for wrong, said in (
+        ([films / "none"], "does not exist"),
+        ([films / "deep" / "*.avi"], "has no video files"),
+        ([tmp_path], "has no video files"),
+        ([films, films / "deep"], "would both be the video 'a'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            videos_of([str(w) for w in wrong])
+    listed.write_text("films/none.mp4")
+    with pytest.raises(ValueError, match=r"list\.txt, line 1"):
+        videos_of([listed])
+    listed.write_text("# none\n")
+    with pytest.raises(ValueError, match="names no video"):
+        videos_of([listed])
+
+
+def test_videos_are_chosen_by_annotations() -> None:
+    found: dict[str, str | Path] = {"a": "a.mp4", "b": "b.mp4"}
+    assert chosen_videos(found, None) == (found, {})
+    assert chosen_videos(found, ["b", "c", "b"]) == ({"b": "b.mp4"}, {"c": "there is no file of that name"})
+    with pytest.raises(ValueError, match=r"none of the 1 videos .* such as 'c'"):
+        chosen_videos(found, ["c"])
+
+
+def test_a_damaged_store_is_told(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    store, _ = extract({"a": video, "b": video}, ["a star"], backbone, tmp_path)
+    assert store.verify() == {}
+    path = tmp_path / "videos" / "a.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))  # one bit, of a number
+    assert list(store.verify()) == ["videos/a.safetensors"] and "digest" in store.verify()["videos/a.safetensors"]
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in store.verify()["videos/a.safetensors"]

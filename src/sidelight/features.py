@@ -5,6 +5,7 @@ A store is a folder:
     manifest.json               what made the features: the feature recipe
     videos/VID.safetensors      "video" (K, T, D_v) float16, or (K, T, P, D_v), and the duration in the header
     queries/NAME.safetensors    many queries a file: digest of the sentence -> (K, L, D_t) float16
+    failures.jsonl              the videos that could not be read, and why, if there are any
 
 One file a video, because a video is what is read at once, written at once, and lost at once if a machine stops;
 safetensors, because it is read through a memory map and cannot carry code. Every file is written beside its place
@@ -20,18 +21,21 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureRecipe
-from sidelight.files import replacing
+from sidelight.files import replacing, write_text
+from sidelight.storage import cached, is_address
 from sidelight.timeline import Timeline
 
 Halves = npt.NDArray[np.float16]
 FORMAT = "sidelight.features/1"
+FAILURES = "failures.jsonl"
+"""The file of a store that says which videos could not be read, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +54,65 @@ class VideoFeatures:
             )
 
 
+class Asked(Protocol):
+    """What features are found by: an annotation, or whatever has these three."""
+
+    @property
+    def qid(self) -> int | str:
+        """Identifies the query."""
+
+    @property
+    def query(self) -> str:
+        """The sentence."""
+
+    @property
+    def vid(self) -> str:
+        """Identifies the video."""
+
+
+class Features(Protocol):
+    """What a dataset reads features from: a store of ours, or files in a layout that others released."""
+
+    folder: Path
+    """Where they are, for messages."""
+    recipe: FeatureRecipe
+    """What made them."""
+    slack: int
+    """By so many clips a label may lie beyond the features of its video."""
+
+    def has_video(self, vid: str) -> bool:
+        """Whether there are features of it."""
+
+    def video(self, vid: str) -> VideoFeatures:
+        """One video's features; ValueError if they are missing or damaged."""
+
+    def timeline(self, vid: str) -> Timeline:
+        """One video's timeline, without its features being read; ValueError likewise."""
+
+    def texts(self, asked: Iterable[Asked]) -> list[Halves]:
+        """(K, L, D_t) of each one's sentence, in their order; ValueError if one is missing or damaged."""
+
+
 class FeatureStore:
     """Features on disk, with the recipe that made them.
 
     Args:
-        folder: an existing store.
+        folder: an existing store, or its address in object storage, which is copied to the user's cache.
         levels: read only these of its levels (places from the end: -1 is the last); all unless given.
 
     Raises:
         ValueError: if the folder is no store, or of a newer format, or lacks one of the levels.
     """
 
+    slack = 1
+
     def __init__(self, folder: str | Path, *, levels: tuple[int, ...] | None = None) -> None:
-        self.folder = Path(folder)
+        # Read at random, many times over: of a store in object storage a copy on this machine is read.
+        self.folder = cached(str(folder), ("videos", "queries")) if is_address(folder) else Path(folder)
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
             raise ValueError(
-                f"{self.folder} is no feature store: manifest.json is missing; make one with `sidelight extract`"
+                f"{folder} is no feature store: manifest.json is missing; make one with `sidelight extract`"
             )
         try:
             values = json.loads(manifest.read_text())
@@ -151,7 +197,7 @@ class FeatureStore:
             ValueError: if the store has no such video, or its file is damaged.
         """
         file = _opened(self._existing(vid))
-        return VideoFeatures(video_KTD=self._chosen(file.get_tensor("video")), timeline=_timeline(file.metadata()))
+        return VideoFeatures(video_KTD=self._chosen(file.get_tensor("video")), timeline=_timeline(_about(file)))
 
     def timeline(self, vid: str) -> Timeline:
         """One video's timeline, from the header alone.
@@ -159,7 +205,7 @@ class FeatureStore:
         Raises:
             ValueError: as :meth:`video`.
         """
-        return _timeline(_opened(self._existing(vid)).metadata())
+        return _timeline(_about(_opened(self._existing(vid))))
 
     def _existing(self, vid: str) -> Path:
         path = self._video_path(vid)
@@ -176,6 +222,52 @@ class FeatureStore:
                 self._queries.update(dict.fromkeys(_opened(path).keys(), path))
                 self._shards_seen.add(path)
         return self._queries
+
+    def failures(self) -> list[dict[str, str]]:
+        """The videos that could not be read when they were extracted: vid, file and reason of each."""
+        path = self.folder / FAILURES
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Replace what :meth:`failures` says."""
+        write_text(self.folder / FAILURES, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+
+    def verify(self) -> dict[str, str]:
+        """Read everything and see whether it is what was written: shapes, widths and, but for files of older
+        versions, the digest of the content.
+
+        Returns:
+            File, relative to the store -> what is wrong with it; empty if nothing is.
+        """
+        wrong: dict[str, str] = {}
+        for path in sorted(
+            [*self.folder.glob("videos/[!.]*.safetensors"), *self.folder.glob("queries/[!.]*.safetensors")]
+        ):
+            try:
+                self._verify_file(path)
+            except (ValueError, KeyError) as error:
+                wrong[str(path.relative_to(self.folder))] = " ".join(str(error).split())
+        return wrong
+
+    def _verify_file(self, path: Path) -> None:
+        file, whole = _opened(path), FeatureStore(self.folder).recipe if self._rows is not None else self.recipe
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = _about(file)
+        said = metadata.get("digest")
+        if said is not None and said != _content_digest(tensors):
+            raise ValueError("the content is not what was written (digest); delete the file and extract again")
+        video = path.parent.name == "videos"
+        width, levels = whole.video_dim if video else whole.text_dim, len(whole.levels)
+        for name, values in tensors.items():
+            if len(values) != levels or values.shape[-1] != width or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{name}: expected {levels} levels of width {width}, all finite; got {values.shape}; delete the "
+                    "file and extract again"
+                )
+        if video:
+            VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata))
 
     def missing_queries(self, queries: Iterable[str]) -> list[str]:
         """Those sentences, each once, that the store lacks."""
@@ -212,6 +304,16 @@ class FeatureStore:
             found.update({q: self._chosen(file.get_tensor(query_digest(q))) for q in names})
         return found
 
+    def texts(self, asked: Iterable[Asked]) -> list[Halves]:
+        """(K, L, D_t) of each one's sentence, in their order.
+
+        Raises:
+            ValueError: as :meth:`queries`.
+        """
+        sentences = [one.query for one in asked]
+        found = self.queries(sentences)
+        return [found[query] for query in sentences]
+
 
 def query_digest(query: str) -> str:
     """The key of a sentence: 20 hex digits of its SHA-256."""
@@ -226,7 +328,24 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
         if not np.isfinite(values).all():
             raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
     with replacing(path) as temporary:
-        save_file(halves, temporary, metadata)
+        # One entry, for several would be written in any order: equal features are equal files.
+        about = {**metadata, "digest": _content_digest(halves)}
+        save_file(halves, temporary, {"about": json.dumps(about, sort_keys=True)})
+
+
+def _about(file: Any) -> dict[str, str]:
+    """What stands in a file beside its tensors; older files have it entry by entry."""
+    metadata: dict[str, str] = file.metadata() or {}
+    return dict(json.loads(metadata["about"])) if "about" in metadata else metadata
+
+
+def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """32 hex digits of names, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape};".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
 
 
 def _opened(path: Path) -> Any:
