@@ -128,7 +128,7 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
     arguments = ["--videos", "1", "--seed", "5", "--shortest", "20", "--longest", "20", "--side", "128"]
     assert main(["shapes", "--out", str(tmp_path / "w"), *arguments, "--workers", "2"]) == 0
     world = tmp_path / "w"
-    source = ["--videos", str(world / "videos"), "--annotations", str(world / "annotations.jsonl")]
+    source = [str(world / "videos"), "--annotations", str(world / "annotations.jsonl")]
     assert main(["extract", *source, "--out", str(tmp_path / "s"), "--device", "cpu"]) == 0
     assert "1 of 1 videos" in capsys.readouterr().out
 

@@ -136,6 +136,8 @@ def test_kinds_of_findings(tmp_path: Path, name: str, rows: list[Any], kinds: li
 def test_every_kind_is_tested_and_explained() -> None:
     elsewhere = {"shared-video", "missing-video", "surplus-video", "missing-features", "missing-query-features"}
     elsewhere |= {"surplus-features", "features-length", "features-unreadable", "features-recipe"}
+    # tests/test_layouts.py
+    elsewhere |= {"features-layout", "features-shape", "features-values", "features-few"}
     assert {kind for _, _, kinds in FILES for kind in kinds} | elsewhere == KINDS.keys()
     for kind in KINDS.values():
         assert kind.severity in SEVERITIES and kind.says and kind.advice

@@ -27,12 +27,15 @@ COMMANDS: dict[str, str] = {
     "calibrate": "see how reliable scores are, and choose from which score on there is no such moment",
     "data": "check annotations, videos and features; import your own",
     "extract": "extract the features of videos and queries into a store",
+    "features": "write features in the layouts that papers released, and import them",
     "shapes": "make a world of labelled synthetic videos",
     "ablate": "train the variants of one of the SDST paper's tables, and print ours beside the paper's",
     "summary": "print the parameters of a recipe's model, by module",
     "convert": "turn a checkpoint that others published into one of ours",
     "pretrain": "train the embedded backbone on the shapes world",
 }
+MODULES = {"convert": "sidelight.commands_convert", "features": "sidelight.commands_features"}
+"""Where a command stands, if not in commands.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,21 +74,29 @@ def _run(name: str, arguments: list[str]) -> int:
 
     # The sentence below each field of a configuration is its help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    commands = import_module("sidelight.commands")
+    commands = import_module(MODULES.get(name, "sidelight.commands"))
     add: Callable[..., None] = getattr(commands, f"add_{name}")
     run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")
     parser = ArgumentParser(
         prog=f"sidelight {name}", description=COMMANDS[name], exit_on_error=False, default_env=False, allow_abbrev=False
     )
     arguments = _with_config(name, arguments)
-    # A recipe's options depend on the side-tuner that it names.
-    add(parser, arguments) if name in ("train", "summary") else add(parser)
+    file = arguments[1] if arguments[:1] == ["--config"] and arguments[1:] else None
     try:
+        # A recipe's options depend on the side-tuner that it names.
+        add(parser, arguments) if name in ("train", "summary") else add(parser)
         parsed = parser.parse_args(arguments)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         # The parser calls the options of a sub-command "import.out".
-        said = re.sub(r"\b(?:check|import)\.(\w+)", r"--\1", " ".join(str(error).split()))
-        raise ValueError(f"{said} (see sidelight {name} --help)") from None
+        said = re.sub(
+            r"\b(?:check|import|export|verify|r2-tuning|internvideo2|clip)\.(\w+)",
+            r"--\1",
+            " ".join(str(error).split()),
+        )
+        # What the command line says beside the recipe is no mistake of the recipe.
+        options = (argument.lstrip("-").partition("=")[0] for argument in arguments[2:] if argument.startswith("--"))
+        where = f"recipe {file}: " if file and not any(option in said for option in options) else ""
+        raise ValueError(f"{where}{said} (see sidelight {name} --help)") from None
     return run(parsed, parser)
 
 

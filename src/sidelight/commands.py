@@ -215,27 +215,52 @@ def run_shapes(args: Namespace, _: ArgumentParser) -> int:
 
 
 def add_extract(parser: ArgumentParser) -> None:
-    parser.add_argument("--videos", required=True, help="folder with the video files, named by their ids")
-    parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
-    parser.add_argument("--out", required=True, help="folder of the feature store")
+    parser.usage = "sidelight extract VIDEOS ... --out STORE [--annotations FILE ...] [--backbone NAME] [--levels N]"
+    what = "folders, files, patterns ('films/**/*.mp4'), .txt lists, or addresses such as s3://films/"
+    parser.add_argument("videos", nargs="+", help=f"{what}; a video's id is its file name without suffix")
+    only = "JSONL in the QVHighlights form: extract its queries, and of the videos only those that it names"
+    parser.add_argument("--annotations", nargs="+", metavar="FILE", default=[], help=only)
+    parser.add_argument("--benchmark", help="whose files these are, as released: charades-sta, tacos, ...")
+    parser.add_argument("--domain", help="only this domain's (YouTube Highlights, TVSum)")
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the feature store, or an address")
     parser.add_argument("--backbone", default="shapes", help="which backbone")
     parser.add_argument("--levels", type=int, default=4, help="how many of its last layers")
     parser.add_argument("--pooling", choices=["cls", "mean", "attention", "tokens"], default="attention")
     parser.add_argument("--clip-seconds", type=float, help="length of a clip; the backbone's own unless given")
     parser.add_argument("--frames-per-clip", type=int, help="pictures per clip; the backbone's own unless given")
     parser.add_argument("--weights", default="", help="folder of the backbone's weights, or a hub id")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="what the backbone computes in")
     parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+    parser.add_argument("--workers", type=int, help="processes that decode; by the processors unless given")
+    parser.add_argument("--batch-clips", type=int, help="clips that go through the backbone at once")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: on a Ray cluster")
+    parser.add_argument("--actors", type=int, help="with --engine ray: backbones; one for each GPU unless given")
 
 
 def run_extract(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.annotations import read_annotations
     from sidelight.backbones import load_backbone
-    from sidelight.extract import extract, find_videos
+    from sidelight.benchmarks import benchmark
+    from sidelight.extract import chosen_videos, extract, videos_of
+    from sidelight.features import FAILURES
     from sidelight.grounder import usable_device
     from sidelight.recipe import BackboneConfig
 
-    annotations = read_annotations(args.annotations)
-    files = find_videos(args.videos, (a.vid for a in annotations))
+    if args.actors is not None and args.engine != "ray":
+        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
+    if args.device is not None and args.engine == "ray":
+        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")
+    if (args.benchmark or args.domain) and not args.annotations:
+        raise ValueError("--benchmark and --domain say how to read --annotations; give these too")
+    if args.domain and not args.benchmark:
+        raise ValueError("--domain needs --benchmark, which says what a domain is")
+    released = benchmark(args.benchmark) if args.benchmark else None
+    annotations = [
+        annotation
+        for file in args.annotations
+        for annotation in (released.read(file, domain=args.domain) if released else read_annotations(file))
+    ]
+    files, absent = chosen_videos(videos_of(args.videos), [a.vid for a in annotations] if args.annotations else None)
     config = BackboneConfig(
         name=args.backbone,
         levels=args.levels,
@@ -244,13 +269,24 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
         frames_per_clip=args.frames_per_clip,
         weights=args.weights,
     )
-    backbone = load_backbone(config.name, **config.options())
-    backbone = backbone.to(usable_device(args.device))
-    queries = [a.query for a in annotations]
-    store, failures = extract(files, queries, backbone, args.out, progress=True)
-    print(f"{store.folder}: {len(files) - len(failures)} of {len(files)} videos, {len(set(queries))} queries")
-    for vid, reason in failures.items():
-        print(f"failed: {vid}: {reason}")
+    options = {**config.options(), **({"dtype": args.dtype} if args.dtype else {})}
+    if args.dtype and config.name == "shapes":
+        raise ValueError("--dtype: the embedded backbone computes in float32; leave --dtype out")
+    queries = list(dict.fromkeys(a.query for a in annotations))
+    sizes = {"workers": args.workers, "batch_clips": args.batch_clips, "progress": True, "absent": absent}
+    if args.engine == "ray":
+        from sidelight.extract_ray import extract_on_ray
+
+        store, failures = extract_on_ray(files, queries, config.name, options, args.out, actors=args.actors, **sizes)
+    else:
+        backbone = load_backbone(config.name, **options).to(usable_device(args.device))
+        store, failures = extract(files, queries, backbone, args.out, **sizes)
+    there = sum(store.has_video(vid) for vid in files)
+    print(f"{args.out}: {there} of {len(files) + len(absent)} videos, {len(queries)} queries")
+    for vid, reason in list(failures.items())[:10]:
+        print(f"failed: {vid}: {reason}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} videos failed; {args.out}/{FAILURES} names each with the reason", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -260,18 +296,30 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
 def add_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     from sidelight.recipe import add_recipe_arguments
 
-    parser.usage = "sidelight train RECIPE.yaml [--resume] [--train.lr LR ...]"
+    parser.usage = "sidelight train RECIPE.yaml [--resume] [--check] [--train.lr LR ...]"
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    check = "look at paths, features and shapes, do two steps and two batches of validation, say how long it will take"
+    parser.add_argument("--check", action="store_true", help=f"{check}; nothing is written")
     add_recipe_arguments(parser, arguments)
 
 
 def run_train(args: Namespace, parser: ArgumentParser) -> int:
-    from sidelight.recipe import recipe_from
+    from sidelight.recipe import file_of, naming, recipe_from
     from sidelight.train import train
 
     recipe = recipe_from(args, parser)
+    if args.check:
+        from sidelight.train_check import check_run
+
+        with naming(file_of(args)):
+            checked = check_run(recipe, resume=args.resume)
+        for name, text in checked.lines():
+            print(f"{name:<12}{text}")
+        print(f"ready; nothing was written to {recipe.train.out}")
+        return 0
     try:
-        progress = train(recipe, resume=args.resume)
+        with naming(file_of(args)):
+            progress = train(recipe, resume=args.resume)
     except KeyboardInterrupt:
         print(f"go on with --resume and the same options; see {recipe.train.out}", file=sys.stderr)
         raise
@@ -289,7 +337,8 @@ def add_predict(parser: ArgumentParser) -> None:
     _add_backbone_weights(parser)
     parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
     parser.add_argument("--videos", help="folder with the video files, named by their ids")
-    parser.add_argument("--features", help="feature store; with --videos what it lacks is extracted into it")
+    features = "feature store, or a layout that a paper released; with --videos what a store lacks is extracted into it"
+    parser.add_argument("--features", help=features)
     parser.add_argument("--out", required=True, help="JSONL in the QVHighlights submission form")
 
 
@@ -302,15 +351,20 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.convert import published_checkpoint
     from sidelight.dataset import GroundingDataset
     from sidelight.extract import extract, find_videos
-    from sidelight.features import FeatureStore
+    from sidelight.features import Features, FeatureStore
     from sidelight.grounder import usable_device
+    from sidelight.layouts import durations_of, layout_of, open_features
     from sidelight.predict import predict
 
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     _check_writable(args.out, args.annotations)
+    foreign = args.features is not None and layout_of(args.features) != "sidelight"
+    if foreign and args.videos:
+        raise ValueError(f"{args.features} is no store of ours, nothing is extracted into it; leave out --videos")
     annotations = read_annotations(args.annotations)
     device = usable_device(args.device)
+    store: Features
     checkpoint = Checkpoint.from_pretrained(published_checkpoint(args.model) or args.model).to(device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.features or temporary
@@ -323,6 +377,10 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
             if failures:
                 vid, reason = next(iter(failures.items()))
                 raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
+        elif foreign:
+            # Its files do not say what made them: what can be compared is, the rest is taken on trust.
+            durations = durations_of(annotations)
+            store = open_features(folder, durations=durations, asked=annotations, recipe=checkpoint.features)
         else:
             store = FeatureStore(folder)
         if set(checkpoint.features.levels) < set(store.recipe.levels):
@@ -589,46 +647,6 @@ def run_summary(args: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
-def add_convert(parser: ArgumentParser) -> None:
-    parser.usage = "sidelight convert r2-tuning FILE.pth --recipe NAME --out DIR [--padding exact] [--hidden 64 ...]"
-    parser.add_argument("model", choices=["r2-tuning"], help="whose checkpoint it is")
-    parser.add_argument("file", metavar="FILE.pth", help="as R2-Tuning's own code saved it; nothing in it is executed")
-    named = "qvhighlights, charades-sta, tacos, ego4d-nlq, youtube-highlights-DOMAIN, tvsum-DOMAIN"
-    parser.add_argument("--recipe", required=True, metavar="NAME", help=f"the published run that it is: {named}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the checkpoint; new, or empty")
-    own = "for a run of your own, which is otherwise as the recipe says"
-    parser.add_argument("--video-dim", type=int, help=f"width of the backbone's video features (768), {own}")
-    parser.add_argument("--text-dim", type=int, help=f"width of its text features (512), {own}")
-    parser.add_argument("--hidden", type=int, help=f"width inside the model (256), {own}")
-    weights = "CLIP weights that made its features (openai/clip-vit-base-patch32); needed if their widths are others"
-    parser.add_argument("--weights", metavar="NAME", help=weights)
-    padding = "in a padded batch: each sample as if alone, or the numbers of the published code"
-    parser.add_argument("--padding", choices=["independent", "exact"], default="independent", help=padding)
-
-
-def run_convert(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.convert import convert_r2_tuning
-
-    made = convert_r2_tuning(
-        args.file,
-        args.out,
-        recipe=args.recipe,
-        video_dim=args.video_dim,
-        text_dim=args.text_dim,
-        hidden=args.hidden,
-        weights=args.weights,
-        padding=args.padding,
-    )
-    count = sum(p.numel() for p in made.model.parameters())
-    features = made.features
-    print(f"wrote {args.out}: {args.model} by the recipe {args.recipe}, {count:,} parameters")
-    print(
-        f"reads {features.backbone} ({features.weights}), levels {', '.join(map(str, features.levels))}, all tokens, "
-        f"{features.frames_per_clip} frame per clip of {features.clip_seconds:g} s"
-    )
-    return 0
-
-
 def add_pretrain(parser: ArgumentParser) -> None:
     from sidelight.pretrain import PretrainConfig
 
@@ -765,7 +783,7 @@ def add_data(parser: ArgumentParser) -> None:
     check.add_argument("folder", help="folder with annotations, in it or one folder below; or one file")
     check.add_argument("--benchmark", help='how to read them, or "own data"; each file is recognised unless given')
     check.add_argument("--videos", help="folder with the video files, named by their ids")
-    check.add_argument("--features", nargs="+", metavar="STORE", help="feature stores")
+    check.add_argument("--features", nargs="+", metavar="STORE", help="feature stores, or layouts that papers released")
     check.add_argument("--json", metavar="FILE", help="write the report as JSON; - for standard output")
     commands.add_subcommand("check", check, help="say what is in annotations, and what is wrong with them")
     table = Parser(usage=usage["import"], exit_on_error=False, default_env=False)

@@ -18,11 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from sidelight.annotations import CLIP_SECONDS, Annotation, AnnotationError, is_number
 from sidelight.benchmarks import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.benchmarks.base import Row, annotation_of, json_lines, shown, video_files
 from sidelight.benchmarks.qvhighlights import seconds_in_name
 from sidelight.features import FeatureStore
+from sidelight.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, described, layout_of
 from sidelight.timeline import Timeline
 
 Severity = Literal["error", "warning", "note"]
@@ -173,6 +177,26 @@ KINDS: dict[str, Kind] = {
     "features-unreadable": Kind(
         severity="error", says="features that cannot be read", advice="delete the file and extract again"
     ),
+    "features-layout": Kind(
+        severity="note",
+        says="features in the layout of a paper",
+        advice="training, predict and features import read it",
+    ),
+    "features-shape": Kind(
+        severity="error",
+        says="features of other levels, tokens or width than most",
+        advice="readers stop here; get or write them again",
+    ),
+    "features-values": Kind(
+        severity="error",
+        says="features that are not finite, or too large for float16",
+        advice="training would not survive them; get or write them again",
+    ),
+    "features-few": Kind(
+        severity="note",
+        says=f"features up to {CLIPS_OFF} clips longer or shorter than their video",
+        advice="what is more is cut, what is missing is as if the video ended there",
+    ),
     "features-recipe": Kind(
         severity="error",
         says="stores of different feature recipes",
@@ -281,7 +305,8 @@ def check(
         benchmark: how to read them, or "own data" for the QVHighlights form; else each file is recognised by its
             name or content.
         videos: folder with the video files, named by their ids; names are compared, nothing is decoded.
-        features: one feature store or several.
+        features: one feature store or several; or folders in a layout that papers released, of which every file that
+            the annotations name is read.
 
     Raises:
         AnnotationError: if there is nothing to look at, or no such benchmark.
@@ -296,9 +321,12 @@ def check(
     if videos is not None:
         findings += _check_videos(Path(videos), durations)
     stores = [features] if isinstance(features, (str, Path)) else list(features or ())
-    if stores:
+    foreign = [s for s in stores if layout_of(s) != "sidelight"]
+    for where in foreign:
+        findings += _check_layout(LAYOUTS[layout_of(where)](where), looked)
+    if ours := [s for s in stores if s not in foreign]:
         queries = dict.fromkeys(a.query for one in looked for a in one.annotations)
-        findings += _check_features([FeatureStore(s) for s in stores], durations, list(queries))
+        findings += _check_features([FeatureStore(s) for s in ours], durations, list(queries))
     order = {severity: i for i, severity in enumerate(SEVERITIES)}
     findings.sort(key=lambda f: order[f.severity])
     return Report(
@@ -617,3 +645,63 @@ def _check_features(
         found.append(_finding("missing-query-features", everywhere, [shown(q) for q in queries]))
     found += [_finding("surplus-features", name, vids) for name, vids in surplus.items()]
     return found
+
+
+def _check_layout(files: Layout, looked: Sequence[_Looked]) -> list[Finding]:
+    """Features in a layout that papers released: what is there, of which shape, and whether its numbers are sound."""
+    from tqdm import tqdm
+
+    asked = {str(a.qid): a for one in looked for a in one.annotations}
+    clips = {a.vid: _clips_of(one, a) for one in looked for a in one.annotations}
+    seen: dict[str, list[str]] = defaultdict(list)
+    videos: dict[str, Shape] = {}
+    texts: dict[str, Shape] = {}
+    for vid, expected in tqdm(clips.items(), unit="video", desc="reading", disable=None):
+        try:
+            if not files.has_video(vid):
+                seen["missing-features"].append(vid)
+                continue
+            videos[vid] = shape = files.video_shape(vid)
+            if not _sound(files.video(vid, range(shape.levels))):
+                seen["features-values"].append(f"video {vid}")
+        except ValueError as error:
+            seen["features-unreadable"].append(f"{vid}: {error}")
+            continue
+        if expected is not None and shape.length != expected:
+            far = abs(shape.length - expected) > CLIPS_OFF
+            seen["features-length" if far else "features-few"].append(
+                f"{vid}: {shape.length} clips, its duration makes {expected}"
+            )
+    for qid, annotation in asked.items():
+        try:
+            if not files.has_text(annotation):
+                seen["missing-query-features"].append(f"qid {qid}: {shown(annotation.query)}")
+                continue
+            texts[qid] = shape = files.text_shape(annotation)
+            if not _sound(files.text(annotation, range(shape.levels))):
+                seen["features-values"].append(f"qid {qid}: {shown(annotation.query)}")
+        except ValueError as error:
+            seen["features-unreadable"].append(f"qid {qid}: {error}")
+    summary = []
+    for what, found, wanted in (("video", videos, clips), ("sentence", texts, asked)):
+        forms = Counter(described(shape) for shape in found.values())
+        usual = forms.most_common(1)[0][0] if forms else "none"
+        summary.append(f"{files.name}: {len(found):,} of {len(wanted):,} {what}s; {usual}")
+        odd = [f"{what} {name}: {described(s)}" for name, s in found.items() if described(s) != usual]
+        seen["features-shape"] += odd
+    if surplus := [vid for vid in files.vids() if vid not in clips and vid.removesuffix("-cam-002") not in clips]:
+        seen["surplus-features"] = surplus
+    findings = [Finding(kind="features-layout", file=files.where, rows=len(summary), examples=tuple(summary))]
+    return findings + [_finding(kind, files.where, found) for kind, found in seen.items() if found]
+
+
+def _clips_of(one: _Looked, annotation: Annotation) -> int | None:
+    """How many clips the video of a row has; none where clips have no fixed length."""
+    seconds = one.clip_seconds(annotation)
+    return None if seconds is None else Timeline(duration=annotation.duration, clip_seconds=seconds).num_clips
+
+
+def _sound(array: npt.NDArray[Any]) -> bool:
+    """Whether all its numbers are finite, as float16 too."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float16, copy=False)).all())

@@ -9,7 +9,7 @@ Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import torch
 from sidelight import spans
 from sidelight.annotations import Annotation
 from sidelight.batch import Batch, Targets
-from sidelight.features import FeatureStore, Halves, VideoFeatures
+from sidelight.features import Features, Halves, VideoFeatures
 from sidelight.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.timeline import Timeline
 
@@ -41,7 +41,7 @@ class GroundingDataset:
 
     Args:
         annotations: one sample each.
-        store: features of their videos and queries.
+        store: features of their videos and queries, of any layout.
         in_memory: read all features once; else each is read through a memory map when it is wanted.
         seed: of the positive clips.
         targets: read the ground truth too; without it windows are neither checked nor returned (for prediction).
@@ -56,7 +56,7 @@ class GroundingDataset:
     def __init__(
         self,
         annotations: Sequence[Annotation],
-        store: FeatureStore,
+        store: Features,
         *,
         in_memory: bool = True,
         seed: int = 0,
@@ -67,7 +67,7 @@ class GroundingDataset:
             raise ValueError("there are no annotations; expected at least one")
         self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
         self.binding = binding
-        self._text = store.queries(a.query for a in annotations)
+        self._text = store.texts(self.annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
         if binding in ALL_RATED:
@@ -75,6 +75,7 @@ class GroundingDataset:
                 whole = self._timelines[annotation.vid]
                 self._timelines[annotation.vid] = whole.first(rated_clips(annotation, whole.num_clips))
         self._video: dict[str, VideoFeatures] | None = {v: self._read(v) for v in vids} if in_memory else None
+        self._labelled: list[Annotation] = []
         if targets:
             for annotation in self.annotations:
                 self._check(annotation)
@@ -88,12 +89,15 @@ class GroundingDataset:
     def _check(self, annotation: Annotation) -> None:
         timeline = self._timelines[annotation.vid]
         for start, end in annotation.relevant_windows:
-            if end > timeline.extent + timeline.clip_seconds:
+            if end > timeline.extent + self.store.slack * timeline.clip_seconds:
                 raise ValueError(
                     f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
                     f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
                 )
+        if self.store.slack > 1 and self.binding not in ALL_RATED:
+            annotation = _without_late_labels(annotation, timeline, self.store.slack)
         bind(annotation, timeline, self.binding)  # what is wrong with a label is said before the first step
+        self._labelled.append(annotation)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -119,8 +123,8 @@ class GroundingDataset:
         features = self._video[annotation.vid] if self._video else self._read(annotation.vid)
         timeline = features.timeline
         if not self.targets:
-            return unlabelled(features, self._text[annotation.query])
-        labels = bind(annotation, timeline, self.binding)
+            return unlabelled(features, self._text[index])
+        labels = bind(self._labelled[index], timeline, self.binding)
         positive = NO_POSITIVE
         if len(labels.positives):
             rng = np.random.default_rng([self.seed, epoch, index])
@@ -128,7 +132,7 @@ class GroundingDataset:
         unit = np.clip(timeline.to_unit(labels.windows_G2), 0, 1)
         return Sample(
             video_KTD=features.video_KTD,
-            text_KLD=self._text[annotation.query],
+            text_KLD=self._text[index],
             spans_G2=np.asarray(spans.se_to_cw(unit), dtype=np.float32),
             saliency_T=labels.saliency_T,
             positive=positive,
@@ -137,6 +141,25 @@ class GroundingDataset:
     def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
         """Several samples, padded."""
         return collate([self.sample(i, epoch) for i in indices])
+
+
+def _without_late_labels(annotation: Annotation, timeline: Timeline, slack: int) -> Annotation:
+    """The annotation without what lies in the clips, up to ``slack``, that features lack at the video's end.
+
+    Windows that begin before stay, and are cut where the features end.
+    """
+    clips = timeline.num_clips
+    late = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + slack}
+    windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
+    if not late and len(windows) == len(annotation.relevant_windows):
+        return annotation
+    places = [i for i, clip in enumerate(annotation.relevant_clip_ids) if clip not in late]
+    return replace(
+        annotation,
+        relevant_windows=windows,
+        relevant_clip_ids=tuple(annotation.relevant_clip_ids[i] for i in places),
+        saliency_scores=tuple(annotation.saliency_scores[i] for i in places) if annotation.saliency_scores else (),
+    )
 
 
 def unlabelled(features: VideoFeatures, text_KLD: Halves) -> Sample:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidelight.decode import AnswerConfig
 from sidelight.labels import ALL_RATED, Binding
+from sidelight.layouts import LayoutName
 from sidelight.options import check_types, require
 from sidelight.side_tuners import SIDE_TUNERS, side_tuner
 
@@ -26,9 +29,17 @@ class DataConfig:
     val: str = ""
     """Validation annotations, likewise."""
     train_features: str = ""
-    """Feature store of the training videos and queries."""
+    """Features of the training videos and queries: a store, or a folder in another layout, or of such its parts as
+    VIDEO[+VIDEO...],TEXT.
+    """
     val_features: str = ""
-    """Feature store of the validation ones; the training store unless given."""
+    """Features of the validation ones; those of training unless given."""
+    layout: LayoutName | None = None
+    """How the features lie there: a store of ours, or as R2-Tuning, SDST or Moment-DETR released theirs, which the
+    section backbone then has to describe; recognised unless given.
+    """
+    normalise: bool = True
+    """Of the layout moment-detr: divide every vector by its length, as published loaders do."""
     train_videos: str = ""
     """Folder of the training videos: with it, `sidelight train` extracts what the store lacks."""
     val_videos: str = ""
@@ -254,9 +265,36 @@ def _asked_side_tuner(arguments: Sequence[str]) -> str:
 
 
 def recipe_from(parsed: Namespace, parser: ArgumentParser) -> Recipe:
-    """The recipe that the arguments of :func:`add_recipe_arguments` say."""
-    built = parser.instantiate(parsed)
-    return Recipe(**{field.name: built[field.name] for field in dataclasses.fields(Recipe)})
+    """The recipe that the arguments of :func:`add_recipe_arguments` say.
+
+    Raises:
+        ValueError: if fields do not fit together; names the file, if one was read.
+    """
+    with naming(file_of(parsed)):
+        built = parser.instantiate(parsed)
+        return Recipe(**{field.name: built[field.name] for field in dataclasses.fields(Recipe)})
+
+
+def file_of(parsed: Namespace) -> str | None:
+    """The recipe's file, as it was given; None if there is none."""
+    files = parsed.get("config") or []
+    return str(files[-1]) if files else None
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Say in which recipe a mistake is, in errors that are of one: those of its fields, and "recipe: ...".
+
+    Args:
+        path: the file; None if there is none.
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        if path is None or not re.match(r"recipe: |\w+Config\.", said):
+            raise
+        raise ValueError(f"recipe {path}: {said.removeprefix('recipe: ')}") from None
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -277,4 +315,5 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         add_recipe_arguments(parser, arguments)
         return recipe_from(parser.parse_args(arguments), parser)
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"recipe {path}: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        raise ValueError(said if said.startswith(f"recipe {path}: ") else f"recipe {path}: {said}") from None

@@ -28,8 +28,9 @@ from sidelight.convert import published_checkpoint
 from sidelight.dataset import GroundingDataset, epoch_batches
 from sidelight.evaluate import HIGHLIGHT_METRICS, evaluate_submissions, metric_names
 from sidelight.extract import extract, find_videos
-from sidelight.features import FeatureStore
+from sidelight.features import Features, FeatureStore
 from sidelight.files import replacing, write_text
+from sidelight.layouts import durations_of, layout_of, open_features
 from sidelight.predict import predict
 from sidelight.recipe import Recipe, TrainConfig
 from sidelight.runtime import tune_cpu
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
     from sidelight.batch import Batch
 
-_STATE = "state.pt"
+STATE = "state.pt"
+"""Where a run stands, in train.out."""
 
 
 def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
@@ -125,11 +127,15 @@ class Trainer:
     def _dataset(self, part: str) -> GroundingDataset:
         data = self.recipe.data
         annotations = self._annotations(part)
-        folder = getattr(data, f"{part}_features") or data.train_features or _missing("data.train_features")
-        store = self._store(folder, getattr(data, f"{part}_videos"), annotations)
+        store = self._store(self._folder(part), getattr(data, f"{part}_videos"), annotations)
         return GroundingDataset(
             annotations, store, in_memory=data.in_memory, seed=self.config.seed, binding=data.binding
         )
+
+    def _folder(self, part: str) -> str:
+        """Where the features of a part are."""
+        data = self.recipe.data
+        return getattr(data, f"{part}_features") or data.train_features or _missing("data.train_features")
 
     def _annotations(self, part: str) -> list[Annotation]:
         data = self.recipe.data
@@ -155,9 +161,29 @@ class Trainer:
         name = self.recipe.data.benchmark
         return benchmark(name).metric if name else "qvhighlights"
 
-    def _store(self, folder: str, videos: str, annotations: list[Annotation]) -> FeatureStore:
-        """The store, filled first by the main process if the recipe says where the videos are."""
-        backbone = self.recipe.backbone
+    def _store(self, folder: str, videos: str, annotations: list[Annotation]) -> Features:
+        """The features; a store is filled first by the main process if the recipe says where the videos are."""
+        backbone, data = self.recipe.backbone, self.recipe.data
+        layout = layout_of(folder, data.layout or "")
+        if layout != "sidelight":
+            if videos:
+                raise ValueError(
+                    f"{folder} has features in the layout {layout}, which are not added to; leave out "
+                    "data.train_videos and data.val_videos, or name a store for data.train_features"
+                )
+            return open_features(
+                folder,
+                layout=layout,
+                durations=durations_of(annotations),
+                asked=annotations,
+                backbone=backbone.name,
+                weights=backbone.weights or None,
+                levels=backbone.chosen,
+                pooling=backbone.pooling,
+                clip_seconds=backbone.clip_seconds,
+                frames_per_clip=backbone.frames_per_clip,
+                normalise=data.normalise,
+            )
         if not videos:
             return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
@@ -345,7 +371,7 @@ class Trainer:
     def _open(self, resume: bool) -> None:
         """Start or go on: the state, the log of losses (cut to the state's step), TensorBoard."""
         self._board: Any = None
-        state = self.out / _STATE
+        state = self.out / STATE
         if state.exists() and not resume:
             raise ValueError(f"{self.out} holds a run already; add --resume to go on with it, or set train.out")
         if state.exists():
@@ -378,7 +404,7 @@ class Trainer:
                 "recipe": json.dumps(self._decisive()),
                 "best_by": json.dumps(self._best_by()),
             }
-            with replacing(self.out / _STATE) as beside:
+            with replacing(self.out / STATE) as beside:
                 torch.save(values, beside)
         self.fabric.barrier()
 
@@ -472,27 +498,40 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
     Raises:
         ValueError: for what does not fit; see :class:`Trainer`.
     """
+    fabric = make_fabric(recipe.train)
+    fabric.launch()
+    return Trainer(recipe, fabric, quiet=quiet).run(resume=resume)
+
+
+def make_fabric(config: TrainConfig, *, devices: int | None = None) -> Fabric:
+    """What computes a run, not yet launched.
+
+    Args:
+        config: says where and in what precision.
+        devices: processes; those of ``config`` unless given.
+
+    Raises:
+        ValueError: if there is no such device, or a package is missing.
+    """
     try:
         from lightning_fabric import Fabric
     except ImportError:
         raise ValueError('training needs more packages: pip install "sidelight[train]"') from None
-    config = recipe.train
+    devices = config.devices if devices is None else devices
     tune_cpu(config.threads)
     try:
-        fabric = Fabric(
+        return Fabric(
             accelerator=config.accelerator,
-            devices=config.devices,
+            devices=devices,
             precision=config.precision,
             # Moment queries that match nothing leave parameters without a gradient in some processes.
-            strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
+            strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         )
     except (RuntimeError, ValueError, ImportError) as error:
         raise ValueError(
-            f"train.accelerator {config.accelerator!r} with train.devices {config.devices} cannot be used here "
+            f"train.accelerator {config.accelerator!r} with train.devices {devices} cannot be used here "
             f"({' '.join(str(error).split())}); try --train.accelerator=cpu --train.devices=1"
         ) from None
-    fabric.launch()
-    return Trainer(recipe, fabric, quiet=quiet).run(resume=resume)
 
 
 def _same_shapes(one: nn.Module, other: nn.Module) -> bool:

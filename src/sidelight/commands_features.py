@@ -1,0 +1,166 @@
+"""`sidelight features`: stores verified; features in the layouts that papers released, written and brought in.
+
+The work is in ``features.py`` and ``layouts/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from sidelight.annotations import Annotation
+
+_LAYOUTS = ["r2-tuning", "sdst", "moment-detr"]
+_USAGE = {
+    "verify": "sidelight features verify STORE [--annotations FILE ...]",
+    "export": "sidelight features export STORE --layout r2-tuning|sdst|moment-detr --annotations FILE --out DIR "
+    "[--level LEVEL] [--benchmark NAME]",
+    "import": "sidelight features import DIR --annotations FILE --out STORE [--layout r2-tuning|sdst|moment-detr] "
+    "[--backbone NAME] [--weights NAME|DIR] [--levels N] [--pooling HOW] [--clip-seconds SECONDS] "
+    "[--frames-per-clip N] [--as-is] [--benchmark NAME]",
+}
+
+
+def add_features(parser: ArgumentParser) -> None:
+    from jsonargparse import ArgumentParser as Parser
+
+    parser.usage = "".join(f"\n  {usage}" for usage in _USAGE.values())
+    commands = parser.add_subcommands(metavar=" | ".join(_USAGE))
+    kinds = {name: Parser(usage=usage, exit_on_error=False, default_env=False) for name, usage in _USAGE.items()}
+    _verify_options(kinds["verify"])
+    _export_options(kinds["export"])
+    _import_options(kinds["import"])
+    commands.add_subcommand("verify", kinds["verify"], help="read a whole store and say what is damaged or missing")
+    commands.add_subcommand("export", kinds["export"], help="write a store's features in a layout of others")
+    commands.add_subcommand("import", kinds["import"], help="bring features of others into a store")
+
+
+def run_features(args: Namespace, _: ArgumentParser) -> int:
+    return {"verify": _verify, "export": _export, "import": _import}[args.subcommand](args[args.subcommand])
+
+
+def _annotation_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="whose qid and vid are the files' names")
+    parser.add_argument("--benchmark", metavar="NAME", help="whose files these are, as released; else JSONL")
+
+
+def _read(args: Namespace) -> list[Annotation]:
+    from sidelight.annotations import read_annotations
+    from sidelight.benchmarks import benchmark
+
+    return list(
+        benchmark(args.benchmark).read(args.annotations) if args.benchmark else read_annotations(args.annotations)
+    )
+
+
+# verify ------------------------------------------------------------------------------------------------------------
+
+
+def _verify_options(parser: ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="feature store")
+    parser.add_argument("--annotations", nargs="+", metavar="FILE", default=[], help="what it has to hold")
+
+
+def _verify(args: Namespace) -> int:
+    from sidelight.annotations import read_annotations
+    from sidelight.features import FeatureStore
+
+    store = FeatureStore(args.store)
+    wrong = store.verify()
+    for file, what in wrong.items():
+        print(f"{args.store}/{file}: {what}")
+    annotations = [a for file in args.annotations for a in read_annotations(file)]
+    failed = {row["vid"]: row["reason"] for row in store.failures()}
+    missing = [vid for vid in dict.fromkeys(a.vid for a in annotations) if not store.has_video(vid)]
+    for vid in missing[:10]:
+        print(f"missing video {vid}" + (f": {failed[vid]}" if vid in failed else ""))
+    # A damaged file of sentences cannot be asked what it holds.
+    queries = store.missing_queries(a.query for a in annotations) if not wrong else []
+    for query in queries[:10]:
+        print(f"missing query {query!r}")
+    counts = f"{len(wrong)} damaged files, {len(missing)} missing videos, {len(queries)} missing queries"
+    print(f"{args.store}: {len(store.videos())} videos; {counts if annotations else counts.split(',')[0]}")
+    return 1 if wrong or missing or queries else 0
+
+
+# export ------------------------------------------------------------------------------------------------------------
+
+
+def _export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="feature store")
+    parser.add_argument("--layout", required=True, choices=_LAYOUTS, help="whose")
+    _annotation_options(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make; new, or empty")
+    parser.add_argument(
+        "--level", type=int, help="write this level alone: -1 is the last; moment-detr has room for one"
+    )
+
+
+def _export(args: Namespace) -> int:
+    from sidelight.features import FeatureStore
+    from sidelight.layouts import export_features
+
+    store = FeatureStore(args.store)
+    videos, queries = export_features(store, args.out, _read(args), layout=args.layout, level=args.level, progress=True)
+    folders = ", ".join(sorted(p.name for p in Path(args.out).iterdir() if p.is_dir()))
+    print(f"wrote {videos} videos and {queries} queries to {args.out} ({folders})")
+    return 0
+
+
+# import ------------------------------------------------------------------------------------------------------------
+
+
+def _import_options(parser: ArgumentParser) -> None:
+    where = "folder with the layout's folders in it; or VIDEO[+VIDEO...],TEXT, the folders themselves"
+    parser.add_argument("folder", metavar="DIR", help=where)
+    parser.add_argument("--layout", choices=_LAYOUTS, help="whose; recognised unless given")
+    _annotation_options(parser)
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the feature store")
+    parser.add_argument("--backbone", metavar="NAME", help="what made them; what the paper used unless given")
+    named = "its weights, as feature recipes name them; or their folder"
+    parser.add_argument("--weights", metavar="NAME|DIR", help=f"{named}; what the paper used unless given")
+    parser.add_argument("--levels", type=int, help="how many of the last levels; all unless given")
+    how = "tokens, cls, mean or attention: how clips were pooled; or cls, to keep the first of all tokens"
+    parser.add_argument("--pooling", choices=["tokens", "cls", "mean", "attention"], help=how)
+    parser.add_argument("--clip-seconds", type=float, help="length of a clip; 2 unless given")
+    parser.add_argument("--frames-per-clip", type=int, help="pictures that the backbone was shown per clip")
+    as_is = "moment-detr: do not divide every vector by its length, as published loaders do"
+    parser.add_argument("--as-is", action="store_true", help=as_is)
+
+
+def _import(args: Namespace) -> int:
+    from sidelight.layouts import ForeignFeatures, durations_of, import_features, open_features
+
+    for name in ("levels", "clip_seconds", "frames_per_clip"):
+        if args[name] is not None and not args[name] > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {args[name]}")
+    rows = _read(args)
+    features = open_features(
+        args.folder,
+        layout=args.layout or "",
+        durations=durations_of(rows),
+        asked=rows,
+        backbone=args.backbone,
+        weights=args.weights,
+        levels=None if args.levels is None else tuple(range(-args.levels, 0)),
+        pooling=args.pooling,
+        clip_seconds=args.clip_seconds,
+        frames_per_clip=args.frames_per_clip,
+        normalise=not args.as_is,
+    )
+    if not isinstance(features, ForeignFeatures):
+        raise ValueError(
+            f"{args.folder} is a feature store of ours; expected features in one of the layouts {', '.join(_LAYOUTS)}"
+        )
+    store = import_features(features, args.out, rows, progress=True)
+    recipe, vids = store.recipe, {a.vid for a in rows}
+    print(f"{store.folder}: {len(vids)} videos, {len({a.query for a in rows})} queries")
+    levels = ", ".join(map(str, recipe.levels))
+    print(
+        f"made by {recipe.backbone} ({recipe.weights}), levels {levels}, pooling {recipe.pooling}, "
+        f"clips of {recipe.clip_seconds:g} s"
+    )
+    return 0
