@@ -398,6 +398,10 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     return 0
 
 
+_FEW = 20
+"""Below so many independent units we warn: a percentile bootstrap over few covers less than it says."""
+
+
 def add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "predictions", nargs="+", help="JSONL in the QVHighlights submission form; several are runs of several seeds"
@@ -456,8 +460,11 @@ def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
                 between = ends.get(name)
                 inside = f"  [{between[0]:6.2f}, {between[1]:6.2f}]" if between else "  [    -,     -]"
                 print(f"{name:<28}{value:>7.{decimals}f}{inside}")
-            units = f"{len(set(groups))} videos" if groups else f"{len(scored.qids)} queries"
+            count = len(set(groups)) if groups else len(scored.qids)
+            units = f"{count} videos" if groups else f"{count} queries"
             print(f"95 % intervals over {units}; - where too few of them count")
+            if count < _FEW:
+                print(f"note: a bootstrap over fewer than {_FEW} gives intervals that are too narrow; take more")
             written = {**results[0], "intervals": ends}
         else:
             for name, value in brief.items():
@@ -638,8 +645,11 @@ def run_summary(args: Namespace, parser: ArgumentParser) -> int:
     from sidelight.side_tuners import build_model
 
     recipe = recipe_from(args, parser)
-    model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
+    values = recipe.to_dict()["model"]
+    model = build_model(recipe.side_tuner, values)
     rows = parameter_table(model)
+    reads = f"{values['levels']} levels of {recipe.backbone.name}, {recipe.backbone.pooling}"
+    print(f"{recipe.side_tuner}: reads {reads}, widths {values['video_dim']} (video) and {values['text_dim']} (query)")
     for name, count in rows:
         print(f"{name:<32}{count:>12,}")
     total = sum(count for _, count in rows)

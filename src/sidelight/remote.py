@@ -19,12 +19,13 @@ class RemoteStore(FeatureStore):
 
     Args:
         address: of the store.
-        staging: a folder of this machine, for what is on its way; holds the queries, but no videos for long.
+        staging: a folder of this machine, for what is on its way; holds the queries, but no videos for long, and goes
+            with this object.
     """
 
-    def __init__(self, address: str, staging: Path) -> None:
-        self.address = address.rstrip("/")
-        super().__init__(staging)
+    def __init__(self, address: str, staging: tempfile.TemporaryDirectory[str]) -> None:
+        self.address, self._staging = address.rstrip("/"), staging
+        super().__init__(staging.name)
         self._there = set(sizes_of(f"{self.address}/videos"))
 
     @classmethod
@@ -36,7 +37,8 @@ class RemoteStore(FeatureStore):
             ValueError: if the storage cannot be reached.
         """
         address = address.rstrip("/")
-        staging = Path(tempfile.mkdtemp(prefix="sidelight-store-"))
+        temporary = tempfile.TemporaryDirectory(prefix="sidelight-store-")
+        staging = Path(temporary.name)
         there = sizes_of(address)
         for name in (n for n in ("manifest.json", FAILURES) if n in there):
             fetch(address, name, staging)
@@ -47,7 +49,7 @@ class RemoteStore(FeatureStore):
         FeatureStore.create(staging, recipe)
         if "manifest.json" not in there:
             put_file(staging / "manifest.json", f"{address}/manifest.json")
-        return cls(address, staging)
+        return cls(address, temporary)
 
     def has_video(self, vid: str) -> bool:
         return self._video_path(vid).name in self._there or super().has_video(vid)
