@@ -133,14 +133,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "features",
         "remote",
     ),
-    "extract_ray": (
-        "storage",
-        "decode_workers",
-        "backbones",
-        "features",
-        "remote",
-        "extract",
-    ),
+    "extract_ray": ("storage", "decode_workers", "backbones", "features", "remote", "extract", "runtime"),
     # features -> predictions
     "batch": (),
     "labels": ("timeline", "annotations"),
@@ -245,6 +238,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoint",
         "convert",
         "predict",
+        "files",
+        "runtime",
     ),
     # what people do with a grounding
     "plot": ("files", "grounding"),
@@ -267,6 +262,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "train",
         "grounder",
         "ablation.variants",
+        "runtime",
     ),
     "ablation.inference": ("statistics",),
     "ablation.report": (
@@ -331,6 +327,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "ablation.run",
         "ablation.report",
         "ablation.offsets",
+        "runtime",
     ),
     "commands_convert": ("backbones", "backbones.clip", "backbones.internvideo2", "convert"),
     "commands_features": ("annotations", "benchmarks", "features", "layouts"),

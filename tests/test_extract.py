@@ -117,7 +117,7 @@ def test_workers_and_company_change_no_bit(
     for vid, path in videos.items():
         alone, _ = extract({vid: path}, [], backbone, tmp_path / vid, workers=0, batch_clips=batch_clips)
         assert np.array_equal(alone.video(vid).video_KTD, store.video(vid).video_KTD)
-        if batch_clips == clips_at_once(backbone):
+        if batch_clips == clips_at_once("cpu"):
             assert np.array_equal(encode_video_file(path, backbone).video_KTD, store.video(vid).video_KTD)
 
 
@@ -150,7 +150,7 @@ def test_failures_are_written_down_and_forgotten_when_they_are_mended(
     assert store.failures() == [] and store.videos() == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("workers", -1), ("batch_clips", 0)])
+@pytest.mark.parametrize(("name", "value"), [("workers", -1), ("batch_clips", 0), ("batch_clips", 12)])
 def test_sizes_are_checked(backbone: ShapesBackbone, tmp_path: Path, name: str, value: int) -> None:
     sizes: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be"):

@@ -203,3 +203,17 @@ def test_types_are_no_difference(
     for query, said in zip(QUERIES, half.encode_text(QUERIES), strict=True):
         full = text[query].astype(np.float32)
         assert 0 < np.linalg.norm(said.numpy() - full) < allowed * np.linalg.norm(full)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_and_company_change_no_bit(
+    kind: str, weights: dict[str, Path], tiny_world: Path, tmp_path: Path
+) -> None:
+    videos = {path.stem: path for path in sorted((tiny_world / "videos").iterdir())}
+    backbone = load_backbone(kind, weights=weights[kind], levels=3, pooling="tokens")
+    for batch_clips in (5, 16):
+        out = tmp_path / str(batch_clips)
+        store, _ = extract(videos, [], backbone, out / "all", workers=2, batch_clips=batch_clips)
+        for vid, path in videos.items():
+            alone, _ = extract({vid: path}, [], backbone, out / vid, workers=0, batch_clips=batch_clips)
+            assert np.array_equal(alone.video(vid).video_KTD, store.video(vid).video_KTD)

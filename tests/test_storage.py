@@ -15,7 +15,17 @@ from sidelight.cli import main
 from sidelight.extract import extract, videos_of
 from sidelight.features import FeatureStore
 from sidelight.remote import RemoteStore
-from sidelight.storage import cached, fetch, is_address, list_files, local_copy, put_file, sizes_of, storage_of
+from sidelight.storage import (
+    StorageError,
+    cached,
+    fetch,
+    is_address,
+    list_files,
+    listing,
+    local_copy,
+    put_file,
+    storage_of,
+)
 
 
 @pytest.fixture
@@ -46,12 +56,12 @@ def test_what_is_an_address(path: str | Path, address: bool) -> None:
 
 
 def test_files_are_put_listed_and_fetched(bucket: str, tmp_path: Path) -> None:
-    assert sizes_of(f"{bucket}/none") == {}
+    assert listing(f"{bucket}/none") == {}
     one = tmp_path / "one.mp4"
     one.write_bytes(b"abc")
     put_file(one, f"{bucket}/films/one.mp4")
     put_file(one, f"{bucket}/films/two.mkv")
-    assert sizes_of(f"{bucket}/films") == {"one.mp4": 3, "two.mkv": 3}
+    assert set(listing(f"{bucket}/films")) == {"one.mp4", "two.mkv"}
     found = list_files(f"{bucket}/films")
     assert [f.rsplit("/", 1)[1] for f in found] == ["one.mp4", "two.mkv"] and all(map(is_address, found))
     assert list_files(f"{bucket}/films/*.mkv") == found[1:] and list_files(found[0]) == found[:1]
@@ -76,7 +86,7 @@ def test_what_cannot_be_used_is_said(memory: Any, address: str, said: str) -> No
         videos_of([address])
     with pytest.raises(ValueError, match="there is nothing"):
         list_files("memory://bucket/none")
-    with pytest.raises(ValueError, match="cannot be fetched"), local_copy("memory://bucket/none.mp4"):
+    with pytest.raises(StorageError, match="cannot be fetched"), local_copy("memory://bucket/none.mp4"):
         pass
 
 
@@ -93,8 +103,8 @@ def test_from_a_bucket_into_a_bucket(
     assert sorted(found) == sorted(["bad", *(v.stem for v in videos)])
     store, failures = extract(found, ["a star"], backbone, f"{bucket}/store", workers=1)
     assert isinstance(store, RemoteStore) and list(failures) == ["bad"]
-    assert set(sizes_of(f"{bucket}/store")) == {"manifest.json", "failures.jsonl"}
-    assert len(sizes_of(f"{bucket}/store/videos")) == 2 and len(sizes_of(f"{bucket}/store/queries")) == 1
+    assert set(listing(f"{bucket}/store")) == {"manifest.json", "failures.jsonl"}
+    assert len(listing(f"{bucket}/store/videos")) == 2 and len(listing(f"{bucket}/store/queries")) == 1
     # Read through a copy: the same as from files of this machine.
     plain, _ = extract({v.stem: v for v in videos}, ["a star"], backbone, tmp_path / "plain", workers=0)
     read = FeatureStore(f"{bucket}/store")
@@ -115,9 +125,32 @@ def test_a_copy_follows_what_it_copies(bucket: str, tmp_path: Path) -> None:
     file.write_text("old")
     put_file(file, f"{bucket}/folder/a.txt")
     first = cached(f"{bucket}/folder", ())
-    file.write_text("newer")
+    file.write_text("new")  # as long as the old one
     put_file(file, f"{bucket}/folder/a.txt")
-    assert (cached(f"{bucket}/folder", ()) / "a.txt").read_text() == "newer" and cached(f"{bucket}/folder", ()) == first
+    put_file(file, f"{bucket}/folder/b.txt")
+    assert cached(f"{bucket}/folder", ()) == first
+    assert (first / "a.txt").read_text() == "new" and (first / "b.txt").exists()
+    stamp = (first / "a.txt").stat().st_mtime_ns
+    storage, path = storage_of(f"{bucket}/folder/b.txt")
+    storage.rm(path)
+    cached(f"{bucket}/folder", ())
+    assert not (first / "b.txt").exists() and (first / "a.txt").stat().st_mtime_ns == stamp
+
+
+def test_a_store_that_was_made_anew_is_read_anew(
+    bucket: str, tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path
+) -> None:
+    first, second = sorted((tiny_world / "videos").iterdir())[:2]
+    for video in (first, second):  # of one length, so that files have one size
+        storage, path = storage_of(f"{bucket}/store")
+        if storage.exists(path):
+            storage.rm(path, recursive=True)
+        extract({"v": video}, [], backbone, f"{bucket}/store", workers=0)
+        plain, _ = extract({"v": video}, [], backbone, tmp_path / video.stem, workers=0)
+        assert np.array_equal(FeatureStore(f"{bucket}/store").video("v").video_KTD, plain.video("v").video_KTD)
+    storage.rm(path, recursive=True)
+    with pytest.raises(ValueError, match="is no feature store"):
+        FeatureStore(f"{bucket}/store")
 
 
 def test_a_storage_has_a_path() -> None:

@@ -243,8 +243,8 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.benchmarks import benchmark
     from sidelight.extract import chosen_videos, extract, videos_of
     from sidelight.features import FAILURES
-    from sidelight.grounder import usable_device
     from sidelight.recipe import BackboneConfig
+    from sidelight.runtime import usable_device
 
     if args.actors is not None and args.engine != "ray":
         raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
@@ -352,9 +352,9 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.dataset import GroundingDataset
     from sidelight.extract import extract, find_videos
     from sidelight.features import Features, FeatureStore
-    from sidelight.grounder import usable_device
     from sidelight.layouts import durations_of, layout_of, open_features
     from sidelight.predict import predict
+    from sidelight.runtime import usable_device
 
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LAYOUTS = ["r2-tuning", "sdst", "moment-detr"]
 _USAGE = {
-    "verify": "sidelight features verify STORE [--annotations FILE ...]",
+    "verify": "sidelight features verify STORE [--annotations FILE ...] [--benchmark NAME]",
     "export": "sidelight features export STORE --layout r2-tuning|sdst|moment-detr --annotations FILE --out DIR "
     "[--level LEVEL] [--benchmark NAME]",
     "import": "sidelight features import DIR --annotations FILE --out STORE [--layout r2-tuning|sdst|moment-detr] "
@@ -62,26 +62,33 @@ def _read(args: Namespace) -> list[Annotation]:
 def _verify_options(parser: ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="feature store")
     parser.add_argument("--annotations", nargs="+", metavar="FILE", default=[], help="what it has to hold")
+    parser.add_argument("--benchmark", metavar="NAME", help="whose files these are, as released; else JSONL")
 
 
 def _verify(args: Namespace) -> int:
     from sidelight.annotations import read_annotations
+    from sidelight.benchmarks import benchmark
     from sidelight.features import FeatureStore
 
     store = FeatureStore(args.store)
     wrong = store.verify()
     for file, what in wrong.items():
         print(f"{args.store}/{file}: {what}")
-    annotations = [a for file in args.annotations for a in read_annotations(file)]
+    released = benchmark(args.benchmark) if args.benchmark else None
+    annotations = [
+        a for file in args.annotations for a in (released.read(file) if released else read_annotations(file))
+    ]
     failed = {row["vid"]: row["reason"] for row in store.failures()}
     missing = [vid for vid in dict.fromkeys(a.vid for a in annotations) if not store.has_video(vid)]
     for vid in missing[:10]:
         print(f"missing video {vid}" + (f": {failed[vid]}" if vid in failed else ""))
     # A damaged file of sentences cannot be asked what it holds.
-    queries = store.missing_queries(a.query for a in annotations) if not wrong else []
+    readable = not any(file.startswith("queries") for file in wrong)
+    queries = store.missing_queries(a.query for a in annotations) if readable else []
     for query in queries[:10]:
         print(f"missing query {query!r}")
-    counts = f"{len(wrong)} damaged files, {len(missing)} missing videos, {len(queries)} missing queries"
+    lacking = f"{len(queries)} missing queries" if readable else "queries not compared, since their files are damaged"
+    counts = f"{len(wrong)} damaged files, {len(missing)} missing videos, {lacking}"
     print(f"{args.store}: {len(store.videos())} videos; {counts if annotations else counts.split(',')[0]}")
     return 1 if wrong or missing or queries else 0
 

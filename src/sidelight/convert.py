@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sidelight.checkpoint import FORMAT, Checkpoint
-from sidelight.files import replacing_folder, require_new_folder
+from sidelight.files import cache_folder, replacing_folder, require_new_folder
 from sidelight.foreign import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.published import CLIP_WEIGHTS, CLIP_WIDTHS, R2_REPOSITORY, R2_TUNING, PublishedRun
@@ -294,10 +293,7 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
 
 def models_cache() -> Path:
     """Where converted checkpoints are kept: beside the features (:func:`sidelight.grounder.default_cache`)."""
-    if folder := os.environ.get("SIDELIGHT_CACHE"):
-        return Path(folder) / "models"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sidelight" / "models"
+    return cache_folder("models")
 
 
 def _whole(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """Decode videos in processes of their own, ahead of whoever wants the pictures.
 
-``python -m sidelight.decode_workers`` is one such process: it reads orders from standard input (a line of JSON each)
+:func:`main` is one such process: it reads orders from standard input (a line of JSON each)
 and answers on standard output with lines of JSON, some of them followed by raw pixels. A process of its own start,
 and not ``multiprocessing``, because scripts then need no ``if __name__ == "__main__"``, and because a decoder that
 crashes on a broken file takes one worker with it, and not the pool.
@@ -21,8 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy.typing as npt
 
 from sidelight.storage import local_copy
 from sidelight.timeline import Timeline
-from sidelight.video import Resize, VideoError, VideoWarning, frames_at, probe
+from sidelight.video import Resize, VideoError, frames_at, probe
 
 CHUNK_CLIPS = 8
 """Clips that travel together: some megabytes, so that a worker is never far ahead in memory."""
@@ -73,7 +72,13 @@ class End:
 
 
 def clips_of(
-    path: str | Path, sampling: Sampling, duration: float, *, chunk: int = CHUNK_CLIPS, threads: int = 0
+    path: str | Path,
+    sampling: Sampling,
+    duration: float,
+    *,
+    chunk: int = CHUNK_CLIPS,
+    threads: int = 0,
+    damaged: Callable[[str], None] | None = None,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """The pictures that are wanted of a video, in chunks of at most ``chunk`` clips.
 
@@ -86,6 +91,7 @@ def clips_of(
         duration: seconds, as ``probe`` says them.
         chunk: clips at once.
         threads: of the decoder; 0 for as many as there are processors.
+        damaged: is told of damage; a VideoWarning unless given.
 
     Yields:
         uint8 (C, F, S, S, 3).
@@ -97,7 +103,7 @@ def clips_of(
     wanted = timeline.frame_seconds(sampling.frames_per_clip).reshape(-1)
     size = (sampling.resolution, sampling.resolution)
     room, pictures = chunk * sampling.frames_per_clip, []
-    for frame in frames_at(path, wanted.tolist(), size=size, resize=sampling.resize, threads=threads):
+    for frame in frames_at(path, wanted.tolist(), size=size, resize=sampling.resize, threads=threads, damaged=damaged):
         pictures.append(frame.image)
         if len(pictures) == room:
             yield np.stack(pictures).reshape(-1, sampling.frames_per_clip, *pictures[0].shape)
@@ -111,22 +117,22 @@ def decoded(
     vid: str, path: str | Path, sampling: Sampling, *, chunk: int = CHUNK_CLIPS, threads: int = 0
 ) -> Iterator[Chunk | End]:
     """All of one video: its chunks, then an :class:`End`, which also says if something was wrong."""
-    count = 0
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", VideoWarning)
-        try:
-            duration = probe(path).duration
-            for pixels in clips_of(path, sampling, duration, chunk=chunk, threads=threads):
-                count += len(pixels)
-                yield Chunk(vid=vid, pixels_CFSS3=pixels)
-            if not count:
-                raise VideoError(f"{path}: no picture could be decoded; check that the file plays in a video player")
-        except (VideoError, OSError) as error:
-            yield End(vid=vid, error=" ".join(str(error).split()))
-            return
-    damage = [str(w.message) for w in caught if issubclass(w.category, VideoWarning)]
-    yield End(vid=vid, clips=count, duration=duration, warning="; ".join(dict.fromkeys(damage)))
+    count, damage = 0, list[str]()
+    try:
+        duration = probe(path).duration
+        for pixels in clips_of(path, sampling, duration, chunk=chunk, threads=threads, damaged=damage.append):
+            count += len(pixels)
+            yield Chunk(vid=vid, pixels_CFSS3=pixels)
+        if not count:
+            raise VideoError(f"{path}: no picture could be decoded; check that the file plays in a video player")
+    except (VideoError, OSError) as error:
+        yield End(vid=vid, error=" ".join(str(error).split()))
+        return
+    yield End(vid=vid, clips=count, duration=duration, warning="; ".join(damage))
 
+
+_READY = b'{"ready": true}\n'
+"""A worker's first word: whoever ends before it could not start, which is no video's fault."""
 
 # one worker --------------------------------------------------------------------------------------------------------
 
@@ -139,6 +145,7 @@ class Answers(Protocol):
 
 def serve(orders: IO[bytes], answers: Answers) -> None:
     """Work off orders until there are no more."""
+    answers.write(_READY)
     for line in orders:
         order = json.loads(line)
         sampling = Sampling(**order["sampling"])
@@ -150,6 +157,10 @@ def serve(orders: IO[bytes], answers: Answers) -> None:
                 answers.write(part.pixels_CFSS3.data)
 
 
+class _Stopped(Exception):
+    """Nobody wants the pictures any more."""
+
+
 class _Crashed(Exception):
     """A worker ended in the middle of a video."""
 
@@ -158,21 +169,26 @@ class _Worker:
     """A process that decodes, and our ends of its pipes."""
 
     def __init__(self) -> None:
-        # The package may lie where only our own sys.path finds it.
-        found = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+        # Modules are found where we find them, and never in the folder where somebody keeps videos.
+        path = [folder for folder in sys.path if folder]
+        start = f"import sys; sys.path[:] = {path!r}; from sidelight.decode_workers import main; main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sidelight.decode_workers"],
+            [sys.executable, "-c", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": found.rstrip(os.pathsep)},
             # Ctrl-C in a terminal reaches the whole group: whoever drives the workers decides when they stop.
             start_new_session=True,
         )
+        self._started = False
 
     def decode(self, vid: str, path: str, sampling: Sampling, chunk: int) -> Iterator[Chunk | End]:
         order = {"vid": vid, "path": path, "sampling": asdict(sampling), "chunk": chunk, "threads": 1}
         orders, answers = self.process.stdin, self.process.stdout
         assert orders is not None and answers is not None
+        if not self._started:
+            if answers.readline() != _READY:
+                raise RuntimeError(f"a process that decodes did not start (exit code {self.process.wait()}; see above)")
+            self._started = True
         try:
             orders.write(json.dumps(order).encode() + b"\n")
             orders.flush()
@@ -291,7 +307,8 @@ class DecodeWorkers:
                     else:
                         worker = self._with_worker(worker, vid, str(path))
         except BaseException as error:
-            self._ready.put(_Failed(error))
+            if not self._stopped.is_set():
+                self._ready.put(_Failed(error))
         finally:
             if worker is not None:
                 self._end(worker)
@@ -311,8 +328,11 @@ class DecodeWorkers:
                 seen = max(seen, crash.args[0] if crash.args else 0)
                 code, worker = self._end(worker), None
                 if attempt == self.RETRIES and not self._stopped.is_set():
-                    why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                    self._ready.put(End(vid=vid, error=f"{path}: the decoder crashed, twice ({why}); the file is bad"))
+                    error = f"{path}: its decoder ended twice ({_said(code)}); check that a video player shows it"
+                    self._ready.put(End(vid=vid, error=error))
+            except BaseException:
+                self._end(worker)
+                raise
         return worker
 
     def _pass_on(self, parts: Iterator[Chunk | End], *, skip: int = 0) -> int:
@@ -333,6 +353,8 @@ class DecodeWorkers:
 
     def _start(self) -> _Worker:
         with self._lock:
+            if self._stopped.is_set():
+                raise _Stopped
             worker = _Worker()
             self._running.add(worker)
         return worker
@@ -343,7 +365,19 @@ class DecodeWorkers:
         return worker.stop()
 
 
-def _main() -> None:
+def _said(code: int) -> str:
+    """What a process ended with, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # those of real time have no names
+        name = f"signal {-code}"
+    return f"{name}: out of memory?" if name == "SIGKILL" else name
+
+
+def main() -> None:
+    """One worker, on standard input and output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries that print must not speak between our answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -362,7 +396,3 @@ class _Whole:
         left = memoryview(data).cast("B")
         while left:
             left = left[self._pipe.write(left) :]
-
-
-if __name__ == "__main__":
-    _main()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from sidelight.files import VIDEO_SUFFIXES
 from sidelight.remote import store_at
 from sidelight.storage import is_address, list_files
 from sidelight.timeline import Timeline
-from sidelight.video import VideoError, VideoWarning
+from sidelight.video import VideoError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from sidelight.backbones.protocol import Backbone, FeatureRecipe
 
 _QUERIES_PER_FILE = 4096
+_SECONDS_BETWEEN = 5.0
+"""Between two writings of the failures."""
 
 
 def sampling_of(recipe: FeatureRecipe) -> Sampling:
@@ -49,9 +50,25 @@ def sampling_of(recipe: FeatureRecipe) -> Sampling:
     )
 
 
-def clips_at_once(backbone: Backbone) -> int:
-    """Clips per batch: what fills a GPU; on a CPU few are as fast as many, and fewer wait for company."""
-    return 8 if backbone.device.type == "cpu" else 32
+BATCH_UNIT = 8
+"""Backbones that cut a large batch do so by this many clips: a batch is smaller, or a multiple of it, so that no clip
+is computed among more than another.
+"""
+
+
+def clips_at_once(device: str) -> int:
+    """Clips per batch on a kind of device: what fills a GPU; on a CPU few are as fast as many, and wait less."""
+    return BATCH_UNIT if device == "cpu" else 4 * BATCH_UNIT
+
+
+def check_batch(clips: int) -> None:
+    """Refuse sizes of batches whose clips would not all be computed alike.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if clips < 1 or (clips > BATCH_UNIT and clips % BATCH_UNIT):
+        raise ValueError(f"batch_clips must be 1 to {BATCH_UNIT}, or a multiple of {BATCH_UNIT}, got {clips}")
 
 
 def workers_for(backbone: Backbone) -> int:
@@ -68,10 +85,11 @@ class BatchEncoder:
 
     Args:
         backbone: what to encode with.
-        clips: B, the clips of each batch.
+        clips: B, the clips of each batch (:func:`check_batch`).
     """
 
     def __init__(self, backbone: Backbone, clips: int) -> None:
+        check_batch(clips)
         self.backbone, self.clips = backbone, clips
         self._waiting: deque[tuple[Any, npt.NDArray[np.uint8]]] = deque()
         self._held = 0
@@ -121,7 +139,8 @@ def _apart(encoded: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tup
     """A batch's features, each owner's own."""
     features_KBD, first = encoded.cpu().numpy(), 0
     for key, count in owners:
-        yield key, features_KBD[:, first : first + count]
+        # Copied: a part of it would keep the whole batch in memory until its video is done.
+        yield key, features_KBD[:, first : first + count].copy()
         first += count
 
 
@@ -143,7 +162,7 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
     Raises:
         VideoError: if the file cannot be read as a video or has no picture.
     """
-    encoder, parts = BatchEncoder(backbone, clips_at_once(backbone)), []
+    encoder, parts = BatchEncoder(backbone, clips_at_once(backbone.device.type)), []
     with DecodeWorkers({"": path}, sampling_of(backbone.recipe), workers=0) as chunks:
         for part in chunks:
             if isinstance(part, Chunk):
@@ -151,15 +170,11 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
                 continue
             if part.error:
                 raise VideoError(part.error)
-            _warn(part)
+            if part.warning:
+                warn(part.warning)
             parts += [features for _, features in encoder.flush()]
             found = video_features(parts, part.duration, backbone.recipe.clip_seconds)
     return found
-
-
-def _warn(end: End) -> None:
-    if end.warning:
-        warnings.warn(end.warning, VideoWarning, stacklevel=3)
 
 
 def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, Halves]:
@@ -202,7 +217,8 @@ class Collector:
         self.failures: dict[str, str] = dict(absent or {})
         self.clips = 0
         self._unfinished: dict[str, _Unfinished] = {}
-        self._write_failures()
+        self._written = 0.0
+        self.write_failures()
 
     def add(self, vid: str, features_KCD: Halves, first: int | None = None) -> int:
         """Take features of a video; returns how many videos this completed (0 or 1).
@@ -225,9 +241,11 @@ class Collector:
         if end.error:
             self._unfinished.pop(end.vid, None)
             self.failures[end.vid] = end.error
-            self._write_failures()
+            if time.monotonic() - self._written > _SECONDS_BETWEEN:  # there may be thousands
+                self.write_failures()
             return 1
-        _warn(end)
+        if end.warning:
+            warn(end.warning)
         video = self._unfinished.setdefault(end.vid, _Unfinished())
         video.end = end
         return self._finish(end.vid, video)
@@ -243,8 +261,9 @@ class Collector:
             return self.end(End(vid=vid, error=" ".join(str(error).split())))
         return 1
 
-    def _write_failures(self) -> None:
+    def write_failures(self) -> None:
         """Those of this run, and of earlier ones but for videos that are there by now or are tried again."""
+        self._written = time.monotonic()
         before = self.store.failures()
         rows = [row for row in before if row["vid"] not in self.videos and not self.store.has_video(row["vid"])]
         rows += [{"vid": v, "file": str(self.videos.get(v, "")), "reason": r} for v, r in self.failures.items()]
@@ -301,7 +320,7 @@ def extract(
         backbone: what to encode with.
         out: folder of the store, or an address in object storage; made if need be.
         workers: processes that decode; 0 decodes within this one. Chosen by the processors there are unless given.
-        batch_clips: clips that go through the backbone at once, of one or several videos.
+        batch_clips: clips that go through the backbone at once, of one or several videos: up to 8, or a multiple.
         absent: id -> reason, of videos that are wanted and have no file; they count as failures.
         progress: show a bar with rate and time left.
 
@@ -314,15 +333,14 @@ def extract(
         ValueError: if ``workers`` or ``batch_clips`` is too small.
     """
     workers = workers_for(backbone) if workers is None else workers
-    batch_clips = clips_at_once(backbone) if batch_clips is None else batch_clips
-    for name, value, least in (("workers", workers, 0), ("batch_clips", batch_clips, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+    batch_clips = clips_at_once(backbone.device.type) if batch_clips is None else batch_clips
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    encoder = BatchEncoder(backbone, batch_clips)
     store = store_at(out, backbone.recipe)
     put_queries(store, queries, backbone)
     todo = {vid: path for vid, path in videos.items() if not store.has_video(vid)}
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
-    encoder = BatchEncoder(backbone, batch_clips)
     try:
         with DecodeWorkers(todo, sampling_of(backbone.recipe), workers=workers) as decoded:
             for part in decoded:
@@ -334,6 +352,7 @@ def extract(
             for vid, features in encoder.flush():
                 shown.show(collector, collector.add(vid, features))
     finally:
+        collector.write_failures()
         shown.close()
     return store, collector.failures
 
@@ -395,7 +414,7 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
     found: dict[str, str | Path] = {}
     for source in sources:
         for path in _files_of(source):
-            vid = Path(str(path).rsplit("/", 1)[-1]).stem if is_address(path) else Path(path).stem
+            vid = Path(str(path).rsplit("/", 1)[-1].split("?")[0] if is_address(path) else path).stem
             if vid in found and str(found[vid]) != str(path):
                 raise ValueError(
                     f"{found[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
@@ -460,7 +479,9 @@ def _lines_of(path: Path) -> list[str | Path]:
 
 
 def _videos_only(files: Sequence[str | Path], source: str | Path, where: str) -> list[str | Path]:
-    videos = [f for f in files if str(f).lower().endswith(VIDEO_SUFFIXES)]
+    # Hidden ones are no videos: macOS puts a "._film.mp4" beside what it copies.
+    named = [(f, str(f).rsplit("/", 1)[-1].split("?")[0].lower()) for f in files]
+    videos = [f for f, name in named if name.endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
     if not videos:
         raise ValueError(
             f"{source} has no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}, in it and not in "

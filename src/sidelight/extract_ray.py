@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.backbones import load_backbone
-from sidelight.decode_workers import CHUNK_CLIPS, Chunk, End, Sampling, decoded
-from sidelight.extract import Collector, Progress, put_queries, sampling_of
+from sidelight.decode_workers import CHUNK_CLIPS, Chunk, DecodeWorkers, End, Sampling
+from sidelight.extract import Collector, Progress, check_batch, clips_at_once, put_queries, sampling_of
 from sidelight.features import FeatureStore
 from sidelight.remote import store_at
-from sidelight.storage import local_copy
+from sidelight.runtime import usable_device
+from sidelight.storage import is_address
 
 Rows = dict[str, npt.NDArray[Any]]
 """Columns of as many rows: vid, clip (its number), pixels_FSS3 or features_KD; of a video's last row also clips (how
@@ -45,30 +46,26 @@ def _rows(vid: str, first: int, pixels_CFSS3: npt.NDArray[np.uint8], end: End | 
 
 
 def decode_rows(videos: Rows, *, sampling: Sampling, chunk: int = CHUNK_CLIPS) -> Iterator[Rows]:
-    """The clips of some videos (columns vid and path), as Ray Data moves them."""
-    for vid, path in zip(videos["vid"].tolist(), videos["path"].tolist(), strict=True):
-        # One chunk is held back: the last one carries what is known at the end.
-        held: Chunk | None = None
-        first = 0
-        for part in _parts(vid, path, sampling, chunk):
-            if isinstance(part, End):
-                blank = np.zeros((1, sampling.frames_per_clip, sampling.resolution, sampling.resolution, 3), np.uint8)
+    """The clips of some videos (columns vid and path), as Ray Data moves them.
+
+    They are decoded in a process of its own here too: a file that crashes it costs itself, and not the run.
+    """
+    files: dict[str, str | Path] = dict(zip(videos["vid"].tolist(), videos["path"].tolist(), strict=True))
+    blank = np.zeros((1, sampling.frames_per_clip, sampling.resolution, sampling.resolution, 3), np.uint8)
+    # One chunk is held back: the last one carries what is known at the end.
+    held: npt.NDArray[np.uint8] | None = None
+    first = 0
+    with DecodeWorkers(files, sampling, workers=1, chunk=chunk) as parts:
+        for part in parts:
+            if isinstance(part, Chunk):
+                if held is not None:
+                    yield _rows(part.vid, first, held, None)
+                    first += len(held)
+                held = part.pixels_CFSS3
+            else:
                 # A row without a clip, for a video that failed: its pixels mean nothing.
-                failed = bool(part.error) or held is None
-                yield _rows(vid, first, blank if failed or held is None else held.pixels_CFSS3, part)
-                break
-            if held is not None:
-                yield _rows(vid, first, held.pixels_CFSS3, None)
-                first += len(held.pixels_CFSS3)
-            held = part
-
-
-def _parts(vid: str, path: str, sampling: Sampling, chunk: int) -> Iterator[Chunk | End]:
-    try:
-        with local_copy(path) as copy:
-            yield from decoded(vid, copy, sampling, chunk=chunk, threads=1)
-    except (OSError, ValueError) as error:
-        yield End(vid=vid, error=" ".join(str(error).split()))
+                yield _rows(part.vid, first, blank if part.error or held is None else held, part)
+                held, first = None, 0
 
 
 class Encoder:
@@ -135,26 +132,39 @@ def extract_on_ray(
     for name, value in (("workers", workers), ("batch_clips", batch_clips), ("actors", actors)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more with Ray, got {value}")
-    made = load_backbone(backbone, **options)
-    store = store_at(out, made.recipe)
+    if batch_clips is not None:
+        check_batch(batch_clips)
+    if Path(str(options.get("weights", ""))).exists() and options.get("weights"):
+        options = {**options, "weights": str(Path(options["weights"]).resolve())}
+    made = load_backbone(backbone, **options).to(usable_device(None))
+    store, sampling = store_at(out, made.recipe), sampling_of(made.recipe)
     put_queries(store, queries, made)
+    del made  # each actor has its own
     todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.has_video(v)]
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     if not todo:
         return store, collector.failures
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    clips = batch_clips or (32 if gpus else 8)
+    there = ray.cluster_resources()
+    gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+    actors = actors or max(1, gpus)
+    if processors <= actors or (gpus and actors > gpus):
+        raise ValueError(
+            f"the Ray cluster has {processors} processors and {gpus} GPUs: too few for {actors} backbones (each takes "
+            "a processor, and a GPU if there are any) and a decoder; give fewer --actors, or more machines"
+        )
+    device = "cuda" if gpus else "cpu"
+    clips = batch_clips or clips_at_once(device)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own bar says how far it is
-    encoder = {"name": backbone, "options": dict(options), "clips": clips, "device": "cuda" if gpus else "cpu"}
+    encoder = {"name": backbone, "options": dict(options), "clips": clips, "device": device}
     batches = (
         ray.data.from_items(todo, override_num_blocks=min(len(todo), 1000))
         .map_batches(
             decode_rows,
-            batch_size=1,
-            fn_kwargs={"sampling": sampling_of(made.recipe)},
+            batch_size=None,
+            fn_kwargs={"sampling": sampling},
             compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=1,
         )
@@ -162,7 +172,7 @@ def extract_on_ray(
             Encoder,
             batch_size=clips,
             fn_constructor_kwargs=encoder,
-            compute=ray.data.ActorPoolStrategy(size=actors or max(1, gpus)),
+            compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
             # Over all machines; and steps that are placed alike would be made one, so that encoders decoded.
@@ -175,14 +185,13 @@ def extract_on_ray(
             for i, vid in enumerate(rows["vid"].tolist()):
                 shown.show(collector, _take(collector, rows, i, vid))
     finally:
+        collector.write_failures()
         shown.close()
     return store, collector.failures
 
 
 def _everywhere(path: str | Path) -> str:
     """A path that does not depend on where a process works."""
-    from sidelight.storage import is_address
-
     return str(path) if is_address(path) else str(Path(path).resolve())
 
 

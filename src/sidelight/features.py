@@ -28,12 +28,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureRecipe
-from sidelight.files import replacing, write_text
-from sidelight.storage import cached, is_address
+from sidelight.files import replacing, sweep, write_text
+from sidelight.storage import cached, is_address, listing
 from sidelight.timeline import Timeline
 
 Halves = npt.NDArray[np.float16]
 FORMAT = "sidelight.features/1"
+_LONGEST_NAME = 180
+"""Bytes of a file's name that come from a video's id; most file systems allow 255 in all."""
 FAILURES = "failures.jsonl"
 """The file of a store that says which videos could not be read, and why."""
 
@@ -142,6 +144,8 @@ class FeatureStore:
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
+            for part in (".", "videos", "queries"):
+                sweep(folder / part)
             store = cls(folder)
             recipe.require(store.recipe, what=f"the features in {folder}", than="what is asked for")
             return store
@@ -157,7 +161,7 @@ class FeatureStore:
         """The levels to extract into a folder: those of the store that is there, if it has the wanted ones among
         others, for such a store serves too and is filled as it is; else the wanted ones.
         """
-        if not (Path(folder) / "manifest.json").is_file():
+        if not store_exists(folder):
             return wanted
         there = FeatureStore(folder).recipe.levels
         return there if set(wanted) <= set(there) else wanted
@@ -172,19 +176,26 @@ class FeatureStore:
 
     def _video_path(self, vid: str) -> Path:
         # Quoted, so that no id can name a file outside the folder.
-        return self.folder / "videos" / f"{quote(vid, safe=' ()[]+,=@')}.safetensors"
+        name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
+        if len(name) > _LONGEST_NAME:  # the file's header says which id it is; %% is in no quoted name
+            name = f"{name[: _LONGEST_NAME // 2]}%%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self.folder / "videos" / f"{name}.safetensors"
 
     def has_video(self, vid: str) -> bool:
         return self._video_path(vid).is_file()
 
     def videos(self) -> list[str]:
         """The ids of all videos, sorted."""
-        return sorted(unquote(p.stem) for p in (self.folder / "videos").glob("[!.]*.safetensors"))
+        files = (self.folder / "videos").glob("[!.]*.safetensors")
+        return sorted(
+            _about(_opened(p))["vid"] if "%%" in p.stem else unquote(p.stem, errors="surrogateescape") for p in files
+        )
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         """Add or replace one video's features."""
         self._require_whole()
         metadata = {
+            "vid": vid,
             "duration": repr(features.timeline.duration),
             "clip_seconds": repr(features.timeline.clip_seconds),
         }
@@ -196,7 +207,7 @@ class FeatureStore:
         Raises:
             ValueError: if the store has no such video, or its file is damaged.
         """
-        file = _opened(self._existing(vid))
+        file = self._of(vid)
         return VideoFeatures(video_KTD=self._chosen(file.get_tensor("video")), timeline=_timeline(_about(file)))
 
     def timeline(self, vid: str) -> Timeline:
@@ -205,7 +216,17 @@ class FeatureStore:
         Raises:
             ValueError: as :meth:`video`.
         """
-        return _timeline(_about(_opened(self._existing(vid))))
+        return _timeline(_about(self._of(vid)))
+
+    def _of(self, vid: str) -> Any:
+        """A video's file; ValueError if it is another's, as where a file system does not tell "a" from "A"."""
+        file = _opened(self._existing(vid))
+        if (other := _about(file).get("vid", vid)) != vid:
+            raise ValueError(
+                f"the feature store {self.folder} has {other!r} where {vid!r} should be: this file system takes both "
+                "names for one; extract them into two stores"
+            )
+        return file
 
     def _existing(self, vid: str) -> Path:
         path = self._video_path(vid)
@@ -232,7 +253,9 @@ class FeatureStore:
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace what :meth:`failures` says."""
-        write_text(self.folder / FAILURES, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+        lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+        # File names that are not UTF-8 become JSON's own escapes.
+        write_text(self.folder / FAILURES, lines.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def verify(self) -> dict[str, str]:
         """Read everything and see whether it is what was written: shapes, widths and, but for files of older
@@ -315,12 +338,24 @@ class FeatureStore:
         return [found[query] for query in sentences]
 
 
+def store_exists(folder: str | Path) -> bool:
+    """Whether there is a store, in a folder or at an address.
+
+    Raises:
+        StorageError: if the storage of an address cannot be reached.
+    """
+    if is_address(folder):
+        return "manifest.json" in listing(str(folder))
+    return (Path(folder) / "manifest.json").is_file()
+
+
 def query_digest(query: str) -> str:
     """The key of a sentence: 20 hex digits of its SHA-256."""
     return hashlib.sha256(query.encode()).hexdigest()[:20]
 
 
 def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     halves = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in tensors.items()}
@@ -330,7 +365,10 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
     with replacing(path) as temporary:
         # One entry, for several would be written in any order: equal features are equal files.
         about = {**metadata, "digest": _content_digest(halves)}
-        save_file(halves, temporary, {"about": json.dumps(about, sort_keys=True)})
+        try:
+            save_file(halves, temporary, {"about": json.dumps(about, sort_keys=True)})
+        except SafetensorError as error:  # its own word for a full disk
+            raise OSError(f"{path} cannot be written ({error})") from None
 
 
 def _about(file: Any) -> dict[str, str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +21,67 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to, renamed to ``path`` when the block ends well, and removed when it does not.
 
     It lies beside ``path``, so that renaming cannot fail half-way, keeps its suffix, which some writers look at, and
-    is this process's own.
+    is nobody else's. What was written is on the disk before it gets its name: a power cut leaves the old or the new.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
+    # Whole names may be as long as a file system allows; this one is longer, so the stem is cut.
+    beside = path.with_name(f".{path.stem[:80]}.{owner}.partial{path.suffix}")
     try:
         yield beside
+        _to_disk(beside)
         beside.replace(path)
+        if os.name == "posix":
+            _to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        # Some file systems cannot (network ones, folders on some): then there is no more to be done.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes left half-written in a folder: theirs of this machine, and what is a day old."""
+    now = time.time()
+    for path in Path(folder).glob(".*.partial*"):
+        with contextlib.suppress(OSError):  # another process sweeps too
+            age = now - path.stat().st_mtime
+            owner = path.name.split(".partial")[0].rsplit(".", 1)[-1].split("-")
+            # A minute, because processes of one name may not see each other (containers).
+            dead = len(owner) == 3 and owner[0] == _machine() and owner[1].isdigit() and not _alive(int(owner[1]))
+            if age > 86400 or (dead and age > 60):
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # signal 0 would end it there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def cache_folder(part: str) -> Path:
+    """Where something is kept for later: SIDELIGHT_CACHE, else the user's cache folder."""
+    if folder := os.environ.get("SIDELIGHT_CACHE"):
+        return Path(folder) / part
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sidelight" / part
 
 
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:

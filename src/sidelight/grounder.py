@@ -9,7 +9,6 @@ print(answer.moments[0])
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +54,7 @@ class Grounder:
         device: str | torch.device | None = None,
     ) -> None:
         from sidelight.backbones import backbone_for
+        from sidelight.runtime import usable_device
 
         self.device = usable_device(device)
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
@@ -186,29 +186,8 @@ class Grounder:
         )
 
 
-def usable_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name; cuda, else mps, else cpu unless one is given.
-
-    Raises:
-        ValueError: if there is no such device, or PyTorch cannot use it here.
-    """
-    import torch
-
-    if device is None:
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else name)
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch's, by device and build
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
-    return found
-
-
 def default_cache() -> Path:
     """Where features are kept: SIDELIGHT_CACHE, else the user's cache folder."""
-    if folder := os.environ.get("SIDELIGHT_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sidelight" / "features"
+    from sidelight.files import cache_folder
+
+    return cache_folder("features")

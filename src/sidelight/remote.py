@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sidelight.backbones.protocol import FeatureRecipe
 from sidelight.features import FAILURES, FeatureStore, Halves, VideoFeatures
-from sidelight.storage import fetch, is_address, put_file, sizes_of
+from sidelight.storage import fetch, is_address, listing, put_file
 
 
 class RemoteStore(FeatureStore):
@@ -26,7 +26,7 @@ class RemoteStore(FeatureStore):
     def __init__(self, address: str, staging: tempfile.TemporaryDirectory[str]) -> None:
         self.address, self._staging = address.rstrip("/"), staging
         super().__init__(staging.name)
-        self._there = set(sizes_of(f"{self.address}/videos"))
+        self._there = set(listing(f"{self.address}/videos"))
 
     @classmethod
     def at(cls, address: str, recipe: FeatureRecipe) -> RemoteStore:
@@ -39,12 +39,12 @@ class RemoteStore(FeatureStore):
         address = address.rstrip("/")
         temporary = tempfile.TemporaryDirectory(prefix="sidelight-store-")
         staging = Path(temporary.name)
-        there = sizes_of(address)
+        there = listing(address)
         for name in (n for n in ("manifest.json", FAILURES) if n in there):
             fetch(address, name, staging)
         for part in ("videos", "queries"):
             (staging / part).mkdir()
-        for name in sizes_of(f"{address}/queries") if there else ():
+        for name in listing(f"{address}/queries") if there else ():
             fetch(address, f"queries/{name}", staging)
         FeatureStore.create(staging, recipe)
         if "manifest.json" not in there:
@@ -52,7 +52,20 @@ class RemoteStore(FeatureStore):
         return cls(address, temporary)
 
     def has_video(self, vid: str) -> bool:
-        return self._video_path(vid).name in self._there or super().has_video(vid)
+        return self._video_path(vid).name in self._there
+
+    def videos(self) -> list[str]:
+        for name in self._there:
+            self._fetched(name)
+        return super().videos()
+
+    def _existing(self, vid: str) -> Path:
+        self._fetched(self._video_path(vid).name)
+        return super()._existing(vid)
+
+    def _fetched(self, name: str) -> None:
+        if name in self._there and not (self.folder / "videos" / name).exists():
+            fetch(self.address, f"videos/{name}", self.folder)
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         super().put_video(vid, features)

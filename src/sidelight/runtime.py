@@ -1,4 +1,4 @@
-"""What makes PyTorch fast on a CPU, set once by the commands that compute for long."""
+"""Where PyTorch computes, and what makes it fast on a CPU, set once by the commands that compute for long."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ def tune_cpu(threads: int = 0) -> None:
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_M_TOP_PAD, 1 << 28)
+
+
+def usable_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; cuda, else mps, else cpu unless one is given.
+
+    Raises:
+        ValueError: if there is no such device, or PyTorch cannot use it here.
+    """
+    if device is None:
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else name)
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch's, by device and build
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
+    return found

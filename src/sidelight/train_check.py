@@ -24,7 +24,7 @@ from sidelight.backbones.protocol import FeatureRecipe
 from sidelight.dataset import GroundingDataset, epoch_batches
 from sidelight.evaluate import evaluate_submissions
 from sidelight.extract import extract, find_videos
-from sidelight.features import Features, FeatureStore
+from sidelight.features import Features, FeatureStore, store_exists
 from sidelight.layouts import layout_of
 from sidelight.predict import predict
 from sidelight.recipe import Recipe
@@ -192,7 +192,7 @@ class _Rehearsal(Trainer):
         levels = FeatureStore.levels_there(folder, backbone.chosen)
         made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
         enough = min(STEPS * self._share, len(rows))
-        if Path(folder, "manifest.json").is_file():
+        if store_exists(folder):
             store = FeatureStore(folder)
             made.recipe.require(store.recipe, what=f"the features in {folder}", than="the recipe asks for")
             lacking = set(store.missing_queries(a.query for a in rows))

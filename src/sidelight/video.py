@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -102,6 +102,7 @@ def frames_at(
     size: tuple[int, int] | None = None,
     resize: Resize = "stretch",
     threads: int = 0,
+    damaged: Callable[[str], None] | None = None,
 ) -> Iterator[Frame]:
     """For each wanted time the picture on screen then: the last whose own seconds are not above it (by a microsecond).
 
@@ -117,6 +118,7 @@ def frames_at(
         size: (width, height) of the images; as displayed if None.
         resize: "stretch" to the size, or "crop": scale until the size is covered, then cut out the middle.
         threads: of the decoder; 0 for as many as there are processors. The pictures are the same.
+        damaged: is told of damage, in a sentence; unless given there is a VideoWarning.
 
     Yields:
         Exactly one Frame per wanted time, in order. Memory does not grow with the video.
@@ -140,11 +142,12 @@ def frames_at(
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
     decoder = Decoder(path, threads)  # here, not in the generator: a bad file is told of at once
-    return _frames(decoder, _Painter(decoder, size, resize), [second + _AS_PRINTED for second in wanted])
+    tell = damaged or warn
+    return _frames(decoder, _Painter(decoder, size, resize), [second + _AS_PRINTED for second in wanted], tell)
 
 
-def _frames(decoder: Decoder, painter: _Painter, wanted: list[float]) -> Iterator[Frame]:
-    """Paint what is on screen. Warns before the last frame: whoever counts does not ask for one more."""
+def _frames(decoder: Decoder, painter: _Painter, wanted: list[float], tell: Callable[[str], None]) -> Iterator[Frame]:
+    """Paint what is on screen. Tells of damage before the last frame: whoever counts does not ask for one more."""
     frame, count = None, 0
     try:
         decoder.only(wanted)
@@ -159,10 +162,10 @@ def _frames(decoder: Decoder, painter: _Painter, wanted: list[float]) -> Iterato
             if frame is None or frame.seconds != picture.seconds:
                 frame = Frame(picture.seconds, painter.paint(picture.frame))
             if count == len(wanted):
-                _warn(decoder)
+                _tell(decoder, tell)
             yield frame
         if count < len(wanted):
-            _warn(decoder)
+            _tell(decoder, tell)
     finally:
         decoder.close()
 
@@ -229,8 +232,8 @@ def _displayed_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     return (frame.height, width) if _turn(frame)[0] else (width, frame.height)
 
 
-def _warn(decoder: Decoder) -> None:
-    """Tell of a loss, pointing at the caller outside of this package, whoever drives the iterator."""
+def _tell(decoder: Decoder, tell: Callable[[str], None]) -> None:
+    """Tell of a loss, if there is one."""
     lost, at_end = float(decoder.losses.total * decoder.tick), decoder.missing or 0.0
     if not lost + at_end:
         return
@@ -239,7 +242,12 @@ def _warn(decoder: Decoder) -> None:
     text = f"{decoder.path} is damaged: {lost + at_end:.2f} s of {whole:.2f} s ({share:.1%})"
     text += " could not be decoded" + " or only with errors" * (lost > 0)
     text += f"; it breaks off after {decoder.end:.2f} s" if at_end else "; the last good picture stays there"
+    tell(f"{text}; get a fresh copy if you can")
+
+
+def warn(text: str) -> None:
+    """A VideoWarning that points at the caller outside of this package, whoever drives the iterator."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sidelight":
         level, frame = level + 1, frame.f_back
-    warnings.warn(f"{text}; get a fresh copy if you can", VideoWarning, stacklevel=level)
+    warnings.warn(text, VideoWarning, stacklevel=level)

@@ -170,7 +170,7 @@ def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, 
     from sidelight.backbones import load_backbone
     from sidelight.extract import extract, find_videos
     from sidelight.features import FeatureStore
-    from sidelight.grounder import usable_device
+    from sidelight.runtime import usable_device
 
     data = recipe["data"]
     for name in (part, f"{part}_videos"):
@@ -320,8 +320,8 @@ def _scored(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     from sidelight.dataset import GroundingDataset
     from sidelight.evaluate import evaluate_files, query_scores
     from sidelight.features import FeatureStore
-    from sidelight.grounder import usable_device
     from sidelight.predict import predict
+    from sidelight.runtime import usable_device
 
     accelerator = recipe["train"]["accelerator"]
     checkpoint = Checkpoint.from_pretrained(folder / "last")

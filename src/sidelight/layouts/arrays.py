@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,16 @@ def mapped(path: Path) -> Array:
     return array
 
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 def members(path: Path) -> list[str]:
@@ -76,10 +86,24 @@ def packed(path: Path, key: str) -> Array:
     _require_member(path, key)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+            # What a header claims is asked for at once: a small file must not ask for all memory there is.
+            shape, dtype = _header(file)
+            held = archive.getinfo(f"{key}.npy").file_size
+            if math.prod(shape) * dtype.itemsize > held:
+                raise ValueError(f"it claims {shape} numbers, and holds {held} bytes")
+            file.seek(0)
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
     except _DAMAGED as error:
         raise _unreadable(path, error) from None
     return array
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array that begins here."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
 
 
 def packed_shape(path: Path, key: str, expected: str) -> tuple[tuple[int, ...], str]:
@@ -87,9 +111,7 @@ def packed_shape(path: Path, key: str, expected: str) -> tuple[tuple[int, ...], 
     _require_member(path, key)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            shape, dtype = _header(file)
     except _DAMAGED as error:
         raise _unreadable(path, error) from None
     _require_floats(path, dtype)

@@ -5,7 +5,9 @@ Legend: K levels, T clips, P tokens of a clip, L tokens of a sentence, D_v / D_t
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def export_features(
     """
     from tqdm import tqdm
 
-    out, asked = Path(out), list(rows)
+    out, asked = Path(os.path.abspath(out)), list(rows)  # "." has no name to put another beside
     if layout not in LAYOUTS:
         raise ValueError(f"there is no feature layout {layout!r} to write; known are {', '.join(LAYOUTS)}")
     if not asked:
@@ -75,7 +77,10 @@ def export_features(
             "extract them"
         )
     names = _names_for(recipe, layout)
-    beside = out.with_name(f".{out.name}.{layout}-{recipe.digest()}.partial")
+    # Goes on with what it began, and with nothing else: the same features of the same store for the same annotations.
+    order = [str(store.folder.resolve()), layout, recipe.digest(), *(f"{r.vid}\t{r.qid}\t{r.query}" for r in asked)]
+    key = hashlib.sha256("\n".join(order).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    beside = out.with_name(f".{out.name[:80]}.{key}.partial")
     for name in names:
         (beside / name).mkdir(parents=True, exist_ok=True)
     for vid in tqdm(vids, unit="video", desc="writing", disable=not progress):
