@@ -330,7 +330,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "runtime",
     ),
     "commands_convert": ("backbones", "backbones.clip", "backbones.internvideo2", "convert"),
-    "commands_features": ("annotations", "benchmarks", "features", "layouts"),
+    "commands_features": ("storage", "annotations", "benchmarks", "features", "layouts"),
     "cli": ("commands", "commands_convert", "commands_features"),
     "sidelight": ("grounding", "grounder"),
 }

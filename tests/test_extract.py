@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def test_sources_of_videos(tmp_path: Path) -> None:
     (films / "deep" / "a.mkv").touch()
     for wrong, said in (
         ([films / "none"], "does not exist"),
-        ([films / "deep" / "*.avi"], "has no video files"),
+        ([films / "deep" / "*.avi"], "matches no video files"),
         ([tmp_path], "has no video files"),
         ([films, films / "deep"], "would both be the video 'a'"),
     ):
@@ -209,3 +210,59 @@ def test_a_damaged_store_is_told(video: Path, backbone: ShapesBackbone, tmp_path
     assert list(store.verify()) == ["videos/a.safetensors"] and "digest" in store.verify()["videos/a.safetensors"]
     path.write_bytes(whole[: len(whole) // 2])
     assert "damaged" in store.verify()["videos/a.safetensors"]
+
+
+def test_what_was_cut_off_is_done_again(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    extract({"a": video, "b": video}, [], backbone, tmp_path)
+    path = tmp_path / "videos" / "a.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    store, failures = extract({"a": video, "b": video}, [], backbone, tmp_path)
+    assert not failures and path.read_bytes() == whole and not store.verify()
+    assert path.stat().st_mode & 0o044 == 0o044 & ~os.umask(os.umask(0o022)) & 0o777
+
+
+def test_ids_of_any_length_and_spelling(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    ids = ["映画" * 60, "x" * 300, "a b/c", "..", os.fsdecode(b"\xff\xfe"), "%%"]
+    store, failures = extract(dict.fromkeys(ids, video), [], backbone, tmp_path / "store")
+    assert not failures and store.videos() == sorted(ids) and not store.verify()
+    assert {p.parent for p in tmp_path.rglob("*.safetensors")} == {tmp_path / "store" / "videos"}
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    _, failures = extract(dict.fromkeys(["坏", os.fsdecode(b"\xff")], bad), [], backbone, tmp_path / "store")
+    assert [row["vid"] for row in store.failures()] == sorted(failures)
+
+
+def test_two_names_for_one_file_are_noticed(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    store, _ = extract({"a": video}, [], backbone, tmp_path)
+    # As on a file system that does not tell capitals.
+    shutil.copy(tmp_path / "videos" / "a.safetensors", tmp_path / "videos" / "A.safetensors")
+    with pytest.raises(ValueError, match="takes both names for one"):
+        store.video("A")
+
+
+def test_a_link_that_leads_nowhere_is_a_failure(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (folder / "._a.mp4").touch()
+    shutil.copy(video, folder / "a.mp4")
+    store, failures = extract(videos_of([folder]), [], backbone, tmp_path / "out", workers=1)
+    assert store.videos() == ["a"] and list(failures) == ["gone"]
+
+
+def test_a_store_that_cannot_be_made_is_said(backbone: ShapesBackbone, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="no store can be made"):
+        extract({}, [], backbone, tmp_path / "file")
+
+
+def test_what_killed_processes_left_is_removed(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+    store, _ = extract({"a": video}, [], backbone, tmp_path)
+    old = tmp_path / "videos" / ".b.000000-1-abcdef.partial.safetensors"
+    old.write_bytes(b"half")
+    extract({"a": video}, [], backbone, tmp_path)
+    assert old.exists()  # it may be another machine's
+    os.utime(old, (0, 0))
+    extract({"a": video}, [], backbone, tmp_path)
+    assert not old.exists() and store.videos() == ["a"]

@@ -79,7 +79,7 @@ def test_a_name_does_not_lead_out_of_its_folder(bucket: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("nothing://a/b", "cannot use nothing://"), ("memory://bucket/none/*.mp4", "has no video files")],
+    [("nothing://a/b", "cannot use nothing://"), ("memory://bucket/none/*.mp4", "matches no video files")],
 )
 def test_what_cannot_be_used_is_said(memory: Any, address: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

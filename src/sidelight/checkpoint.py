@@ -55,6 +55,7 @@ class Checkpoint:
             half: store float16.
             weights: instead of the model's own (an average of them, say).
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -74,7 +75,10 @@ class Checkpoint:
             tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
         with replacing(folder / "model.safetensors") as model, replacing(folder / "config.json") as config:
             config.write_text(json.dumps(values, indent=2) + "\n")
-            save_file(tensors, model, {"format": "pt"})
+            try:
+                save_file(tensors, model, {"format": "pt"})
+            except SafetensorError as error:  # its own word for a full disk
+                raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Checkpoint:

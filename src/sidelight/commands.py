@@ -225,7 +225,8 @@ def add_extract(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="STORE", help="folder of the feature store, or an address")
     parser.add_argument("--backbone", default="shapes", help="which backbone")
     parser.add_argument("--levels", type=int, default=4, help="how many of its last layers")
-    parser.add_argument("--pooling", choices=["cls", "mean", "attention", "tokens"], default="attention")
+    how = "how the tokens of a clip become one vector, or tokens for all of them; attention unless given, cls for clip"
+    parser.add_argument("--pooling", choices=["cls", "mean", "attention", "tokens"], help=how)
     parser.add_argument("--clip-seconds", type=float, help="length of a clip; the backbone's own unless given")
     parser.add_argument("--frames-per-clip", type=int, help="pictures per clip; the backbone's own unless given")
     parser.add_argument("--weights", default="", help="folder of the backbone's weights, or a hub id")
@@ -264,7 +265,7 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
     config = BackboneConfig(
         name=args.backbone,
         levels=args.levels,
-        pooling=args.pooling,
+        pooling=args.pooling or ("cls" if args.backbone == "clip" else "attention"),
         clip_seconds=args.clip_seconds,
         frames_per_clip=args.frames_per_clip,
         weights=args.weights,
@@ -274,19 +275,26 @@ def run_extract(args: Namespace, _: ArgumentParser) -> int:
         raise ValueError("--dtype: the embedded backbone computes in float32; leave --dtype out")
     queries = list(dict.fromkeys(a.query for a in annotations))
     sizes = {"workers": args.workers, "batch_clips": args.batch_clips, "progress": True, "absent": absent}
-    if args.engine == "ray":
-        from sidelight.extract_ray import extract_on_ray
+    try:
+        if args.engine == "ray":
+            from sidelight.extract_ray import extract_on_ray
 
-        store, failures = extract_on_ray(files, queries, config.name, options, args.out, actors=args.actors, **sizes)
-    else:
-        backbone = load_backbone(config.name, **options).to(usable_device(args.device))
-        store, failures = extract(files, queries, backbone, args.out, **sizes)
+            store, failures = extract_on_ray(
+                files, queries, config.name, options, args.out, actors=args.actors, **sizes
+            )
+        else:
+            backbone = load_backbone(config.name, **options).to(usable_device(args.device))
+            store, failures = extract(files, queries, backbone, args.out, **sizes)
+    except KeyboardInterrupt:
+        print("the same command goes on where this one stopped", file=sys.stderr)
+        raise
     there = sum(store.has_video(vid) for vid in files)
     print(f"{args.out}: {there} of {len(files) + len(absent)} videos, {len(queries)} queries")
     for vid, reason in list(failures.items())[:10]:
         print(f"failed: {vid}: {reason}", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} videos failed; {args.out}/{FAILURES} names each with the reason", file=sys.stderr)
+        videos = "1 video" if len(failures) == 1 else f"{len(failures)} videos"
+        print(f"{videos} failed; {args.out}/{FAILURES} names each with the reason", file=sys.stderr)
     return 1 if failures else 0
 
 

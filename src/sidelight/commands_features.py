@@ -56,6 +56,16 @@ def _read(args: Namespace) -> list[Annotation]:
     )
 
 
+_SHOWN = 10
+
+
+def _require_here(path: str) -> None:
+    from sidelight.storage import is_address
+
+    if is_address(path):
+        raise ValueError(f"{path} is an address; layouts are read and written on this machine, so give a folder")
+
+
 # verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +78,7 @@ def _verify_options(parser: ArgumentParser) -> None:
 def _verify(args: Namespace) -> int:
     from sidelight.annotations import read_annotations
     from sidelight.benchmarks import benchmark
-    from sidelight.features import FeatureStore
+    from sidelight.features import FAILURES, FeatureStore
 
     store = FeatureStore(args.store)
     wrong = store.verify()
@@ -80,13 +90,18 @@ def _verify(args: Namespace) -> int:
     ]
     failed = {row["vid"]: row["reason"] for row in store.failures()}
     missing = [vid for vid in dict.fromkeys(a.vid for a in annotations) if not store.has_video(vid)]
-    for vid in missing[:10]:
+    for vid in missing[:_SHOWN]:
         print(f"missing video {vid}" + (f": {failed[vid]}" if vid in failed else ""))
     # A damaged file of sentences cannot be asked what it holds.
     readable = not any(file.startswith("queries") for file in wrong)
     queries = store.missing_queries(a.query for a in annotations) if readable else []
-    for query in queries[:10]:
+    for query in queries[:_SHOWN]:
         print(f"missing query {query!r}")
+    for kind, names in (("videos", missing), ("queries", queries)):
+        if len(names) > _SHOWN:
+            print(f"and {len(names) - _SHOWN} more missing {kind}")
+    if failed and not annotations:
+        print(f"{len(failed)} videos could not be read when they were extracted, see {FAILURES}: {', '.join(failed)}")
     lacking = f"{len(queries)} missing queries" if readable else "queries not compared, since their files are damaged"
     counts = f"{len(wrong)} damaged files, {len(missing)} missing videos, {lacking}"
     print(f"{args.store}: {len(store.videos())} videos; {counts if annotations else counts.split(',')[0]}")
@@ -110,6 +125,7 @@ def _export(args: Namespace) -> int:
     from sidelight.features import FeatureStore
     from sidelight.layouts import export_features
 
+    _require_here(args.out)
     store = FeatureStore(args.store)
     videos, queries = export_features(store, args.out, _read(args), layout=args.layout, level=args.level, progress=True)
     folders = ", ".join(sorted(p.name for p in Path(args.out).iterdir() if p.is_dir()))
@@ -141,6 +157,10 @@ def _import_options(parser: ArgumentParser) -> None:
 def _import(args: Namespace) -> int:
     from sidelight.layouts import ForeignFeatures, durations_of, import_features, open_features
 
+    _require_here(args.folder)
+    _require_here(args.out)
+    if "," not in args.folder and not Path(args.folder).is_dir():
+        raise ValueError(f"{args.folder} is not a folder; expected one with a layout's folders in it")
     for name in ("levels", "clip_seconds", "frames_per_clip"):
         if args[name] is not None and not args[name] > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {args[name]}")

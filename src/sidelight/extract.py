@@ -339,7 +339,7 @@ def extract(
     encoder = BatchEncoder(backbone, batch_clips)
     store = store_at(out, backbone.recipe)
     put_queries(store, queries, backbone)
-    todo = {vid: path for vid, path in videos.items() if not store.has_video(vid)}
+    todo = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     try:
         with DecodeWorkers(todo, sampling_of(backbone.recipe), workers=workers) as decoded:
@@ -455,12 +455,12 @@ def _files_of(source: str | Path, *, listed: str = "") -> list[str | Path]:
         return _videos_only(files, source, where)
     path = Path(source)
     if path.is_dir():
-        return _videos_only(sorted(p for p in path.iterdir() if p.is_file()), source, where)
+        return _videos_only(sorted(p for p in path.iterdir() if p.is_file() or p.is_symlink()), source, where)
     if path.is_file():
         return _lines_of(path) if path.suffix.lower() == ".txt" else [path]
     if any(sign in str(source) for sign in "*?["):
         anchor, pattern = Path(path.anchor), str(path.relative_to(path.anchor)) if path.anchor else str(path)
-        return _videos_only(sorted(p for p in anchor.glob(pattern) if p.is_file()), source, where)
+        return _videos_only(sorted(p for p in anchor.glob(pattern) if p.is_file() or p.is_symlink()), source, where)
     raise ValueError(f"{source} does not exist{where}; expected a folder, a video file, a pattern or a .txt list")
 
 
@@ -482,6 +482,8 @@ def _videos_only(files: Sequence[str | Path], source: str | Path, where: str) ->
     # Hidden ones are no videos: macOS puts a "._film.mp4" beside what it copies.
     named = [(f, str(f).rsplit("/", 1)[-1].split("?")[0].lower()) for f in files]
     videos = [f for f, name in named if name.endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
+    if not videos and any(sign in str(source) for sign in "*?["):
+        raise ValueError(f"{source} matches no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}")
     if not videos:
         raise ValueError(
             f"{source} has no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}, in it and not in "

@@ -140,7 +140,7 @@ def extract_on_ray(
     store, sampling = store_at(out, made.recipe), sampling_of(made.recipe)
     put_queries(store, queries, made)
     del made  # each actor has its own
-    todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.has_video(v)]
+    todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.is_whole(v)]
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     if not todo:
         return store, collector.failures

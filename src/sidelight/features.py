@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,8 +150,11 @@ class FeatureStore:
             store = cls(folder)
             recipe.require(store.recipe, what=f"the features in {folder}", than="what is asked for")
             return store
-        for part in ("videos", "queries"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
+        try:
+            for part in ("videos", "queries"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"no store can be made in {folder} ({error.strerror}); give another folder") from None
         text = json.dumps({"format": FORMAT, "recipe": recipe.to_dict()}, indent=2) + "\n"
         with replacing(folder / "manifest.json") as temporary:
             temporary.write_text(text)
@@ -177,12 +181,21 @@ class FeatureStore:
     def _video_path(self, vid: str) -> Path:
         # Quoted, so that no id can name a file outside the folder.
         name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
+        name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
         if len(name) > _LONGEST_NAME:  # the file's header says which id it is; %% is in no quoted name
             name = f"{name[: _LONGEST_NAME // 2]}%%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         return self.folder / "videos" / f"{name}.safetensors"
 
     def has_video(self, vid: str) -> bool:
         return self._video_path(vid).is_file()
+
+    def is_whole(self, vid: str) -> bool:
+        """Whether a video is there and its file not cut off; numbers are compared by :meth:`verify` alone."""
+        try:
+            self._of(vid)
+        except ValueError:
+            return False
+        return True
 
     def videos(self) -> list[str]:
         """The ids of all videos, sorted."""
@@ -270,7 +283,7 @@ class FeatureStore:
         ):
             try:
                 self._verify_file(path)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, OSError) as error:
                 wrong[str(path.relative_to(self.folder))] = " ".join(str(error).split())
         return wrong
 
@@ -368,7 +381,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
         try:
             save_file(halves, temporary, {"about": json.dumps(about, sort_keys=True)})
         except SafetensorError as error:  # its own word for a full disk
-            raise OSError(f"{path} cannot be written ({error})") from None
+            raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from None
 
 
 def _about(file: Any) -> dict[str, str]:
@@ -390,6 +403,8 @@ def _opened(path: Path) -> Any:
     """A safetensors file, mapped into memory; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
+    if not os.access(path, os.R_OK):  # else it is said not to be there
+        raise ValueError(f"{path} cannot be read; you need the right to")
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:

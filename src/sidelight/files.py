@@ -16,6 +16,16 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg"
 """The files of a folder that count as videos."""
 
 
+def _umask() -> int:
+    """There is no way to read it but to set it; so once, before there are threads."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to, renamed to ``path`` when the block ends well, and removed when it does not.
@@ -29,6 +39,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.stem[:80]}.{owner}.partial{path.suffix}")
     try:
         yield beside
+        if os.name == "posix":  # some writers let nobody else read, whatever the user's umask says
+            beside.chmod(0o666 & ~_UMASK)
         _to_disk(beside)
         beside.replace(path)
         if os.name == "posix":

@@ -54,6 +54,9 @@ class RemoteStore(FeatureStore):
     def has_video(self, vid: str) -> bool:
         return self._video_path(vid).name in self._there
 
+    def is_whole(self, vid: str) -> bool:
+        return self.has_video(vid)  # objects are; what was put beside first is, too
+
     def videos(self) -> list[str]:
         for name in self._there:
             self._fetched(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def storage_of(address: str) -> tuple[Any, str]:
     """
     import fsspec
 
+    # It logs every try of a connection with its traceback; what is wrong in the end comes as an error too.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         storage, path = fsspec.core.url_to_fs(address)
         return storage, str(path)

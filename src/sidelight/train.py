@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from sidelight.convert import published_checkpoint
 from sidelight.dataset import GroundingDataset, epoch_batches
 from sidelight.evaluate import HIGHLIGHT_METRICS, evaluate_submissions, metric_names
 from sidelight.extract import extract, find_videos
-from sidelight.features import Features, FeatureStore
+from sidelight.features import Features, FeatureStore, store_exists
 from sidelight.files import replacing, write_text
 from sidelight.layouts import durations_of, layout_of, open_features
 from sidelight.predict import predict
@@ -81,6 +81,16 @@ class _WithLosses(nn.Module):
 
     def forward(self, held: _Held) -> dict[str, Tensor]:
         return self.losses(self.model(held.batch), held.batch, self.config)
+
+
+def _holds(folder: str, annotations: Sequence[Annotation]) -> bool:
+    """Whether a store lacks nothing, so that nobody needs the videos."""
+    if not store_exists(folder):
+        return False
+    store = FeatureStore(folder)
+    return not store.missing_queries(a.query for a in annotations) and all(
+        store.is_whole(vid) for vid in dict.fromkeys(a.vid for a in annotations)
+    )
 
 
 class Trainer:
@@ -184,7 +194,7 @@ class Trainer:
                 frames_per_clip=backbone.frames_per_clip,
                 normalise=data.normalise,
             )
-        if not videos:
+        if not videos or _holds(folder, annotations):
             return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
             levels = FeatureStore.levels_there(folder, backbone.chosen)

@@ -155,8 +155,8 @@ def open_features(
     said = _said_recipe(files)
     if recipe is not None:
         levels, normalise = recipe.levels, recipe.weights.endswith(NORMALISED)
-    already = said is not None and said.weights.endswith(NORMALISED)
-    normalise = normalise and isinstance(files, MomentDETRLayout) and not already
+    # What was exported from a store comes back as it was.
+    normalise = normalise and isinstance(files, MomentDETRLayout) and said is None
     stored = said.levels if said else tuple(range(-shape.levels, 0))
     if len(stored) != shape.levels:
         raise ValueError(f"{files.recipe_file} names {len(stored)} levels, the files have {shape.levels}")
