@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidelight.cli import COMMANDS, main
-from sidelight.commands import clock, sparkline
+from sidelight.commands.ground import clock, sparkline
 from sidelight.grounding import Grounding
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sidelight.annotations import Annotation, Submission, write_annotations, write_submissions
 from sidelight.cli import main
-from sidelight.commands import _names
+from sidelight.commands.scores import _names
 
 WARNED = pytest.mark.filterwarnings("always::sidelight.evaluate.EvaluationWarning")
 

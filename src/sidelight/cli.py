@@ -34,8 +34,16 @@ COMMANDS: dict[str, str] = {
     "convert": "turn a checkpoint that others published into one of ours",
     "pretrain": "train the embedded backbone on the shapes world",
 }
-MODULES = {"convert": "sidelight.commands_convert", "features": "sidelight.commands_features"}
-"""Where a command stands, if not in commands.py."""
+_MODULES = {
+    "ground": ("ground", "demo"),
+    "train": ("train", "pretrain", "ablate", "summary", "predict"),
+    "scores": ("evaluate", "compare", "calibrate"),
+    "data": ("data", "shapes"),
+    "features": ("extract", "features"),
+    "convert": ("convert",),
+}
+MODULES: dict[str, str] = {name: f"sidelight.commands.{module}" for module, names in _MODULES.items() for name in names}
+"""Where a command stands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +82,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
     # The sentence below each field of a configuration is its help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    commands = import_module(MODULES.get(name, "sidelight.commands"))
+    commands = import_module(MODULES[name])
     add: Callable[..., None] = getattr(commands, f"add_{name}")
     run: Callable[[Namespace, ArgumentParser], int] = getattr(commands, f"run_{name}")
     parser = ArgumentParser(

@@ -1,10 +1,10 @@
-"""`sidelight features`: stores verified; features in the layouts that papers released, written and brought in.
-
-The work is in ``features.py`` and ``layouts/``.
+"""`sidelight extract`: videos and queries to features. `sidelight features`: stores verified; features in the layouts
+that papers released, written and brought in.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,93 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from sidelight.annotations import Annotation
+
+
+def add_extract(parser: ArgumentParser) -> None:
+    parser.usage = "sidelight extract VIDEOS ... --out STORE [--annotations FILE ...] [--backbone NAME] [--levels N]"
+    what = "folders, files, patterns ('films/**/*.mp4'), .txt lists, or addresses such as s3://films/"
+    parser.add_argument("videos", nargs="+", help=f"{what}; a video's id is its file name without suffix")
+    only = "JSONL in the QVHighlights form: extract its queries, and of the videos only those that it names"
+    parser.add_argument("--annotations", nargs="+", metavar="FILE", default=[], help=only)
+    parser.add_argument("--benchmark", help="whose files these are, as released: charades-sta, tacos, ...")
+    parser.add_argument("--domain", help="only this domain's (YouTube Highlights, TVSum)")
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the feature store, or an address")
+    parser.add_argument("--backbone", default="shapes", help="which backbone")
+    parser.add_argument("--levels", type=int, default=4, help="how many of its last layers")
+    how = "how the tokens of a clip become one vector, or tokens for all of them; attention unless given, cls for clip"
+    parser.add_argument("--pooling", choices=["cls", "mean", "attention", "tokens"], help=how)
+    parser.add_argument("--clip-seconds", type=float, help="length of a clip; the backbone's own unless given")
+    parser.add_argument("--frames-per-clip", type=int, help="pictures per clip; the backbone's own unless given")
+    parser.add_argument("--weights", default="", help="folder of the backbone's weights, or a hub id")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="what the backbone computes in")
+    parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+    parser.add_argument("--workers", type=int, help="processes that decode; by the processors unless given")
+    parser.add_argument("--batch-clips", type=int, help="clips that go through the backbone at once")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: on a Ray cluster")
+    parser.add_argument("--actors", type=int, help="with --engine ray: backbones; one for each GPU unless given")
+
+
+def run_extract(args: Namespace, _: ArgumentParser) -> int:
+    from sidelight.annotations import read_annotations
+    from sidelight.backbones import load_backbone
+    from sidelight.benchmarks import benchmark
+    from sidelight.extract import chosen_videos, extract, videos_of
+    from sidelight.features import FAILURES
+    from sidelight.recipe import BackboneConfig
+    from sidelight.runtime import usable_device
+
+    if args.actors is not None and args.engine != "ray":
+        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
+    if args.device is not None and args.engine == "ray":
+        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")
+    if (args.benchmark or args.domain) and not args.annotations:
+        raise ValueError("--benchmark and --domain say how to read --annotations; give these too")
+    if args.domain and not args.benchmark:
+        raise ValueError("--domain needs --benchmark, which says what a domain is")
+    released = benchmark(args.benchmark) if args.benchmark else None
+    annotations = [
+        annotation
+        for file in args.annotations
+        for annotation in (released.read(file, domain=args.domain) if released else read_annotations(file))
+    ]
+    files, absent = chosen_videos(videos_of(args.videos), [a.vid for a in annotations] if args.annotations else None)
+    config = BackboneConfig(
+        name=args.backbone,
+        levels=args.levels,
+        pooling=args.pooling or ("cls" if args.backbone == "clip" else "attention"),
+        clip_seconds=args.clip_seconds,
+        frames_per_clip=args.frames_per_clip,
+        weights=args.weights,
+    )
+    options = {**config.options(), **({"dtype": args.dtype} if args.dtype else {})}
+    if args.dtype and config.name == "shapes":
+        raise ValueError("--dtype: the embedded backbone computes in float32; leave --dtype out")
+    queries = list(dict.fromkeys(a.query for a in annotations))
+    sizes = {"workers": args.workers, "batch_clips": args.batch_clips, "progress": True, "absent": absent}
+    try:
+        if args.engine == "ray":
+            from sidelight.extract_ray import extract_on_ray
+
+            store, failures = extract_on_ray(
+                files, queries, config.name, options, args.out, actors=args.actors, **sizes
+            )
+        else:
+            backbone = load_backbone(config.name, **options).to(usable_device(args.device))
+            store, failures = extract(files, queries, backbone, args.out, **sizes)
+    except KeyboardInterrupt:
+        print("the same command goes on where this one stopped", file=sys.stderr)
+        raise
+    there = sum(store.has_video(vid) for vid in files)
+    print(f"{args.out}: {there} of {len(files) + len(absent)} videos, {len(queries)} queries")
+    for vid, reason in list(failures.items())[:10]:
+        print(f"failed: {vid}: {reason}", file=sys.stderr)
+    if failures:
+        videos = "1 video" if len(failures) == 1 else f"{len(failures)} videos"
+        print(f"{videos} failed; {args.out}/{FAILURES} names each with the reason", file=sys.stderr)
+    return 1 if failures else 0
+
+
+# features ----------------------------------------------------------------------------------------------------------
 
 _LAYOUTS = ["r2-tuning", "sdst", "moment-detr"]
 _USAGE = {
