@@ -54,6 +54,8 @@ def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command(forty, whole), capture_output=True, text=True, env=env)
     assert ended.returncode == 1 and "35 of 40 videos" in ended.stdout, ended.stderr
+    written = sorted(path.stat().st_mtime for path in (whole / "videos").iterdir())
+    each = (written[-1] - written[0]) / len(written)  # seconds for a video, on this machine
     chance, seen, kills = random.Random(1), 0, 0
     while kills < KILLS:
         process = subprocess.Popen(
@@ -62,7 +64,7 @@ def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path)
         # Killed at work, not while Python starts: at a random moment after it has got one video further.
         while process.poll() is None and len(list((broken / "videos").glob("[!.]*"))) <= seen:
             time.sleep(0.005)
-        time.sleep(chance.random() * 0.1)
+        time.sleep(chance.random() * each)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "too few videos for so many kills"
