@@ -361,7 +361,7 @@ def main() -> None:
         "--clips", type=int, default=2, help="clips that InternVideo2 sees at once; CLIP sees 4 times as many"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile for the blocks of the backbones")
-    parser.add_argument("--videos", type=int, default=1, help="films to extract")
+    parser.add_argument("--videos", type=int, default=4, help="films to extract")
     parser.add_argument("--backbone", default="clip", choices=("clip", "internvideo2"), help="to extract with")
     args = parser.parse_args()
     parts = args.parts.split(",")
