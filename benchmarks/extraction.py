@@ -256,12 +256,12 @@ def clip_b32(dtype: str, device: str) -> CLIPBackbone:
     from transformers import CLIPConfig, CLIPModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
     text = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_hidden_layers": LEVELS}
     text |= {"vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     with tempfile.TemporaryDirectory() as folder:
         CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
-        found = CLIPBackbone(weights=folder, levels=LEVELS, frames_per_clip=FRAMES, dtype=dtype)  # type: ignore[arg-type]
+        found = CLIPBackbone(weights=folder, levels=LEVELS, frames_per_clip=FRAMES, dtype=dtype)  # type: ignore[arg-type]  # a str of argparse's choices
     return found.to(device)
 
 

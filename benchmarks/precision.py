@@ -131,7 +131,7 @@ def tiny_internvideo2(golden: Path) -> None:
 def clip(folder: Path, pixels_N3SS: Tensor, ids_BL: Tensor, dtype: torch.dtype) -> Both:
     """The last levels, all tokens."""
     name = str(dtype).removeprefix("torch.")
-    backbone = CLIPBackbone(weights=folder, levels=LEVELS, pooling="tokens", dtype=name)  # type: ignore[arg-type]
+    backbone = CLIPBackbone(weights=folder, levels=LEVELS, pooling="tokens", dtype=name)  # type: ignore[arg-type]  # a str, one of DTYPES
     return list(backbone.video(pixels_N3SS.to(dtype))), list(backbone.text(ids_BL))
 
 

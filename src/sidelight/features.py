@@ -289,6 +289,7 @@ class FeatureStore:
 
     def _verify_file(self, path: Path) -> None:
         file, whole = _opened(path), FeatureStore(self.folder).recipe if self._rows is not None else self.recipe
+        # A safetensors file has keys() and is no mapping.
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = _about(file)
         said = metadata.get("digest")

@@ -84,7 +84,7 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass
+        return True  # it is there, and another user's
     return True
 
 
