@@ -439,7 +439,6 @@ class InternVideo2(nn.Module):
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
                 # Not a dict: the file cannot be iterated over itself.
-                # A safetensors file has keys() and is no mapping.
                 here = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
                 check_shapes(here, shapes, folder, what="the model of its config.json", advice=_AGAIN)
                 samples = {}
