@@ -132,7 +132,8 @@ def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, 
             ("text", pooled),
         ):
             out[name].append(value)
-    bins = roi_align(d[None], r[None], torch.tensor([clips]), config.roi_bins, config.roi_samples)
+    around = r * torch.tensor([1.0, config.roi_scale])
+    bins = roi_align(d[None], around[None], torch.tensor([clips]), config.roi_bins, config.roi_samples)
     actionness = model.actionness_head(bins[0].flatten(1))[:, 0].sigmoid()
     saliency = F.cosine_similarity(d, pooled[None], dim=-1)
     return {name: torch.stack(parts) for name, parts in out.items()} | {
@@ -167,8 +168,9 @@ def gradients(model: SDST, batch: Batch) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-def test_forward_equals_the_plain_one() -> None:
-    model, batch = tiny_model(), tiny_batch()
+@pytest.mark.parametrize("roi_scale", [1.0, 1.5])
+def test_forward_equals_the_plain_one(roi_scale: float) -> None:
+    model, batch = tiny_model(roi_scale=roi_scale), tiny_batch()
     predictions = model(batch)
     for b in range(batch.size):
         alone = sample_of(batch, b)
@@ -201,7 +203,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"sparse_order": ("ca", "sa", "ffn")},
     {"share_levels": False},
     {"share_levels": False, "level_order": "deep-first"},
-    {"detach_references": False, "roi_gradient": True, "roi_samples": 2},
+    {"detach_references": False, "roi_gradient": True, "roi_samples": 2, "roi_scale": 1.5},
     {"endpoint_features": False, "reference_init": "normal", "offset_init": "grid"},
 ]
 

@@ -312,8 +312,11 @@ _UNDECISIVE = ("out", "seed", "threads", "accelerator", "val_every", "save_every
 """Fields of train that do not change which numbers a run ends with."""
 _PLACES = ("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory")
 """Fields of data that say where it lies, and how it is read."""
-_LATER = {"layout": None, "normalise": True}
-"""Fields of data that came later, with what they were before: results of that time stay what they are."""
+_LATER: dict[str, dict[str, Any]] = {
+    "data": {"layout": None, "normalise": True},
+    "model": {"roi_scale": 1.0},
+}
+"""Fields of a section that came later, with what they were before: results of that time stay what they are."""
 
 
 def digest(recipe: Mapping[str, Any]) -> str:
@@ -323,8 +326,10 @@ def digest(recipe: Mapping[str, Any]) -> str:
     selections of levels are equal, said as a number or as a list.
     """
     values: dict[str, Any] = json.loads(json.dumps(recipe))
-    data = {name: value for name, value in values["data"].items() if name not in _PLACES}
-    values["data"] = {k: v for k, v in data.items() if k not in _LATER or v != _LATER[k]}
+    for name in _PLACES:
+        values["data"].pop(name, None)
+    for section, before in _LATER.items():
+        values[section] = {k: v for k, v in values[section].items() if k not in before or v != before[k]}
     for name in _UNDECISIVE:
         values["train"].pop(name, None)
     values["backbone"]["levels"] = list(chosen_levels(recipe))

@@ -18,7 +18,8 @@ What the paper leaves open, and what is done here (fields of :class:`SDSTConfig`
   learned first references do receive gradients. They start spread over all places and lengths.
 - Beyond the video's ends deformable points read zero, as in Deformable DETR.
 - A query without any token but CLS lets the dense stream read CLS, since attention must read something.
-- Only the part of a span inside the video is pooled for actionness, since only that part can be returned.
+- Only the part of a span inside the video is pooled for actionness, since only that part can be returned. How
+  much around a span is pooled with it is not said: nothing, unless ``roi_scale`` does.
 
 Parameters at D_v = 768, D_t = 1024 (4,346,633): the two input maps 595,972, dense stream 1,053,440, sparse
 stream with RDSA 1,310,400 (cross-attention, self-attention, FFN, context, query map, deformable attention),
@@ -133,6 +134,10 @@ class SDSTConfig:
     """Bins that a moment is pooled into for its actionness."""
     roi_samples: int = 1
     """Points averaged in each bin."""
+    roi_scale: float = 1.0
+    """What is pooled for a moment's actionness, in widths of the moment. With 1, as the paper writes it, the head
+    sees only the inside, and cannot tell a whole moment from a piece of it; TadTR, whose head it is, pools 1.5.
+    """
     roi_gradient: bool = False
     """Let the actionness loss move the spans that it pools, instead of only judging them."""
     class_prior: float = 0.01
@@ -143,6 +148,7 @@ class SDSTConfig:
         counts = "video_dim text_dim levels hidden moment_queries heads points ffn_ratio rdsa_width"
         for name in (*counts.split(), "roi_bins", "roi_samples"):
             require(self, getattr(self, name) >= 1, name, "at least 1")
+        require(self, 0 < self.roi_scale < math.inf, "roi_scale", "positive and finite")
         for name in ("dropout", "droppath"):
             require(self, 0 <= getattr(self, name) < 1, name, "in [0, 1)")
         require(self, 0 < self.class_prior < 1, "class_prior", "in (0, 1)")
@@ -468,7 +474,9 @@ class SDST(nn.Module):
     def _actionness(self, dense_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor) -> Tensor:
         if not self.config.roi_gradient:
             spans_BM2 = spans_BM2.detach()
-        pooled = roi_align(dense_BTF, spans_BM2, lengths_B, self.config.roi_bins, self.config.roi_samples)
+        center, width = spans_BM2.unbind(-1)
+        around_BM2 = torch.stack([center, width * self.config.roi_scale], -1)
+        pooled = roi_align(dense_BTF, around_BM2, lengths_B, self.config.roi_bins, self.config.roi_samples)
         return cast(Tensor, self.actionness_head(pooled.flatten(2)).squeeze(-1).float().sigmoid())
 
 
