@@ -66,3 +66,18 @@ def test_the_page_says_what_the_results_say(name: str) -> None:
         assert ours == f"{test['value']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
         assert p == ("<0.0001" if test["p_adjusted"] < 0.0001 else f"{test['p_adjusted']:.4f}")
         assert verdict == test["verdict"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_means_are_those_of_the_results(name: str) -> None:
+    text = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
+    body = re.split(rf"^## Table {name}\b", text, flags=re.MULTILINE)[1].partition("\n## ")[0]
+    rows = {row["variant"]: row["ours"] for row in report(name)["rows"] if row["ours"]}
+    said = [[c.strip() for c in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+    means = {cells[0]: cells[1:] for cells in said if len(cells) == 3 and cells[0] in rows}
+    if name != "L":  # the runs of Table 5
+        assert set(means) == set(rows)
+    for variant, cells in means.items():
+        for cell, column in zip(cells, ("mAP", "HD mAP"), strict=True):
+            mean, deviation = rows[variant][column]["mean"], rows[variant][column]["deviation"]
+            assert cell == f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
