@@ -4,7 +4,8 @@
 
 For each checkpoint: scores with moments ranked by class, by actionness, and by both (the paper's score); then, over
 all moment queries of the last level, the mean of actionness and of class for each tenth of overlap (IoU) with the best
-true moment, and the tenth of them with the lowest actionness. Actionness is trained to be the overlap.
+true moment, and the tenth of them with the lowest actionness. Actionness is trained to be the overlap. Last, the mean
+actionness of those that lie inside a true moment, and of those that cover it.
 """
 
 from __future__ import annotations
@@ -27,24 +28,32 @@ from sidelight.models.sdst import SDST
 from sidelight.predict import predict
 
 SCORES = {"class": "class", "actionness": "actionness", "sqrt": "both"}
+WHOLE = 0.95
+"""Of a span, for it to lie inside a moment, or of a moment, for it to be covered."""
 METRICS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
 
 
 @torch.inference_mode()
 def queries(model: SDST, dataset: GroundingDataset, batch_size: int = 32) -> tuple[np.ndarray, ...]:
-    """Overlap, actionness and class of every moment query of every sample with a moment, each (N,)."""
+    """Of every moment query of every sample with a moment, each (N,): overlap with the best true moment, the share of
+    the query's span that lies in that moment, the share of the moment that it covers, actionness and class.
+    """
     found = []
     for first in range(0, len(dataset), batch_size):
         batch = dataset.batch(range(first, min(first + batch_size, len(dataset))))
         predictions, targets = model(batch), batch.targets
         assert targets is not None
         inside_BM2 = spans.cw_to_se(predictions.spans_KBM2[-1]).clamp(0, 1)
-        overlap_BMG = spans.iou(inside_BM2, spans.cw_to_se(targets.spans_BG2))
-        overlap_BM = overlap_BMG.masked_fill(~targets.spans_mask_BG.unsqueeze(1), 0).amax(-1)
-        values = torch.stack([overlap_BM, predictions.actionness_BM, predictions.logits_KBM[-1].sigmoid()])
+        true_BG2 = spans.cw_to_se(targets.spans_BG2)
+        overlap_BMG = spans.iou(inside_BM2, true_BG2).masked_fill(~targets.spans_mask_BG.unsqueeze(1), 0)
+        overlap_BM, best_BM = overlap_BMG.max(-1)
+        best_BM2 = true_BG2.gather(1, best_BM.unsqueeze(-1).expand(-1, -1, 2))
+        ends_BM = torch.minimum(inside_BM2[..., 1], best_BM2[..., 1])
+        common_BM = (ends_BM - torch.maximum(inside_BM2[..., 0], best_BM2[..., 0])).clamp(min=0)
+        shares = [common_BM / (s[..., 1] - s[..., 0]).clamp(min=1e-6) for s in (inside_BM2, best_BM2)]
+        values = torch.stack([overlap_BM, *shares, predictions.actionness_BM, predictions.logits_KBM[-1].sigmoid()])
         found.append(values[:, targets.spans_mask_BG.any(1)].flatten(1))
-    overlap, actionness, probability = torch.cat(found, 1).numpy()
-    return overlap, actionness, probability
+    return tuple(torch.cat(found, 1).numpy())
 
 
 def report(name: str, annotations: Path, features: Path) -> None:
@@ -59,7 +68,7 @@ def report(name: str, annotations: Path, features: Path) -> None:
         config = dataclasses.replace(checkpoint.decode, score=score)
         brief = evaluate_submissions(predict(model, dataset, config), rows)["brief"]
         print(f"{title:<12}" + "".join(f"{brief[m]:>18.2f}" for m in METRICS))
-    overlap, actionness, probability = queries(model, dataset)
+    overlap, inside, covered, actionness, probability = queries(model, dataset)
     print(f"\n{'IoU':<12}{'queries':>10}{'actionness':>12}{'lowest 10 %':>13}{'class':>8}")
     for low in np.arange(10) / 10:
         of = (overlap >= low) & ((overlap < low + 0.1) | (low == 0.9))
@@ -69,6 +78,15 @@ def report(name: str, annotations: Path, features: Path) -> None:
                 f"{low:.1f} - {low + 0.1:.1f}{'':<3}{of.sum():>10}{actionness[of].mean():>12.3f}{least:>13.3f}"
                 f"{probability[of].mean():>8.3f}"
             )
+    print(f"\n{'IoU':<12}{'inside':>10}{'actionness':>12}{'covering':>13}{'actionness':>12}")
+    for low in np.arange(1, 5) / 5:
+        of = (overlap >= low) & ((overlap < low + 0.2) | (low == 0.8))
+        kinds = (of & (inside >= WHOLE), of & (covered >= WHOLE))
+        if all(kind.any() for kind in kinds):
+            cells = "".join(
+                f"{kind.sum():>{w}}{actionness[kind].mean():>12.3f}" for kind, w in zip(kinds, (10, 13), strict=True)
+            )
+            print(f"{low:.1f} - {low + 0.2:.1f}{'':<3}{cells}")
 
 
 def main() -> None:
