@@ -1,18 +1,23 @@
-"""What an SDST's actionness knows of its moments, and what it does to their order.
+"""How an SDST's actionness follows the overlap that it is trained to be, and what it does to the order of moments.
 
     python benchmarks/actionness.py CHECKPOINT... --annotations data/shapes/val/annotations.jsonl --features STORE
 
-For each checkpoint: scores with moments ranked by class, by actionness, and by both (the paper's score); then, over
-all moment queries of the last level, the mean of actionness and of class for each tenth of overlap (IoU) with the best
-true moment, and the tenth of them with the lowest actionness. Actionness is trained to be the overlap. Last, the mean
-actionness of those that lie inside a true moment, and of those that cover it.
+For each checkpoint: metrics with moments ranked by class, by actionness, and by both (the paper's score). Then, over
+the moment queries of the last level, by their overlap (IoU) with the best true moment: mean actionness and class, and
+the actionness below which a tenth of them lies. Last, the mean actionness of spans that lie inside a true moment
+without covering it, and of spans that cover one without lying inside it. (For one overlap the first are pieces of
+longer moments, the second surround shorter ones.)
+
+Shape legend: B batch, M moment queries, G true moments, N all moment queries of all samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,66 +32,97 @@ from sidelight.features import FeatureStore
 from sidelight.models.sdst import SDST
 from sidelight.predict import predict
 
-SCORES = {"class": "class", "actionness": "actionness", "sqrt": "both"}
+SCORES = {"class": "class", "actionness": "actionness", "both": "sqrt"}
+METRICS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
 WHOLE = 0.95
 """Of a span, for it to lie inside a moment, or of a moment, for it to be covered."""
-METRICS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
+Values = dict[str, np.ndarray]
 
 
 @torch.inference_mode()
-def queries(model: SDST, dataset: GroundingDataset, batch_size: int = 32) -> tuple[np.ndarray, ...]:
-    """Of every moment query of every sample with a moment, each (N,): overlap with the best true moment, the share of
-    the query's span that lies in that moment, the share of the moment that it covers, actionness and class.
+def moment_queries(model: SDST, dataset: GroundingDataset, batch_size: int = 32) -> Values:
+    """Every moment query of every sample that has a moment, each value (N,): its overlap with the best true moment,
+    the share of its span that lies in that moment, the share of that moment that it covers, actionness, class.
     """
-    found = []
+    found: list[torch.Tensor] = []
     for first in range(0, len(dataset), batch_size):
         batch = dataset.batch(range(first, min(first + batch_size, len(dataset))))
         predictions, targets = model(batch), batch.targets
         assert targets is not None
-        inside_BM2 = spans.cw_to_se(predictions.spans_KBM2[-1]).clamp(0, 1)
+        spans_BM2 = spans.cw_to_se(predictions.spans_KBM2[-1]).clamp(0, 1)
         true_BG2 = spans.cw_to_se(targets.spans_BG2)
-        overlap_BMG = spans.iou(inside_BM2, true_BG2).masked_fill(~targets.spans_mask_BG.unsqueeze(1), 0)
+        overlap_BMG = spans.iou(spans_BM2, true_BG2).masked_fill(~targets.spans_mask_BG.unsqueeze(1), 0)
         overlap_BM, best_BM = overlap_BMG.max(-1)
         best_BM2 = true_BG2.gather(1, best_BM.unsqueeze(-1).expand(-1, -1, 2))
-        ends_BM = torch.minimum(inside_BM2[..., 1], best_BM2[..., 1])
-        common_BM = (ends_BM - torch.maximum(inside_BM2[..., 0], best_BM2[..., 0])).clamp(min=0)
-        shares = [common_BM / (s[..., 1] - s[..., 0]).clamp(min=1e-6) for s in (inside_BM2, best_BM2)]
-        values = torch.stack([overlap_BM, *shares, predictions.actionness_BM, predictions.logits_KBM[-1].sigmoid()])
+        common_BM = torch.minimum(spans_BM2[..., 1], best_BM2[..., 1]) - torch.maximum(
+            spans_BM2[..., 0], best_BM2[..., 0]
+        )
+        inside_BM, covered_BM = (common_BM.clamp(min=0) / (s[..., 1] - s[..., 0]) for s in (spans_BM2, best_BM2))
+        class_BM = predictions.logits_KBM[-1].sigmoid()
+        values = torch.stack([overlap_BM, inside_BM, covered_BM, predictions.actionness_BM, class_BM])
         found.append(values[:, targets.spans_mask_BG.any(1)].flatten(1))
-    return tuple(torch.cat(found, 1).numpy())
+    rows = torch.cat(found, 1).numpy()
+    return dict(zip(("overlap", "inside", "covered", "actionness", "class"), rows, strict=True))
 
 
-def report(name: str, annotations: Path, features: Path) -> None:
+def by_overlap(values: Values, parts: int) -> list[dict[str, Any]]:
+    """A row for each part of the overlaps from 0 to 1; nothing (None) where there is no such moment query."""
+    place = np.minimum((values["overlap"] * parts).astype(int), parts - 1)
+    inside, covered = values["inside"] >= WHOLE, values["covered"] >= WHOLE
+    rows = []
+    for part in range(parts):
+        chosen = place == part
+        kinds = {"": chosen, "inside ": chosen & inside & ~covered, "covering ": chosen & covered & ~inside}
+        row: dict[str, Any] = {"from": part / parts, "to": (part + 1) / parts}
+        for kind, which in kinds.items():
+            actionness = values["actionness"][which]
+            row[f"{kind}moment queries"] = int(which.sum())
+            row[f"{kind}actionness"] = float(actionness.mean()) if which.any() else None
+        row["lowest tenth"] = float(np.quantile(values["actionness"][chosen], 0.1)) if chosen.any() else None
+        row["class"] = float(values["class"][chosen].mean()) if chosen.any() else None
+        rows.append(row)
+    return rows
+
+
+def measure(name: str, annotations: Path, features: Path) -> dict[str, Any]:
+    """All of it for one checkpoint."""
     checkpoint = Checkpoint.from_pretrained(name)
-    if not isinstance(checkpoint.model, SDST) or not isinstance(checkpoint.decode, DecodeConfig):
+    model, decode = checkpoint.model.eval(), checkpoint.decode
+    if not isinstance(model, SDST) or not isinstance(decode, DecodeConfig):
         raise SystemExit(f"{name} is no SDST; only that has an actionness")
-    model = checkpoint.model.eval()
     rows = read_annotations(annotations)
-    dataset = GroundingDataset(rows, FeatureStore(features))
-    print(f"\n{name}: roi_scale {model.config.roi_scale:g}\n{'ranked by':<12}" + "".join(f"{m:>18}" for m in METRICS))
-    for score, title in SCORES.items():
-        config = dataclasses.replace(checkpoint.decode, score=score)
-        brief = evaluate_submissions(predict(model, dataset, config), rows)["brief"]
+    store = FeatureStore(features, levels=checkpoint.features.levels)
+    checkpoint.features.require(store.recipe, what=f"the features in {features}")
+    dataset = GroundingDataset(rows, store)
+    ranked = {}
+    for title, score in SCORES.items():
+        config = dataclasses.replace(decode, score=score)
+        submissions = predict(model, dataset, config, window_clips=checkpoint.window_clips)
+        brief = evaluate_submissions(submissions, rows)["brief"]
+        ranked[title] = {metric: brief[metric] for metric in METRICS}
+    values = moment_queries(model, dataset)
+    return {
+        "roi_width": model.config.roi_width,
+        "ranked by": ranked,
+        "tenths": by_overlap(values, 10),
+        "fifths": by_overlap(values, 5),
+    }
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}: roi_width {found['roi_width']:g}\n{'ranked by':<12}" + "".join(f"{m:>18}" for m in METRICS))
+    for title, brief in found["ranked by"].items():
         print(f"{title:<12}" + "".join(f"{brief[m]:>18.2f}" for m in METRICS))
-    overlap, inside, covered, actionness, probability = queries(model, dataset)
-    print(f"\n{'IoU':<12}{'queries':>10}{'actionness':>12}{'lowest 10 %':>13}{'class':>8}")
-    for low in np.arange(10) / 10:
-        of = (overlap >= low) & ((overlap < low + 0.1) | (low == 0.9))
-        if of.any():
-            least = np.quantile(actionness[of], 0.1)
-            print(
-                f"{low:.1f} - {low + 0.1:.1f}{'':<3}{of.sum():>10}{actionness[of].mean():>12.3f}{least:>13.3f}"
-                f"{probability[of].mean():>8.3f}"
-            )
-    print(f"\n{'IoU':<12}{'inside':>10}{'actionness':>12}{'covering':>13}{'actionness':>12}")
-    for low in np.arange(1, 5) / 5:
-        of = (overlap >= low) & ((overlap < low + 0.2) | (low == 0.8))
-        kinds = (of & (inside >= WHOLE), of & (covered >= WHOLE))
-        if all(kind.any() for kind in kinds):
-            cells = "".join(
-                f"{kind.sum():>{w}}{actionness[kind].mean():>12.3f}" for kind, w in zip(kinds, (10, 13), strict=True)
-            )
-            print(f"{low:.1f} - {low + 0.2:.1f}{'':<3}{cells}")
+    _table(found["tenths"], ("moment queries", "actionness", "lowest tenth", "class"))
+    kinds = ("inside ", "covering ")
+    _table(found["fifths"], [f"{kind}{what}" for kind in kinds for what in ("moment queries", "actionness")])
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...] | list[str]) -> None:
+    print(f"\n{'overlap':<12}" + "".join(f"{column:>25}" for column in columns))
+    for row in rows:
+        cells = ("-" if (v := row[c]) is None else f"{v:.3f}" if isinstance(v, float) else f"{v}" for c in columns)
+        print(f"{row['from']:.1f} - {row['to']:.1f}{'':<3}" + "".join(f"{cell:>25}" for cell in cells))
 
 
 def main() -> None:
@@ -94,11 +130,16 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", help="folders of SDSTs, or names of packaged models")
     parser.add_argument("--annotations", type=Path, required=True, help="JSONL with the true moments")
     parser.add_argument("--features", type=Path, required=True, help="feature store of their videos and queries")
+    parser.add_argument("--json", type=Path, help="write all numbers here too")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    found = {}
     for name in options.checkpoints:
-        report(name, options.annotations, options.features)
+        found[name] = measure(name, options.annotations, options.features)
+        show(name, found[name])
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

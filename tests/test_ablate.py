@@ -119,7 +119,7 @@ def test_a_digest_is_of_what_decides_the_result() -> None:
         {"data": {"binding": "r2-tuning"}},
         {"train": {"epochs": 99}},
         {"model": {"attention": "deformable"}},
-        {"model": {"roi_scale": 1.5}},
+        {"model": {"roi_width": 1.5}},
         {"losses": {"weight_l1": 0.0}},
         {"decode": {"score": "class"}},
     )

@@ -34,7 +34,14 @@ def test_sdst_is_as_table_a_says(name: str) -> None:
     recipe = read_recipe(FOLDER / f"{name}.yaml")
     benchmark, seconds, queries, epochs, lr, drop, unit = SDST[name]
     assert recipe.side_tuner == "sdst" and recipe.model == SDSTConfig(
-        video_dim=768, text_dim=1024, levels=4, hidden=256, moment_queries=queries, dropout=0.5, droppath=0.25
+        video_dim=768,
+        text_dim=1024,
+        levels=4,
+        hidden=256,
+        moment_queries=queries,
+        dropout=0.5,
+        droppath=0.25,
+        roi_width=1.5,  # of TadTR's code, not of the table
     )
     made = recipe.backbone
     assert (made.name, made.chosen, made.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")

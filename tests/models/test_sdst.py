@@ -132,7 +132,7 @@ def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, 
             ("text", pooled),
         ):
             out[name].append(value)
-    around = r * torch.tensor([1.0, config.roi_scale])
+    around = r * torch.tensor([1.0, config.roi_width])
     bins = roi_align(d[None], around[None], torch.tensor([clips]), config.roi_bins, config.roi_samples)
     actionness = model.actionness_head(bins[0].flatten(1))[:, 0].sigmoid()
     saliency = F.cosine_similarity(d, pooled[None], dim=-1)
@@ -168,9 +168,9 @@ def gradients(model: SDST, batch: Batch) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("roi_scale", [1.0, 1.5])
-def test_forward_equals_the_plain_one(roi_scale: float) -> None:
-    model, batch = tiny_model(roi_scale=roi_scale), tiny_batch()
+@pytest.mark.parametrize("roi_width", [1.0, 1.5])
+def test_forward_equals_the_plain_one(roi_width: float) -> None:
+    model, batch = tiny_model(roi_width=roi_width), tiny_batch()
     predictions = model(batch)
     for b in range(batch.size):
         alone = sample_of(batch, b)
@@ -189,6 +189,17 @@ def test_forward_equals_the_plain_one(roi_scale: float) -> None:
         assert (predictions.saliency_BT[b, clips:] == 0).all()
 
 
+@pytest.mark.parametrize(("roi_width", "sees"), [(1.0, False), (1.5, True)])
+def test_actionness_sees_around_a_moment_if_it_is_told_to(roi_width: float, sees: bool) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(roi_width=roi_width, roi_bins=8)
+    dense, span = torch.randn(1, 20, model.config.hidden), torch.tensor([[[0.5, 0.4]]])
+    around = dense.clone()
+    around[:, [4, 15]] += 1  # the clips next but one to [6, 14), whose values no interpolation inside reads
+    before, after = (model._actionness(d, span, torch.tensor([20])) for d in (dense, around))
+    assert bool((before != after).any()) == sees
+
+
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"attention": "deformable"},
@@ -203,7 +214,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"sparse_order": ("ca", "sa", "ffn")},
     {"share_levels": False},
     {"share_levels": False, "level_order": "deep-first"},
-    {"detach_references": False, "roi_gradient": True, "roi_samples": 2, "roi_scale": 1.5},
+    {"detach_references": False, "roi_gradient": True, "roi_samples": 2, "roi_width": 1.5},
     {"endpoint_features": False, "reference_init": "normal", "offset_init": "grid"},
 ]
 
@@ -318,6 +329,8 @@ def test_parameter_count_is_the_papers() -> None:
         ({"rdsa_points": ("middle",)}, "rdsa_points must be different names out of"),
         ({"rdsa_kernel": 2}, "odd"),
         ({"class_prior": 0.0}, "class_prior"),
+        ({"roi_width": 0.0}, "roi_width must be positive and finite"),
+        ({"roi_width": math.inf}, "roi_width must be positive and finite"),
         ({"levels": "4"}, "a whole number"),
     ],
 )

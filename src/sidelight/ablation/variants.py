@@ -314,7 +314,7 @@ _PLACES = ("train", "val", "train_features", "val_features", "train_videos", "va
 """Fields of data that say where it lies, and how it is read."""
 _LATER: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True},
-    "model": {"roi_scale": 1.0},
+    "model": {"roi_width": 1.0},
 }
 """Fields of a section that came later, with what they were before: results of that time stay what they are."""
 

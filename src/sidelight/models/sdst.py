@@ -17,9 +17,11 @@ What the paper leaves open, and what is done here (fields of :class:`SDSTConfig`
 - References are refined in inverse-sigmoid space with gradients stopped between levels (DAB-DETR); the
   learned first references do receive gradients. They start spread over all places and lengths.
 - Beyond the video's ends deformable points read zero, as in Deformable DETR.
+- How much around a span is pooled for its actionness: nothing. The paper follows TadTR, whose code pools one and a
+  half times its width (``roi_width: 1.5``, as in our recipes of the published runs).
 - A query without any token but CLS lets the dense stream read CLS, since attention must read something.
-- Only the part of a span inside the video is pooled for actionness, since only that part can be returned. How
-  much around a span is pooled with it is not said: nothing, unless ``roi_scale`` does.
+- Nothing beyond the video is pooled for actionness, and its goal is the overlap of the part inside, since only that
+  part can be returned.
 
 Parameters at D_v = 768, D_t = 1024 (4,346,633): the two input maps 595,972, dense stream 1,053,440, sparse
 stream with RDSA 1,310,400 (cross-attention, self-attention, FFN, context, query map, deformable attention),
@@ -134,9 +136,10 @@ class SDSTConfig:
     """Bins that a moment is pooled into for its actionness."""
     roi_samples: int = 1
     """Points averaged in each bin."""
-    roi_scale: float = 1.0
-    """What is pooled for a moment's actionness, in widths of the moment. With 1, as the paper writes it, the head
-    sees only the inside, and cannot tell a whole moment from a piece of it; TadTR, whose head it is, pools 1.5.
+    roi_width: float = 1.0
+    """Width of what is pooled for a moment's actionness, in widths of the moment; beyond the video's ends there is
+    nothing to pool. With 1 the head reads only clips inside the moment. The paper does not say it (its "Roi scale 0" is
+    another argument of RoIAlign in TadTR's code, whose head this is and which pools 1.5).
     """
     roi_gradient: bool = False
     """Let the actionness loss move the spans that it pools, instead of only judging them."""
@@ -148,7 +151,7 @@ class SDSTConfig:
         counts = "video_dim text_dim levels hidden moment_queries heads points ffn_ratio rdsa_width"
         for name in (*counts.split(), "roi_bins", "roi_samples"):
             require(self, getattr(self, name) >= 1, name, "at least 1")
-        require(self, 0 < self.roi_scale < math.inf, "roi_scale", "positive and finite")
+        require(self, 0 < self.roi_width < math.inf, "roi_width", "positive and finite")
         for name in ("dropout", "droppath"):
             require(self, 0 <= getattr(self, name) < 1, name, "in [0, 1)")
         require(self, 0 < self.class_prior < 1, "class_prior", "in (0, 1)")
@@ -475,7 +478,7 @@ class SDST(nn.Module):
         if not self.config.roi_gradient:
             spans_BM2 = spans_BM2.detach()
         center, width = spans_BM2.unbind(-1)
-        around_BM2 = torch.stack([center, width * self.config.roi_scale], -1)
+        around_BM2 = torch.stack([center, width * self.config.roi_width], -1)
         pooled = roi_align(dense_BTF, around_BM2, lengths_B, self.config.roi_bins, self.config.roi_samples)
         return cast(Tensor, self.actionness_head(pooled.flatten(2)).squeeze(-1).float().sigmoid())
 
