@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     _table(found["fifths"], [f"{kind}{what}" for kind in kinds for what in ("moment queries", "actionness")])
 
 
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...] | list[str]) -> None:
+def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     print(f"\n{'overlap':<12}" + "".join(f"{column:>25}" for column in columns))
     for row in rows:
         cells = ("-" if (v := row[c]) is None else f"{v:.3f}" if isinstance(v, float) else f"{v}" for c in columns)

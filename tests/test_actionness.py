@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ class Fixed(torch.nn.Module):
     """Two moment queries: the first 5/8 of the one moment [0.2, 0.6], and all of the video."""
 
     def forward(self, batch: Any) -> Any:
-        from types import SimpleNamespace
-
         return SimpleNamespace(
             spans_KBM2=torch.tensor([[[[0.325, 0.25], [0.5, 1.2]]]]),
             actionness_BM=torch.tensor([[0.9, 0.1]]),
@@ -39,8 +37,6 @@ class OneMoment:
         return 1
 
     def batch(self, rows: range) -> Any:
-        from types import SimpleNamespace
-
         # The second true moment is padding, and would overlap more.
         spans, mask = torch.tensor([[[0.4, 0.4], [0.5, 1.0]]]), torch.tensor([[True, False]])
         return SimpleNamespace(targets=SimpleNamespace(spans_BG2=spans, spans_mask_BG=mask))
