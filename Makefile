@@ -48,7 +48,7 @@ types: $(STAMP)  ## mypy
 	@$(BIN)/mypy
 
 weights: $(STAMP)  ## make the shipped weights again, from nothing (about three hours)
-	@recipes/make-weights.sh
+	@scripts/make-weights.sh
 
 install: $(STAMP)  ## only the set-up: .venv with everything in it
 

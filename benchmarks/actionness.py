@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sidelight import spans
-from sidelight.annotations import read_annotations
-from sidelight.checkpoint import Checkpoint
-from sidelight.dataset import GroundingDataset
-from sidelight.decode import DecodeConfig
-from sidelight.evaluate import evaluate_submissions
-from sidelight.features import FeatureStore
+from sidelight.core import spans
+from sidelight.data.annotations import read_annotations
+from sidelight.features.store import FeatureStore
+from sidelight.metrics.evaluate import evaluate_submissions
+from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.sdst import SDST
-from sidelight.predict import predict
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.dataset import GroundingDataset
+from sidelight.training.predict import predict
 
 SCORES = {"class": "class", "actionness": "actionness", "both": "sqrt"}
 METRICS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")

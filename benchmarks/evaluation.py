@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sidelight.annotations import Annotation, Submission, read_annotations, read_submissions
+from sidelight.data.annotations import Annotation, Submission, read_annotations, read_submissions
 from sidelight.metrics import evaluate_qvhighlights
 
 AP_THRESHOLDS = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]

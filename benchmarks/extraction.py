@@ -34,9 +34,9 @@ import torch
 from av.video.stream import VideoStream
 from torch import nn
 
-from sidelight.backbones.bert import BertConfig
-from sidelight.backbones.clip import CLIPBackbone
-from sidelight.backbones.internvideo2 import (
+from sidelight.backbones.clip.model import CLIPBackbone
+from sidelight.backbones.internvideo2.bert import BertConfig
+from sidelight.backbones.internvideo2.model import (
     DTYPES,
     MEAN,
     SIZES,
@@ -47,8 +47,8 @@ from sidelight.backbones.internvideo2 import (
     VideoConfig,
 )
 from sidelight.backbones.protocol import Backbone, FeatureRecipe
-from sidelight.extract import extract
-from sidelight.video import frames_at, probe
+from sidelight.features.extract import extract
+from sidelight.video.read import frames_at, probe
 
 SIDE, FRAMES, CLIP_SECONDS, LEVELS = 224, 4, 2.0, 4
 WIDTH, HEIGHT, RATE = 1280, 720, 25

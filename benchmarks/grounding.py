@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidelight.dataset import collate, unlabelled
-from sidelight.features import VideoFeatures
+from sidelight.core.timeline import Timeline
+from sidelight.features.store import VideoFeatures
 from sidelight.grounder import Grounder
-from sidelight.timeline import Timeline
+from sidelight.training.dataset import collate, unlabelled
 
 CLIPS = 75
 

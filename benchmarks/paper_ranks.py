@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sidelight.statistics import RankTest, rank_test
+from sidelight.metrics.statistics import RankTest, rank_test
 
 COLUMNS = (
     "QVHighlights R1@0.5", "QVHighlights R1@0.7", "QVHighlights mAP@0.5", "QVHighlights mAP@0.75",

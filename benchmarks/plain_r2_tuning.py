@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.batch import Batch, Targets
-from sidelight.losses_r2_tuning import R2LossConfig
+from sidelight.core.batch import Batch, Targets
+from sidelight.models.losses.r2_tuning import R2LossConfig
 from sidelight.models.r2_tuning import R2TuningConfig
 
 

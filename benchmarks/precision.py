@@ -26,15 +26,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sidelight.annotations import read_annotations
-from sidelight.backbones.bert import BertConfig, our_name
-from sidelight.backbones.clip import CLIPBackbone, convert_clip
-from sidelight.backbones.internvideo2 import SIZES, InternVideo2, InternVideo2Config, VideoConfig
-from sidelight.checkpoint import Checkpoint
-from sidelight.dataset import GroundingDataset
-from sidelight.evaluate import evaluate_submissions
-from sidelight.features import FeatureStore, Halves, VideoFeatures
-from sidelight.predict import predict
+from sidelight.backbones.clip.model import CLIPBackbone, convert_clip
+from sidelight.backbones.internvideo2.bert import BertConfig, our_name
+from sidelight.backbones.internvideo2.model import SIZES, InternVideo2, InternVideo2Config, VideoConfig
+from sidelight.data.annotations import read_annotations
+from sidelight.features.store import FeatureStore, Halves, VideoFeatures
+from sidelight.metrics.evaluate import evaluate_submissions
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.dataset import GroundingDataset
+from sidelight.training.predict import predict
 
 LEVELS = 4
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sidelight.annotations import Annotation
 from sidelight.backbones import backbone_for
-from sidelight.checkpoint import Checkpoint
-from sidelight.dataset import GroundingDataset
-from sidelight.extract import extract, find_videos
-from sidelight.features import FeatureStore
+from sidelight.data.annotations import Annotation
+from sidelight.features.extract import extract, find_videos
+from sidelight.features.store import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
-from sidelight.predict import predict
 from sidelight.shapes import make_world
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.dataset import GroundingDataset
+from sidelight.training.predict import predict
 
 SHOWN = (
     "MR-full-R1@0.3", "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mIoU", "MR-full-mAP", "MR-short-mAP",

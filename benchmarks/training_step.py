@@ -30,12 +30,12 @@ import torch
 from plain_r2_tuning import PlainR2Tuning, plain_losses
 from torch import Tensor, nn
 
-from sidelight.batch import Batch, Targets
-from sidelight.losses import SDSTLossConfig, sdst_losses
-from sidelight.losses_r2_tuning import R2LossConfig, r2_losses
+from sidelight.core.batch import Batch, Targets
+from sidelight.io.runtime import tune_cpu
+from sidelight.models.losses.r2_tuning import R2LossConfig, r2_losses
+from sidelight.models.losses.sdst import SDSTLossConfig, sdst_losses
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
 from sidelight.models.sdst import SDST, SDSTConfig
-from sidelight.runtime import tune_cpu
 
 MODELS = {"plain": "plain R2-Tuning", "plain-tuned": "plain, tuned alike", "r2": "R2-Tuning", "sdst": "SDST"}
 CLIPS, WORDS, LEVELS, TOKENS = 75, 20, 4, 50

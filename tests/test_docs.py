@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidelight.cli import COMMANDS, main
+from sidelight.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -11,11 +11,11 @@ import torch
 
 from sidelight import Grounder, Grounding
 from sidelight.backbones import RecipeMismatchError, load_backbone
-from sidelight.backbones.shapes import ShapesBackbone
-from sidelight.checkpoint import Checkpoint
-from sidelight.decode import DecodeConfig
-from sidelight.side_tuners import build_model
-from sidelight.video import VideoError
+from sidelight.backbones.shapes.model import ShapesBackbone
+from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.registry import build_model
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.video.read import VideoError
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 

@@ -13,20 +13,19 @@ import torch
 
 pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
 
+from sidelight import Grounder
+from sidelight.backbones import RecipeMismatchError, load_backbone
+from sidelight.backbones.clip.model import convert_clip
+from sidelight.backbones.internvideo2.model import convert_internvideo2
+from sidelight.cli.main import main
+from sidelight.data.annotations import Annotation
+from sidelight.features.extract import extract, find_videos
+from sidelight.features.store import FeatureStore
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.loop import train
+from sidelight.training.recipe import read_recipe
 from tests.backbones import test_clip as tiny_clip
 from tests.backbones import test_internvideo2 as tiny_internvideo2
-
-from sidelight import Grounder
-from sidelight.annotations import Annotation
-from sidelight.backbones import RecipeMismatchError, load_backbone
-from sidelight.backbones.clip import convert_clip
-from sidelight.backbones.internvideo2 import convert_internvideo2
-from sidelight.checkpoint import Checkpoint
-from sidelight.cli import main
-from sidelight.extract import extract, find_videos
-from sidelight.features import FeatureStore
-from sidelight.recipe import read_recipe
-from sidelight.train import train
 
 KINDS = ("internvideo2", "clip")
 OTHER = {"internvideo2": "clip", "clip": "internvideo2"}

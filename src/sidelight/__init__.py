@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidelight.core.grounding import Grounding, Moment
     from sidelight.grounder import Grounder
-    from sidelight.grounding import Grounding, Moment
 
 __all__ = ["Grounder", "Grounding", "Moment", "__version__"]
 
@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 # takes seconds to import.
 _HOMES = {
     "Grounder": "sidelight.grounder",
-    "Grounding": "sidelight.grounding",
-    "Moment": "sidelight.grounding",
+    "Grounding": "sidelight.core.grounding",
+    "Moment": "sidelight.core.grounding",
 }
 
 

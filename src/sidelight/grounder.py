@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from sidelight.grounding import Grounding
+from sidelight.core.grounding import Grounding
 
 if TYPE_CHECKING:
     import torch
 
     from sidelight.backbones.protocol import Backbone
-    from sidelight.checkpoint import Checkpoint
-    from sidelight.features import Halves, VideoFeatures
+    from sidelight.features.store import Halves, VideoFeatures
+    from sidelight.training.checkpoint import Checkpoint
 
 
 DEFAULT_CACHE = "default"
@@ -54,7 +54,7 @@ class Grounder:
         device: str | torch.device | None = None,
     ) -> None:
         from sidelight.backbones import backbone_for
-        from sidelight.runtime import usable_device
+        from sidelight.io.runtime import usable_device
 
         self.device = usable_device(device)
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
@@ -87,8 +87,8 @@ class Grounder:
             ValueError: if there is no such model, or the backbone's weights have to be given.
         """
         from sidelight.backbones import backbone_for
-        from sidelight.checkpoint import Checkpoint
-        from sidelight.convert import published_checkpoint
+        from sidelight.training.checkpoint import Checkpoint
+        from sidelight.training.convert import published_checkpoint
 
         folder = published_checkpoint(name, revision=revision) or name
         checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
@@ -126,7 +126,7 @@ class Grounder:
 
     def encode(self, queries: Sequence[str]) -> list[Halves]:
         """The (K, L, D_t) features of each sentence."""
-        from sidelight.extract import encode_queries
+        from sidelight.features.extract import encode_queries
 
         found = encode_queries(queries, self.backbone)
         return [found[query] for query in queries]
@@ -137,9 +137,9 @@ class Grounder:
         Raises:
             VideoError: if the file cannot be read as a video.
         """
-        from sidelight.extract import content_digest, encode_video_file
-        from sidelight.features import FeatureStore
-        from sidelight.video import VideoWarning, probe
+        from sidelight.features.extract import content_digest, encode_video_file
+        from sidelight.features.store import FeatureStore
+        from sidelight.video.read import VideoWarning, probe
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
@@ -171,8 +171,8 @@ class Grounder:
         video_name: str | None = None,
     ) -> list[Grounding]:
         """Groundings from features at hand: one for each query."""
-        from sidelight.dataset import collate, unlabelled
-        from sidelight.predict import ground_batch
+        from sidelight.training.dataset import collate, unlabelled
+        from sidelight.training.predict import ground_batch
 
         samples = [unlabelled(video, features) for features in text]
         return ground_batch(
@@ -188,6 +188,6 @@ class Grounder:
 
 def default_cache() -> Path:
     """Where features are kept: SIDELIGHT_CACHE, else the user's cache folder."""
-    from sidelight.files import cache_folder
+    from sidelight.io.files import cache_folder
 
     return cache_folder("features")

@@ -10,8 +10,8 @@ import torch
 
 from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError, load_backbone
 from sidelight.backbones.protocol import weights_digest
-from sidelight.backbones.shapes import ShapesBackbone
-from sidelight.backbones.tokenizer import CLS, PAD, Tokenizer
+from sidelight.backbones.shapes.model import ShapesBackbone
+from sidelight.backbones.shapes.tokenizer import CLS, PAD, Tokenizer
 
 
 @pytest.fixture(scope="module")

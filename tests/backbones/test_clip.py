@@ -20,10 +20,10 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
-from sidelight import published
 from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError
-from sidelight.backbones import clip as module
-from sidelight.backbones.clip import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
+from sidelight.backbones.clip import model as module
+from sidelight.backbones.clip.model import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
+from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
 VIDEO_DEPTH, TEXT_DEPTH = 4, 3

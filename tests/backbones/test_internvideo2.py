@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidelight.backbones import Backbone, FeatureRecipe
-from sidelight.backbones.bert import BertConfig
-from sidelight.backbones.internvideo2 import (
+from sidelight.backbones.internvideo2.bert import BertConfig
+from sidelight.backbones.internvideo2.model import (
     CLIPS_AT_ONCE,
     MEAN,
     QUERIES_AT_ONCE,
@@ -34,7 +34,7 @@ from sidelight.backbones.internvideo2 import (
     convert_internvideo2,
     from_published,
 )
-from sidelight.backbones.wordpiece import WordPiece, words
+from sidelight.backbones.internvideo2.wordpiece import WordPiece, words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = tuple(f"##{c}" for c in ascii_lowercase)

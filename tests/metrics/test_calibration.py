@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidelight.annotations import Annotation, AnnotationError, Submission
-from sidelight.charts import plot_reliability
+from sidelight.data.annotations import Annotation, AnnotationError, Submission
+from sidelight.export.charts import plot_reliability
 from sidelight.metrics.calibration import absent_report, best_moments, choose_min_score, reliability
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidelight.annotations import Annotation, AnnotationError, Submission, read_annotations, read_submissions
+from sidelight.data.annotations import Annotation, AnnotationError, Submission, read_annotations, read_submissions
 from sidelight.metrics import CONVENTIONS, Convention, evaluate_qvhighlights, per_query
 
 

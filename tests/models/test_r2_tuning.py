@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sidelight.batch import Batch, Targets
-from sidelight.decode_r2_tuning import R2DecodeConfig, decode_r2, point_windows, postprocess, saliency
-from sidelight.labels import bind_saliency, bind_windows
-from sidelight.losses_r2_tuning import (
+from sidelight.core.batch import Batch, Targets
+from sidelight.core.timeline import Timeline
+from sidelight.data.labels import bind_saliency, bind_windows
+from sidelight.models import r2_tuning
+from sidelight.models.decode.r2_tuning import R2DecodeConfig, decode_r2, point_windows, postprocess, saliency
+from sidelight.models.losses.r2_tuning import (
     R2LossConfig,
     assign_points,
     class_loss,
@@ -26,7 +28,6 @@ from sidelight.losses_r2_tuning import (
     r2_losses,
     spans_in_clips,
 )
-from sidelight.models import r2_tuning
 from sidelight.models.points import PointPredictions, clip_places, make_points
 from sidelight.models.r2_tuning import (
     LookAtFrames,
@@ -36,7 +37,6 @@ from sidelight.models.r2_tuning import (
     few_frames,
     from_published,
 )
-from sidelight.timeline import Timeline
 
 K, P, D_V, D_T = 3, 4, 6, 5
 TINY = R2TuningConfig(video_dim=D_V, text_dim=D_T, levels=K, hidden=16, heads=4, ffn_ratio=2, dropout=0.0, droppath=0.0)

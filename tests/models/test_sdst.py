@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.batch import Batch, Predictions, Targets
-from sidelight.losses import SDSTLossConfig, sdst_losses
+from sidelight.core.batch import Batch, Predictions, Targets
 from sidelight.models import SDST, SDSTConfig, parameter_table
 from sidelight.models.deformable import roi_align
-from sidelight.side_tuners import SIDE_TUNERS
+from sidelight.models.losses.sdst import SDSTLossConfig, sdst_losses
+from sidelight.models.registry import SIDE_TUNERS
 
 TINY = SDSTConfig(
     video_dim=6,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sidelight.batch import Batch, Targets
-from sidelight.decode_r2_tuning import R2DecodeConfig
+from sidelight.core.batch import Batch, Targets
+from sidelight.core.timeline import Timeline
+from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.points import PointModel
-from sidelight.side_tuners import SIDE_TUNERS, build_model, decoder_of, side_tuner
-from sidelight.timeline import Timeline
+from sidelight.models.registry import SIDE_TUNERS, build_model, decoder_of, side_tuner
 
 K, D_V, D_T = 3, 10, 8
 POINTS = [name for name, found in SIDE_TUNERS.items() if issubclass(found.model, PointModel)]

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidelight.backbones import bert
-from sidelight.backbones.bert import Bert, BertConfig
-from sidelight.backbones.internvideo2 import (
+from sidelight.backbones.internvideo2 import bert
+from sidelight.backbones.internvideo2.bert import Bert, BertConfig
+from sidelight.backbones.internvideo2.model import (
     SIZES,
     InternVideo2,
     InternVideo2Config,
@@ -37,8 +37,8 @@ from sidelight.backbones.internvideo2 import (
     from_published,
     sine_positions,
 )
-from sidelight.backbones.wordpiece import WordPiece
-from sidelight.timeline import Timeline
+from sidelight.backbones.internvideo2.wordpiece import WordPiece
+from sidelight.core.timeline import Timeline
 
 TOKENS, POOLED = 2e-5, 3e-6
 CONFIG = VideoConfig(

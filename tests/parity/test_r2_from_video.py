@@ -23,16 +23,15 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
 
-from tests.backbones.test_clip import write_vocabulary
-
 from sidelight import Grounder, Grounding
-from sidelight.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
-from sidelight.batch import Batch
-from sidelight.cli import main
-from sidelight.decode_r2_tuning import R2DecodeConfig, decode_r2
+from sidelight.backbones.clip.model import CLIP_MEAN, CLIP_STD, CLIPBackbone
+from sidelight.cli.main import main
+from sidelight.core.batch import Batch
+from sidelight.core.timeline import Timeline
+from sidelight.models.decode.r2_tuning import R2DecodeConfig, decode_r2
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published
-from sidelight.timeline import Timeline
-from sidelight.video import frames_at, probe
+from sidelight.video.read import frames_at, probe
+from tests.backbones.test_clip import write_vocabulary
 
 transformers: Any = import_module("transformers")  # what its towers are made of is not among its types
 SIDE, PATCH, VIDEO, TEXT = 224, 112, 48, 32

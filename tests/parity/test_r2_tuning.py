@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidelight import spans
-from sidelight.batch import Batch, Targets
-from sidelight.decode_r2_tuning import R2DecodeConfig, point_windows, postprocess, saliency
-from sidelight.labels import bind_saliency, bind_windows
-from sidelight.losses_r2_tuning import R2LossConfig, assign_points, r2_losses
+from sidelight.core import spans
+from sidelight.core.batch import Batch, Targets
+from sidelight.data.labels import bind_saliency, bind_windows
 from sidelight.models import r2_tuning
+from sidelight.models.decode.r2_tuning import R2DecodeConfig, point_windows, postprocess, saliency
+from sidelight.models.losses.r2_tuning import R2LossConfig, assign_points, r2_losses
 from sidelight.models.points import PointPredictions
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 

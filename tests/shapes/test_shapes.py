@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidelight.annotations import read_annotations
+from sidelight.data.annotations import read_annotations
 from sidelight.shapes import make_world
 from sidelight.shapes.generate import absent_queries, annotate, merge_windows
 from sidelight.shapes.language import ACTION_WORDS, SHAPE_WORDS, phrase
@@ -27,7 +27,7 @@ from sidelight.shapes.world import (
     sample_scene,
     state_at,
 )
-from sidelight.video import frames_at, probe
+from sidelight.video.read import frames_at, probe
 
 SCENES = {split: [sample_scene(seed=3, index=i, split=split) for i in range(30)] for split in ("train", "val", "test")}
 EVERY = [scene for scenes in SCENES.values() for scene in scenes]

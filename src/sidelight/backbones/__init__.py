@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 from sidelight.backbones.protocol import Backbone, FeatureRecipe, RecipeMismatchError
 
 if TYPE_CHECKING:
-    from sidelight.backbones.clip import CLIPBackbone
-    from sidelight.backbones.internvideo2 import InternVideo2Backbone
-    from sidelight.backbones.shapes import ShapesBackbone
+    from sidelight.backbones.clip.model import CLIPBackbone
+    from sidelight.backbones.internvideo2.model import InternVideo2Backbone
+    from sidelight.backbones.shapes.model import ShapesBackbone
 
 __all__ = ["BACKBONES", "Backbone", "FeatureRecipe", "RecipeMismatchError", "load_backbone"]
 
 
 def _shapes(**options: Any) -> ShapesBackbone:
-    from sidelight.backbones.shapes import ShapesBackbone
+    from sidelight.backbones.shapes.model import ShapesBackbone
 
     return ShapesBackbone(**options)
 
 
 def _clip(**options: Any) -> CLIPBackbone:
-    from sidelight.backbones.clip import CLIPBackbone
+    from sidelight.backbones.clip.model import CLIPBackbone
 
     return CLIPBackbone(**options)
 
 
 def _internvideo2(**options: Any) -> InternVideo2Backbone:
-    from sidelight.backbones.internvideo2 import InternVideo2Backbone
+    from sidelight.backbones.internvideo2.model import InternVideo2Backbone
 
     return InternVideo2Backbone(**options)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.annotations import Annotation, AnnotationError, Submission
+from sidelight.data.annotations import Annotation, AnnotationError, Submission
 from sidelight.metrics import highlights, moment_retrieval
 from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS, Windows
 from sidelight.metrics.pairing import named, pair

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sidelight import spans
-from sidelight.annotations import Annotation, AnnotationError, Submission
+from sidelight.core import spans
+from sidelight.data.annotations import Annotation, AnnotationError, Submission
 from sidelight.metrics.pairing import pair
 
 Floats = npt.NDArray[np.float64]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.labels import CLIPS_SHORT
+from sidelight.data.labels import CLIPS_SHORT
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sidelight import spans
+from sidelight.core import spans
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

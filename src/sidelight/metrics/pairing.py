@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sidelight.annotations import Annotation, AnnotationError, Submission
+from sidelight.data.annotations import Annotation, AnnotationError, Submission
 
 
 def pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:

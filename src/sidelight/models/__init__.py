@@ -1,7 +1,7 @@
 """The side-tuners, one file per paper.
 
-A model takes its configuration, reads a :class:`~sidelight.batch.Batch` and returns raw predictions; losses and
-decoding live elsewhere, and :mod:`sidelight.side_tuners` says what belongs together.
+A model takes its configuration, reads a :class:`~sidelight.core.batch.Batch` and returns raw predictions; losses and
+decoding live elsewhere, and :mod:`sidelight.models.registry` says what belongs together.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidelight.core.options import require
 from sidelight.models.layers import Dropout
 from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip_places, clip_vectors
-from sidelight.options import require
 
 
 @dataclass(frozen=True, kw_only=True)

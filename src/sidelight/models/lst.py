@@ -25,9 +25,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sidelight.core.options import require
 from sidelight.models.layers import AddNorm, Dropout, FeedForward, MultiHeadAttention
 from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip_places, clip_vectors
-from sidelight.options import require
 
 GATE_TEMPERATURE = 0.1
 

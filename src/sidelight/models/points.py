@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.batch import Batch
+from sidelight.core.batch import Batch
+from sidelight.core.options import check_types, require
 from sidelight.models.layers import AddNorm, FeedForward, KeysValues, MultiHeadAttention, sinusoid
-from sidelight.options import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.batch import Batch, Predictions
+from sidelight.core.batch import Batch, Predictions
+from sidelight.core.options import check_types, require
 from sidelight.models.deformable import (
     EDGE,
     DeformableAttention,
@@ -61,7 +62,6 @@ from sidelight.models.layers import (
     inverse_sigmoid,
     sinusoid,
 )
-from sidelight.options import check_types, require
 
 SPARSE_MODULES = ("ca", "sa", "rdsa", "ffn")
 

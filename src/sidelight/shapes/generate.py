@@ -13,8 +13,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sidelight.annotations import Annotation, write_annotations
-from sidelight.files import replacing, write_text
+from sidelight.data.annotations import Annotation, write_annotations
+from sidelight.io.files import replacing, write_text
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (

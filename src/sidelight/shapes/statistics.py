@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sidelight.annotations import Annotation
+from sidelight.data.annotations import Annotation
 
 
 def describe(annotations: Sequence[Annotation]) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""Hold CLIP and its converter."""

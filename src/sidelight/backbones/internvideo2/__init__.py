@@ -1,0 +1,1 @@
+"""Hold InternVideo2 and its converter."""

@@ -1,0 +1,1 @@
+"""Hold the embedded backbone of the shapes world."""

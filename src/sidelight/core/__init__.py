@@ -1,0 +1,1 @@
+"""Hold the words that every part uses: times, spans, answers, batches."""

@@ -1,0 +1,1 @@
+"""Read annotations and the files of benchmarks."""

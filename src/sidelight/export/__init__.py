@@ -1,0 +1,1 @@
+"""Draw groundings and scores."""

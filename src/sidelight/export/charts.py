@@ -1,0 +1,118 @@
+"""Charts of results: a comparison of two predictions, and the reliability of scores.
+
+Matplotlib is used through its objects, never through pyplot: no window opens, no global state changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sidelight.io.files import replacing
+from sidelight.metrics.calibration import Reliability
+from sidelight.metrics.compare import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Blue, vermilion and grey, after Okabe and Ito: told apart with every kind of colour vision, and in print.
+FIRST, SECOND, NEITHER, INK = "#0072B2", "#D55E00", "#8A949C", "#1F2933"
+DPI = 160
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """Differences of all metrics with their intervals, and who wins how many queries.
+
+    Colours say which of the two is better; grey is no difference (adjusted p of 0.05 or more).
+
+    Raises:
+        ValueError: if Matplotlib is missing.
+    """
+    metrics, wins = comparison.metrics, comparison.wins
+    figure = _figure(9.5, 1.5 + 0.26 * max(len(metrics), 2.2 * len(wins)))
+    left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
+    colours = {"first": FIRST, "second": SECOND, "no difference": NEITHER}
+    for row, metric in enumerate(metrics):
+        d = metric.difference
+        left.plot([d.low, d.high], [row, row], color=colours[metric.verdict], lw=2.2, solid_capstyle="round")
+        left.plot(d.value, row, "o", color=colours[metric.verdict], ms=5)
+    left.axvline(0, color=INK, lw=0.8)
+    left.set_yticks(range(len(metrics)), [m.metric for m in metrics], fontsize=8)
+    left.invert_yaxis()
+    percent = 100 * metrics[0].difference.confidence
+    left.set_xlabel(f"difference in points, {percent:g} % interval", fontsize=8)
+    left.set_title(f"{comparison.names[0]} minus {comparison.names[1]}", fontsize=10, loc="left")
+    for row, win in enumerate(wins):
+        total = max(1, win.first + win.second + win.equal)
+        start = 0.0
+        for count, colour in ((win.first, FIRST), (win.equal, "#D5DCE2"), (win.second, SECOND)):
+            share = 100 * count / total
+            right.barh(row, share, left=start, color=colour, height=0.7)
+            if share > 7:
+                light = colour == "#D5DCE2"
+                right.text(
+                    start + share / 2, row, str(count), ha="center", va="center", fontsize=7,
+                    color=INK if light else "white",
+                )  # fmt: skip
+            start += share
+    right.set_yticks(range(len(wins)), [w.metric for w in wins], fontsize=8)
+    right.invert_yaxis()
+    right.set_xlim(0, 100)
+    right.set_xlabel("share of queries, %", fontsize=8)
+    right.set_title("wins per query", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    names = [(FIRST, f"{comparison.names[0]} better"), (SECOND, f"{comparison.names[1]} better"), (NEITHER, "neither")]
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, lw=4, label=label) for colour, label in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def plot_reliability(found: Reliability, path: str | Path, *, min_score: float | None = None) -> Path:
+    """How often moments of each score are right, against how often they should be.
+
+    Raises:
+        ValueError: if Matplotlib is missing.
+    """
+    figure = _figure(4.6, 4.8)
+    upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    middle = (found.edges[:-1] + found.edges[1:]) / 2
+    width = found.edges[1] - found.edges[0]
+    upper.plot([0, 1], [0, 1], color=NEITHER, lw=1, ls="--", label="score = share that is right")
+    upper.bar(middle, np.nan_to_num(found.right_N), width=0.92 * width, color=FIRST, alpha=0.85, label="share right")
+    upper.plot(found.score_N, found.right_N, "o", color=INK, ms=4, label="at the mean score")
+    upper.set_ylabel("share of moments that are right", fontsize=8)
+    upper.set_title(f"expected calibration error {100 * found.error:.1f} points", fontsize=10, loc="left")
+    lower.bar(middle, found.count_N, width=0.92 * width, color=NEITHER)
+    lower.set_ylabel("moments", fontsize=8)
+    lower.set_xlabel("score of the best moment", fontsize=8)
+    if min_score is not None:
+        for axes in (upper, lower):
+            axes.axvline(min_score, color=SECOND, lw=1.2)
+        upper.plot([], [], color=SECOND, lw=1.2, label=f"min-score {min_score:.2f}")
+    upper.legend(fontsize=7, frameon=False, loc="upper left")
+    for axes in (upper, lower):
+        axes.set_xlim(0, 1)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError('charts need Matplotlib: pip install "sidelight[plot]"') from None
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    """Write beside, then rename."""
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return Path(path)

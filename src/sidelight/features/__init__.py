@@ -1,0 +1,1 @@
+"""Extract, store and open features."""

@@ -1,0 +1,1 @@
+"""Read and write files safely, on disk and in object storage."""

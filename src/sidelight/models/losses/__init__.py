@@ -1,0 +1,1 @@
+"""Hold the losses of each model."""

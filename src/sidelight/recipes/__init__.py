@@ -1,0 +1,44 @@
+"""Find the recipes that ship with the package: one YAML file per published run, and a tiny one per model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def recipe_file(recipe: str | Path) -> Path:
+    """Return the file of a recipe, given as a path or as the name of a shipped one.
+
+    Args:
+        recipe: a YAML file, or a name such as ``shapes``.
+
+    Raises:
+        ValueError: if there is neither such a file nor such a shipped recipe.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = FOLDER / f"{recipe}.yaml"
+    if shipped.parent == FOLDER and shipped.is_file():
+        return shipped
+    raise ValueError(f"there is no recipe {recipe}; give a YAML file, or a name that `sidelight recipes` lists")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def summary_of(name: str) -> str:
+    """Return the first sentence of the comment at the head of a shipped recipe.
+
+    Raises:
+        ValueError: if no such recipe ships.
+    """
+    lines = []
+    for line in recipe_file(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or line.startswith("#   "):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).split(". ")[0].rstrip(".:")

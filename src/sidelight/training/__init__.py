@@ -1,0 +1,1 @@
+"""Train side-tuners, and keep and convert their checkpoints."""

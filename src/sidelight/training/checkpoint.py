@@ -1,0 +1,174 @@
+"""Checkpoints: a folder with ``model.safetensors`` and ``config.json``, as the Hugging Face hub expects.
+
+``config.json`` holds the model's name and resolved configuration, the feature recipe that it was trained on, how its
+predictions are decoded, its metrics, and the recipe of the run. A model reads no features of another recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.io.files import replacing
+from sidelight.models.decode.sdst import AnswerConfig
+from sidelight.models.registry import build_model, side_tuner
+
+PACKAGED = Path(__file__).resolve().parent.parent / "weights"
+FORMAT = "sidelight.checkpoint/1"
+_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained side-tuner with all that is needed to use it."""
+
+    model: nn.Module
+    model_name: str
+    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`."""
+    model_config: Mapping[str, Any]
+    """What the model was built with."""
+    features: FeatureRecipe
+    """What made the features that it was trained on."""
+    decode: AnswerConfig
+    """How its predictions become moments."""
+    window_clips: int = 75
+    """The longest stretch, in clips, that it saw in training; longer videos are cut into overlapping windows."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Its scores on validation."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe of the run that made it."""
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write the folder; each file beside its place, then renamed, the weights last.
+
+        Args:
+            folder: made if need be.
+            half: store float16.
+            weights: instead of the model's own (an average of them, say).
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "format": FORMAT,
+            "model": self.model_name,
+            "model_config": dict(self.model_config),
+            "features": self.features.to_dict(),
+            "decode": asdict(self.decode),
+            "window_clips": self.window_clips,
+            "metrics": dict(self.metrics),
+            "recipe": dict(self.recipe),
+        }
+        tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or self.model.state_dict()).items()}
+        if half:
+            tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+        with replacing(folder / "model.safetensors") as model, replacing(folder / "config.json") as config:
+            config.write_text(json.dumps(values, indent=2) + "\n")
+            try:
+                save_file(tensors, model, {"format": "pt"})
+            except SafetensorError as error:  # its own word for a full disk
+                raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Checkpoint:
+        """Load a checkpoint: one that ships with sidelight (``shapes``), a folder, or a hub id (``user/model``).
+
+        A hub id is downloaded once, into the Hugging Face cache. Weights are read as safetensors only.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or a file of it is missing or does not fit.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = _find(str(name), revision)
+        for file in _FILES:
+            if not (folder / file).is_file():
+                raise ValueError(
+                    f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {_FILES}"
+                )
+        try:
+            values = json.loads((folder / "config.json").read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+        if values.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder / 'config.json'}: expected format {FORMAT!r}, got {values.get('format')!r}; "
+                "is this a sidelight checkpoint?"
+            )
+        required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
+        if missing := [k for k in required if k not in values]:
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
+        kind = side_tuner(values["model"])
+        try:
+            decode = kind.decode_config(**values["decode"])
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.json'}: decode does not fit: {error}") from None
+        model = build_model(values["model"], values["model_config"])
+        try:
+            tensors = load_file(folder / "model.safetensors")
+            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{folder / 'model.safetensors'} does not fit config.json: {error}") from None
+        return cls(
+            model=model.eval(),
+            model_name=values["model"],
+            model_config=values["model_config"],
+            features=FeatureRecipe.from_dict(values["features"]),
+            decode=decode,
+            window_clips=values["window_clips"],
+            metrics=values["metrics"],
+            recipe=values["recipe"],
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub (you need to be logged in); returns the address of the commit."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
+
+    def to(self, device: torch.device | str) -> Checkpoint:
+        """Move the model; returns itself."""
+        self.model.to(device)
+        return self
+
+
+def _find(name: str, revision: str | None) -> Path:
+    """The folder of a checkpoint: a folder that is there, a packaged name, or a download."""
+    packaged = sorted(p.parent.name for p in PACKAGED.glob("*/config.json") if "-backbone" not in p.parent.name)
+    # First the names we know: a folder that happens to be called so must not change what a command does.
+    if name in packaged:
+        return PACKAGED / name
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(
+            f"there is no model {name!r}; expected a folder, a hub id such as user/model, or one of {packaged}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({first})"
+        ) from None

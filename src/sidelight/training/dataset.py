@@ -1,0 +1,253 @@
+"""Annotations and features to batches.
+
+Everything random is seeded by (seed, epoch, index), so that an epoch is the same on one machine or four, and a run
+that was interrupted goes on with exactly the samples it would have had.
+
+Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sidelight.core import spans
+from sidelight.core.batch import Batch, Targets
+from sidelight.core.timeline import Timeline
+from sidelight.data.annotations import Annotation
+from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
+from sidelight.features.store import Features, Halves, VideoFeatures
+
+NO_POSITIVE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One (video, query) pair with its ground truth, not yet padded."""
+
+    video_KTD: Halves
+    text_KLD: Halves
+    spans_G2: npt.NDArray[np.float32]
+    saliency_T: npt.NDArray[np.float32]
+    positive: int
+
+
+class GroundingDataset:
+    """The samples of some annotations, with features from a store.
+
+    Args:
+        annotations: one sample each.
+        store: features of their videos and queries, of any layout.
+        in_memory: read all features once; else each is read through a memory map when it is wanted.
+        seed: of the positive clips.
+        targets: read the ground truth too; without it windows are neither checked nor returned (for prediction).
+        binding: how labels become what a model learns, a key of ``data.labels.BINDINGS``. Where that wants a
+            rating of every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
+
+    Raises:
+        ValueError: if there is no annotation, if the store lacks a video or a query, or if a window lies outside
+            its video.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        store: Features,
+        *,
+        in_memory: bool = True,
+        seed: int = 0,
+        targets: bool = True,
+        binding: Binding = "plain",
+    ) -> None:
+        if not annotations:
+            raise ValueError("there are no annotations; expected at least one")
+        self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
+        self.binding = binding
+        self._text = store.texts(self.annotations)
+        vids = dict.fromkeys(a.vid for a in annotations)
+        self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
+        if binding in ALL_RATED:
+            for annotation in self.annotations:
+                whole = self._timelines[annotation.vid]
+                self._timelines[annotation.vid] = whole.first(rated_clips(annotation, whole.num_clips))
+        self._video: dict[str, VideoFeatures] | None = {v: self._read(v) for v in vids} if in_memory else None
+        self._labelled: list[Annotation] = []
+        if targets:
+            for annotation in self.annotations:
+                self._check(annotation)
+
+    def _read(self, vid: str) -> VideoFeatures:
+        features, timeline = self.store.video(vid), self._timelines[vid]
+        if features.timeline == timeline:
+            return features
+        return VideoFeatures(video_KTD=features.video_KTD[:, : timeline.num_clips], timeline=timeline)
+
+    def _check(self, annotation: Annotation) -> None:
+        timeline = self._timelines[annotation.vid]
+        for start, end in annotation.relevant_windows:
+            if end > timeline.extent + self.store.slack * timeline.clip_seconds:
+                raise ValueError(
+                    f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
+                    f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
+                )
+        if self.store.slack > 1 and self.binding not in ALL_RATED:
+            annotation = _without_late_labels(annotation, timeline, self.store.slack)
+        bind(annotation, timeline, self.binding)  # what is wrong with a label is said before the first step
+        self._labelled.append(annotation)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def timeline(self, index: int) -> Timeline:
+        """The timeline of a sample's video."""
+        return self._timelines[self.annotations[index].vid]
+
+    def num_clips(self) -> npt.NDArray[np.int64]:
+        """(samples,) clips of each sample's video."""
+        return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
+
+    def tokens(self) -> int:
+        """Vectors kept of each clip: 1, or P where the backbone's tokens were not pooled."""
+        if self.store.recipe.pooling != "tokens":
+            return 1
+        vid = self.annotations[0].vid
+        return int((self._video[vid] if self._video else self._read(vid)).video_KTD.shape[2])
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        """One sample; ``epoch`` decides which relevant clip is its positive."""
+        annotation = self.annotations[index]
+        features = self._video[annotation.vid] if self._video else self._read(annotation.vid)
+        timeline = features.timeline
+        if not self.targets:
+            return unlabelled(features, self._text[index])
+        labels = bind(self._labelled[index], timeline, self.binding)
+        positive = NO_POSITIVE
+        if len(labels.positives):
+            rng = np.random.default_rng([self.seed, epoch, index])
+            positive = int(labels.positives[rng.integers(len(labels.positives))])
+        unit = np.clip(timeline.to_unit(labels.windows_G2), 0, 1)
+        return Sample(
+            video_KTD=features.video_KTD,
+            text_KLD=self._text[index],
+            spans_G2=np.asarray(spans.se_to_cw(unit), dtype=np.float32),
+            saliency_T=labels.saliency_T,
+            positive=positive,
+        )
+
+    def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
+        """Several samples, padded."""
+        return collate([self.sample(i, epoch) for i in indices])
+
+
+def _without_late_labels(annotation: Annotation, timeline: Timeline, slack: int) -> Annotation:
+    """The annotation without what lies in the clips, up to ``slack``, that features lack at the video's end.
+
+    Windows that begin before stay, and are cut where the features end.
+    """
+    clips = timeline.num_clips
+    late = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + slack}
+    windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
+    if not late and len(windows) == len(annotation.relevant_windows):
+        return annotation
+    places = [i for i, clip in enumerate(annotation.relevant_clip_ids) if clip not in late]
+    return replace(
+        annotation,
+        relevant_windows=windows,
+        relevant_clip_ids=tuple(annotation.relevant_clip_ids[i] for i in places),
+        saliency_scores=tuple(annotation.saliency_scores[i] for i in places) if annotation.saliency_scores else (),
+    )
+
+
+def unlabelled(features: VideoFeatures, text_KLD: Halves) -> Sample:
+    """A sample without ground truth."""
+    return Sample(
+        video_KTD=features.video_KTD,
+        text_KLD=text_KLD,
+        spans_G2=np.zeros((0, 2), np.float32),
+        saliency_T=np.zeros(features.timeline.num_clips, np.float32),
+        positive=NO_POSITIVE,
+    )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad samples to common lengths, as one batch of float32 features."""
+    size = len(samples)
+    levels, _, *inner = samples[0].video_KTD.shape  # (D_v), or (P, D_v) where all tokens were kept
+    text_width = samples[0].text_KLD.shape[2]
+    clips = max(s.video_KTD.shape[1] for s in samples)
+    tokens = max(s.text_KLD.shape[1] for s in samples)
+    most = max(len(s.spans_G2) for s in samples)
+    video = np.zeros((levels, size, clips, *inner), np.float16)
+    text = np.zeros((levels, size, tokens, text_width), np.float16)
+    video_mask, text_mask = np.zeros((size, clips), bool), np.zeros((size, tokens), bool)
+    truth, truth_mask = np.zeros((size, most, 2), np.float32), np.zeros((size, most), bool)
+    saliency = np.zeros((size, clips), np.float32)
+    for i, s in enumerate(samples):
+        t, n, g = s.video_KTD.shape[1], s.text_KLD.shape[1], len(s.spans_G2)
+        video[:, i, :t], text[:, i, :n] = s.video_KTD, s.text_KLD
+        video_mask[i, :t], text_mask[i, :n] = True, True
+        truth[i, :g], truth_mask[i, :g] = s.spans_G2, True
+        saliency[i, :t] = s.saliency_T
+    return Batch(
+        video_KBTD=torch.from_numpy(video).float(),
+        video_mask_BT=torch.from_numpy(video_mask),
+        text_KBLD=torch.from_numpy(text).float(),
+        text_mask_BL=torch.from_numpy(text_mask),
+        targets=Targets(
+            spans_BG2=torch.from_numpy(truth),
+            spans_mask_BG=torch.from_numpy(truth_mask),
+            saliency_BT=torch.from_numpy(saliency),
+            positive_B=torch.tensor([s.positive for s in samples]),
+        ),
+    )
+
+
+def epoch_batches(
+    num_clips: npt.NDArray[np.int64],
+    *,
+    epoch: int,
+    batch_size: int,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> list[list[int]]:
+    """The order of one training epoch: for each step the samples of this process.
+
+    Samples are shuffled, then sorted by length within groups of eight batches, so that little is padded; then the
+    batches are shuffled. All processes get the same number of batches; what does not fill a batch for each is left
+    out of this epoch (another part each time).
+
+    Args:
+        num_clips: (samples,) length of each.
+        epoch: counts from 0.
+        batch_size: samples per process and step; a dataset that is smaller gives one smaller batch.
+        seed: of the order.
+        rank: this process.
+        world: number of processes.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(num_clips))
+    step = batch_size * world
+    if len(order) < step:
+        step = len(order) // world * world
+        if not step:
+            raise ValueError(f"{len(order)} samples are too few for {world} processes")
+    # What fills no batch is left out before sorting by length, so that it is not always the longest.
+    order = order[: len(order) // step * step]
+    group = 8 * step
+    batches: list[npt.NDArray[np.int64]] = []
+    for first in range(0, len(order), group):
+        part = order[first : first + group]
+        part = part[np.argsort(num_clips[part], kind="stable")]
+        batches += [part[i : i + step] for i in range(0, len(part), step)]
+    return [batches[int(i)][rank::world].tolist() for i in rng.permutation(len(batches))]
+
+
+def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
+    """Batches of consecutive samples, the last one smaller: for prediction."""
+    for first in range(0, count, batch_size):
+        yield list(range(first, min(first + batch_size, count)))

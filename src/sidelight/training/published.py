@@ -1,0 +1,162 @@
+"""The runs that others published, and what made their features: facts, no code that reads a file.
+
+R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801). File names are those of its README's model zoo, everything else
+that of its configurations, github.com/yeliudev/R2-Tuning. ``convert.py`` turns the files into checkpoints of ours.
+
+Where ours has to say more than the published configurations do:
+
+- ``window_clips``. The published code always reads a whole video, up to 1024 clips. Here it is the longest video of
+  the benchmark as far as we know its durations (all splits), so that none of its videos is cut in two; on Ego4D-NLQ,
+  whose files were not at hand, 1024.
+- ``clip_seconds`` on YouTube Highlights. There one frame was taken per labelled clip, which begins about 50 pictures
+  after the one before: from 1.7 s on, by the video's rate. Ours is 50 pictures at 30 a second.
+- Which instant of a clip. The published extraction reduces the rate with ffmpeg, which shows the last picture before
+  the middle of each clip; ours takes the picture at the middle. (The published *inference script* takes the clip's
+  first picture, crops before it scales, and rounds mean and deviation; the models were not trained so.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.models.decode.r2_tuning import R2DecodeConfig
+from sidelight.models.losses.r2_tuning import R2LossConfig
+from sidelight.models.r2_tuning import R2TuningConfig
+
+R2_REPOSITORY = "yeliudev/R2-Tuning"
+"""Model repository on the Hugging Face hub."""
+
+CLIP_BACKBONE = "clip"
+CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+"""What stands in the field ``weights`` of the feature recipe of everything converted: the name under which CLIP
+ViT-B/32 is published on the hub, in the place of a digest, for the file itself is not at hand when one converts.
+A backbone that reads these very weights names them so.
+"""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_WIDTHS = (768, 512)
+"""Width of ViT-B/32's layers: of the picture's side, of the sentence's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRun:
+    """One published run of R2-Tuning."""
+
+    file: str
+    """Its path in the model repository; the name ends in the first 8 hex digits of the file's SHA-256."""
+    model: R2TuningConfig
+    """The model, with what was dropped out in training."""
+    losses: R2LossConfig
+    """What it was trained with."""
+    decode: R2DecodeConfig
+    """How its predictions become moments."""
+    clip_seconds: float
+    """One frame was taken in each clip of so many seconds."""
+    window_clips: int
+    """The longest video, in clips, that is not cut into windows."""
+
+    def features(self, weights: str = CLIP_WEIGHTS) -> FeatureRecipe:
+        """What made the features: every token of every frame, from CLIP's last K blocks, before the last LayerNorm.
+
+        Pictures are scaled by their shorter side to 224 and cropped in the middle (``tools/extract_frames.py``), then
+        normalised as CLIP's (``tools/extract_feat.py``).
+        """
+        return FeatureRecipe(
+            backbone=CLIP_BACKBONE,
+            weights=weights,
+            levels=tuple(range(-self.model.levels, 0)),
+            pooling="tokens",
+            clip_seconds=self.clip_seconds,
+            frames_per_clip=1,
+            resolution=224,
+            resize="crop",
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            video_dim=self.model.video_dim,
+            text_dim=self.model.text_dim,
+        )
+
+
+_MODEL = R2TuningConfig(video_dim=CLIP_WIDTHS[0], text_dim=CLIP_WIDTHS[1])
+_SOFT = R2DecodeConfig(nms="soft-linear", round_to=None)
+
+_MOMENTS = {
+    "qvhighlights": PublishedRun(
+        file="checkpoints/r2_tuning_qvhighlights-ed516355.pth",
+        model=_MODEL,
+        losses=R2LossConfig(),
+        decode=R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0),
+        clip_seconds=2.0,
+        window_clips=75,
+    ),
+    "charades-sta": PublishedRun(
+        file="checkpoints/r2_tuning_charades-1de02112.pth",
+        model=replace(_MODEL, dropout=0.35),
+        losses=R2LossConfig(weight_saliency=0.01),
+        decode=replace(_SOFT, round_to=0.1),
+        clip_seconds=1.0,
+        window_clips=195,
+    ),
+    "tacos": PublishedRun(
+        file="checkpoints/r2_tuning_tacos-81759b55.pth",
+        model=_MODEL,
+        losses=R2LossConfig(weight_saliency=0.05),
+        decode=_SOFT,
+        clip_seconds=2.0,
+        window_clips=702,
+    ),
+    "ego4d-nlq": PublishedRun(
+        file="checkpoints/r2_tuning_ego4d-6a6f5754.pth",
+        model=replace(_MODEL, dropout=0.3),
+        losses=R2LossConfig(),
+        decode=_SOFT,
+        clip_seconds=2.0,
+        window_clips=1024,
+    ),
+}
+
+# Domain -> what its file is called after "r2_tuning_youtube_" and "r2_tuning_tvsum_".
+_YOUTUBE = {
+    "dog": "dog-702bd293",
+    "gymnastics": "gym-ff68b1b3",
+    "parkour": "par-27442af0",
+    "skating": "ska-dad28398",
+    "skiing": "ski-df2edc4c",
+    "surfing": "sur-d384d8b2",
+}
+_TVSUM = {
+    "BK": "bk-45b59440",
+    "BT": "bt-13683fdf",
+    "DS": "ds-d11b33d3",
+    "FM": "fm-2c8c119d",
+    "GA": "ga-58e79858",
+    "MS": "ms-d9b4f8fa",
+    "PK": "pk-1830ce03",
+    "PR": "pr-51d78fc9",
+    "VT": "vt-0069d8d3",
+    "VU": "vu-6f8ebb4b",
+}
+
+
+def _highlights(file: str, clip_seconds: float, window_clips: int) -> PublishedRun:
+    """A run that answers with a highlight curve only: nothing is rounded or suppressed."""
+    return PublishedRun(
+        file=f"checkpoints/r2_tuning_{file}.pth",
+        model=replace(_MODEL, strides=(1,), endpoint_features=False, boundary_head=False),
+        losses=R2LossConfig(class_loss="bce", nce_directions=("row",)),
+        decode=R2DecodeConfig(nms="none", round_to=None),
+        clip_seconds=clip_seconds,
+        window_clips=window_clips,
+    )
+
+
+R2_TUNING: dict[str, PublishedRun] = {
+    **_MOMENTS,
+    **{
+        f"youtube-highlights-{domain}": _highlights(f"youtube_{file}", 50 / 30, 741)
+        for domain, file in _YOUTUBE.items()
+    },
+    **{f"tvsum-{domain}": _highlights(f"tvsum_{file}", 2.0, 323) for domain, file in _TVSUM.items()},
+}
+"""Every published run, by the name after ``r2-tuning/``."""

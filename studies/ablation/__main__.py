@@ -1,0 +1,80 @@
+"""Train the variants of one of the SDST paper's tables, and print our numbers beside the paper's.
+
+python -m studies.ablation 5 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from studies.ablation import offsets, report
+from studies.ablation.run import execute, plan, prepare
+from studies.ablation.variants import find_ablation
+
+RECIPE = Path(__file__).resolve().parents[1] / "ablation.yaml"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__, allow_abbrev=False)
+    parser.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
+    parser.add_argument("--recipe", default=str(RECIPE), help="the recipe that variants change")
+    parser.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; with several, each has one thread")
+    parser.add_argument("--keep", action="store_true", help="keep weights, predictions and logs of trained runs")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and which of them exist; train nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one table; return the exit code: 0, 1 if a run failed, 2 for a mistake of the user."""
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"studies.ablation: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.first_seed < 0:
+        raise ValueError(f"--first-seed must be 0 or more, got {args.first_seed}")
+    ablation = find_ablation(args.table)
+    runs = plan(ablation, args.recipe, args.out, range(args.first_seed, args.first_seed + args.seeds))
+    if args.dry_run:
+        for run in runs:
+            print(f"{'finished' if run.finished else 'to train':<10}{run.folder}  {' = '.join(run.variants)}")
+        for variant in ablation.variants:
+            if variant.overrides is None:
+                print(f"{'never':<10}{variant.name}: {variant.why}")
+        print(f"{len(runs)} runs, {sum(not run.finished for run in runs)} to train")
+        return 0
+    if ablation.name == "offsets":
+        offsets.check_weights(runs)
+        prepare(runs, args.out)  # finished runs too: offsets are measured on the validation split
+    else:
+        prepare([run for run in runs if not run.finished], args.out)
+    failures = execute(runs, jobs=args.jobs, keep=args.keep)
+    folder = Path(args.out) / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / (ablation.name if ablation.name == "offsets" else f"table-{ablation.name}")
+    writer = offsets if ablation.name == "offsets" else report
+    table = writer.from_runs(ablation, runs)
+    print(writer.as_text(table))
+    writer.write_report(table, f"{stem}.json")
+    writer.plot_report(table, f"{stem}.png")
+    print(f"wrote {stem}.json and {stem}.png")
+    for failure in failures:
+        print(f"failed: {failure.run.folder}: {failure.reason}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""A table of ours beside the paper's: means and deviations over seeds, tests, JSON, a plot.
+
+The numbers of the two are not to be compared: other videos, another backbone, a smaller model, a shorter training.
+What can be compared is the sign of a difference within a table. For each tested pair the verdict is
+
+    supports       ours differs (adjusted p below 0.05) in the direction of the paper's numbers
+    contradicts    ours differs in the other direction
+    differs        ours differs, and the paper says nothing: it has no such row, or numbers no further apart than its
+                   own spread
+    cannot tell    anything else; also whenever a recipe has fewer than two runs
+
+The adjustment is Holm's over all tests of one table. The paper's differences are of single runs; one that is no
+larger than the spread of Table F is marked with ~, and is no claim that ours could support or contradict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sidelight.io.files import replacing, write_text
+from sidelight.metrics.statistics import holm, over_seeds
+from studies.ablation.inference import difference
+from studies.ablation.paper import METRICS, SPREAD
+from studies.ablation.run import Run, read_result
+from studies.ablation.variants import TESTED, Ablation, Variant
+
+Floats = npt.NDArray[np.float64]
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one finished run is to a report."""
+
+    seed: int
+    brief: Mapping[str, float]
+    """Metric -> percent."""
+    each: Mapping[str, Floats]
+    """Tested metric -> (Q,) what each query adds, shares between 0 and 1; nan where it does not count."""
+    videos: Sequence[str]
+    """Of each query."""
+    parameters: int
+    seconds: float | None
+    """Of its training; None if that was interrupted."""
+    folder: str = ""
+
+
+def read_scores(run: Run) -> Scores:
+    """The scores of a finished run, for each query too; nothing but its result.json is read.
+
+    Raises:
+        ValueError: if that is damaged.
+    """
+    result = read_result(run)
+    try:
+        each = result["each"]
+        videos = [each["videos"][place] for place in each["video_of_query"]]
+        shares = {
+            metric: np.array([np.nan if value is None else value for value in each["shares"][metric]], dtype=np.float64)
+            for metric in TESTED
+            if metric in result["brief"]
+        }
+        if any(len(values) != len(videos) for values in shares.values()):
+            raise ValueError("a number of queries for each metric")
+        return Scores(
+            seed=run.seed,
+            brief=result["brief"],
+            each=shares,
+            videos=videos,
+            parameters=result["parameters"],
+            seconds=result["seconds"],
+            folder=run.folder.name,
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{run.folder / 'result.json'} is damaged ({reason}); delete {run.folder} to train it again"
+        ) from None
+
+
+def from_runs(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Any]:
+    """The report of a table's runs, of which some may not be finished; errors as :func:`report`."""
+    return report(ablation, by_variant(runs))
+
+
+def by_variant(runs: Sequence[Run]) -> dict[str, list[Scores]]:
+    """The scores of the finished ones among a table's runs, by row."""
+    found: dict[str, list[Scores]] = {}
+    for run in runs:
+        if run.finished:
+            scores = read_scores(run)
+            for name in run.variants:
+                found.setdefault(name, []).append(scores)
+    return found
+
+
+def report(ablation: Ablation, scores: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
+    """The table as plain values for JSON: rows (ours and the paper's), tests with verdicts, notes.
+
+    Raises:
+        ValueError: if no variant has a finished run, or runs were scored on different queries.
+    """
+    if not any(scores.values()):
+        raise ValueError(f"table {ablation.name}: there is no finished run yet")
+    some = next(runs[0] for runs in scores.values() if runs)
+    columns = [c for c in ablation.paper.columns if METRICS[c] in some.brief]
+    tests = [
+        _test(ablation, pair, column, scores)
+        for pair in ablation.compared()
+        for column in ablation.tested
+        if column in columns and all(scores.get(name) for name in pair)
+    ]
+    known = [t for t in tests if t["p"] is not None]
+    for test, adjusted in zip(known, holm([t["p"] for t in known]) if known else (), strict=True):
+        test["p_adjusted"] = float(adjusted)
+        test["verdict"] = _verdict(test)
+    return {
+        "table": ablation.name,
+        "place": ablation.paper.place,
+        "title": ablation.paper.title,
+        "notes": [note for note in (ablation.paper.note, ablation.note) if note],
+        "columns": columns,
+        "reference": ablation.reference,
+        "queries": len(some.videos),
+        "videos": len(set(some.videos)),
+        "rows": [_row(ablation, variant, scores.get(variant.name, ()), columns) for variant in ablation.variants],
+        "paper_only": {
+            row: dict(zip(ablation.paper.columns, values, strict=True))
+            for row, values in ablation.paper.rows.items()
+            if row not in {v.row for v in ablation.variants}
+        },
+        "tests": tests,
+    }
+
+
+def _row(ablation: Ablation, variant: Variant, runs: Sequence[Scores], columns: Sequence[str]) -> dict[str, Any]:
+    ours: dict[str, Any] = {}
+    for column in columns:
+        values = [run.brief[METRICS[column]] for run in runs]
+        mean, deviation = over_seeds(values) if len(values) > 1 else (values[0] if values else None, None)
+        ours[column] = {"mean": mean, "deviation": deviation, "runs": values}
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    return {
+        "variant": variant.name,
+        "why": variant.why or None,
+        "seeds": [run.seed for run in runs],
+        "folders": [run.folder for run in runs],
+        "ours": ours,
+        "paper": {column: ablation.paper.value(variant.row, column) for column in columns},
+        "parameters": runs[0].parameters if runs else None,
+        "paper_parameters": ablation.paper.parameters.get(variant.row),
+        "seconds": float(np.mean(seconds)) if seconds else None,
+    }
+
+
+def _test(
+    ablation: Ablation, pair: tuple[str, str], column: str, scores: Mapping[str, Sequence[Scores]]
+) -> dict[str, Any]:
+    metric = METRICS[column]
+    sides = [np.stack([100 * run.each[metric] for run in scores[name]]) for name in pair]
+    if len({tuple(run.videos) for name in pair for run in scores[name]}) > 1:
+        raise ValueError(f"table {ablation.name}: the runs of {' and '.join(pair)} were scored on different queries")
+    found = difference(sides[0], sides[1], groups=scores[pair[0]][0].videos)
+    rows = {variant.name: variant.row for variant in ablation.variants}
+    printed = [ablation.paper.value(rows[name], column) for name in pair]
+    theirs = None if printed[0] is None or printed[1] is None else round(printed[0] - printed[1], 2)
+    return {
+        "first": pair[0],
+        "second": pair[1],
+        "metric": column,
+        "runs": [len(side) for side in sides],
+        **{name: None if value != value else value for name, value in asdict(found).items()},
+        "p_adjusted": None,
+        "paper": theirs,
+        "paper_within_spread": None if theirs is None or column not in SPREAD else abs(theirs) <= SPREAD[column],
+        "verdict": "cannot tell",
+    }
+
+
+def _verdict(test: Mapping[str, Any]) -> str:
+    # What holds for these weights says nothing of their recipes.
+    if test["of"] == "weights" or test["p_adjusted"] >= SIGNIFICANT:
+        return "cannot tell"
+    if not test["paper"] or test["paper_within_spread"]:
+        return "differs"
+    return "supports" if (test["value"] > 0) == (test["paper"] > 0) else "contradicts"
+
+
+# printed -----------------------------------------------------------------------------------------------------------
+
+
+def as_text(table: Mapping[str, Any]) -> str:
+    """The table for people. Plain text: nothing is cut off in a narrow terminal or a log."""
+    seeds = max((len(row["seeds"]) for row in table["rows"]), default=0)
+    data = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {table['queries']} queries of {table['videos']} videos"
+    lines = [f"{table['place']}: {table['title']} ({data})", ""]
+    shown = [["", "", *table["columns"], "M params", "seconds"]]
+    for row in table["rows"]:
+        shown.append([row["variant"], "ours", *_ours(row, table["columns"])])
+        paper = [_number(row["paper"][column], "-") for column in table["columns"]]
+        if row["paper_parameters"] or any(value != "-" for value in paper):
+            shown.append(["", "paper", *paper, _number(row["paper_parameters"], ""), ""])
+    for name, values in table["paper_only"].items():
+        shown.append([name, "paper", *(_number(values.get(column), "-") for column in table["columns"]), "", ""])
+    lines += _aligned(shown, left=2)
+    lines += ["", f"ours: mean ± deviation over seeds, percent; {table['reference']} is the paper's own choice"]
+    lines += [f"{row['variant']}: not trained, {row['why']}" for row in table["rows"] if row["why"]]
+    lines += [f"note: {note}" for note in table["notes"]]
+    if table["tests"]:
+        lines += ["", *_tests_text(table["tests"])]
+    return "\n".join(lines)
+
+
+def _ours(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    cells = []
+    for column in columns:
+        ours = row["ours"][column]
+        spread = "" if ours["deviation"] is None else f" ± {ours['deviation']:.2f}"
+        cells.append("-" if ours["mean"] is None else f"{ours['mean']:.2f}{spread}")
+    parameters = None if row["parameters"] is None else row["parameters"] / 2**20
+    return [*cells, _number(parameters, ""), "" if row["seconds"] is None else f"{row['seconds']:.0f}"]
+
+
+def _tests_text(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [["first", "against", "metric", "difference", "95 % interval", "p", "adjusted", "paper", "verdict"]]
+    for t in tests:
+        inside = "-" if t["low"] is None else f"[{t['low']:+.2f}, {t['high']:+.2f}]"
+        paper = "-" if t["paper"] is None else f"{t['paper']:+.2f}{' ~' if t['paper_within_spread'] else ''}"
+        chances = ["-" if t[n] is None else "<0.0001" if t[n] < 5e-5 else f"{t[n]:.4f}" for n in ("p", "p_adjusted")]
+        rows.append([t["first"], t["second"], t["metric"], f"{t['value']:+.2f}", inside, *chances, paper, t["verdict"]])
+    lines = _aligned(rows, left=3, last_left=True)
+    if any(t["of"] == "weights" for t in tests):
+        lines += [
+            "",
+            "one run of a recipe: p is a paired permutation test over videos and holds for these weights only; two "
+            "runs of one recipe differ too, so it says nothing of the recipes: train more seeds",
+        ]
+    if any(t["of"] == "recipes" for t in tests):
+        lines += [
+            "",
+            "p: t-test with the variance between runs (Welch) and over videos (paired by query); adjusted: Holm, over "
+            "this table",
+        ]
+    if any(t["paper_within_spread"] for t in tests):
+        lines += ["~ no larger than the paper's own deviation over loss weights (Table F)"]
+    return lines
+
+
+def _number(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: int, last_left: bool = False) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:<{width}}" if i < left or (last_left and i == len(row) - 1) else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def write_report(table: Mapping[str, Any], path: str | Path) -> None:
+    """The table as JSON; numbers that are not known are null."""
+    write_text(path, json.dumps(table, indent=2, allow_nan=False) + "\n")
+
+
+def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
+    """Each tested column: what each variant differs by from the reference, single runs, and the paper's difference.
+
+    Differences and not levels, because only these can be compared with the paper. Whiskers are the 95 % intervals of
+    the tests; a pair without a test against the reference has only its runs.
+
+    Raises:
+        ValueError: if Matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError('charts need Matplotlib: pip install "sidelight[plot]"') from None
+    from sidelight.export.charts import DPI, FIRST, INK, NEITHER, SECOND
+
+    rows = [row for row in table["rows"] if row["seeds"]]
+    columns = list(dict.fromkeys(test["metric"] for test in table["tests"])) or table["columns"][:1]
+    reference = next((row for row in rows if row["variant"] == table["reference"]), rows[0])
+    tests = {(t["first"], t["metric"]): t for t in table["tests"] if t["second"] == reference["variant"]}
+    figure = Figure(figsize=(2.2 + 3.4 * len(columns), 1.6 + 0.36 * len(rows)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, columns, strict=True):
+        zero, printed = reference["ours"][column]["mean"], reference["paper"][column]
+        for y, row in enumerate(rows):
+            ours = row["ours"][column]
+            count = len(ours["runs"])
+            axes.plot([v - zero for v in ours["runs"]], [y + 0.25] * count, "o", color=NEITHER, ms=3, alpha=0.8)
+            test = tests.get((row["variant"], column))
+            if test is not None and test["low"] is not None:
+                axes.plot([test["low"], test["high"]], [y, y], color=FIRST, lw=1.8, solid_capstyle="round")
+            axes.plot(ours["mean"] - zero, y, "o", color=FIRST, ms=6)
+            if row["paper"][column] is not None and printed is not None:
+                axes.plot(row["paper"][column] - printed, y, "D", mfc="none", mec=SECOND, ms=7)
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_title(f"{column}: {reference['variant']} {zero:.2f}", fontsize=9, loc="left")
+        axes.set_xlabel("difference in points", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=8)
+    panels[0].invert_yaxis()
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=FIRST, marker="o", lw=1.8, label="ours, 95 % interval"),
+        Line2D([], [], color=NEITHER, marker="o", lw=0, ms=3, label="single runs"),
+        Line2D([], [], mec=SECOND, mfc="none", marker="D", lw=0, label="paper"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(f"{table['place']}: {table['title']}", fontsize=10)
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return Path(path)

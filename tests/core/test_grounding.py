@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidelight.core.grounding import FORMAT, Grounding, Moment
+from sidelight.core.timeline import Timeline
+
+TIMELINE = Timeline(duration=5.0, clip_seconds=2.0)
+
+
+def grounding(**changes: Any) -> Grounding:
+    values: dict[str, Any] = {
+        "query": "a dog barks",
+        "timeline": TIMELINE,
+        "moments": (Moment(0, 2, 0.1), Moment(1, 5, 0.9)),
+        "saliency": [0.5, -1, 2],
+    }
+    return Grounding(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 0, 0), None),  # empty, and fine
+        ((0, 2, -3.5), None),
+        ((np.float32(1), np.int64(2), 1), None),
+        ((2, 1, 0), "a moment needs 0 <= start <= end, got start 2.0 and end 1.0"),
+        ((-1, 1, 0), "0 <= start <= end"),
+        ((float("nan"), 1, 0), "Moment.start must be a finite number, got nan"),
+        ((0, float("inf"), 0), "Moment.end must be a finite number, got inf"),
+        ((0, 1, float("nan")), "Moment.score must be a finite number, got nan"),
+        ((0, 1, "0.5"), "Moment.score must be a finite number, got '0.5'"),
+        ((0, 1, None), "Moment.score must be a finite number, got None"),
+        ((True, 1, 0), "Moment.start must be a finite number, got True"),
+        ((0, 10**400, 0), "Moment.end must be a finite number"),
+    ],
+)
+def test_moment(values: Any, message: str | None) -> None:
+    if message is None:
+        moment = Moment(*values)
+        assert moment.duration == float(values[1]) - float(values[0])
+        assert all(type(v) is float for v in (moment.start, moment.end, moment.score))
+    else:
+        with pytest.raises(ValueError, match=message):
+            Moment(*values)
+
+
+def test_moments_are_sorted_and_values_cannot_change() -> None:
+    found = grounding(moments=(Moment(0, 1, 0.2), Moment(1, 2, 0.9), Moment(2, 3, 0.2)))
+    assert [m.start for m in found.moments] == [1, 0, 2]  # equal scores keep their order
+    assert found.top(1) == (Moment(1, 2, 0.9),)
+    assert found.top(0) == found.top(-1) == ()
+    assert len(found.top(9)) == 3
+    assert found.saliency.dtype == np.float32
+    with pytest.raises(ValueError, match="read-only"):
+        found.saliency[0] = 1
+    mine = np.zeros(3, dtype=np.float32)
+    other = grounding(saliency=mine)
+    mine[:] = 7
+    assert other.saliency.tolist() == [0, 0, 0]
+
+
+def test_no_moments_at_all() -> None:
+    found = grounding(moments=())
+    assert found.moments == found.top(3) == ()
+    assert Grounding.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"saliency": []}, r"saliency must have one value for each of 3 clips, got shape \(0,\)"),
+        ({"saliency": [1, 2, 3, 4]}, r"3 clips, got shape \(4,\)"),
+        ({"saliency": [[1, 2, 3]]}, r"got shape \(1, 3\)"),
+        ({"saliency": [1, float("nan"), 3]}, "saliency must be finite"),
+        ({"saliency": [1, 1e300, 3]}, "saliency must be finite"),
+        ({"saliency": ["a", 1, 2]}, "saliency must be a list of numbers"),
+        ({"saliency": [[1], [1, 2], [3]]}, "saliency must be a list of numbers"),
+        ({"saliency": {"a": 1}}, "saliency must be a list of numbers"),
+        ({"moments": (Moment(0, 5.1, 1),)}, "ends after its video, which lasts 5 s"),
+        ({"query": None}, "Grounding.query must be a sentence, got None"),
+        ({"video": 3}, "Grounding.video must be a path or id as text"),
+    ],
+)
+def test_wrong_groundings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grounding(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a grounding as JSON, got invalid JSON"),
+        ("[]", "as a JSON object, got list"),
+        ("{}", "expected a grounding of format 'sidelight.grounding/1', got None"),
+        ('{"format": "sidelight.grounding/2"}', "got 'sidelight.grounding/2'"),
+        (json.dumps({"format": FORMAT}), "the grounding lacks query, timeline, moments, saliency"),
+        (
+            json.dumps({**grounding().to_dict(), "moments": [{}]}),
+            "moments must be a list of objects .* one is {}",
+        ),
+        (json.dumps({**grounding().to_dict(), "moments": None}), "moments must be a list"),
+        (json.dumps({**grounding().to_dict(), "moments": [3]}), "one is 3"),
+        (json.dumps({**grounding().to_dict(), "timeline": None}), "a timeline needs duration"),
+        (json.dumps({**grounding().to_dict(), "saliency": None}), "saliency"),
+    ],
+)
+def test_what_is_no_grounding(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grounding.from_json(text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.text(),
+    st.none() | st.text(),
+    st.floats(0.1, 60),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(-1e9, 1e9)), max_size=5),
+    st.integers(0, 2**32 - 1),
+)
+def test_round_trip_of_json_is_exact(
+    query: str, video: str | None, duration: float, moments: list[tuple[float, float, float]], seed: int
+) -> None:
+    timeline = Timeline(duration=duration, clip_seconds=2)
+    built = [
+        Moment(min(a, b) * timeline.duration, min(max(a, b) * timeline.duration, timeline.duration), score)
+        for a, b, score in moments
+    ]
+    found = Grounding(
+        query=query,
+        video=video,
+        timeline=timeline,
+        moments=tuple(built),
+        saliency=np.random.default_rng(seed).normal(size=timeline.num_clips).astype(np.float32),
+    )
+    again = Grounding.from_json(found.to_json())
+    assert again == found
+    assert hash(again) == hash(found)
+    assert again.to_json() == found.to_json()
+    assert again.saliency.tobytes() == found.saliency.tobytes()
+    assert again.moments == found.moments
+
+
+def test_groundings_that_differ_are_not_equal() -> None:
+    assert grounding() == grounding()
+    assert grounding() != grounding(query="a cat meows")
+    assert grounding() != grounding(saliency=[0.5, -1, 2.1])
+    assert grounding() != "a dog barks"
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.0, 2), (0.5, 1), (0.9, 1), (0.95, 0)])
+def test_moments_that_score_enough(score: float, kept: int) -> None:
+    answer = grounding()
+    assert answer.at_least(score).moments == answer.moments[:kept]
+    assert answer.at_least(score).saliency.tolist() == answer.saliency.tolist()

@@ -1,0 +1,58 @@
+"""The checks of configuration dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from sidelight.core.options import check_types, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    count: int = 1
+    share: float = 0.5
+    kind: Literal["a", "b"] = "a"
+    order: tuple[str, ...] = ("x",)
+    pair: tuple[int, float] = (1, 2.0)
+    limit: float | None = None
+    on: bool = True
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, self.count > 0, "count", "above 0")
+
+
+def test_defaults_and_conversions() -> None:
+    assert Example() == Example(order=("x",))
+    assert Example(order=["y", "z"]).order == ("y", "z")  # type: ignore[arg-type]
+    assert Example(order=()).order == ()
+    assert isinstance(Example(share=1).share, float)
+    assert Example(limit=3).limit == 3.0
+    assert isinstance(Example(limit=3).limit, float)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": "1e-4"}, "Example.count must be a whole number, got '1e-4'"),
+        ({"count": True}, "whole number"),
+        ({"count": 2.0}, "whole number"),
+        ({"count": 0}, "above 0, got 0"),
+        ({"share": "0.5"}, "a number"),
+        ({"share": None}, "a number"),
+        ({"kind": "c"}, "one of 'a', 'b', got 'c'"),
+        ({"order": "x"}, "a list of text"),
+        ({"order": [1]}, "a list of text"),
+        ({"pair": (1,)}, "a list of a whole number, a number"),
+        ({"limit": "no"}, "a number or none"),
+        ({"on": 1}, "true or false"),
+        ({"name": 3}, "text"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Example(**changes)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidelight.core.timeline import Timeline
+
+timelines = st.builds(
+    Timeline,
+    duration=st.floats(0.01, 400, allow_nan=False),
+    clip_seconds=st.sampled_from([0.5, 1.0, 2.0, 64 / 30, 10.0]),
+)
+quick = settings(max_examples=50, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("duration", "clip_seconds", "clips"),
+    [
+        (1e-9, 2, 1),  # nothing to speak of is still one clip
+        (0.5, 2, 1),
+        (2, 2, 1),
+        (2.1, 2, 2),
+        (150, 2, 75),
+        (150.0000001, 2, 75),  # a rounding error is no clip
+        (149.9999999, 2, 75),
+        (150.1, 2, 76),
+        (0.3, 0.1, 3),
+        (3600, 64 / 30, 1688),
+    ],
+)
+def test_number_of_clips_and_extent(duration: float, clip_seconds: float, clips: int) -> None:
+    timeline = Timeline(duration=duration, clip_seconds=clip_seconds)
+    assert timeline.num_clips == clips
+    assert timeline.extent == clips * clip_seconds
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "duration is missing"),
+        ([], "duration is missing"),
+        (None, "duration is missing"),
+        ({"duration": 1.0}, "clip_seconds is missing"),
+        ({"duration": 0, "clip_seconds": 2}, "Timeline.duration must be a number of seconds above 0, got 0"),
+        ({"duration": -1.0, "clip_seconds": 2}, "duration .* got -1.0"),
+        ({"duration": float("nan"), "clip_seconds": 2}, "duration .* got nan"),
+        ({"duration": float("inf"), "clip_seconds": 2}, "duration .* got inf"),
+        ({"duration": 10**400, "clip_seconds": 2}, "duration .* got 1000"),
+        ({"duration": "150", "clip_seconds": 2}, "duration .* got '150'"),
+        ({"duration": 150, "clip_seconds": True}, "clip_seconds .* got True"),
+        ({"duration": 150, "clip_seconds": None}, "clip_seconds .* got None"),
+    ],
+)
+def test_wrong_values_are_named(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Timeline.from_dict(values)
+
+
+def test_the_first_clips_alone() -> None:
+    whole = Timeline(duration=9, clip_seconds=2)
+    assert whole.first(3) == Timeline(duration=6, clip_seconds=2) and whole.first(3).num_clips == 3
+    assert whole.first(5) is whole and whole.first(9) is whole
+
+
+def test_spans_of_clips_and_seconds_of_frames() -> None:
+    timeline = Timeline(duration=5, clip_seconds=2)
+    assert timeline.clip_spans().tolist() == [[0, 2], [2, 4], [4, 5]]
+    assert timeline.frame_seconds(2).tolist()[:2] == [[0.5, 1.5], [2.5, 3.5]]
+    last = timeline.frame_seconds(2)[2]
+    assert last[0] == 4.5
+    assert 4.999 < last[1] < 5  # 5.5 would lie after the video
+    with pytest.raises(ValueError, match="frames_per_clip must be 1 or more, got 0"):
+        timeline.frame_seconds(0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "clips"),
+    [
+        (0, 0, [0]),  # an empty span gets the clip it lies in
+        (3, 3, [1]),
+        (10, 10, [4]),
+        (0, 10, [0, 1, 2, 3, 4]),
+        (2, 6, [1, 2]),
+        (1, 6, [0, 1, 2]),  # half a clip is enough
+        (1.1, 6, [1, 2]),
+        (2, 5, [1, 2]),
+        (2, 4.9, [1]),
+        (2.2, 2.4, [1]),  # less than half of any: the one covered most
+        (3.5, 4.1, [1]),
+        (3.8, 4.4, [2]),
+        (1.2, 2.7, [0]),
+        (9.5, 10, [4]),
+    ],
+)
+def test_clips_in_a_span(start: float, end: float, clips: list[int]) -> None:
+    assert list(Timeline(duration=10, clip_seconds=2).clips_in(start, end)) == clips
+
+
+@pytest.mark.parametrize(("start", "end"), [(5, 4), (-1, 4), (0, 10.1), (float("nan"), 4)])
+def test_no_clips_in_a_span_outside(start: float, end: float) -> None:
+    with pytest.raises(ValueError, match=r"a span must lie within \[0, 10\] s in order"):
+        Timeline(duration=10, clip_seconds=2).clips_in(start, end)
+
+
+@quick
+@given(timelines, st.floats(0, 1), st.floats(0, 1))
+def test_clips_in_agree_with_looking_at_each_clip(timeline: Timeline, a: float, b: float) -> None:
+    start, end = sorted((a * timeline.duration, b * timeline.duration))
+    unit = timeline.clip_seconds
+    shared = [max(0.0, min(end, (i + 1) * unit) - max(start, i * unit)) / unit for i in range(timeline.num_clips)]
+    found = timeline.clips_in(start, end)
+    assert 0 <= found.start < found.stop <= timeline.num_clips
+    if max(shared) >= 0.5 + 1e-5:
+        assert all(shared[i] >= 0.5 - 1e-5 for i in found)
+        assert all(i in found for i, part in enumerate(shared) if part >= 0.5 + 1e-5)
+    elif max(shared) < 0.5 - 1e-5:
+        assert len(found) == 1
+        assert shared[found[0]] == pytest.approx(max(shared), abs=1e-5)
+
+
+@quick
+@given(timelines, st.integers(1, 8))
+def test_everything_lies_inside_the_video(timeline: Timeline, per_clip: int) -> None:
+    spans = timeline.clip_spans()
+    assert spans.shape == (timeline.num_clips, 2)
+    assert (spans[:, 1] > spans[:, 0]).all()
+    assert (spans[1:, 0] == spans[:-1, 1]).all()
+    assert spans[-1, 1] == pytest.approx(timeline.duration, rel=1e-4)
+    seconds = timeline.frame_seconds(per_clip)
+    assert seconds.shape == (timeline.num_clips, per_clip)
+    assert (np.diff(seconds.reshape(-1)) >= 0).all()
+    assert seconds.min() >= 0
+    assert seconds.max() < timeline.duration
+    assert timeline.clips_in(0, timeline.duration).start == 0
+
+
+@quick
+@given(timelines, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=4))
+def test_units_and_seconds_are_inverse(timeline: Timeline, parts: list[tuple[float, float]]) -> None:
+    seconds = np.sort(np.array(parts, dtype=np.float64).reshape(-1, 2), axis=1) * timeline.duration
+    unit = timeline.to_unit(seconds)
+    assert unit.shape == seconds.shape
+    assert ((unit >= 0) & (unit <= 1 + 1e-6)).all()
+    np.testing.assert_allclose(timeline.to_seconds(unit), seconds, rtol=1e-12, atol=1e-12)
+    assert timeline.to_seconds([[-3.0, 5.0]]).tolist() == [[0.0, timeline.duration]]
+
+
+@quick
+@given(timelines)
+def test_round_trip_of_the_dict(timeline: Timeline) -> None:
+    assert Timeline.from_dict(timeline.to_dict()) == timeline
+
+
+@quick
+@given(st.integers(1, 60), st.integers(2, 20), st.floats(0.05, 1))
+def test_windows_cover_the_video_and_overlap(clips: int, size: int, last: float) -> None:
+    timeline = Timeline(duration=(clips - 1 + last) * 2.0, clip_seconds=2)
+    windows = timeline.windows(size)
+    covered = [set(range(first, first + window.num_clips)) for first, window in windows]
+    assert set().union(*covered) == set(range(timeline.num_clips))
+    assert {len(c) for c in covered} == {min(size, timeline.num_clips)}
+    assert all(a & b for a, b in itertools.pairwise(covered))
+    first, window = windows[-1]
+    assert first * 2.0 + window.duration == pytest.approx(timeline.duration)
+
+
+def test_windows_need_two_clips() -> None:
+    timeline = Timeline(duration=4, clip_seconds=2)
+    assert timeline.windows(2) == [(0, timeline)]
+    with pytest.raises(ValueError, match="a window needs 2 clips or more, got 1"):
+        timeline.windows(1)

@@ -1,0 +1,104 @@
+"""Feature stores: what goes in comes out, whole and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidelight.backbones import RecipeMismatchError, load_backbone
+from sidelight.core.timeline import Timeline
+from sidelight.features.store import FeatureStore, VideoFeatures
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny_backbone: Path) -> FeatureStore:
+    return FeatureStore.create(tmp_path / "store", load_backbone("shapes", weights=tiny_backbone).recipe)
+
+
+def features(clips: int = 5, seed: int = 0) -> VideoFeatures:
+    values = np.random.default_rng(seed).normal(size=(4, clips, 32)).astype(np.float16)
+    return VideoFeatures(video_KTD=values, timeline=Timeline(duration=clips * 2 - 0.5, clip_seconds=2.0))
+
+
+@pytest.mark.parametrize("vid", ["plain", "with space", "a/b", "../../etc/passwd", "..", ".hidden", "ünï", "%2F"])
+def test_videos_round_trip_whatever_their_name(store: FeatureStore, vid: str) -> None:
+    assert store.videos() == [] and not store.has_video(vid)
+    store.put_video(vid, features())
+    again = FeatureStore(store.folder)
+    assert again.has_video(vid) and np.array_equal(again.video(vid).video_KTD, features().video_KTD)
+    assert again.video(vid).timeline == features().timeline
+    inside = [p for p in (store.folder / "videos").rglob("*") if p.is_file()]
+    assert len(inside) == 1 and len(list(store.folder.parent.iterdir())) == 1
+
+
+def test_queries_round_trip_from_many_files(store: FeatureStore) -> None:
+    assert store.queries([]) == {} and store.missing_queries(["a", "b", "a"]) == ["a", "b"]
+    values = {q: np.full((4, n, 32), n, np.float16) for n, q in enumerate(("a", "b", "c"), start=2)}
+    store.put_queries({})
+    store.put_queries({q: values[q] for q in "ab"})
+    store.put_queries({"c": values["c"]})
+    found = FeatureStore(store.folder).queries(["c", "a", "c"])
+    assert list(found) == ["c", "a"] and all(np.array_equal(found[q], values[q]) for q in found)
+    assert store.missing_queries(["a", "d"]) == ["d"]
+    with pytest.raises(ValueError, match=r"lacks 1 of 2 queries, such as 'd'"):
+        store.queries(["a", "d"])
+
+
+def test_a_store_refuses_another_recipe(store: FeatureStore) -> None:
+    assert FeatureStore.create(store.folder, store.recipe).recipe == store.recipe
+    with pytest.raises(RecipeMismatchError, match="pooling is 'attention', expected 'mean'"):
+        FeatureStore.create(store.folder, replace(store.recipe, pooling="mean"))
+
+
+def test_some_of_the_levels_can_be_read(store: FeatureStore) -> None:
+    store.put_video("x", features())
+    store.put_queries({"a": np.arange(4 * 3 * 32, dtype=np.float16).reshape(4, 3, 32)})
+    some = FeatureStore(store.folder, levels=(-3, -1))
+    assert some.recipe == replace(store.recipe, levels=(-3, -1))
+    assert np.array_equal(some.video("x").video_KTD, features().video_KTD[[1, 3]])
+    assert np.array_equal(some.queries(["a"])["a"], store.queries(["a"])["a"][[1, 3]])
+    assert FeatureStore(store.folder, levels=store.recipe.levels).recipe == store.recipe
+    with pytest.raises(ValueError, match=r"have the levels \(-4, -3, -2, -1\) and lack \[-5\]"):
+        FeatureStore(store.folder, levels=(-5, -1))
+    with pytest.raises(ValueError, match="open all of them to add"):
+        some.put_video("y", features())
+
+
+def test_every_token_of_a_clip_can_be_kept(store: FeatureStore) -> None:
+    tokens = np.random.default_rng(0).normal(size=(4, 5, 7, 32)).astype(np.float16)
+    store.put_video("x", VideoFeatures(video_KTD=tokens, timeline=features().timeline))
+    assert np.array_equal(store.video("x").video_KTD, tokens)
+
+
+def test_what_is_missing_or_damaged_is_named(store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no feature store: manifest.json is missing"):
+        FeatureStore(tmp_path)
+    with pytest.raises(ValueError, match="no video 'x'"):
+        store.video("x")
+    store.put_video("x", features())
+    (file,) = (store.folder / "videos").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        store.video("x")
+    (store.folder / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        FeatureStore(store.folder)
+    (store.folder / "manifest.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="expected format"):
+        FeatureStore(store.folder)
+
+
+def test_values_that_half_precision_cannot_hold_are_refused(store: FeatureStore) -> None:
+    wrong = features()
+    wrong.video_KTD[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="float16"):
+        store.put_video("x", wrong)
+    assert store.videos() == [] and list((store.folder / "videos").iterdir()) == []
+
+
+def test_features_must_fit_their_timeline() -> None:
+    with pytest.raises(ValueError, match="5 clips"):
+        VideoFeatures(video_KTD=np.zeros((4, 3, 8), np.float16), timeline=Timeline(duration=10, clip_seconds=2))

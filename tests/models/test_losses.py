@@ -1,0 +1,376 @@
+"""The losses against their formulas, written with loops, and at their edges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sidelight.core.batch import Batch, Predictions, Targets
+from sidelight.models.losses.sdst import (
+    SDSTLossConfig,
+    actionness_loss,
+    alignment_losses,
+    focal_loss,
+    match,
+    sampled_nce_loss,
+    sdst_losses,
+    span_losses,
+)
+
+CONFIG = SDSTLossConfig()
+K, B, T, M, F = 2, 3, 6, 4, 8
+
+
+def make_targets(span_counts: tuple[int, ...] = (2, 1, 0), padded_spans: int = 0) -> Targets:
+    torch.manual_seed(1)
+    most = max(span_counts) + padded_spans
+    spans = 0.2 + 0.3 * torch.rand(B, most, 2)
+    mask = torch.arange(most) < torch.tensor(span_counts).unsqueeze(1)
+    saliency = torch.tensor([[0.0, 1, 3, 3, 0, 0], [0, 0, 0, 2, 0, 0], [0.0] * 6])
+    return Targets(spans_BG2=spans, spans_mask_BG=mask, saliency_BT=saliency, positive_B=torch.tensor([2, 3, -1]))
+
+
+def make(targets: Targets | None = None, seed: int = 0) -> tuple[Predictions, Batch]:
+    torch.manual_seed(seed)
+    mask = torch.arange(T) < torch.tensor([6, 4, 5]).unsqueeze(1)
+    predictions = Predictions(
+        logits_KBM=torch.randn(K, B, M),
+        spans_KBM2=0.1 + 0.5 * torch.rand(K, B, M, 2),
+        actionness_BM=torch.rand(B, M),
+        saliency_BT=(torch.rand(B, T) * 2 - 1) * mask,
+        video_KBTF=torch.randn(K, B, T, F),
+        text_KBF=torch.randn(K, B, F),
+        video_mask_BT=mask,
+        saliency_video_BTF=torch.randn(B, T, F),
+        saliency_text_BF=torch.randn(B, F),
+    )
+    batch = Batch(
+        video_KBTD=torch.zeros(K, B, T, 2),
+        video_mask_BT=mask,
+        text_KBLD=torch.zeros(K, B, 3, 2),
+        text_mask_BL=torch.ones(B, 3, dtype=torch.bool),
+        targets=make_targets() if targets is None else targets,
+    )
+    return predictions, batch
+
+
+def requiring_grad(predictions: Predictions) -> Predictions:
+    return predictions._map(lambda x: x.clone().requires_grad_() if x.is_floating_point() else x)
+
+
+def edges(span: Tensor) -> tuple[float, float]:
+    center, width = span.tolist()
+    return center - width / 2, center + width / 2
+
+
+def overlap(one: Tensor, two: Tensor, *, generalised: bool = False) -> float:
+    (a, b), (c, d) = edges(one), edges(two)
+    both = max(0.0, min(b, d) - max(a, c))
+    union = b - a + d - c - both
+    hull = max(b, d) - min(a, c)
+    return both / union - ((hull - union) / hull if generalised else 0)
+
+
+def test_matching_is_the_cheapest() -> None:
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    matched, count = match(predictions, targets, CONFIG)
+    assert count == 3
+    for k, b in itertools.product(range(K), range(B)):
+        spans = targets.spans_BG2[b][targets.spans_mask_BG[b]]
+
+        def cost(m: int, g: int, k: int = k, b: int = b, spans: Tensor = spans) -> float:
+            p = predictions.logits_KBM[k, b, m].sigmoid().item()
+            span = predictions.spans_KBM2[k, b, m]
+            focal = -0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p)
+            distance = (span - spans[g]).abs().sum().item()
+            return 2 * focal + 5 * distance - 2 * overlap(span, spans[g], generalised=True)
+
+        choices = itertools.permutations(range(M), len(spans))
+        best = min(choices, key=lambda choice: sum(cost(m, g) for g, m in enumerate(choice)))
+        expected = [best.index(m) if m in best else -1 for m in range(M)]
+        assert matched[k, b].tolist() == expected
+
+
+def test_matching_with_more_spans_than_moment_queries_and_padded_ones_between() -> None:
+    predictions, _ = make()
+    targets = make_targets((7, 1, 0))
+    holes = targets.spans_mask_BG.clone()
+    holes[1] = torch.tensor([False, False, True, False, True, False, False])
+    matched, count = match(predictions, replace(targets, spans_mask_BG=holes), CONFIG)
+    assert count == M + 2
+    assert all(len(set(row)) == M and min(row) >= 0 for row in matched[:, 0].tolist())
+    assert all(sorted(row) == [-1, -1, 2, 4] for row in matched[:, 1].tolist())
+    assert (matched[:, 2] == -1).all()
+
+
+def test_matching_without_any_span() -> None:
+    predictions, _ = make()
+    for targets in (make_targets((0, 0, 0)), make_targets((0, 0, 0), padded_spans=2)):
+        matched, count = match(predictions, targets, CONFIG)
+        assert (matched == -1).all()
+        assert count == 1
+
+
+def test_matching_survives_a_diverged_model() -> None:
+    predictions, batch = make()
+    broken = replace(predictions, spans_KBM2=torch.full((K, B, M, 2), float("nan")))
+    losses = sdst_losses(broken, batch, CONFIG)
+    assert losses["l1"].isnan()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("alpha", [0.25, None])
+def test_focal(alpha: float | None, reduction: str) -> None:
+    predictions, _ = make()
+    positive = torch.rand(K, B, M) > 0.6
+    config = SDSTLossConfig(focal_alpha=alpha, level_reduction=reduction)  # type: ignore[arg-type]
+    expected = 0.0
+    for logit, good in zip(predictions.logits_KBM.flatten().tolist(), positive.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        p_right = p if good else 1 - p
+        weight = 1.0 if alpha is None else (alpha if good else 1 - alpha)
+        expected += -weight * (1 - p_right) ** 2 * math.log(p_right)
+    expected /= 5 * (K if reduction == "mean" else 1)
+    assert focal_loss(predictions.logits_KBM, positive, 5, config).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_survives_certain_logits() -> None:
+    logits = torch.tensor([[[200.0, -200.0, 200.0, -200.0]]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([[[True, True, False, False]]]), 2, CONFIG)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou"])
+def test_span_losses(kind: str) -> None:
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    config = SDSTLossConfig(iou_kind=kind)  # type: ignore[arg-type]
+    matched, count = match(predictions, targets, config)
+    l1, iou = 0.0, 0.0
+    for k, b, m in itertools.product(range(K), range(B), range(M)):
+        if (g := int(matched[k, b, m])) >= 0:
+            got, wanted = predictions.spans_KBM2[k, b, m], targets.spans_BG2[b, g]
+            l1 += (got - wanted).abs().sum().item() / count
+            iou += (1 - overlap(got, wanted, generalised=kind == "giou")) / count
+    losses = span_losses(predictions.spans_KBM2, matched, targets, count, config)
+    assert losses["l1"].item() == pytest.approx(l1, rel=1e-5)
+    assert losses["iou"].item() == pytest.approx(iou, rel=1e-5)
+
+
+def test_actionness() -> None:
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    last = predictions.spans_KBM2[-1]
+    last[0, 0] = torch.tensor([0.95, 0.4])  # reaches beyond the end: only what lies inside counts
+    expected = 0.0
+    for b, m in itertools.product(range(B), range(M)):
+        start, end = (min(max(edge, 0), 1) for edge in edges(last[b, m]))
+        inside = torch.tensor([(start + end) / 2, end - start])
+        spans = targets.spans_BG2[b][targets.spans_mask_BG[b]]
+        goal = max((overlap(inside, span) for span in spans), default=0.0)
+        expected += abs(predictions.actionness_BM[b, m].item() - goal) / (B * M)
+    assert actionness_loss(predictions, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def slow_nce(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> float:
+    targets = batch.targets
+    assert targets is not None
+    logits = predictions.saliency_BT / config.nce_temperature
+    total, valid = 0.0, 0
+
+    def negative(b: int, t: int) -> bool:
+        if not batch.video_mask_BT[b, t]:
+            return False
+        if (p := int(targets.positive_B[b])) < 0:
+            return True
+        here, bar = targets.saliency_BT[b, t], targets.saliency_BT[b, p]
+        return bool(here <= bar if config.nce_ties == "negative" else here < bar)
+
+    for b in range(B):
+        if (p := int(targets.positive_B[b])) < 0:
+            continue
+        valid += 1
+        row = [t for t in range(T) if t == p or negative(b, t)]
+        col = [other for other in range(B) if other == b or negative(other, p)]
+        if "row" in config.nce_directions:
+            total -= logits[b, row].log_softmax(0)[row.index(p)].item()
+        if "col" in config.nce_directions:
+            total -= logits[col, p].log_softmax(0)[col.index(b)].item()
+    return total / max(valid, 1)
+
+
+@pytest.mark.parametrize("ties", ["ignore", "negative"])
+@pytest.mark.parametrize("directions", [("row", "col"), ("row",), ["col"]])
+def test_sampled_nce(ties: Any, directions: Any) -> None:
+    config = SDSTLossConfig(nce_ties=ties, nce_directions=directions)
+    predictions, batch = make()
+    assert batch.targets is not None
+    got = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, batch.targets, config)
+    assert got.item() == pytest.approx(slow_nce(predictions, batch, config), rel=1e-5)
+
+
+@pytest.mark.parametrize("ties", ["ignore", "negative"])
+def test_every_positive_is_the_sampled_loss_over_all_of_them(ties: Any) -> None:
+    """Each relevant clip in turn as the one drawn, weighted by its saliency."""
+    every = SDSTLossConfig(nce_ties=ties, nce_directions=("row",), nce_positives="all")
+    drawn = SDSTLossConfig(nce_ties=ties, nce_directions=("row",))
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    got = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, targets, every)
+    expected, valid = 0.0, 0
+    for b in range(B):
+        if targets.positive_B[b] < 0:
+            continue
+        valid += 1
+        clips = [t for t in range(T) if batch.video_mask_BT[b, t] and targets.saliency_BT[b, t] > 0]
+        weights = torch.tensor([float(targets.saliency_BT[b, t]) for t in clips])
+        losses = []
+        for clip in clips:
+            one = torch.full_like(targets.positive_B, -1)
+            one[b] = clip
+            alone = replace(targets, positive_B=one)
+            losses.append(sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, alone, drawn))
+        expected += float((torch.stack(losses) * weights).sum() / weights.sum())
+    assert got.item() == pytest.approx(expected / valid, rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_sampled_nce_gradients_are_finite_whatever_is_masked(data: st.DataObject) -> None:
+    """Also where a clip index is no candidate in any sample, a sample has one clip, or none is positive."""
+    predictions, _ = make()
+    lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
+    positive = torch.tensor([data.draw(st.integers(-1, n - 1)) for n in lengths.tolist()])
+    flat = st.lists(st.integers(0, 2), min_size=B * T, max_size=B * T)
+    targets = replace(make_targets(), positive_B=positive, saliency_BT=torch.tensor(data.draw(flat)).view(B, T).float())
+    saliency = predictions.saliency_BT.clone().requires_grad_()
+    loss = sampled_nce_loss(saliency, torch.arange(T) < lengths.unsqueeze(1), targets, CONFIG)
+    loss.backward()
+    assert loss.isfinite()
+    assert loss >= 0
+    assert saliency.grad is not None
+    assert saliency.grad.isfinite().all()
+    if (positive < 0).all():
+        assert loss == 0
+
+
+def test_alignment() -> None:
+    predictions, batch = make()
+    targets = batch.targets
+    assert targets is not None
+    losses = alignment_losses(predictions.video_KBTF, predictions.text_KBF, targets, CONFIG)
+    valid = [0, 1]
+    clips = [[predictions.video_KBTF[k, b, targets.positive_B[b]] for b in valid] for k in range(K)]
+
+    def logit(k: int, b: int, other_k: int, other_b: int) -> float:
+        cosine = torch.cosine_similarity(clips[k][b], predictions.text_KBF[other_k, other_b], dim=0)
+        return cosine.item() / 0.07
+
+    def nll(own: float, others: list[float]) -> float:
+        return math.log(sum(math.exp(x) for x in others)) - own
+
+    across_batch, across_levels = 0.0, 0.0
+    for k, b in itertools.product(range(K), valid):
+        own = logit(k, b, k, b)
+        across_batch += nll(own, [logit(k, b, k, o) for o in valid]) / 2
+        across_batch += nll(own, [logit(k, o, k, b) for o in valid]) / 2
+        across_levels += nll(own, [logit(k, b, o, b) for o in range(K)]) / 2
+        across_levels += nll(own, [logit(o, b, k, b) for o in range(K)]) / 2
+    assert losses["alignment_batch"].item() == pytest.approx(across_batch, rel=1e-4)
+    assert losses["alignment_levels"].item() == pytest.approx(across_levels, rel=1e-4)
+
+
+@pytest.mark.parametrize("span_counts", [(0, 0, 0), (0, 1, 0), (2, 1, 3)])
+@pytest.mark.parametrize("positive", [[-1, -1, -1], [2, -1, -1], [0, 3, 4]])
+def test_everything_is_finite_with_and_without_ground_truth(span_counts: tuple[int, ...], positive: list[int]) -> None:
+    targets = replace(make_targets(span_counts), positive_B=torch.tensor(positive))
+    predictions, batch = make(targets)
+    predictions = requiring_grad(predictions)
+    losses = sdst_losses(predictions, batch, CONFIG)
+    losses["total"].backward()
+    for name, loss in losses.items():
+        assert loss.isfinite(), name
+        assert loss.shape == (), name
+    for tensor in (predictions.logits_KBM, predictions.spans_KBM2, predictions.saliency_BT):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
+def test_total_is_the_weighted_sum() -> None:
+    predictions, batch = make()
+    names = ["class", "l1", "saliency", "alignment_batch", "alignment_levels", "iou", "actionness"]
+    default = [1.0, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0]
+    assert [getattr(CONFIG, f"weight_{name}") for name in names] == default
+    losses = sdst_losses(predictions, batch, CONFIG)
+    assert sorted(losses) == sorted([*names, "total"])
+    expected = sum(weight * losses[name].item() for weight, name in zip(default, names, strict=True))
+    assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
+    only = SDSTLossConfig(**{f"weight_{name}": float(name == "l1") for name in names})  # type: ignore[arg-type]
+    assert sdst_losses(predictions, batch, only)["total"].item() == pytest.approx(losses["l1"].item())
+
+
+def test_a_perfect_model_has_little_loss() -> None:
+    targets = make_targets((2, 1, 0))
+    predictions, batch = make(targets)
+    spans = torch.full((K, B, M, 2), 0.99)
+    spans[:, :, :2] = targets.spans_BG2
+    right = torch.zeros(B, M, dtype=torch.bool)
+    right[:, :2] = targets.spans_mask_BG
+    perfect = replace(
+        predictions,
+        spans_KBM2=spans,
+        logits_KBM=torch.where(right, 20.0, -20.0).expand(K, B, M),
+        saliency_BT=targets.saliency_BT / 3 - (targets.saliency_BT == 0).float(),
+    )
+    losses = sdst_losses(perfect, batch, CONFIG)
+    for name in ("class", "l1", "iou", "saliency"):
+        assert losses[name].item() == pytest.approx(0, abs=1e-4), name
+
+
+def test_half_precision_predictions_give_float32_losses() -> None:
+    predictions, batch = make()
+    expected = sdst_losses(predictions, batch, CONFIG)["total"]
+    got = sdst_losses(predictions.to("cpu", torch.float16), batch.to("cpu", torch.float16), CONFIG)["total"]
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_a_batch_without_targets_is_refused() -> None:
+    predictions, batch = make()
+    with pytest.raises(ValueError, match="need a batch with targets"):
+        sdst_losses(predictions, replace(batch, targets=None), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_l1": -1.0}, "weight_l1 must be at least 0"),
+        ({"cost_giou": math.inf}, "cost_giou must be at least 0 and finite"),
+        ({"weight_class": "1"}, "weight_class must be a number"),
+        ({"alignment_temperature": 0.0}, "above 0"),
+        ({"nce_directions": ()}, "'row', 'col' or both"),
+        ({"nce_directions": ("row", "up")}, "'row', 'col' or both"),
+        ({"focal_alpha": 1.0}, "focal_alpha"),
+        ({"focal_gamma": math.nan}, "focal_gamma"),
+        ({"level_reduction": "max"}, "one of 'sum', 'mean'"),
+    ],
+)
+def test_configuration_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SDSTLossConfig(**changes)

@@ -1,0 +1,197 @@
+"""`sidelight train --check`: two real steps, nothing kept; and errors that name the recipe's file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidelight.backbones import load_backbone
+from sidelight.cli.main import main
+from sidelight.data.annotations import Annotation
+from sidelight.features.extract import extract, find_videos
+from sidelight.training.check import check_run
+from sidelight.training.loop import train
+from sidelight.training.recipe import read_recipe
+
+TINY = """
+model: {video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}
+backbone: {weights: BACKBONE}
+data:
+  train: WORLD/annotations.jsonl
+  val: WORLD/annotations.jsonl
+  train_features: STORE
+train: {epochs: 6, batch_size: 8, lr: 1.0e-3, warmup_steps: 5, accelerator: cpu, val_every: 4, out: OUT}
+"""
+
+Check = Callable[..., int]
+
+
+@pytest.fixture
+def recipe(tiny_world: Path, tiny_store: Path, tiny_backbone: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    named = {"WORLD": tiny_world, "STORE": tiny_store, "BACKBONE": tiny_backbone, "OUT": tmp_path / "runs" / "out"}
+    text = TINY
+    for name, folder in named.items():
+        text = text.replace(name, str(folder))
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def check(recipe: Path, tmp_path: Path) -> Check:
+    """Run the command; nothing may be written, whatever it says."""
+
+    def run(*options: str) -> int:
+        before = sorted(tmp_path.rglob("*"))
+        code = main(["train", str(recipe), "--check", *options])
+        assert sorted(tmp_path.rglob("*")) == before
+        return code
+
+    return run
+
+
+def test_it_tells_what_the_run_will_be(
+    check: Check, recipe: Path, tiny_annotations: list[Annotation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check() == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    queries = len(tiny_annotations)
+    assert shown["train"].startswith(f"{queries} queries, 3 videos, 0.0 h")
+    assert shown["validation"].startswith(f"{queries} queries, 3 videos") and "come first" not in shown["train"]
+    assert "levels -4, -3, -2, -1, pooling attention, 4 frames per clip of 2 s; widths 32 and 32" in shown["features"]
+    assert shown["model"].startswith("sdst, ") and "cpu, 32-true, batches of 8" in shown["arithmetic"]
+    assert f"{queries // 8} steps an epoch" in shown["speed"] and "all 6 epochs" in shown["speed"]
+    assert shown["decoded"] == f"{min(16, queries)} queries of validation"
+    assert shown["ready;"].startswith("nothing was written to")
+
+
+def test_the_losses_are_those_of_the_run(recipe: Path) -> None:
+    one = read_recipe(recipe, ["--train.epochs=1"])
+    found = check_run(one)
+    assert found.steps >= 2 and found.step_seconds > 0 and found.val_seconds > 0
+    assert found.run_seconds == pytest.approx(found.steps * found.step_seconds + found.val_seconds)
+    train(one, quiet=True)
+    rows = [json.loads(line) for line in (Path(one.train.out) / "losses.jsonl").read_text().splitlines()]
+    assert found.losses == pytest.approx([row["total"] for row in rows[:2]], rel=1e-5)
+
+
+def test_without_validation_and_with_few_samples(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--data.val=", "--train.batch_size=10000") == 0
+    shown = capsys.readouterr().out
+    assert "validation  none" in shown and "1 steps an epoch" in shown and "decoded" not in shown
+
+
+def test_of_videos_without_features_two_are_extracted(
+    check: Check, recipe: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = [f"--data.{part}_videos={tiny_world / 'videos'}" for part in ("train", "val")]
+    assert check(*videos, f"--data.train_features={tmp_path / 'new'}") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("3 videos, 0.0 h; features of 0 are there, the others come first") == 2
+    assert check(*videos, f"--data.train_features={tmp_path / 'new'}", "--backbone.weights=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert check(*videos, f"--data.train_videos={tmp_path}", f"--data.train_features={tmp_path / 'new'}") == 2
+    assert "lacks 3 of 3 videos" in capsys.readouterr().err
+
+
+def test_a_store_that_is_half_filled_serves(
+    check: Check,
+    tiny_world: Path,
+    tiny_backbone: Path,
+    tiny_annotations: list[Annotation],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = tiny_annotations[0].vid
+    queries = [a.query for a in tiny_annotations]
+    backbone = load_backbone("shapes", weights=tiny_backbone)
+    extract(find_videos(tiny_world / "videos", [one]), queries, backbone, tmp_path / "half", workers=0)
+    options = [f"--data.train_videos={tiny_world / 'videos'}", f"--data.train_features={tmp_path / 'half'}"]
+    assert check(*options, "--data.val=", "--train.batch_size=2") == 0
+    assert "features of 1 are there, the others come first" in capsys.readouterr().out
+    # Without the videos the run would stop, and so does the check.
+    assert check(options[1]) == 2
+    assert "has no video" in capsys.readouterr().err
+    # Features of another recipe are no beginning.
+    other = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
+    extract({}, queries[:1], other, tmp_path / "other", workers=0)
+    assert check(options[0], f"--data.train_features={tmp_path / 'other'}") == 2
+    assert "pooling is 'mean', expected 'attention'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.video_dim=64"], "tiny.yaml: model.video_dim is 64, but the features in"),
+        (["--backbone.pooling=mean"], "tiny.yaml: backbone.pooling says 'mean'"),
+        (["--data.train=nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--data.train_features=nowhere"], "nowhere"),
+        (["--train.best_by=nothing"], "train.best_by must be one of"),
+        (["--train.accelerator=tpu"], "'tpu' with train.devices 1 cannot be used here"),
+        (["--train.init=nowhere"], "nowhere"),
+        (["--train.lr=1e30", "--train.warmup_steps=0", "--train.weight_decay=0"], "of step 1 is nan"),
+    ],
+)
+def test_what_would_stop_the_run_is_one_sentence(
+    check: Check, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(*options) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and "ready" not in shown.out
+
+
+def test_a_place_that_is_taken_is_named(
+    check: Check, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert check(f"--train.out={tmp_path / 'file' / 'run'}") == 2
+    assert f"{tmp_path / 'file'} is a file; set another" in capsys.readouterr().err
+    train(read_recipe(recipe, ["--train.epochs=1"]), quiet=True)
+    assert check() == 2
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+    assert check("--resume") == 0
+    assert check("--resume", "--train.lr=0.5") == 2
+    assert "train.lr was 0.001 and is 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {video_dim: 32\n", "Problems parsing config"),
+        ("- 1\n- 2\n", "Unexpected config"),
+        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epoch: 3}\n", "does not accept option 'epoch'"),
+        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epochs: many}\n", "train.epochs"),
+        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epochs: 0}\n", "TrainConfig.epochs must be at least 1"),
+        ("model: {video_dim: 32}\n", "model.text_dim"),
+        ("model: {video_dim: 32, text_dim: 32}\nbackbone: {pooling: tokens}\n", "sdst reads one vector a clip"),
+        ("side_tuner: none\n", "there is no side-tuner 'none'"),
+        ("\udcff\udcfe", "codec can't decode"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "summary"])
+def test_mistakes_of_a_recipe_name_its_file(
+    command: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert main([command, str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"sidelight: recipe {path}: ") and said in shown and shown.count("\n") == 1
+    with pytest.raises(ValueError, match=r"recipe .*wrong\.yaml: "):
+        read_recipe(path)
+
+
+def test_mistakes_of_the_command_line_do_not_blame_the_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--train.epochs=none"]) == 2
+    assert capsys.readouterr().err.startswith('sidelight: Parser key "train.epochs"')
+
+
+def test_an_empty_store_folder_counts_as_none(check: Check, tiny_world: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    videos = f"--data.train_videos={tiny_world / 'videos'}"
+    assert check(videos, f"--data.train_features={tmp_path / 'empty'}", "--data.val=") == 0
+    shutil.rmtree(tmp_path / "empty")

@@ -1,0 +1,115 @@
+"""Checkpoints: saved and loaded as the hub expects, and refused when something is off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidelight.backbones import load_backbone
+from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.registry import build_model
+from sidelight.training.checkpoint import Checkpoint
+
+SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
+
+
+@pytest.fixture
+def checkpoint(tiny_backbone: Path) -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(
+        model=build_model("sdst", SMALL),
+        model_name="sdst",
+        model_config=SMALL,
+        features=load_backbone("shapes", weights=tiny_backbone).recipe,
+        decode=DecodeConfig(nms_threshold=0.4),
+        metrics={"brief": {"MR-full-mAP": 1.0}},
+    )
+
+
+def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.save_pretrained(tmp_path / "a")
+    again = Checkpoint.from_pretrained(tmp_path / "a")
+    assert again.features == checkpoint.features and again.decode == checkpoint.decode
+    assert again.metrics == checkpoint.metrics and not again.model.training
+    for name, value in checkpoint.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_half_precision_is_half_the_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.save_pretrained(tmp_path / "full")
+    checkpoint.save_pretrained(tmp_path / "half", half=True)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert next(Checkpoint.from_pretrained(tmp_path / "half").model.parameters()).dtype == torch.float32
+
+
+def _change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_is_wrong_is_named(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "c"
+    checkpoint.save_pretrained(folder)
+    for name in ("nothing", "./nothing", "a/b/c"):
+        with pytest.raises(ValueError, match="there is no model"):
+            Checkpoint.from_pretrained(name)
+    with pytest.raises(ValueError, match="is missing"):
+        Checkpoint.from_pretrained(tmp_path)
+    _change(folder / "config.json", model="other")
+    with pytest.raises(ValueError, match="no side-tuner 'other'"):
+        Checkpoint.from_pretrained(folder)
+    _change(folder / "config.json", model="sdst", model_config={**SMALL, "hidden": 64})
+    with pytest.raises(ValueError, match="does not fit"):
+        Checkpoint.from_pretrained(folder)
+    _change(folder / "config.json", model_config={**SMALL, "more": 1})
+    with pytest.raises(ValueError, match="configuration of 'sdst'"):
+        Checkpoint.from_pretrained(folder)
+    _change(folder / "config.json", model_config=SMALL)
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        Checkpoint.from_pretrained(folder)
+    _change(folder / "config.json", format="else")
+    with pytest.raises(ValueError, match="expected format"):
+        Checkpoint.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        Checkpoint.from_pretrained(folder)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"'user/model' is neither a folder here nor could it be downloaded"):
+        Checkpoint.from_pretrained("user/model")
+
+
+def test_a_hub_id_is_downloaded_without_anything_else(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    checkpoint.save_pretrained(tmp_path / "snapshot")
+    asked: list[object] = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert Checkpoint.from_pretrained("user/model", revision="v1").decode == checkpoint.decode
+    assert asked == [("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
+
+
+def test_packaged_weights_are_small() -> None:
+    import sidelight.training.checkpoint as module
+
+    files = list(module.PACKAGED.rglob("*.safetensors"))
+    assert files and sum(f.stat().st_size for f in files) < 20e6

@@ -1,0 +1,535 @@
+"""Published checkpoints become ours: the golden one by hand and from a hub on this machine, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.cli.main import main
+from sidelight.core.batch import Batch
+from sidelight.data.datasets import BENCHMARKS
+from sidelight.models.decode.r2_tuning import R2DecodeConfig, point_windows, saliency
+from sidelight.models.r2_tuning import R2Tuning, from_published
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.convert import (
+    convert_r2_tuning,
+    models_cache,
+    own_run,
+    published_checkpoint,
+    published_shapes,
+    published_tensors,
+)
+from sidelight.training.published import R2_REPOSITORY, R2_TUNING
+from tests.hub import Hub, serving
+
+WIDTHS: dict[str, Any] = {"video_dim": 48, "text_dim": 32, "hidden": 64}
+OPTIONS = ["--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights", "tiny"]
+
+
+@pytest.fixture(scope="module")
+def tiny(shared: Path) -> Path:
+    return shared / "golden" / "r2" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def highlights(shared: Path) -> Path:
+    return shared / "golden" / "r2" / "tiny_highlights"
+
+
+def command(file: Path, out: Path, recipe: str = "qvhighlights", options: list[str] = OPTIONS) -> int:
+    return main(["convert", "r2-tuning", str(file), "--recipe", recipe, "--out", str(out), *options])
+
+
+# what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_converts_the_golden_checkpoint(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny / "checkpoint.pth", tmp_path / "new" / "out") == 0
+    shown = capsys.readouterr().out
+    assert "r2-tuning by the recipe qvhighlights, 164,850 parameters" in shown and "1 frame per clip of 2 s" in shown
+    assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+    found = Checkpoint.from_pretrained(tmp_path / "new" / "out")
+    assert found.model_name == "r2-tuning" and found.window_clips == 75 and not found.model.training
+    assert found.model_config["padding"] == "independent"
+    assert found.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0)
+    assert found.features == FeatureRecipe(
+        backbone="clip",
+        weights="tiny",
+        levels=(-4, -3, -2, -1),
+        pooling="tokens",
+        clip_seconds=2.0,
+        frames_per_clip=1,
+        resolution=224,
+        resize="crop",
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        video_dim=48,
+        text_dim=32,
+    )
+    source = found.recipe["converted_from"]
+    assert source["sha256"] == hashlib.sha256((tiny / "checkpoint.pth").read_bytes()).hexdigest()
+    assert source["published"] is None  # a run of one's own
+
+
+def batch_of(arrays: Any, samples: list[int], tokens: int = 5) -> Batch:
+    """The golden inputs, padded with zeros to the longest."""
+    parts: list[Tensor] = []
+    for name, inner in (("video", (tokens, 48)), ("query", (32,))):
+        rows = [torch.tensor(arrays[f"{name}_{i}"].astype(np.float32)).view(-1, 4, *inner) for i in samples]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).movedim(2, 0)
+        lengths = torch.tensor([len(row) for row in rows])
+        parts += [padded, torch.arange(padded.shape[2]) < lengths.unsqueeze(1)]
+    return Batch(video_KBTD=parts[0], video_mask_BT=parts[1], text_KBLD=parts[2], text_mask_BL=parts[3])
+
+
+def close(ours: Any, golden: Any) -> None:
+    np.testing.assert_allclose(np.asarray(ours), golden, rtol=0, atol=1e-5 * float(np.abs(golden).max()))
+
+
+def test_the_converted_checkpoint_answers_as_the_published_one(tiny: Path, tmp_path: Path) -> None:
+    inputs = np.load(tiny / "inputs.npz")
+    padded, single = np.load(tiny / "a_forward.npz"), np.load(tiny / "b_single.npz")
+    for padding in ("exact", "independent"):
+        folder = tmp_path / padding
+        assert command(tiny / "checkpoint.pth", folder, options=[*OPTIONS, "--padding", padding]) == 0
+        model = Checkpoint.from_pretrained(folder).model
+        with torch.no_grad():
+            if padding == "exact":
+                found = model(batch_of(inputs, [0, 1, 2]))
+                close(found.logits_BN, padded["out_class"][..., 0])
+                close(found.distances_BN2, padded["out_coord"])
+            for i in range(3):  # a sample alone has no padding
+                found = model(batch_of(inputs, [i]))
+                close(point_windows(found, 0, 2.0), single[f"boundary_{i}"])
+                close(saliency(found)[0], single[f"saliency_{i}"])
+
+
+def test_a_highlights_checkpoint_answers_as_the_published_one(highlights: Path, tmp_path: Path) -> None:
+    assert command(highlights / "checkpoint.pth", tmp_path / "out", recipe="tvsum-BK") == 0
+    checkpoint, golden = Checkpoint.from_pretrained(tmp_path / "out"), np.load(highlights / "hl.npz")
+    with torch.no_grad():
+        for i in range(3):
+            close(saliency(checkpoint.model(batch_of(golden, [i])))[0], golden[f"val_saliency_{i}"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "recipe"), [("tiny", "qvhighlights"), ("tiny_highlights", "youtube-highlights-dog")]
+)
+def test_the_names_and_shapes_are_the_published_ones(shared: Path, folder: str, recipe: str) -> None:
+    file = shared / "golden" / "r2" / folder / "checkpoint.pth"
+    tensors = published_tensors(file.read_bytes(), file)
+    expected = published_shapes(own_run(R2_TUNING[recipe], **WIDTHS).model)
+    assert expected == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+# the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_published_run_has_a_file_a_model_and_a_benchmark() -> None:
+    assert len(R2_TUNING) == 4 + 6 + 10 and len({run.file for run in R2_TUNING.values()}) == 20
+    for name, run in R2_TUNING.items():
+        benchmark = BENCHMARKS[next(known for known in BENCHMARKS if name.startswith(known))]
+        assert name.removeprefix(benchmark.name) in ("", *(f"-{domain}" for domain in benchmark.domains))
+        assert benchmark.clip_seconds in (None, run.clip_seconds)
+        assert run.model.boundary_head == (benchmark.task != "highlights")
+        if benchmark.nms is not None:
+            assert run.decode.nms == benchmark.nms.kind
+        assert run.features().clip_seconds == run.clip_seconds and run.model.hidden == 256
+    with torch.device("meta"):
+        assert sum(p.numel() for p in R2Tuning(R2_TUNING["qvhighlights"].model).parameters()) == 2_836_242
+
+
+def test_a_file_of_the_published_size_converts_without_options(tmp_path: Path) -> None:
+    shapes = published_shapes(R2_TUNING["qvhighlights"].model)
+    torch.save({"state_dict": {name: torch.zeros(shape) for name, shape in shapes.items()}}, tmp_path / "run.pth")
+    assert command(tmp_path / "run.pth", tmp_path / "out", options=[]) == 0
+    features = Checkpoint.from_pretrained(tmp_path / "out").features
+    assert (features.weights, features.video_dim) == ("openai/clip-vit-base-patch32", 768)
+
+
+# what is refused ---------------------------------------------------------------------------------------------------
+
+
+class RunsCode:
+    """Reading a pickle of this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+class Runs(RunsCode):
+    """The same by a shell."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.path}'",)
+
+
+def refusal(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
+    """The one sentence with which the command refuses a file; nothing is written."""
+    before = sorted(tmp_path.rglob("*"))
+    assert command(file, tmp_path / "out", **options) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and str(file) in shown.err, shown.err
+    assert "Traceback" not in shown.err and sorted(tmp_path.rglob("*")) == before
+    return shown.err
+
+
+@pytest.mark.parametrize("old_form", [False, True])
+@pytest.mark.parametrize("kind", [RunsCode, Runs])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[RunsCode], old_form: bool
+) -> None:
+    found = torch.load(tiny / "checkpoint.pth", weights_only=True)
+    found["meta"]["hook"] = kind(tmp_path / "it-ran")
+    file = tmp_path / "tampered.pth"
+    torch.save(found, file, _use_new_zipfile_serialization=not old_form)
+    said = refusal(file, tmp_path, capsys)
+    assert not (tmp_path / "it-ran").exists()
+    assert "is refused: besides tensors it holds" in said and "none was run" in said
+    # The payload is real: a reader without our care runs it.
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_bare_pickle_is_refused_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: int
+) -> None:
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Runs(tmp_path / "it-ran"), protocol))
+    assert (
+        "none was run" in (said := refusal(tmp_path / "bare.pth", tmp_path, capsys)) or "nothing in it was run" in said
+    )
+    assert not (tmp_path / "it-ran").exists()
+
+
+def saved(found: Any) -> bytes:
+    data = io.BytesIO()
+    torch.save(found, data)
+    return data.getvalue()
+
+
+def _without_state(found: Any) -> None:
+    found["weights"] = found.pop("state_dict")
+
+
+def _missing(found: Any) -> None:
+    del found["state_dict"]["adapter.gate"]
+
+
+def _extra(found: Any) -> None:
+    found["state_dict"]["clip.logit_scale"] = torch.ones(1)
+
+
+def _shape(found: Any) -> None:
+    found["state_dict"]["class_head.module.3.weight"] = torch.ones(2, 64, 3)
+
+
+def _flat(found: Any) -> None:
+    found["state_dict"]["adapter.query_map.0.weight"] = torch.tensor(1.0)
+
+
+def _not_finite(found: Any) -> None:
+    found["state_dict"]["adapter.q_map.bias"][3] = float("nan")
+
+
+def _whole_numbers(found: Any) -> None:
+    found["state_dict"]["adapter.gate"] = torch.ones(3, dtype=torch.int64)
+
+
+def _no_tensor(found: Any) -> None:
+    found["state_dict"]["adapter.gate"] = [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_without_state, "has no entry 'state_dict' with tensors, as R2-Tuning saves them (it has: meta, weights)"),
+        (_missing, "does not fit the recipe 'qvhighlights': it lacks adapter.gate; download it again"),
+        (_extra, "it has clip.logit_scale too many"),
+        (_shape, "class_head.module.3.weight has shape (2, 64, 3), expected (1, 64, 3); download it again"),
+        (_flat, "adapter.query_map.0.weight has shape (), expected (32,)"),
+        (_not_finite, "adapter.q_map.bias holds numbers that are not finite"),
+        (_whole_numbers, "adapter.gate is of type torch.int64"),
+        (_no_tensor, "the entry adapter.gate of its state_dict is no tensor"),
+    ],
+)
+def test_a_changed_checkpoint_is_refused(
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Any], None],
+    sentence: str,
+) -> None:
+    found = torch.load(tiny / "checkpoint.pth", weights_only=True)
+    change(found)
+    (tmp_path / "changed.pth").write_bytes(saved(found))
+    assert sentence in refusal(tmp_path / "changed.pth", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"<html>404</html>", saved({"state_dict": {"a": torch.ones(99)}})[:-40], saved([1]), saved({})],
+    ids=["empty", "text", "page", "cut short", "list", "empty dict"],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    said = refusal(tmp_path / "a.pth", tmp_path, capsys)
+    assert "cannot be read as a PyTorch checkpoint" in said or "has no entry 'state_dict'" in said
+
+
+def test_a_wrong_recipe_is_refused(
+    tiny: Path, highlights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny / "checkpoint.pth"
+    said = refusal(file, tmp_path, capsys, options=[])
+    assert "adapter.video_map.0.weight has shape (50,), expected (770,)" in said
+    assert "give its widths: --video-dim 48 --text-dim 32 --hidden 64" in said
+    said = refusal(file, tmp_path, capsys, recipe="tvsum-BK")
+    assert "its tensors are those of qvhighlights and others" in said
+    said = refusal(highlights / "checkpoint.pth", tmp_path, capsys)
+    assert "it lacks " in said and "its tensors are those of youtube-highlights-dog and others" in said
+    assert command(file, tmp_path / "out", recipe="else") == 2
+    assert "there is no published run 'else' of R2-Tuning; known are qvhighlights" in capsys.readouterr().err
+
+
+def test_other_widths_need_the_name_of_their_weights(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny / "checkpoint.pth", tmp_path / "out", options=OPTIONS[:-2]) == 2
+    assert "say which weights made them by --weights NAME" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_must_be_what_its_name_says(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (tiny / "checkpoint.pth").read_bytes()
+    (tmp_path / "run-00000000.pth").write_bytes(data)
+    assert "begins with 00000000, but it begins with" in refusal(tmp_path / "run-00000000.pth", tmp_path, capsys)
+    file = f"checkpoints/some-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(R2_TUNING, "tacos", replace(R2_TUNING["tacos"], file=file))
+    said = refusal(tiny / "checkpoint.pth", tmp_path, capsys)
+    assert "is the published file of tacos, not of qvhighlights: give --recipe tacos" in said
+
+
+def test_nothing_is_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for out in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
+        assert command(tiny / "checkpoint.pth", out) == 2
+        assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert command(tiny / "checkpoint.pth", tmp_path / "empty") == 0
+    for file in (tmp_path, tmp_path / "nothing.pth"):
+        assert command(file, tmp_path / "out") == 2
+        assert str(file) in capsys.readouterr().err
+
+
+def test_a_conversion_that_fails_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Checkpoint, folder: Path, **_: object) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoint, "save_pretrained", full)
+    with pytest.raises(OSError, match="no space left"):
+        convert_r2_tuning(tiny / "checkpoint.pth", tmp_path / "out", recipe="qvhighlights", weights="tiny", **WIDTHS)
+    assert list(tmp_path.iterdir()) == []
+
+
+# from the hub ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the golden checkpoint as the file of the run ``golden``, asked by this process's client."""
+    import huggingface_hub
+
+    data = (tiny / "checkpoint.pth").read_bytes()
+    file = f"checkpoints/r2_tuning_golden-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    run = own_run(R2_TUNING["qvhighlights"], **WIDTHS)
+    monkeypatch.setitem(R2_TUNING, "golden", replace(run, file=file))
+    monkeypatch.setattr("sidelight.training.convert.CLIP_WIDTHS", (48, 32))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own tries
+    download = huggingface_hub.hf_hub_download
+    with serving(Hub(R2_REPOSITORY, {file: data})) as served:
+        # The client reads HF_ENDPOINT once, when it is imported; these say the same to one call.
+        place = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **place))
+        yield served
+
+
+def problem() -> str:
+    """The sentence with which the run cannot be had; no checkpoint is left, whole or in part."""
+    with pytest.raises(ValueError) as caught:
+        published_checkpoint("r2-tuning/golden")
+    assert not models_cache().exists() or list(models_cache().iterdir()) == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_first_use_downloads_and_the_second_asks_nobody(hub: Hub) -> None:
+    folder = published_checkpoint("r2-tuning/golden")
+    assert folder is not None and folder.parent == models_cache() and hub.gets() == 1
+    asked = len(hub.log)
+    assert published_checkpoint("r2-tuning/golden") == folder and len(hub.log) == asked
+    found = Checkpoint.from_pretrained(folder)
+    assert found.features.weights == "openai/clip-vit-base-patch32"
+    assert found.recipe["converted_from"]["published"] == f"{R2_REPOSITORY}/{next(iter(hub.files))}"
+    (folder / "model.safetensors").unlink()  # somebody tidied up
+    assert published_checkpoint("r2-tuning/golden") == folder and hub.gets() == 1  # the client kept the file
+    Checkpoint.from_pretrained(folder)
+
+
+def test_an_interrupted_download_leaves_nothing_broken(hub: Hub) -> None:
+    hub.cut_after = 100_000
+    said = problem()
+    assert "r2-tuning/golden: checkpoints/r2_tuning_golden-" in said and "the download broke off" in said
+    hub.cut_after = None
+    folder = published_checkpoint("r2-tuning/golden")
+    assert folder is not None
+    Checkpoint.from_pretrained(folder)
+
+
+def test_a_file_that_the_hub_has_not_is_one_sentence(hub: Hub) -> None:
+    kept, hub.files = hub.files, {}
+    assert "yeliudev/R2-Tuning has no such file on the hub" in (said := problem())
+    assert "sidelight convert r2-tuning FILE.pth --recipe golden --out DIR" in said
+    hub.repository = "else/where"
+    assert "yeliudev/R2-Tuning is not on the hub, or not for everybody" in problem()
+    hub.repository, hub.files = R2_REPOSITORY, kept
+    assert published_checkpoint("r2-tuning/golden") is not None
+
+
+def test_without_a_network_there_is_one_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    nobody = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nobody)
+    assert "the hub cannot be reached; check the connection" in problem()
+    row = {"qid": 1, "query": "a dog", "vid": "a", "duration": 10, "relevant_windows": [[0, 2]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    files = [
+        "--annotations",
+        str(tmp_path / "a.jsonl"),
+        "--features",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "p.jsonl"),
+    ]
+    assert main(["predict", "--model", "r2-tuning/golden", *files]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sidelight: r2-tuning/golden: ") and said.count("\n") == 1
+
+
+def test_a_file_of_other_content_is_not_used_nor_kept(hub: Hub) -> None:
+    path, data = next(iter(hub.files.items()))
+    hub.files[path] = saved({"state_dict": {}})
+    assert "is not the file of that name: by its name its SHA-256 begins with" in problem()
+    hub.files[path] = data
+    assert published_checkpoint("r2-tuning/golden") is not None and hub.gets() == 2
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be kept in .* set SIDELIGHT_CACHE"):
+        published_checkpoint("r2-tuning/golden")
+
+
+def test_other_names_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shapes", "user/model", "r2-tuning", Path("runs/a")):
+        assert published_checkpoint(name) is None
+    with pytest.raises(ValueError, match="no published run 'else' of R2-Tuning; known are qvhighlights"):
+        published_checkpoint("r2-tuning/else")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r2-tuning" / "else").mkdir(parents=True)
+    assert published_checkpoint("r2-tuning/else") is None  # a folder of one's own
+
+
+def test_models_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path / "own"))
+    assert models_cache() == tmp_path / "own" / "models"
+    monkeypatch.delenv("SIDELIGHT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert models_cache() == tmp_path / "sidelight" / "models"
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+import sidelight.training.convert
+from sidelight import Grounder
+from sidelight.backbones import BACKBONES
+from sidelight.training.published import R2_TUNING
+
+sidelight.training.convert.CLIP_WIDTHS = (48, 32)
+run = sidelight.training.convert.own_run(R2_TUNING["qvhighlights"], 48, 32, 64)
+R2_TUNING["golden"] = replace(run, file=sys.argv[1])
+
+class Stub:
+    recipe = R2_TUNING["golden"].features()
+    def to(self, device):
+        return self
+
+BACKBONES["clip"] = lambda **_: Stub()
+try:
+    grounder = Grounder.from_pretrained("r2-tuning/golden", device="cpu")
+except ValueError as error:
+    sys.exit(str(error))
+print(type(grounder.checkpoint.model).__name__, grounder.checkpoint.recipe["name"])
+"""
+
+
+@pytest.mark.slow
+def test_a_grounder_from_the_hub_by_its_environment_variable(hub: Hub, tmp_path: Path) -> None:
+    """In processes of their own, as a person has it: HF_ENDPOINT, a cache, one after the other."""
+    place = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "SIDELIGHT_CACHE": str(tmp_path / "cache")}
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, *hub.files],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, **place},
+        )
+
+    for _ in range(2):
+        done = ask()
+        assert done.returncode == 0 and done.stdout.strip() == "R2Tuning r2-tuning/golden", done.stderr
+    assert hub.gets() == 1, hub.log
+    written = next((tmp_path / "cache" / "models").iterdir())
+    assert json.loads((written / "config.json").read_text())["features"]["backbone"] == "clip"
+
+
+def test_from_published_leaves_out_what_is_not_the_models(tiny: Path) -> None:
+    tensors = published_tensors((tiny / "checkpoint.pth").read_bytes(), "checkpoint.pth")
+    assert len(from_published(tensors)) == len(tensors) - 1

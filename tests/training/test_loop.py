@@ -1,0 +1,296 @@
+"""Training: a run goes on after a kill with exactly the losses that it would have had."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidelight import recipes
+from sidelight.data.annotations import read_annotations
+from sidelight.data.datasets import BENCHMARKS
+from sidelight.features.store import FeatureStore
+from sidelight.metrics import evaluate_qvhighlights
+from sidelight.models.registry import SIDE_TUNERS, build_model
+from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.dataset import GroundingDataset
+from sidelight.training.loop import learning_rate, train
+from sidelight.training.predict import predict
+from sidelight.training.published import R2_TUNING
+from sidelight.training.recipe import Recipe, read_recipe
+
+TINY = """
+model: {video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}
+data:
+  train: WORLD/annotations.jsonl
+  val: WORLD/annotations.jsonl
+  train_features: STORE
+train: {epochs: 2, batch_size: 8, lr: 1.0e-3, warmup_steps: 5, ema: 0.9, save_every: 2, accelerator: cpu, out: OUT}
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tiny_world: Path, tiny_store: Path, tmp_path: Path) -> Write:
+    """Write the tiny recipe with an output folder of that name."""
+
+    def to(out: str) -> Path:
+        path = tmp_path / f"{out}.yaml"
+        text = TINY.replace("WORLD", str(tiny_world)).replace("STORE", str(tiny_store))
+        path.write_text(text.replace("OUT", str(tmp_path / out)))
+        return path
+
+    return to
+
+
+def losses(recipe: Recipe) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(recipe.train.out) / "losses.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises_and_learns(write: Write) -> None:
+    recipe = read_recipe(write("run"), ["--train.epochs=5"])
+    progress = train(recipe, quiet=True)
+    out = Path(recipe.train.out)
+    rows = losses(recipe)
+    assert [r["step"] for r in rows] == list(range(len(rows))) and progress.epoch == 5
+    assert rows[-1]["total"] < rows[0]["total"] and all(math.isfinite(r["total"]) for r in rows)
+    assert any((out / "tensorboard").iterdir())
+    best = Checkpoint.from_pretrained(out / "best")
+    brief = best.metrics["brief"]
+    assert brief["MR-full-mAP"] == progress.best == max(h["MR-full-mAP"] for h in progress.history)
+    assert best.recipe["train"]["lr"] == 1e-3 and (out / "last" / "model.safetensors").is_file()
+    # The stored model gives the stored numbers.
+    annotations = read_annotations(recipe.data.val)
+    dataset = GroundingDataset(annotations, FeatureStore(recipe.data.train_features))
+    assert evaluate_qvhighlights(predict(best.model, dataset, best.decode), annotations)["brief"] == brief
+
+
+def test_training_can_start_from_a_checkpoint(write: Write) -> None:
+    first = read_recipe(write("first"), ["--train.epochs=1"])
+    train(first, quiet=True)
+    start = f"--train.init={first.train.out}/last"
+    still = read_recipe(write("second"), [start, "--train.epochs=1", "--train.lr=1e-12", "--train.ema=0"])
+    train(still, quiet=True)
+    before, after = (Checkpoint.from_pretrained(f"{r.train.out}/last").model.state_dict() for r in (first, still))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-5)
+    other = read_recipe(write("third"), [start, "--model.hidden=16"])
+    with pytest.raises(ValueError, match=r"train.init: .* is a model of other sizes"):
+        train(other, quiet=True)
+
+
+def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> None:
+    whole, broken = write("whole"), write("broken")
+    # Each run in a process of its own, as it is with people: within one, what ran before moves tensors to other
+    # addresses, and sums may then be taken in another order, which the last bit of a loss shows.
+    again = "import sys, sidelight.training.loop as t, sidelight.training.recipe as r\n"
+    again += "t.train(r.read_recipe(sys.argv[1]), resume=len(sys.argv) > 2, quiet=True)"
+    subprocess.run([sys.executable, "-c", again, str(whole)], check=True, timeout=240)
+    expected = losses(read_recipe(whole))
+    out = Path(read_recipe(broken).train.out)
+    # Slowed down, so that the kill comes in mid-epoch; the numbers do not depend on it.
+    code = (
+        "import sys, time, sidelight.training.loop as t, sidelight.training.recipe as r\n"
+        "step = t.Trainer._step\n"
+        "t.Trainer._step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
+        "t.train(r.read_recipe(sys.argv[1]), quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(broken)], env={**os.environ})
+    log, deadline = out / "losses.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(losses(read_recipe(broken)))
+    assert 3 <= killed_at < len(expected)
+    subprocess.run([sys.executable, "-c", again, str(broken), "--resume"], check=True, timeout=240)
+    assert losses(read_recipe(broken)) == expected
+
+
+def test_a_finished_run_is_not_overwritten(write: Write) -> None:
+    recipe = read_recipe(write("run"), ["--train.epochs=1"])
+    train(recipe, quiet=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(recipe, quiet=True)
+    with pytest.raises(ValueError, match=r"another recipe .train.lr was 0.001 and is 0.5"):
+        train(replace(recipe, train=replace(recipe.train, lr=0.5)), resume=True, quiet=True)
+    # More epochs of the same run are fine.
+    longer = replace(recipe, train=replace(recipe.train, epochs=2))
+    assert train(longer, resume=True, quiet=True).epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--train.lr=fast"], "train.lr"),
+        (["--train.epochs=0"], "epochs must be at least 1"),
+        (["--train.nothing=1"], "train.nothing"),
+        (["--model.video_dim=64"], "features in .* have 32; set model.video_dim=32"),
+        (["--model.levels=2"], "model.levels is 2"),
+        (["--backbone.pooling=mean"], "backbone.pooling says 'mean'"),
+        (["--backbone.name=other"], "backbone.name says 'other'"),
+        (["--data.train="], "no data.train"),
+        (["--data.train=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data.train_features=nowhere"], "no feature store"),
+        (["--train.best_by=nothing", "--train.epochs=1"], "best_by must be one of"),
+        (["--data.min_duration=1000"], "no video of .* is 1000 s long"),
+        (["--data.domain=dog"], "data.domain needs data.benchmark"),
+        (["--data.benchmark=other"], "there is no benchmark 'other'"),
+        (["--backbone.levels=[-9,-1]"], r"lack \[-9\]"),
+        (["--backbone.levels=[-1,-2]"], "levels must be"),
+        (["--side_tuner=other"], "no side-tuner 'other'"),
+        (["--backbone.pooling=tokens"], "sdst reads one vector a clip"),
+        (["--backbone.clip_seconds=1.0"], "backbone.clip_seconds says 1.0, but the features in .* with 2.0"),
+        (["--backbone.frames_per_clip=3"], "backbone.frames_per_clip says 3"),
+        (["--data.benchmark=tvsum"], "needs data.binding: tvsum"),
+        (["--data.binding=tvsum"], "it needs losses.class_loss: bce"),
+        (["--train.warmup_steps=-1"], "warmup_steps must be at least 0"),
+        (["--train.accelerator=tpu"], "'tpu' with train.devices 1 cannot be used here"),
+    ],
+)
+def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
+    path = write("wrong")
+    with pytest.raises(ValueError, match=said):
+        train(read_recipe(path, overrides), quiet=True)
+    with pytest.raises(ValueError, match="there is no recipe"):
+        read_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "expected"),
+    [(0, 0, 1e-4 * 0.001), (1000, 0, 1e-4 * 0.5005), (2000, 0, 1e-4), (9000, 20, 1e-5), (9000, 45, 1e-6)],
+)
+def test_learning_rate(step: int, epoch: int, expected: float) -> None:
+    recipe = Recipe(model=read_recipe("shapes").model)
+    assert learning_rate(step, epoch, recipe.train) == pytest.approx(expected)
+
+
+def test_every_recipe_of_the_repository_can_be_read() -> None:
+    paths = [p for p in sorted(recipes.FOLDER.glob("*.yaml")) if "backbone" not in p.name]
+    assert paths
+    for path in paths:
+        recipe = read_recipe(path)
+        with torch.device("meta"):
+            build_model(recipe.side_tuner, recipe.to_dict()["model"])
+
+
+@pytest.mark.parametrize("name", [name for name in SIDE_TUNERS if name != "sdst"])
+def test_every_side_tuner_trains_by_a_recipe(write: Write, name: str) -> None:
+    path = write(name)
+    own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1, 2, 4]}"
+    text = path.read_text().replace(
+        "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}", own
+    )
+    path.write_text(f"side_tuner: {name}\n{text}")
+    recipe = read_recipe(path, ["--train.epochs=1", "--model.droppath=0"])
+    assert recipe.side_tuner == name and type(recipe.model) is SIDE_TUNERS[name].config
+    progress = train(recipe, quiet=True)
+    rows = losses(recipe)
+    assert len(rows) == progress.step and all(math.isfinite(row["total"]) for row in rows)
+    best = Checkpoint.from_pretrained(f"{recipe.train.out}/best")
+    assert best.model_name == name and best.decode == recipe.decode
+    dataset = GroundingDataset(read_annotations(recipe.data.val), FeatureStore(recipe.data.train_features))
+    again = evaluate_qvhighlights(predict(best.model, dataset, best.decode), dataset.annotations)
+    assert again["brief"]["MR-full-mAP"] == pytest.approx(progress.best, abs=0.01)
+
+
+def test_fewer_levels_than_a_store_has(write: Write) -> None:
+    recipe = read_recipe(write("some"), ["--model.levels=2", "--backbone.levels=[-3,-1]", "--train.epochs=1"])
+    train(recipe, quiet=True)
+    assert Checkpoint.from_pretrained(f"{recipe.train.out}/best").features.levels == (-3, -1)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted(recipes.FOLDER.glob("r2-tuning-*.yaml"))])
+def test_published_recipes_are_what_was_published(name: str) -> None:
+    """Model, losses, decoding and features are those by which a published file is converted; so is the window."""
+    recipe = read_recipe(f"{name}")
+    run = R2_TUNING[name.removeprefix("r2-tuning-") + (f"-{recipe.data.domain}" if recipe.data.domain else "")]
+    assert (recipe.model, recipe.losses, recipe.decode) == (run.model, run.losses, run.decode)
+    assert recipe.window_clips == run.window_clips and recipe.data.benchmark in BENCHMARKS
+    made, features = recipe.backbone, run.features()
+    assert (made.name, made.chosen, made.pooling) == (features.backbone, features.levels, features.pooling)
+    assert made.clip_seconds == pytest.approx(features.clip_seconds, rel=1e-4)
+    assert made.frames_per_clip == features.frames_per_clip
+    its = BENCHMARKS[recipe.data.benchmark]
+    for file in (recipe.data.train, recipe.data.val):
+        assert any(Path(file).name in split.files for split in its.splits.values()), file
+
+
+def test_a_loss_without_a_least_value_is_refused(write: Write) -> None:
+    path = write("bce")
+    text = path.read_text().replace("moment_queries: 6, roi_bins: 4", "strides: [1]")
+    path.write_text(f"side_tuner: r2-tuning\nlosses: {{class_loss: bce}}\n{text}")
+    with pytest.raises(ValueError, match=r"bce needs saliency in \[0, 1\]"):
+        read_recipe(path)
+    with pytest.raises(ValueError, match="bce trains no boundaries"):
+        read_recipe(path, ["--data.binding=r2-tuning"])
+    read_recipe(path, ["--data.binding=r2-tuning", "--model.boundary_head=false"])
+
+
+def test_other_ratings_are_another_run_and_another_metric_starts_anew(write: Write, tmp_path: Path) -> None:
+    path = write("rated")
+    first = train(read_recipe(path, ["--train.epochs=1"]), quiet=True)
+    longer = ["--train.epochs=2", "--train.best_by=HL-min-VeryGood-Hit1"]
+    again = train(read_recipe(path, longer), resume=True, quiet=True)
+    assert again.best_epoch == 2 and again.best == again.history[1]["HL-min-VeryGood-Hit1"]
+    assert again.history[0]["MR-full-mAP"] == first.best
+    rows = [json.loads(line) for line in Path(read_recipe(path).data.train).read_text().splitlines()]
+    rated = next(row for row in rows if row["saliency_scores"])
+    rated["saliency_scores"][0] = [0, 0, 0]
+    (changed := tmp_path / "changed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"another recipe .data.annotations differ"):
+        train(read_recipe(path, [f"--data.train={changed}", "--train.epochs=3"]), resume=True, quiet=True)
+
+
+def test_highlight_benchmarks_train_without_moments(write: Write, tmp_path: Path) -> None:
+    """TVSum as released: ratings of every clip, no window, its own metric."""
+    recipe = read_recipe(write("tvsum"))
+    store = FeatureStore(recipe.data.train_features)
+    seen = {a.vid: a for a in read_annotations(recipe.data.train)}
+    rows = []
+    for i, (vid, a) in enumerate(seen.items()):
+        clips = store.timeline(vid).num_clips
+        label = [[(i + clip + rater) % 5 + 1 for rater in range(20)] for clip in range(clips)]
+        rows.append({"qid": i, "query": a.query, "vid": vid, "duration": clips, "domain": "BK", "label": label})
+    released = tmp_path / "tvsum_train.jsonl"
+    released.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1], boundary_head: false}"
+    (path := tmp_path / "tvsum.yaml").write_text(
+        f"side_tuner: r2-tuning\nmodel: {own}\nlosses: {{class_loss: bce, nce_directions: [row]}}\n"
+        f"data: {{benchmark: tvsum, domain: BK, binding: tvsum, train: {released}, val: {released}, "
+        f"train_features: {recipe.data.train_features}}}\n"
+        f"train: {{epochs: 2, batch_size: 2, best_by: mAP@top5, accelerator: cpu, out: {tmp_path / 'highlights'}}}\n"
+    )
+    progress = train(read_recipe(path), quiet=True)
+    assert set(progress.history[0]) >= {"mAP@top5", "mAP@top15", "mAP@top5 BK"} and progress.best > 0
+    best = Checkpoint.from_pretrained(tmp_path / "highlights" / "best")
+    assert best.metrics["brief"]["mAP@top5"] == progress.best
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(write: Write) -> None:
+    path = write("pair")
+    code = (
+        "import sys, sidelight.training.recipe as r, sidelight.training.loop as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.train(r.read_recipe(sys.argv[1], ['--train.devices=2', '--train.epochs=1']), quiet=True)"
+    )
+    script = path.with_suffix(".py")
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = losses(read_recipe(path))
+    assert rows and all(math.isfinite(r["total"]) for r in rows)

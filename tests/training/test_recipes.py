@@ -1,0 +1,107 @@
+"""The recipes of the published runs: what papers say is in them, and the commands in their heads exist."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sidelight.cli.main import COMMANDS, main
+from sidelight.data.datasets import BENCHMARKS
+from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.losses.sdst import SDSTLossConfig
+from sidelight.models.registry import build_model
+from sidelight.models.sdst import SDSTConfig
+from sidelight.training.recipe import Recipe, TrainConfig, read_recipe
+
+FOLDER = Path(__file__).resolve().parents[2] / "src" / "sidelight" / "recipes"
+SDST = {
+    "sdst-internvideo2-qvhighlights": ("qvhighlights", 2.0, 30, 60, 1e-4, 20, 2.0),
+    "sdst-charades-sta": ("charades-sta", 1.0, 30, 50, 2.5e-4, 30, 0.1),
+    "sdst-tacos": ("tacos", 2.0, 5, 150, 1e-4, 20, None),
+}
+"""Table A of the SDST paper, then the unit of rounding, which is R2-Tuning's: benchmark, seconds of a clip, moment
+queries, epochs, learning rate, epochs between drops, rounding."""
+R2_BENCHMARKS = ("qvhighlights", "charades-sta", "tacos", "ego4d-nlq", "youtube-highlights", "tvsum")
+PUBLISHED = (*SDST, *(f"r2-tuning-{name}" for name in R2_BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", SDST)
+def test_sdst_is_as_table_a_says(name: str) -> None:
+    recipe = read_recipe(FOLDER / f"{name}.yaml")
+    benchmark, seconds, queries, epochs, lr, drop, unit = SDST[name]
+    assert recipe.side_tuner == "sdst" and recipe.model == SDSTConfig(
+        video_dim=768,
+        text_dim=1024,
+        levels=4,
+        hidden=256,
+        moment_queries=queries,
+        dropout=0.5,
+        droppath=0.25,
+        roi_width=1.5,  # of TadTR's code, not of the table
+    )
+    made = recipe.backbone
+    assert (made.name, made.chosen, made.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")
+    assert made.clip_seconds == seconds == BENCHMARKS[benchmark].clip_seconds
+    assert queries == BENCHMARKS[benchmark].moment_queries and unit in (BENCHMARKS[benchmark].unit, None)
+    wanted: dict[str, Any] = {"lr_drop": 0.1, "warmup_steps": 2000, "warmup_ratio": 0.001, "weight_decay": 1e-4}
+    wanted |= {"epochs": epochs, "batch_size": 32, "lr": lr, "lr_drop_epochs": drop, "clip_norm": 35.0}
+    wanted |= {"precision": "16-mixed", "out": f"runs/{name}", "best_by": recipe.train.best_by}
+    assert recipe.train == TrainConfig(**wanted)
+    assert recipe.decode == DecodeConfig(round_to=unit) and recipe.losses == SDSTLossConfig()
+    assert recipe.data.min_duration == 5 and recipe.data.binding == "plain"
+
+
+def test_there_is_one_of_every_published_run() -> None:
+    known = {path.stem for path in FOLDER.glob("*.yaml")}
+    assert set(PUBLISHED) <= known
+    assert {name for name in known if name.startswith(("r2-tuning-", "sdst-"))} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_starts_from_annotations_and_features(name: str) -> None:
+    recipe = read_recipe(FOLDER / f"{name}.yaml")
+    data = recipe.data
+    benchmark = BENCHMARKS[data.benchmark or "qvhighlights"]
+    for file in (data.train, data.val):
+        assert any(Path(file).name in split.files for split in benchmark.splits.values()), file
+    assert data.train_features and not data.train_videos
+    with torch.device("meta"):
+        model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
+    assert sum(p.numel() for p in model.parameters()) > 1e6
+
+
+def shown_commands(path: Path) -> list[list[str]]:
+    """The commands in the head of a recipe: lines indented by three, gone on with after a backslash."""
+    head = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(head).replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.strip().startswith("sidelight ")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_head_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = FOLDER / f"{name}.yaml"
+    recipe, commands = read_recipe(path), shown_commands(path)
+    trains = [command for command in commands if command[1] == "train"]
+    assert len(trains) == 2 and all(command[2] == name for command in trains)
+    (extracts,) = (command for command in commands if command[1] == "extract")
+    for _, command, *arguments in commands:
+        assert command in COMMANDS
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(argument in shown for argument in arguments if argument.startswith("--")), arguments
+    said = dict(zip(extracts, [*extracts[1:], ""], strict=True))
+    assert said["--out"] == recipe.data.train_features and said["--backbone"] == recipe.backbone.name
+    assert float(said["--clip-seconds"]) == recipe.backbone.clip_seconds
+    assert int(said["--levels"]) == len(recipe.backbone.chosen)
+    assert said.get("--pooling", "attention") == recipe.backbone.pooling
+    assert {recipe.data.train, recipe.data.val} <= set(extracts)
+
+
+def test_a_recipe_of_another_benchmark_is_not_the_same_run() -> None:
+    read: dict[str, Recipe] = {name: read_recipe(FOLDER / f"{name}.yaml") for name in PUBLISHED}
+    assert len({recipe.train.out for recipe in read.values()}) == len(PUBLISHED)
