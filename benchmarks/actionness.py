@@ -93,7 +93,7 @@ def measure(name: str, annotations: Path, features: Path) -> dict[str, Any]:
         raise SystemExit(f"{name} is no SDST; only that has an actionness")
     rows = read_annotations(annotations)
     store = FeatureStore(features, levels=checkpoint.features.levels)
-    checkpoint.features.require(store.recipe, what=f"the features in {features}")
+    checkpoint.features.require(store.spec, what=f"the features in {features}")
     dataset = GroundingDataset(rows, store)
     ranked = {}
     for title, score in SCORES.items():

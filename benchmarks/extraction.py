@@ -46,7 +46,7 @@ from sidelight.backbones.internvideo2.model import (
     InternVideo2Config,
     VideoConfig,
 )
-from sidelight.backbones.protocol import Backbone, FeatureRecipe
+from sidelight.backbones.protocol import Backbone, FeatureSpec
 from sidelight.features.extract import extract
 from sidelight.video.read import frames_at, probe
 
@@ -234,7 +234,7 @@ def internvideo2(depth: int, dtype: str, device: str) -> InternVideo2Backbone:
     with torch.device(device):
         backbone.model = InternVideo2(InternVideo2Config(video=video, text=text))
     backbone.model.to(DTYPES[dtype]).eval().requires_grad_(False)
-    backbone._recipe = FeatureRecipe(
+    backbone._spec = FeatureSpec(
         backbone="internvideo2",
         weights="random",
         levels=tuple(range(-LEVELS, 0)),
@@ -295,7 +295,7 @@ def measure_backbones(backbones: dict[str, tuple[Backbone, float]], args: argpar
         rate = 2 * side**3 / seconds_of(lambda: a @ b, args.device, args.repeats + 2)  # again: machines warm up
         product = max(product, rate)
 
-        clips = args.clips if backbone.recipe.backbone == "internvideo2" else 4 * args.clips
+        clips = args.clips if backbone.spec.backbone == "internvideo2" else 4 * args.clips
         random = torch.randint(256, (clips, FRAMES, SIDE, SIDE, 3), dtype=torch.uint8)
 
         def run(backbone: Backbone = backbone, random: torch.Tensor = random) -> object:

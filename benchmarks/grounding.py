@@ -38,9 +38,9 @@ def milliseconds(run: Callable[[], object], repeats: int = 30) -> float:
 def main() -> None:
     torch.set_num_threads(2)
     grounder = Grounder.from_pretrained("shapes", device="cpu")
-    recipe = grounder.backbone.recipe
+    spec = grounder.backbone.spec
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(len(recipe.levels), CLIPS, recipe.video_dim)).astype(np.float16)
+    values = rng.normal(size=(len(spec.levels), CLIPS, spec.video_dim)).astype(np.float16)
     video = VideoFeatures(video_KTD=values, timeline=Timeline(duration=2.0 * CLIPS, clip_seconds=2.0))
     query = "a red square spins"
     text = grounder.encode([query])

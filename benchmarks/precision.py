@@ -169,7 +169,7 @@ def answers(world: Path) -> None:
     print(f"{'error':<10}" + "".join(f"{name:>22}" for name in shown))
     for size in (0.0, 1e-3, 1e-2, 3e-2, 1e-1):
         with tempfile.TemporaryDirectory() as place:
-            noisy = FeatureStore.create(Path(place) / "store", store.recipe)
+            noisy = FeatureStore.create(Path(place) / "store", store.spec)
             rng = np.random.default_rng(0)
 
             def changed(values: Halves, size: float = size, rng: np.random.Generator = rng) -> Halves:

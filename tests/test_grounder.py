@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sidelight import Grounder, Grounding
-from sidelight.backbones import RecipeMismatchError, load_backbone
+from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -29,9 +29,7 @@ def backbone(tiny_backbone: Path) -> ShapesBackbone:
 def checkpoint(backbone: ShapesBackbone) -> Checkpoint:
     torch.manual_seed(0)
     model = build_model("sdst", SMALL).eval()
-    return Checkpoint(
-        model=model, model_name="sdst", model_config=SMALL, features=backbone.recipe, decode=DecodeConfig()
-    )
+    return Checkpoint(model=model, model_name="sdst", model_config=SMALL, features=backbone.spec, decode=DecodeConfig())
 
 
 @pytest.fixture
@@ -82,10 +80,10 @@ def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: Shape
 
 def test_another_backbone_is_refused(checkpoint: Checkpoint, tiny_backbone: Path) -> None:
     other = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
-    with pytest.raises(RecipeMismatchError, match="pooling is 'mean', expected 'attention'"):
+    with pytest.raises(SpecMismatchError, match="pooling is 'mean', expected 'attention'"):
         Grounder(checkpoint, backbone=other, device="cpu")
     # The packaged backbone has other weights than the tiny one.
-    with pytest.raises(RecipeMismatchError, match="weights"):
+    with pytest.raises(SpecMismatchError, match="weights"):
         Grounder(checkpoint, device="cpu")
 
 
@@ -106,7 +104,7 @@ def test_weights_of_the_backbone_can_be_given(
     checkpoint: Checkpoint, tiny_backbone: Path, video: Path, tmp_path: Path
 ) -> None:
     checkpoint.save_pretrained(tmp_path / "model")
-    with pytest.raises(RecipeMismatchError, match="weights is"):
+    with pytest.raises(SpecMismatchError, match="weights is"):
         Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None)
     grounder = Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None, backbone_weights=tiny_backbone)
     assert grounder.ground(video, "a red square spins").timeline.num_clips >= 1

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
 
 from sidelight import Grounder
-from sidelight.backbones import RecipeMismatchError, load_backbone
+from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.clip.model import convert_clip
 from sidelight.backbones.internvideo2.model import convert_internvideo2
 from sidelight.cli.main import main
@@ -115,10 +115,10 @@ def test_it_answers_by_its_own_backbone(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_other_backbone_is_refused(kind: str, models: dict[str, Path], weights: dict[str, Path]) -> None:
     other = load_backbone(OTHER[kind], weights=weights[OTHER[kind]], levels=3, pooling="cls")
-    with pytest.raises(RecipeMismatchError) as refused:
+    with pytest.raises(SpecMismatchError) as refused:
         Grounder(Checkpoint.from_pretrained(models[kind]), backbone=other, device="cpu")
     said = str(refused.value)
-    assert said.startswith("the backbone's features were made by another feature recipe than this model was trained on")
+    assert said.startswith("the backbone's features were made by another feature spec than this model was trained on")
     assert all(difference in said for difference in differences(kind)), said
 
 
@@ -176,7 +176,7 @@ def test_the_store_of_the_other_is_not_filled(
     kind: str, weights: dict[str, Path], stores: dict[str, Path], tiny_world: Path
 ) -> None:
     backbone = load_backbone(kind, weights=weights[kind], levels=3, pooling="cls")
-    with pytest.raises(RecipeMismatchError, match=f"backbone is '{OTHER[kind]}', expected '{kind}'"):
+    with pytest.raises(SpecMismatchError, match=f"backbone is '{OTHER[kind]}', expected '{kind}'"):
         extract({}, ["run"], backbone, stores[OTHER[kind]], workers=0)
 
 
@@ -187,9 +187,9 @@ def test_types_are_no_difference(
 ) -> None:
     """The recipe is the same, features are near, and a store that was begun in one type is filled in another."""
     half = load_backbone(kind, weights=weights[kind], levels=3, pooling="cls", dtype=dtype)
-    recipe, allowed = half.recipe, {"bfloat16": 0.03, "float16": 0.004}[dtype]
+    recipe, allowed = half.spec, {"bfloat16": 0.03, "float16": 0.004}[dtype]
     store = FeatureStore(shutil.copytree(stores[kind], tmp_path / "store"))
-    assert recipe == store.recipe
+    assert recipe == store.spec
     wanted = {vid: store.video(vid).video_KTD.astype(np.float32) for vid in store.videos()}
     (gone, *_), text = wanted, store.queries(QUERIES)
     (tmp_path / "store" / "videos" / f"{gone}.safetensors").unlink()

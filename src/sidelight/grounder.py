@@ -36,13 +36,13 @@ class Grounder:
 
     Args:
         checkpoint: the side-tuner.
-        backbone: its backbone; found by the checkpoint's feature recipe unless given.
-        cache: folder in which a video's features are kept, by the file's content and the recipe, so that the next
+        backbone: its backbone; found by the checkpoint's feature spec unless given.
+        cache: folder in which a video's features are kept, by the file's content and the spec, so that the next
             query on the same file answers at once; :func:`default_cache` unless given, None for no cache.
         device: where to compute.
 
     Raises:
-        RecipeMismatchError: if the backbone makes other features than the side-tuner was trained on.
+        SpecMismatchError: if the backbone makes other features than the side-tuner was trained on.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Grounder:
 
         self.device = usable_device(device)
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
-        checkpoint.features.require(self.backbone.recipe, what="the backbone's features")
+        checkpoint.features.require(self.backbone.spec, what="the backbone's features")
         self.checkpoint = checkpoint.to(self.device)
         self.cache = default_cache() if cache == DEFAULT_CACHE else Path(cache) if cache is not None else None
 
@@ -146,7 +146,7 @@ class Grounder:
         probe(video)  # says best what is wrong with a file that is none
         key = content_digest(video)
         try:
-            store = FeatureStore.create(self.cache / self.backbone.recipe.digest(), self.backbone.recipe)
+            store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except OSError as error:
             warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=3)
             return encode_video_file(video, self.backbone)

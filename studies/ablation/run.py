@@ -181,7 +181,7 @@ def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, 
     folder = store_folder(out, part, recipe)
     backbone = {name: value for name, value in recipe["backbone"].items() if value}  # without what is not given
     made = load_backbone(**{**backbone, "levels": levels})
-    there = FeatureStore.create(folder, made.recipe)
+    there = FeatureStore.create(folder, made.spec)
     missing = sum(not there.has_video(vid) for vid in vids)
     if not missing and not there.missing_queries(queries):
         return
@@ -209,7 +209,7 @@ def located(run: Run, *, threads: int | None = None) -> dict[str, Any]:
 
 
 def data_of(recipe: Mapping[str, Any], *, if_there: bool = False) -> dict[str, str]:
-    """What a located recipe's data is: digests of both annotations and of the feature recipe.
+    """What a located recipe's data is: digests of both annotations and of the feature spec.
 
     Args:
         recipe: of :func:`located`.
@@ -224,7 +224,7 @@ def data_of(recipe: Mapping[str, Any], *, if_there: bool = False) -> dict[str, s
             found[part] = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
         if not if_there or (features / "manifest.json").is_file():
             store = FeatureStore(features, levels=chosen_levels(recipe))
-            found[f"{part}_features"] = store.recipe.digest()
+            found[f"{part}_features"] = store.spec.digest()
     return found
 
 
@@ -327,7 +327,7 @@ def _scored(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = Checkpoint.from_pretrained(folder / "last")
     checkpoint.to(usable_device(None if accelerator == "auto" else accelerator))
     store = FeatureStore(recipe["data"]["val_features"], levels=chosen_levels(recipe))
-    checkpoint.features.require(store.recipe, what=f"the features in {store.folder}")
+    checkpoint.features.require(store.spec, what=f"the features in {store.folder}")
     dataset = GroundingDataset(read_annotations(recipe["data"]["val"]), store, targets=False)
     submissions = predict(checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips)
     write_submissions(folder / "predictions.jsonl", submissions)

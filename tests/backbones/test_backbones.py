@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError, load_backbone
+from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, load_backbone
 from sidelight.backbones.protocol import weights_digest
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.backbones.shapes.tokenizer import CLS, PAD, Tokenizer
@@ -26,8 +26,8 @@ def clips(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_it_is_a_backbone(backbone: ShapesBackbone) -> None:
     assert isinstance(backbone, Backbone)
-    assert FeatureRecipe.from_dict(backbone.recipe.to_dict()) == backbone.recipe
-    assert backbone.recipe.levels == (-4, -3, -2, -1)
+    assert FeatureSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
+    assert backbone.spec.levels == (-4, -3, -2, -1)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "attention", "tokens"])
@@ -116,13 +116,13 @@ def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object]
 
 
 def test_a_recipe_refuses_another_and_names_each_difference(backbone: ShapesBackbone) -> None:
-    recipe = backbone.recipe
-    recipe.require(recipe)
-    other = replace(recipe, pooling="mean", clip_seconds=1.0)
-    assert other.digest() != recipe.digest()
-    with pytest.raises(RecipeMismatchError, match=r"pooling is 'mean', expected 'attention'; clip_seconds is 1.0") as e:
+    spec = backbone.spec
+    spec.require(spec)
+    other = replace(spec, pooling="mean", clip_seconds=1.0)
+    assert other.digest() != spec.digest()
+    with pytest.raises(SpecMismatchError, match=r"pooling is 'mean', expected 'attention'; clip_seconds is 1.0") as e:
         other.require(other)
-        recipe.require(other)
+        spec.require(other)
     assert "Extract them again" in str(e.value) or "clip_seconds" in str(e.value)
 
 
@@ -139,9 +139,9 @@ def test_a_recipe_refuses_another_and_names_each_difference(backbone: ShapesBack
 )
 def test_recipes_are_checked(backbone: ShapesBackbone, change: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        FeatureRecipe.from_dict({**backbone.recipe.to_dict(), **change})
+        FeatureSpec.from_dict({**backbone.spec.to_dict(), **change})
     with pytest.raises(ValueError, match="lacks backbone"):
-        FeatureRecipe.from_dict({k: v for k, v in backbone.recipe.to_dict().items() if k != "backbone"})
+        FeatureSpec.from_dict({k: v for k, v in backbone.spec.to_dict().items() if k != "backbone"})
 
 
 def test_the_digest_sees_every_value() -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
-from sidelight.backbones import Backbone, FeatureRecipe, RecipeMismatchError
+from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError
 from sidelight.backbones.clip import model as module
 from sidelight.backbones.clip.model import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
 from sidelight.training import published
@@ -117,11 +117,11 @@ def copy_of(folder: Path, out: Path) -> Path:
 
 def test_it_is_a_backbone(backbone: CLIPBackbone) -> None:
     assert isinstance(backbone, Backbone)
-    assert FeatureRecipe.from_dict(backbone.recipe.to_dict()) == backbone.recipe
-    recipe = backbone.recipe
-    assert (recipe.backbone, recipe.levels, recipe.resize) == ("clip", (-3, -2, -1), "crop")
-    assert (recipe.resolution, recipe.video_dim, recipe.text_dim) == (SIDE, WIDTH, TEXT_WIDTH)
-    assert recipe.mean == published.CLIP_MEAN and recipe.std == published.CLIP_STD
+    assert FeatureSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
+    spec = backbone.spec
+    assert (spec.backbone, spec.levels, spec.resize) == ("clip", (-3, -2, -1), "crop")
+    assert (spec.resolution, spec.video_dim, spec.text_dim) == (SIDE, WIDTH, TEXT_WIDTH)
+    assert spec.mean == published.CLIP_MEAN and spec.std == published.CLIP_STD
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "tokens"])
@@ -209,7 +209,7 @@ def test_the_longest_query_is_read(backbone: CLIPBackbone) -> None:
 def test_dtypes(tiny: Path, backbone: CLIPBackbone, dtype: Any, tolerance: float) -> None:
     """Same recipe, same digest, features in float32, near those of float32: in relation to the largest value."""
     other = CLIPBackbone(weights=tiny, levels=3, dtype=dtype)
-    assert other.recipe == backbone.recipe
+    assert other.spec == backbone.spec
     pairs = [(other.encode_video(clips(2)), backbone.encode_video(clips(2)))]
     pairs += zip(other.encode_text(["a red star"]), backbone.encode_text(["a red star"]), strict=True)
     for found, wanted in pairs:
@@ -314,11 +314,11 @@ def test_other_weights_have_another_recipe(tiny: Path, backbone: CLIPBackbone, t
     behind = {**tensors, "visual_projection.weight": tensors["visual_projection.weight"] + 1}
     save_file(behind, folder / "model.safetensors", {"format": "pt"})
     same = CLIPBackbone(weights=folder, levels=3)
-    assert same.recipe == backbone.recipe  # what comes after the towers decides no feature
+    assert same.spec == backbone.spec  # what comes after the towers decides no feature
     tensors["text_model.encoder.layers.0.mlp.fc1.bias"][0] += 1e-6
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RecipeMismatchError, match="weights is"):
-        backbone.recipe.require(CLIPBackbone(weights=folder, levels=3).recipe)
+    with pytest.raises(SpecMismatchError, match="weights is"):
+        backbone.spec.require(CLIPBackbone(weights=folder, levels=3).spec)
 
 
 def test_half_precision_copies_of_half_precision_weights_are_the_same(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_half_precision_copies_of_half_precision_weights_are_the_same(tmp_path: 
     for name, tensors in (("half", half), ("full", {name: tensor.float() for name, tensor in half.items()})):
         save_file(tensors, tmp_path / f"{name}.safetensors")
         folder = convert_clip(tmp_path / f"{name}.safetensors", tmp_path / name, heads=HEADS)
-        found.append(CLIPBackbone(weights=folder, levels=1).recipe)
+        found.append(CLIPBackbone(weights=folder, levels=1).spec)
     assert found[0] == found[1] and len(found[0].weights) == 16
 
 
@@ -341,19 +341,19 @@ def test_published_models_are_named_by_their_hub_id(
     assert identity_of("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
     monkeypatch.chdir(tmp_path)
     folder = copy_of(tiny, tmp_path / CLIP_B32)
-    assert CLIPBackbone(weights=CLIP_B32, levels=3).recipe == backbone.recipe
+    assert CLIPBackbone(weights=CLIP_B32, levels=3).spec == backbone.spec
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     monkeypatch.setitem(module.HUB_FILES, digest, CLIP_B32)
-    assert CLIPBackbone(weights=folder, levels=3).recipe.weights == CLIP_B32
+    assert CLIPBackbone(weights=folder, levels=3).spec.weights == CLIP_B32
 
 
 def test_a_published_run_takes_its_features(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of R2-Tuning's checkpoints and that of the backbone differ in nothing but a tiny model's sizes."""
     run = published.R2_TUNING["qvhighlights"].features()
-    found = CLIPBackbone(weights=tiny, levels=3, pooling="tokens", clip_seconds=run.clip_seconds).recipe
+    found = CLIPBackbone(weights=tiny, levels=3, pooling="tokens", clip_seconds=run.clip_seconds).spec
     sizes: dict[str, Any] = {"resolution": 224, "video_dim": 768, "text_dim": 512, "levels": run.levels}
     assert replace(found, weights=CLIP_B32, **sizes) == run
-    with pytest.raises(RecipeMismatchError, match="weights is"):
+    with pytest.raises(SpecMismatchError, match="weights is"):
         run.require(replace(found, **sizes))
 
 
@@ -482,4 +482,4 @@ def test_archives_are_opened_only_if_they_are_the_released_ones(
     folder = convert_clip(path, tmp_path / "out", heads=HEADS)
     ours, theirs = load_file(folder / "model.safetensors"), load_file(tiny / "model.safetensors")
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert CLIPBackbone(weights=folder, levels=1).recipe.weights == CLIP_B32  # it is known whose they are
+    assert CLIPBackbone(weights=folder, levels=1).spec.weights == CLIP_B32  # it is known whose they are

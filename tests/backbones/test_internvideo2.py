@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sidelight.backbones import Backbone, FeatureRecipe
+from sidelight.backbones import Backbone, FeatureSpec
 from sidelight.backbones.internvideo2.bert import BertConfig
 from sidelight.backbones.internvideo2.model import (
     CLIPS_AT_ONCE,
@@ -124,11 +124,11 @@ def clips(count: int, frames: int = 4, seed: int = 0) -> Tensor:
 
 def test_it_is_a_backbone(backbone: InternVideo2Backbone) -> None:
     assert isinstance(backbone, Backbone)
-    recipe = backbone.recipe
-    assert FeatureRecipe.from_dict(recipe.to_dict()) == recipe
-    assert (recipe.backbone, recipe.levels, recipe.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")
-    assert (recipe.resolution, recipe.resize, recipe.frames_per_clip, recipe.clip_seconds) == (28, "stretch", 4, 2.0)
-    assert (recipe.mean, recipe.std) == (MEAN, STD)
+    spec = backbone.spec
+    assert FeatureSpec.from_dict(spec.to_dict()) == spec
+    assert (spec.backbone, spec.levels, spec.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")
+    assert (spec.resolution, spec.resize, spec.frames_per_clip, spec.clip_seconds) == (28, "stretch", 4, 2.0)
+    assert (spec.mean, spec.std) == (MEAN, STD)
     assert backbone.to("cpu") is backbone
 
 
@@ -138,7 +138,7 @@ def test_levels_and_poolings(folder: Path, pooling: str, width: int) -> None:
     some = InternVideo2Backbone(weights=folder / "model.safetensors", pooling=pooling, levels=(-3, -2))
     video = whole.encode_video(clips(3))
     assert video.shape == ((4, 3, 17, width) if pooling == "tokens" else (4, 3, width))
-    assert (whole.recipe.video_dim, whole.recipe.text_dim) == (width, 24)
+    assert (whole.spec.video_dim, whole.spec.text_dim) == (width, 24)
     torch.testing.assert_close(some.encode_video(clips(3)), video[[1, 2]])
     (text,) = whole.encode_text(["the dog"])
     assert text.shape == (4, 3, 24)
@@ -179,7 +179,7 @@ def test_a_clip_does_not_depend_on_its_batch(backbone: InternVideo2Backbone) -> 
 @pytest.mark.parametrize("frames", [1, 2, 4, 8])
 def test_other_numbers_of_frames(folder: Path, frames: int) -> None:
     backbone = InternVideo2Backbone(weights=folder, pooling="tokens", frames_per_clip=frames)
-    assert backbone.recipe.frames_per_clip == frames
+    assert backbone.spec.frames_per_clip == frames
     before = backbone.encode_video(clips(2, frames))
     assert before.shape == (4, 2, 1 + 4 * frames, 32)
     backbone.model.vision_encoder.img_pos_embed.add_(1.0)  # the table of images
@@ -190,7 +190,7 @@ def test_other_numbers_of_frames(folder: Path, frames: int) -> None:
 @pytest.mark.parametrize(("dtype", "allowed"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_half_precision(folder: Path, backbone: InternVideo2Backbone, dtype: str, allowed: float) -> None:
     half = InternVideo2Backbone(weights=folder, dtype=dtype)
-    assert half.recipe == backbone.recipe
+    assert half.spec == backbone.spec
     for got, wanted in (
         (half.encode_video(clips(2)), backbone.encode_video(clips(2))),
         (half.encode_text(["the dog"])[0], backbone.encode_text(["the dog"])[0]),
@@ -267,7 +267,7 @@ def test_wrapped_or_not(
     ours, first = load_file(out / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(ours[name], first[name]) for name in first)
     assert not any("clip_decoder" in name or "cls.predictions" in name or "blocks.4." in name[:20] for name in ours)
-    assert InternVideo2Backbone(weights=out).recipe == InternVideo2Backbone(weights=folder).recipe
+    assert InternVideo2Backbone(weights=out).spec == InternVideo2Backbone(weights=folder).spec
 
 
 def test_weights_keep_their_type(tmp_path: Path, vocabulary: Path) -> None:
@@ -345,7 +345,7 @@ def test_the_digest_tells_weights_configuration_and_vocabulary_apart(tmp_path: P
         out = convert_internvideo2(
             tmp_path / "tiny.pt", tmp_path / f"out{len(list(tmp_path.iterdir()))}", vocabulary=tokens, config=config
         )
-        return InternVideo2Backbone(weights=out).recipe.weights
+        return InternVideo2Backbone(weights=out).spec.weights
 
     exact = replace(CONFIG, video=replace(CONFIG.video, activation="gelu"))
     (tmp_path / "other.txt").write_text("\n".join([*VOCABULARY[:-1], "new"]), encoding="utf-8")

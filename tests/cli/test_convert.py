@@ -81,7 +81,7 @@ def test_the_golden_internvideo2(shared: Path, tmp_path: Path, capsys: pytest.Ca
         np.testing.assert_allclose(video.numpy(), wanted["video_tokens"], atol=2e-5)
         np.testing.assert_allclose(model.vision_encoder.clip_projector(video), wanted["video_pooled"], atol=3e-6)
         np.testing.assert_allclose(text.numpy(), wanted["text_tokens"], atol=2e-5)
-    assert load_backbone("internvideo2", weights=tmp_path / "out", levels=3).recipe.video_dim == 24
+    assert load_backbone("internvideo2", weights=tmp_path / "out", levels=3).spec.video_dim == 24
 
 
 def test_the_golden_clip(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_tiny_files_become_backbones(
     assert f"wrote {out}" in (shown := capsys.readouterr().out) and "no sentence" not in shown
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     backbone = load_backbone(kind, weights=out, levels=3, pooling="cls")
-    side, frames = backbone.recipe.resolution, backbone.recipe.frames_per_clip
+    side, frames = backbone.spec.resolution, backbone.spec.frames_per_clip
     assert backbone.encode_video(torch.zeros(2, frames, side, side, 3, dtype=torch.uint8)).shape[:2] == (3, 2)
     assert backbone.encode_text(["the dog"])[0].shape[0] == 3
 
@@ -125,7 +125,7 @@ def test_the_digest_of_r2_tunings_features_is_taken_from_a_folder(
     command = ["convert", "r2-tuning", str(golden), "--out", str(tmp_path / "out"), *own, str(tmp_path / "clip")]
     assert main(command) == 0
     backbone = load_backbone("clip", weights=tmp_path / "clip", levels=1)
-    assert Checkpoint.from_pretrained(tmp_path / "out").features.weights == backbone.recipe.weights
+    assert Checkpoint.from_pretrained(tmp_path / "out").features.weights == backbone.spec.weights
 
 
 def test_tensors_that_share_memory_are_written(words: Path, tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.cli.main import main
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import AnnotationError
 from sidelight.features.data_check import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report, check
 from sidelight.features.store import FeatureStore, VideoFeatures
 
-RECIPE = FeatureRecipe(
+RECIPE = FeatureSpec(
     backbone="shapes",
     weights="0" * 16,
     levels=(-1,),
@@ -225,10 +225,10 @@ def test_videos(tmp_path: Path) -> None:
 
 
 def store_with(folder: Path, seconds: dict[str, float], queries: list[str], **changes: Any) -> Path:
-    recipe = dataclasses.replace(RECIPE, **changes)
-    store = FeatureStore.create(folder, recipe)
+    spec = dataclasses.replace(RECIPE, **changes)
+    store = FeatureStore.create(folder, spec)
     for vid, duration in seconds.items():
-        timeline = Timeline(duration=duration, clip_seconds=recipe.clip_seconds)
+        timeline = Timeline(duration=duration, clip_seconds=spec.clip_seconds)
         array = np.zeros((1, timeline.num_clips, 2), np.float16)
         store.put_video(vid, VideoFeatures(video_KTD=array, timeline=timeline))
     store.put_queries({q: np.zeros((1, 3, 2), np.float16) for q in queries})

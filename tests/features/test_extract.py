@@ -52,7 +52,7 @@ def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_chunks_do_not_change_the_pictures(video: Path, backbone: ShapesBackbone, chunk: int) -> None:
-    sampling, duration = sampling_of(backbone.recipe), probe(video).duration
+    sampling, duration = sampling_of(backbone.spec), probe(video).duration
     parts = list(clips_of(video, sampling, duration, chunk=chunk))
     assert all(len(p) <= chunk for p in parts)
     assert np.array_equal(np.concatenate(parts), np.concatenate(list(clips_of(video, sampling, duration))))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidelight.backbones import RecipeMismatchError
+from sidelight.backbones import SpecMismatchError
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation, read_annotations, write_annotations
 from sidelight.data.labels import Binding
@@ -22,7 +22,7 @@ from sidelight.features.layouts import (
     CLIPS_OFF,
     LAYOUTS,
     NORMALISED,
-    RECIPE_FILE,
+    SPEC_FILE,
     ForeignFeatures,
     durations_of,
     export_features,
@@ -117,7 +117,7 @@ def opened(where: Path | str, rows: list[Annotation] = ROWS, **options: object) 
 def test_r2_tunings_files(tmp_path: Path) -> None:
     released_r2(tmp_path)
     features = opened(tmp_path)
-    assert features.recipe == replace(R2_TUNING["qvhighlights"].features(), video_dim=12, text_dim=8)
+    assert features.spec == replace(R2_TUNING["qvhighlights"].features(), video_dim=12, text_dim=8)
     assert features.videos() == sorted(VIDS) and features.has_video("v_1") and not features.has_video("v_3")
     video = features.video("v_1")
     assert video.video_KTD.shape == (K, CLIPS, P, 12) and video.timeline.duration == 20
@@ -126,7 +126,7 @@ def test_r2_tunings_files(tmp_path: Path) -> None:
     assert text.shape == other.shape == (K, L, 8)
     assert np.array_equal(text, numbers(L, K, 8, seed=len(ROWS[1].query)).transpose(1, 0, 2))
     some = opened(tmp_path, levels=(-3, -1), pooling="cls")
-    assert some.recipe == replace(features.recipe, levels=(-3, -1), pooling="cls")
+    assert some.spec == replace(features.spec, levels=(-3, -1), pooling="cls")
     assert np.array_equal(some.video("v_1").video_KTD, video.video_KTD[[1, 3], :, 0])
     assert np.array_equal(some.texts(ROWS[:1])[0], features.texts(ROWS[:1])[0][[1, 3]])
     assert not isinstance(video.video_KTD, np.memmap), "a map keeps its file open, thousands of them are too many"
@@ -138,7 +138,7 @@ def test_r2_tunings_files_may_be_flat_and_named_otherwise(tmp_path: Path) -> Non
     save_npy(tmp_path / "clip_l14_vid_k2" / "s13-d21-cam-002.npy", numbers(CLIPS, 2 * 3 * 1024))
     save_npy(tmp_path / "clip_l14_txt_k2" / "s13-d21.npy", numbers(L, 2 * 768))
     features = opened(tmp_path, [row])
-    assert features.recipe.weights == "openai/clip-vit-large-patch14" and features.recipe.levels == (-2, -1)
+    assert features.spec.weights == "openai/clip-vit-large-patch14" and features.spec.levels == (-2, -1)
     expected = numbers(CLIPS, 2 * 3 * 1024).reshape(CLIPS, 2, 3, 1024).transpose(1, 0, 2, 3)
     assert np.array_equal(features.video("s13-d21").video_KTD, expected)
     assert features.texts([row])[0].shape == (2, L, 768)
@@ -147,9 +147,9 @@ def test_r2_tunings_files_may_be_flat_and_named_otherwise(tmp_path: Path) -> Non
 def test_sdsts_files(tmp_path: Path) -> None:
     released_sdst(tmp_path)
     features = opened(tmp_path, levels=(-4, -3, -2, -1))
-    recipe = features.recipe
-    assert (recipe.backbone, recipe.pooling, recipe.frames_per_clip) == ("internvideo2", "attention", 4)
-    assert recipe.weights == "OpenGVLab/InternVideo2-Stage2_1B-224p-f4" and opened(tmp_path).recipe.levels[0] == -5
+    spec = features.spec
+    assert (spec.backbone, spec.pooling, spec.frames_per_clip) == ("internvideo2", "attention", 4)
+    assert spec.weights == "OpenGVLab/InternVideo2-Stage2_1B-224p-f4" and opened(tmp_path).spec.levels[0] == -5
     array = numbers(CLIPS, 5, 12, dtype="float32").astype(np.float16)
     assert np.array_equal(features.video("v_1").video_KTD, array.transpose(1, 0, 2)[1:])
     assert np.array_equal(features.texts(ROWS[:1])[0], numbers(5, L, 8, seed=10)[1:])
@@ -158,13 +158,13 @@ def test_sdsts_files(tmp_path: Path) -> None:
 def test_moment_detrs_files_are_normalised_each_then_put_together(tmp_path: Path) -> None:
     released_moment_detr(tmp_path)
     features = opened(tmp_path)
-    assert features.recipe.backbone == "slowfast+clip" and features.recipe.weights == "moment-detr" + NORMALISED
+    assert features.spec.backbone == "slowfast+clip" and features.spec.weights == "moment-detr" + NORMALISED
     video = features.video("v_1").video_KTD.astype(np.float32)
     assert video.shape == (1, CLIPS, 15) and features.texts(ROWS[:1])[0].shape == (1, L, 8)
     for part in (video[..., :9], video[..., 9:], features.texts(ROWS[:1])[0].astype(np.float32)):
         np.testing.assert_allclose(np.linalg.norm(part, axis=-1), 1, atol=2e-3)
     raw = opened(tmp_path, normalise=False)
-    assert raw.recipe.weights == "moment-detr"
+    assert raw.spec.weights == "moment-detr"
     clip = numbers(CLIPS, 6)
     assert np.array_equal(raw.video("v_1").video_KTD[0, :, 9:], clip)
     np.testing.assert_allclose(video[0, :, 9:], clip / np.linalg.norm(clip.astype(float), axis=1)[:, None], atol=1e-3)
@@ -199,7 +199,7 @@ def test_two_layouts_in_one_folder_are_a_question(tmp_path: Path) -> None:
     released_sdst(released_r2(tmp_path))
     with pytest.raises(ValueError, match="folders of the layouts r2-tuning and sdst; give VIDEO"):
         recognise(tmp_path)
-    assert opened(tmp_path, layout="sdst").recipe.backbone == "internvideo2"
+    assert opened(tmp_path, layout="sdst").spec.backbone == "internvideo2"
     assert recognise(f"{tmp_path / 'vid_feats'},{tmp_path / 'txt_feats'}") == "sdst"
 
 
@@ -280,7 +280,7 @@ def _half_a_file(folder: Path) -> None:
         ),
         (
             lambda f: np.save(f / "clip_b32_vid_k4/v_1.npy", numbers(CLIPS, K, P, 13)),
-            "13 wide, the feature recipe says",
+            "13 wide, the feature spec says",
         ),
         (lambda f: np.save(f / "clip_b32_vid_k4/v_1.npy", numbers(30, K, P, 12)), "30 clips of 2 s, but its 20 s make"),
         (lambda f: (f / "clip_b32_txt_k4" / "7.npy").unlink(), r"7\.npy is missing, the features of 'a dog runs'"),
@@ -378,11 +378,11 @@ def test_a_published_model_takes_the_published_features_and_no_others(tmp_path: 
     published = R2_TUNING["qvhighlights"].features()
     save_npy(tmp_path / "clip_b32_vid_k4" / "v_1.npy", numbers(CLIPS, K, P, 768))
     save_npy(tmp_path / "clip_b32_txt_k4" / "7.npy", numbers(L, K, 512))
-    published.require(opened(tmp_path, ROWS[:1]).recipe)
-    with pytest.raises(RecipeMismatchError, match=r"clip_seconds is 1\.0, expected 2\.0"):
-        published.require(opened(tmp_path, ROWS[:1], clip_seconds=1.0).recipe)
-    with pytest.raises(RecipeMismatchError, match="weights is 'mine', expected 'openai/clip-vit-base-patch32'"):
-        published.require(opened(tmp_path, ROWS[:1], weights="mine").recipe)
+    published.require(opened(tmp_path, ROWS[:1]).spec)
+    with pytest.raises(SpecMismatchError, match=r"clip_seconds is 1\.0, expected 2\.0"):
+        published.require(opened(tmp_path, ROWS[:1], clip_seconds=1.0).spec)
+    with pytest.raises(SpecMismatchError, match="weights is 'mine', expected 'openai/clip-vit-base-patch32'"):
+        published.require(opened(tmp_path, ROWS[:1], weights="mine").spec)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def test_a_store_comes_back_whole(layout: str, tmp_path: Path, world: Path, tiny
     assert recognise(out) == layout and not list(tmp_path.glob(".*partial"))
     kept = store if level is None else FeatureStore(tiny_store, levels=(level,))
     features = opened(out, rows, normalise=False)
-    assert features.recipe == kept.recipe
+    assert features.spec == kept.spec
     back = import_features(features, tmp_path / "back", rows)
     for vid in {row.vid for row in rows}:
         for found in (features, back):
@@ -424,7 +424,7 @@ def test_every_token_goes_there_and_back(tmp_path: Path) -> None:
     rows = ROWS[:1]
     features = opened(released_r2(tmp_path / "r2"), rows)
     store = import_features(features, tmp_path / "store", rows)
-    assert store.recipe == features.recipe and import_features(features, tmp_path / "store", rows).videos() == ["v_1"]
+    assert store.spec == features.spec and import_features(features, tmp_path / "store", rows).videos() == ["v_1"]
     export_features(store, tmp_path / "again", rows, layout="r2-tuning")
     first, again = (tmp_path / folder / "clip_b32_vid_k4" / "v_1.npy" for folder in ("r2", "again"))
     assert first.read_bytes() == again.read_bytes()
@@ -441,18 +441,18 @@ def test_what_is_normalised_stays_so(tmp_path: Path) -> None:
     store = import_features(features, tmp_path / "store", ROWS)
     export_features(store, tmp_path / "again", ROWS, layout="moment-detr")
     again = opened(tmp_path / "again")
-    assert again.recipe == store.recipe == features.recipe
+    assert again.spec == store.spec == features.spec
     assert np.array_equal(again.video("v_1").video_KTD, features.video("v_1").video_KTD)
 
 
 def test_what_was_written_says_what_made_it(tmp_path: Path, world: Path, tiny_store: Path) -> None:
     rows = read_annotations(world)
     export_features(FeatureStore(tiny_store), tmp_path / "out", rows, layout="sdst")
-    assert opened(tmp_path / "out", rows, backbone="shapes", weights="anything").recipe.pooling == "attention"
+    assert opened(tmp_path / "out", rows, backbone="shapes", weights="anything").spec.pooling == "attention"
     with pytest.raises(ValueError, match=r"feature-recipe\.json says pooling 'attention', got 'mean'"):
         opened(tmp_path / "out", rows, pooling="mean")
-    (tmp_path / "out" / RECIPE_FILE).write_text("[]")
-    with pytest.raises(ValueError, match="is no feature recipe"):
+    (tmp_path / "out" / SPEC_FILE).write_text("[]")
+    with pytest.raises(ValueError, match="is no feature spec"):
         opened(tmp_path / "out", rows)
 
 
@@ -541,16 +541,16 @@ def test_training_starts_from_each_and_predict_reads_it(
     layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features = RELEASED[layout](tmp_path / "features")
-    recipe = read_recipe(written_recipe(tmp_path, layout, features))
-    progress = train(recipe, quiet=True)
+    spec = read_recipe(written_recipe(tmp_path, layout, features))
+    progress = train(spec, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     assert progress.step == len(rows) == 2 and all(np.isfinite(row["total"]) for row in rows)
     # The store that features import makes is what was trained on, and gives the same first step.
-    opened_as_trained = opened(features, levels=recipe.backbone.chosen)
+    opened_as_trained = opened(features, levels=spec.backbone.chosen)
     store = import_features(opened_as_trained, tmp_path / "store", ROWS)
-    assert Checkpoint.from_pretrained(tmp_path / "run" / "last").features == store.recipe
-    again = replace(recipe, train=replace(recipe.train, out=str(tmp_path / "again")))
-    train(replace(again, data=replace(recipe.data, train_features=str(store.folder))), quiet=True)
+    assert Checkpoint.from_pretrained(tmp_path / "run" / "last").features == store.spec
+    again = replace(spec, train=replace(spec.train, out=str(tmp_path / "again")))
+    train(replace(again, data=replace(spec.data, train_features=str(store.folder))), quiet=True)
     other = json.loads((tmp_path / "again" / "losses.jsonl").read_text().splitlines()[0])
     assert other["total"] == pytest.approx(rows[0]["total"], rel=1e-6)
     for source in (features, store.folder):

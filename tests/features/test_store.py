@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidelight.backbones import RecipeMismatchError, load_backbone
+from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.core.timeline import Timeline
 from sidelight.features.store import FeatureStore, VideoFeatures
 
 
 @pytest.fixture
 def store(tmp_path: Path, tiny_backbone: Path) -> FeatureStore:
-    return FeatureStore.create(tmp_path / "store", load_backbone("shapes", weights=tiny_backbone).recipe)
+    return FeatureStore.create(tmp_path / "store", load_backbone("shapes", weights=tiny_backbone).spec)
 
 
 def features(clips: int = 5, seed: int = 0) -> VideoFeatures:
@@ -48,19 +48,19 @@ def test_queries_round_trip_from_many_files(store: FeatureStore) -> None:
 
 
 def test_a_store_refuses_another_recipe(store: FeatureStore) -> None:
-    assert FeatureStore.create(store.folder, store.recipe).recipe == store.recipe
-    with pytest.raises(RecipeMismatchError, match="pooling is 'attention', expected 'mean'"):
-        FeatureStore.create(store.folder, replace(store.recipe, pooling="mean"))
+    assert FeatureStore.create(store.folder, store.spec).spec == store.spec
+    with pytest.raises(SpecMismatchError, match="pooling is 'attention', expected 'mean'"):
+        FeatureStore.create(store.folder, replace(store.spec, pooling="mean"))
 
 
 def test_some_of_the_levels_can_be_read(store: FeatureStore) -> None:
     store.put_video("x", features())
     store.put_queries({"a": np.arange(4 * 3 * 32, dtype=np.float16).reshape(4, 3, 32)})
     some = FeatureStore(store.folder, levels=(-3, -1))
-    assert some.recipe == replace(store.recipe, levels=(-3, -1))
+    assert some.spec == replace(store.spec, levels=(-3, -1))
     assert np.array_equal(some.video("x").video_KTD, features().video_KTD[[1, 3]])
     assert np.array_equal(some.queries(["a"])["a"], store.queries(["a"])["a"][[1, 3]])
-    assert FeatureStore(store.folder, levels=store.recipe.levels).recipe == store.recipe
+    assert FeatureStore(store.folder, levels=store.spec.levels).spec == store.spec
     with pytest.raises(ValueError, match=r"have the levels \(-4, -3, -2, -1\) and lack \[-5\]"):
         FeatureStore(store.folder, levels=(-5, -1))
     with pytest.raises(ValueError, match="open all of them to add"):

@@ -128,7 +128,7 @@ def test_levels_in_batches_of_other_lengths(
 def test_pixels_are_normalised_as_clip_was_trained(inputs: Mapping[str, Any], folder: Path) -> None:
     """From bytes: the pictures that the golden pixels come nearest to, through encode_video."""
     backbone = CLIPBackbone(weights=folder, levels=1, pooling="cls")
-    mean, std = np.array(backbone.recipe.mean), np.array(backbone.recipe.std)
+    mean, std = np.array(backbone.spec.mean), np.array(backbone.spec.std)
     pixels = inputs["pixel_values"].transpose(0, 2, 3, 1)
     frames = np.clip(np.rint((pixels * std + mean) * 255), 0, 255).astype(np.uint8)
     plain = torch.tensor((frames / 255 - mean) / std).float().permute(0, 3, 1, 2)

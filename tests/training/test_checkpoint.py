@@ -23,7 +23,7 @@ def checkpoint(tiny_backbone: Path) -> Checkpoint:
         model=build_model("sdst", SMALL),
         model_name="sdst",
         model_config=SMALL,
-        features=load_backbone("shapes", weights=tiny_backbone).recipe,
+        features=load_backbone("shapes", weights=tiny_backbone).spec,
         decode=DecodeConfig(nms_threshold=0.4),
         metrics={"brief": {"MR-full-mAP": 1.0}},
     )

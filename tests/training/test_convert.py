@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.cli.main import main
 from sidelight.core.batch import Batch
 from sidelight.data.datasets import BENCHMARKS
@@ -71,7 +71,7 @@ def test_the_command_converts_the_golden_checkpoint(
     assert found.model_name == "r2-tuning" and found.window_clips == 75 and not found.model.training
     assert found.model_config["padding"] == "independent"
     assert found.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0)
-    assert found.features == FeatureRecipe(
+    assert found.features == FeatureSpec(
         backbone="clip",
         weights="tiny",
         levels=(-4, -3, -2, -1),
@@ -495,7 +495,7 @@ run = sidelight.training.convert.own_run(R2_TUNING["qvhighlights"], 48, 32, 64)
 R2_TUNING["golden"] = replace(run, file=sys.argv[1])
 
 class Stub:
-    recipe = R2_TUNING["golden"].features()
+    spec = R2_TUNING["golden"].features()
     def to(self, device):
         return self
 

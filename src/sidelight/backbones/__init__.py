@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidelight.backbones.protocol import Backbone, FeatureRecipe, RecipeMismatchError
+from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError
 
 if TYPE_CHECKING:
     from sidelight.backbones.clip.model import CLIPBackbone
     from sidelight.backbones.internvideo2.model import InternVideo2Backbone
     from sidelight.backbones.shapes.model import ShapesBackbone
 
-__all__ = ["BACKBONES", "Backbone", "FeatureRecipe", "RecipeMismatchError", "load_backbone"]
+__all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "load_backbone"]
 
 
 def _shapes(**options: Any) -> ShapesBackbone:
@@ -57,25 +57,25 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     return BACKBONES[name](**options)
 
 
-def backbone_for(recipe: FeatureRecipe, *, weights: str | Path | None = None) -> Backbone:
-    """The backbone that makes features of ``recipe``.
+def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:
+    """The backbone that makes features of ``spec``.
 
     Args:
-        recipe: of the features.
+        spec: of the features.
         weights: a folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
-            for CLIP where the recipe names a model on the hub.
+            for CLIP where the spec names a model on the hub.
 
     Raises:
         ValueError: if there is no such backbone here, or its weights have to be given.
-        RecipeMismatchError: if the backbone at hand would make other features.
+        SpecMismatchError: if the backbone at hand would make other features.
     """
-    options: dict[str, Any] = {"levels": recipe.levels, "pooling": recipe.pooling}
-    if recipe.backbone != "shapes":
-        options |= {"clip_seconds": recipe.clip_seconds, "frames_per_clip": recipe.frames_per_clip}
+    options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
+    if spec.backbone != "shapes":
+        options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights
-    elif recipe.backbone == "clip":
-        options["weights"] = recipe.weights
-    backbone = load_backbone(recipe.backbone, **options)
-    recipe.require(backbone.recipe, what=f"features of the backbone {recipe.backbone!r} at hand")
+    elif spec.backbone == "clip":
+        options["weights"] = spec.weights
+    backbone = load_backbone(spec.backbone, **options)
+    spec.require(backbone.spec, what=f"features of the backbone {spec.backbone!r} at hand")
     return backbone

@@ -1,4 +1,4 @@
-"""What a backbone is to the rest of sidelight, and the recipe that its features carry.
+"""What a backbone is to the rest of sidelight, and the spec that its features carry.
 
 Legend: K levels, C clips, F frames per clip, S side in pixels, L tokens, D_v / D_t widths of video and text.
 """
@@ -19,15 +19,15 @@ POOLINGS = ("cls", "mean", "attention", "tokens")
 RESIZES = ("stretch", "crop")
 
 
-class RecipeMismatchError(ValueError):
-    """Features were made by another recipe than the model was trained on."""
+class SpecMismatchError(ValueError):
+    """Features were made by another spec than the model was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureRecipe:
+class FeatureSpec:
     """Everything that decides what numbers a backbone returns for a video and a query.
 
-    Stored with features and with checkpoints; a model refuses features whose recipe differs.
+    Stored with features and with checkpoints; a model refuses features whose spec differs.
     """
 
     backbone: str
@@ -75,7 +75,7 @@ class FeatureRecipe:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FeatureRecipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
         """The inverse of :meth:`to_dict`.
 
         Raises:
@@ -83,9 +83,9 @@ class FeatureRecipe:
         """
         names = {f.name for f in dataclasses.fields(cls)}
         if missing := names - set(values):
-            raise ValueError(f"the feature recipe lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"the feature spec lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - names:
-            raise ValueError(f"the feature recipe has unknown fields: {', '.join(sorted(unknown))}")
+            raise ValueError(f"the feature spec has unknown fields: {', '.join(sorted(unknown))}")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
@@ -95,17 +95,17 @@ class FeatureRecipe:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def require(
-        self, other: FeatureRecipe, *, what: str = "the features", than: str = "this model was trained on"
+        self, other: FeatureSpec, *, what: str = "the features", than: str = "this model was trained on"
     ) -> None:
-        """Refuse features of another recipe.
+        """Refuse features of another spec.
 
         Args:
-            other: the recipe of what is offered.
+            other: the spec of what is offered.
             what: how to call it in the message.
-            than: what this recipe is there.
+            than: what this spec is there.
 
         Raises:
-            RecipeMismatchError: naming each difference.
+            SpecMismatchError: naming each difference.
         """
         differences = [
             f"{f.name} is {getattr(other, f.name)!r}, expected {getattr(self, f.name)!r}"
@@ -113,8 +113,8 @@ class FeatureRecipe:
             if getattr(self, f.name) != getattr(other, f.name)
         ]
         if differences:
-            raise RecipeMismatchError(
-                f"{what} were made by another feature recipe than {than}: "
+            raise SpecMismatchError(
+                f"{what} were made by another feature spec than {than}: "
                 f"{'; '.join(differences)}. Extract them again, into another folder, or choose another model or recipe."
             )
 
@@ -124,8 +124,8 @@ class Backbone(Protocol):
     """A frozen video-language model, as a side-tuner sees it."""
 
     @property
-    def recipe(self) -> FeatureRecipe:
-        """The recipe of what the two encoders return."""
+    def spec(self) -> FeatureSpec:
+        """The spec of what the two encoders return."""
         ...
 
     @property
@@ -137,7 +137,7 @@ class Backbone(Protocol):
         """Encode clips.
 
         Args:
-            frames_CFSS3: uint8 RGB pictures, already resized as the recipe says; any device.
+            frames_CFSS3: uint8 RGB pictures, already resized as the spec says; any device.
 
         Returns:
             (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``.

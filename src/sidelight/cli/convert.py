@@ -108,12 +108,12 @@ def _r2_tuning(args: Namespace) -> None:
 
 
 def _named(weights: str | None) -> str | None:
-    """What a feature recipe calls the weights: of a folder, what the backbone at hand says."""
+    """What a feature spec calls the weights: of a folder, what the backbone at hand says."""
     if weights is None or not Path(weights).is_dir():
         return weights
     from sidelight.backbones import load_backbone
 
-    return load_backbone("clip", weights=weights, levels=1, pooling="tokens").recipe.weights
+    return load_backbone("clip", weights=weights, levels=1, pooling="tokens").spec.weights
 
 
 def _positive(args: Namespace, *names: str) -> dict[str, Any]:

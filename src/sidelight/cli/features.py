@@ -230,7 +230,7 @@ def _import_options(parser: ArgumentParser) -> None:
     _annotation_options(parser)
     parser.add_argument("--out", required=True, metavar="STORE", help="folder of the feature store")
     parser.add_argument("--backbone", metavar="NAME", help="what made them; what the paper used unless given")
-    named = "its weights, as feature recipes name them; or their folder"
+    named = "its weights, as feature specs name them; or their folder"
     parser.add_argument("--weights", metavar="NAME|DIR", help=f"{named}; what the paper used unless given")
     parser.add_argument("--levels", type=int, help="how many of the last levels; all unless given")
     how = "tokens, cls, mean or attention: how clips were pooled; or cls, to keep the first of all tokens"
@@ -270,7 +270,7 @@ def _import(args: Namespace) -> int:
             f"{args.folder} is a feature store of ours; expected features in one of the layouts {', '.join(_LAYOUTS)}"
         )
     store = import_features(features, args.out, rows, progress=True)
-    recipe, vids = store.recipe, {a.vid for a in rows}
+    recipe, vids = store.spec, {a.vid for a in rows}
     print(f"{store.folder}: {len(vids)} videos, {len({a.query for a in rows})} queries")
     levels = ", ".join(map(str, recipe.levels))
     print(

@@ -158,12 +158,12 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         elif foreign:
             # Its files do not say what made them: what can be compared is, the rest is taken on trust.
             durations = durations_of(annotations)
-            store = open_features(folder, durations=durations, asked=annotations, recipe=checkpoint.features)
+            store = open_features(folder, durations=durations, asked=annotations, spec=checkpoint.features)
         else:
             store = FeatureStore(folder)
-        if set(checkpoint.features.levels) < set(store.recipe.levels):
+        if set(checkpoint.features.levels) < set(store.spec.levels):
             store = FeatureStore(folder, levels=checkpoint.features.levels)
-        checkpoint.features.require(store.recipe, what=f"the features in {folder}")
+        checkpoint.features.require(store.spec, what=f"the features in {folder}")
         submissions = predict(
             checkpoint.model,
             GroundingDataset(annotations, store, targets=False),

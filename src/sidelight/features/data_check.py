@@ -199,8 +199,8 @@ KINDS: dict[str, Kind] = {
     ),
     "features-recipe": Kind(
         severity="error",
-        says="stores of different feature recipes",
-        advice="a model takes features of one recipe only; extract all with the same backbone and options",
+        says="stores of different feature specs",
+        advice="a model takes features of one spec only; extract all with the same backbone and options",
     ),
 }
 
@@ -613,7 +613,7 @@ def _check_features(
     wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
     for store in stores:
         name = str(store.folder)
-        ours, first = store.recipe, stores[0].recipe
+        ours, first = store.spec, stores[0].spec
         differences = [
             f"{f.name} is {getattr(ours, f.name)!r}, in {stores[0].folder} {getattr(first, f.name)!r}"
             for f in fields(ours)

@@ -33,20 +33,20 @@ from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 if TYPE_CHECKING:
     import torch
 
-    from sidelight.backbones.protocol import Backbone, FeatureRecipe
+    from sidelight.backbones.protocol import Backbone, FeatureSpec
 
 _QUERIES_PER_FILE = 4096
 _SECONDS_BETWEEN = 5.0
 """Between two writings of the failures."""
 
 
-def sampling_of(recipe: FeatureRecipe) -> Sampling:
+def sampling_of(spec: FeatureSpec) -> Sampling:
     """Which pictures a backbone wants of a video."""
     return Sampling(
-        clip_seconds=recipe.clip_seconds,
-        frames_per_clip=recipe.frames_per_clip,
-        resolution=recipe.resolution,
-        resize=recipe.resize,
+        clip_seconds=spec.clip_seconds,
+        frames_per_clip=spec.frames_per_clip,
+        resolution=spec.resolution,
+        resize=spec.resize,
     )
 
 
@@ -163,7 +163,7 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
         VideoError: if the file cannot be read as a video or has no picture.
     """
     encoder, parts = BatchEncoder(backbone, clips_at_once(backbone.device.type)), []
-    with DecodeWorkers({"": path}, sampling_of(backbone.recipe), workers=0) as chunks:
+    with DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0) as chunks:
         for part in chunks:
             if isinstance(part, Chunk):
                 parts += [features for _, features in encoder.put(None, part.pixels_CFSS3)]
@@ -173,7 +173,7 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
             if part.warning:
                 warn(part.warning)
             parts += [features for _, features in encoder.flush()]
-            found = video_features(parts, part.duration, backbone.recipe.clip_seconds)
+            found = video_features(parts, part.duration, backbone.spec.clip_seconds)
     return found
 
 
@@ -256,7 +256,7 @@ class Collector:
         del self._unfinished[vid]
         try:
             parts = [part for _, part in sorted(video.parts, key=lambda part: part[0])]
-            self.store.put_video(vid, video_features(parts, video.end.duration, self.store.recipe.clip_seconds))
+            self.store.put_video(vid, video_features(parts, video.end.duration, self.store.spec.clip_seconds))
         except ValueError as error:
             return self.end(End(vid=vid, error=" ".join(str(error).split())))
         return 1
@@ -329,7 +329,7 @@ def extract(
         others are done all the same.
 
     Raises:
-        RecipeMismatchError: if ``out`` holds features of another recipe.
+        SpecMismatchError: if ``out`` holds features of another spec.
         ValueError: if ``workers`` or ``batch_clips`` is too small.
     """
     workers = workers_for(backbone) if workers is None else workers
@@ -337,12 +337,12 @@ def extract(
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     encoder = BatchEncoder(backbone, batch_clips)
-    store = store_at(out, backbone.recipe)
+    store = store_at(out, backbone.spec)
     put_queries(store, queries, backbone)
     todo = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     try:
-        with DecodeWorkers(todo, sampling_of(backbone.recipe), workers=workers) as decoded:
+        with DecodeWorkers(todo, sampling_of(backbone.spec), workers=workers) as decoded:
             for part in decoded:
                 if isinstance(part, End):
                     shown.show(collector, collector.end(part))

@@ -122,7 +122,7 @@ def extract_on_ray(
 
     Raises:
         ValueError: if Ray is not installed, or a number is too small.
-        RecipeMismatchError: if ``out`` holds features of another recipe.
+        SpecMismatchError: if ``out`` holds features of another spec.
     """
     try:
         import ray
@@ -137,7 +137,7 @@ def extract_on_ray(
     if Path(str(options.get("weights", ""))).exists() and options.get("weights"):
         options = {**options, "weights": str(Path(options["weights"]).resolve())}
     made = load_backbone(backbone, **options).to(usable_device(None))
-    store, sampling = store_at(out, made.recipe), sampling_of(made.recipe)
+    store, sampling = store_at(out, made.spec), sampling_of(made.spec)
     put_queries(store, queries, made)
     del made  # each actor has its own
     todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.is_whole(v)]

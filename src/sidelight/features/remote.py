@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.store import FAILURES, FeatureStore, Halves, VideoFeatures
 from sidelight.io.storage import fetch, is_address, listing, put_file
 
@@ -29,11 +29,11 @@ class RemoteStore(FeatureStore):
         self._there = set(listing(f"{self.address}/videos"))
 
     @classmethod
-    def at(cls, address: str, recipe: FeatureRecipe) -> RemoteStore:
+    def at(cls, address: str, spec: FeatureSpec) -> RemoteStore:
         """Make a store, or open one that is there.
 
         Raises:
-            RecipeMismatchError: if the store that is there has another recipe.
+            SpecMismatchError: if the store that is there has another spec.
             ValueError: if the storage cannot be reached.
         """
         address = address.rstrip("/")
@@ -46,7 +46,7 @@ class RemoteStore(FeatureStore):
             (staging / part).mkdir()
         for name in listing(f"{address}/queries") if there else ():
             fetch(address, f"queries/{name}", staging)
-        FeatureStore.create(staging, recipe)
+        FeatureStore.create(staging, spec)
         if "manifest.json" not in there:
             put_file(staging / "manifest.json", f"{address}/manifest.json")
         return cls(address, temporary)
@@ -88,11 +88,11 @@ class RemoteStore(FeatureStore):
         put_file(self.folder / FAILURES, f"{self.address}/{FAILURES}")
 
 
-def store_at(out: str | Path, recipe: FeatureRecipe) -> FeatureStore:
+def store_at(out: str | Path, spec: FeatureSpec) -> FeatureStore:
     """The store of a folder or an address, made if need be.
 
     Raises:
-        RecipeMismatchError: if the store that is there has another recipe.
+        SpecMismatchError: if the store that is there has another spec.
         ValueError: if an address cannot be reached.
     """
-    return RemoteStore.at(str(out), recipe) if is_address(out) else FeatureStore.create(out, recipe)
+    return RemoteStore.at(str(out), spec) if is_address(out) else FeatureStore.create(out, spec)

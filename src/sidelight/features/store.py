@@ -1,8 +1,8 @@
-"""Features with their recipe, and the store that keeps them on disk.
+"""Features with their spec, and the store that keeps them on disk.
 
 A store is a folder:
 
-    manifest.json               what made the features: the feature recipe
+    manifest.json               what made the features: the feature spec
     videos/VID.safetensors      "video" (K, T, D_v) float16, or (K, T, P, D_v), and the duration in the header
     queries/NAME.safetensors    many queries a file: digest of the sentence -> (K, L, D_t) float16
     failures.jsonl              the videos that could not be read, and why, if there are any
@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.storage import cached, is_address, listing
@@ -78,7 +78,7 @@ class Features(Protocol):
 
     folder: Path
     """Where they are, for messages."""
-    recipe: FeatureRecipe
+    spec: FeatureSpec
     """What made them."""
     slack: int
     """By so many clips a label may lie beyond the features of its video."""
@@ -97,7 +97,7 @@ class Features(Protocol):
 
 
 class FeatureStore:
-    """Features on disk, with the recipe that made them.
+    """Features on disk, with the spec that made them.
 
     Args:
         folder: an existing store, or its address in object storage, which is copied to the user's cache.
@@ -123,39 +123,40 @@ class FeatureStore:
             raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
         if values.get("format") != FORMAT:
             raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {values.get('format')!r}")
-        self.recipe = FeatureRecipe.from_dict(values["recipe"])
+        # Stores of before the first release call it "recipe".
+        self.spec = FeatureSpec.from_dict(values["spec"] if "spec" in values else values["recipe"])
         self._rows: list[int] | None = None
-        if levels is not None and levels != self.recipe.levels:
-            if missing := set(levels) - set(self.recipe.levels):
+        if levels is not None and levels != self.spec.levels:
+            if missing := set(levels) - set(self.spec.levels):
                 raise ValueError(
-                    f"the features in {self.folder} have the levels {self.recipe.levels} and lack {sorted(missing)}; "
+                    f"the features in {self.folder} have the levels {self.spec.levels} and lack {sorted(missing)}; "
                     "choose among those, or extract the others"
                 )
-            self._rows = [self.recipe.levels.index(level) for level in levels]
-            self.recipe = replace(self.recipe, levels=levels)
+            self._rows = [self.spec.levels.index(level) for level in levels]
+            self.spec = replace(self.spec, levels=levels)
         self._queries: dict[str, Path] = {}
         self._shards_seen: set[Path] = set()
 
     @classmethod
-    def create(cls, folder: str | Path, recipe: FeatureRecipe) -> FeatureStore:
+    def create(cls, folder: str | Path, spec: FeatureSpec) -> FeatureStore:
         """Make a store, or open one that is there.
 
         Raises:
-            RecipeMismatchError: if the store that is there has another recipe.
+            SpecMismatchError: if the store that is there has another spec.
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
             for part in (".", "videos", "queries"):
                 sweep(folder / part)
             store = cls(folder)
-            recipe.require(store.recipe, what=f"the features in {folder}", than="what is asked for")
+            spec.require(store.spec, what=f"the features in {folder}", than="what is asked for")
             return store
         try:
             for part in ("videos", "queries"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"no store can be made in {folder} ({error.strerror}); give another folder") from None
-        text = json.dumps({"format": FORMAT, "recipe": recipe.to_dict()}, indent=2) + "\n"
+        text = json.dumps({"format": FORMAT, "spec": spec.to_dict()}, indent=2) + "\n"
         with replacing(folder / "manifest.json") as temporary:
             temporary.write_text(text)
         return cls(folder)
@@ -167,7 +168,7 @@ class FeatureStore:
         """
         if not store_exists(folder):
             return wanted
-        there = FeatureStore(folder).recipe.levels
+        there = FeatureStore(folder).spec.levels
         return there if set(wanted) <= set(there) else wanted
 
     def _chosen(self, levels_first: Halves) -> Halves:
@@ -288,7 +289,7 @@ class FeatureStore:
         return wrong
 
     def _verify_file(self, path: Path) -> None:
-        file, whole = _opened(path), FeatureStore(self.folder).recipe if self._rows is not None else self.recipe
+        file, whole = _opened(path), FeatureStore(self.folder).spec if self._rows is not None else self.spec
         # A safetensors file has keys() and is no mapping.
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = _about(file)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sidelight.backbones import load_backbone
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.data.annotations import Annotation
 from sidelight.features.extract import extract, find_videos
 from sidelight.features.layouts import layout_of
@@ -57,7 +57,7 @@ class RunCheck:
     recipe: Recipe
     train: Part
     val: Part | None
-    features: FeatureRecipe
+    features: FeatureSpec
     parameters: int
     device: str
     losses: tuple[float, ...]
@@ -194,7 +194,7 @@ class _Rehearsal(Trainer):
         enough = min(STEPS * self._share, len(rows))
         if store_exists(folder):
             store = FeatureStore(folder)
-            made.recipe.require(store.recipe, what=f"the features in {folder}", than="the recipe asks for")
+            made.spec.require(store.spec, what=f"the features in {folder}", than="the recipe asks for")
             lacking = set(store.missing_queries(a.query for a in rows))
             there = [a for a in rows if a.query not in lacking and store.has_video(a.vid)]
             self._ready[part] = len({a.vid for a in rows if store.has_video(a.vid)})
@@ -247,7 +247,7 @@ class _Rehearsal(Trainer):
             recipe=self.recipe,
             train=self._counted("train"),
             val=self._counted("val") if self.val_data else None,
-            features=self.train_data.store.recipe,
+            features=self.train_data.store.spec,
             parameters=sum(p.numel() for p in self.bare.parameters()),
             device=str(fabric.device),
             losses=tuple(losses),

@@ -1,6 +1,6 @@
 """Checkpoints: a folder with ``model.safetensors`` and ``config.json``, as the Hugging Face hub expects.
 
-``config.json`` holds the model's name and resolved configuration, the feature recipe that it was trained on, how its
+``config.json`` holds the model's name and resolved configuration, the feature spec that it was trained on, how its
 predictions are decoded, its metrics, and the recipe of the run. A model reads no features of another recipe.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.io.files import replacing
 from sidelight.models.decode.sdst import AnswerConfig
 from sidelight.models.registry import build_model, side_tuner
@@ -34,7 +34,7 @@ class Checkpoint:
     """Key of :data:`sidelight.models.registry.SIDE_TUNERS`."""
     model_config: Mapping[str, Any]
     """What the model was built with."""
-    features: FeatureRecipe
+    features: FeatureSpec
     """What made the features that it was trained on."""
     decode: AnswerConfig
     """How its predictions become moments."""
@@ -125,7 +125,7 @@ class Checkpoint:
             model=model.eval(),
             model_name=values["model"],
             model_config=values["model_config"],
-            features=FeatureRecipe.from_dict(values["features"]),
+            features=FeatureSpec.from_dict(values["features"]),
             decode=decode,
             window_clips=values["window_clips"],
             metrics=values["metrics"],

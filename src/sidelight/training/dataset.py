@@ -112,7 +112,7 @@ class GroundingDataset:
 
     def tokens(self) -> int:
         """Vectors kept of each clip: 1, or P where the backbone's tokens were not pooled."""
-        if self.store.recipe.pooling != "tokens":
+        if self.store.spec.pooling != "tokens":
             return 1
         vid = self.annotations[0].vid
         return int((self._video[vid] if self._video else self._read(vid)).video_KTD.shape[2])

@@ -115,7 +115,7 @@ class Trainer:
         model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
         if self.config.init:
             start = Checkpoint.from_pretrained(published_checkpoint(self.config.init) or self.config.init)
-            start.features.require(self.train_data.store.recipe, what="the training features")
+            start.features.require(self.train_data.store.spec, what="the training features")
             if not _same_shapes(start.model, model):
                 raise ValueError(f"train.init: {self.config.init} is a model of other sizes than the recipe's")
             model.load_state_dict(start.model.state_dict())
@@ -214,7 +214,7 @@ class Trainer:
         return FeatureStore(folder, levels=backbone.chosen)
 
     def _check_widths(self) -> None:
-        found, model = self.train_data.store.recipe, self.recipe.model
+        found, model = self.train_data.store.spec, self.recipe.model
         backbone = self.recipe.backbone
         asked: dict[str, Any] = {"name": backbone.name, "pooling": backbone.pooling, "levels": backbone.chosen}
         asked |= {"clip_seconds": backbone.clip_seconds, "frames_per_clip": backbone.frames_per_clip}
@@ -237,7 +237,7 @@ class Trainer:
                     f"{given[name]}; set model.{name}={given[name]} or give other features"
                 )
         if self.val_data is not None:
-            found.require(self.val_data.store.recipe, what="the validation features")
+            found.require(self.val_data.store.spec, what="the validation features")
             known = metric_names(self.val_data.annotations, self._metric)
             if self.config.best_by not in known:
                 raise ValueError(f"train.best_by must be one of {', '.join(known)}; got {self.config.best_by!r}")
@@ -371,7 +371,7 @@ class Trainer:
             model=self.bare,
             model_name=self.recipe.side_tuner,
             model_config=values["model"],
-            features=self.train_data.store.recipe,
+            features=self.train_data.store.spec,
             decode=self.recipe.decoding,
             window_clips=self.recipe.window_clips,
             metrics=dict(metrics or {}),
@@ -425,7 +425,7 @@ class Trainer:
             del values["train"][name]
         rows = [a.to_dict() for a in self.train_data.annotations]
         data = {
-            "features": self.train_data.store.recipe.digest(),
+            "features": self.train_data.store.spec.digest(),
             "annotations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
         }
         data["binding"] = values["data"]["binding"]

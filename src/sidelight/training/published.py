@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig
 from sidelight.models.r2_tuning import R2TuningConfig
@@ -29,7 +29,7 @@ R2_REPOSITORY = "yeliudev/R2-Tuning"
 
 CLIP_BACKBONE = "clip"
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
-"""What stands in the field ``weights`` of the feature recipe of everything converted: the name under which CLIP
+"""What stands in the field ``weights`` of the feature spec of everything converted: the name under which CLIP
 ViT-B/32 is published on the hub, in the place of a digest, for the file itself is not at hand when one converts.
 A backbone that reads these very weights names them so.
 """
@@ -56,13 +56,13 @@ class PublishedRun:
     window_clips: int
     """The longest video, in clips, that is not cut into windows."""
 
-    def features(self, weights: str = CLIP_WEIGHTS) -> FeatureRecipe:
+    def features(self, weights: str = CLIP_WEIGHTS) -> FeatureSpec:
         """What made the features: every token of every frame, from CLIP's last K blocks, before the last LayerNorm.
 
         Pictures are scaled by their shorter side to 224 and cropped in the middle (``tools/extract_frames.py``), then
         normalised as CLIP's (``tools/extract_feat.py``).
         """
-        return FeatureRecipe(
+        return FeatureSpec(
             backbone=CLIP_BACKBONE,
             weights=weights,
             levels=tuple(range(-self.model.levels, 0)),

@@ -95,7 +95,7 @@ class BackboneConfig:
 
     @property
     def chosen(self) -> tuple[int, ...]:
-        """The layers by their places from the end, as a feature recipe has them."""
+        """The layers by their places from the end, as a feature spec has them."""
         return tuple(range(-self.levels, 0)) if isinstance(self.levels, int) else tuple(self.levels)
 
 

@@ -36,7 +36,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureRecipe, weights_digest
+from sidelight.backbones.protocol import FeatureSpec, weights_digest
 from sidelight.io.files import replacing_folder, require_new_folder, write_text
 from sidelight.io.tensors import (
     check_shapes,
@@ -67,7 +67,7 @@ HUB_FILES = {
 }
 """SHA-256 of weights as they lie on the hub (``pytorch_model.bin`` of B/32, ``model.safetensors`` of L/14)."""
 OFFICIAL = tuple(OPENAI_FILES.values())
-"""Hub ids that stand in a feature recipe in the place of a digest, as in ``published.py``."""
+"""Hub ids that stand in a feature spec in the place of a digest, as in ``published.py``."""
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -175,8 +175,8 @@ class CLIPBackbone:
         if not chosen or min(chosen) < -deepest:
             raise ValueError(f"{weights} has levels -{deepest} to -1; got {chosen}")
 
-        def recipe(identity: str) -> FeatureRecipe:
-            return FeatureRecipe(
+        def spec(identity: str) -> FeatureSpec:
+            return FeatureSpec(
                 backbone="clip",
                 weights=identity,
                 levels=chosen,
@@ -191,9 +191,9 @@ class CLIPBackbone:
                 text_dim=config.text_config.hidden_size,
             )
 
-        recipe("checked before anything large is read")
+        spec("checked before anything large is read")
         clip = _model(weights)
-        self._recipe = recipe(identity_of(weights, clip))
+        self._spec = spec(identity_of(weights, clip))
         self._tokenizer = _tokenizer(weights, config.text_config.vocab_size)
         self._weights = weights
         self._longest: int = config.text_config.max_position_embeddings
@@ -205,9 +205,9 @@ class CLIPBackbone:
             tower.to(DTYPES[dtype]).eval().requires_grad_(False)
 
     @property
-    def recipe(self) -> FeatureRecipe:
-        """The recipe of the features that the two encoders return."""
-        return self._recipe
+    def spec(self) -> FeatureSpec:
+        """The spec of the features that the two encoders return."""
+        return self._spec
 
     @property
     def device(self) -> torch.device:
@@ -222,8 +222,8 @@ class CLIPBackbone:
     @torch.inference_mode()
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
         """uint8 RGB (C, F, S, S, 3) to float32 (K, C, D_v), or (K, C, F * P, D_v) where pooling is ``tokens``."""
-        recipe = self.recipe
-        expected = (recipe.frames_per_clip, recipe.resolution, recipe.resolution, 3)
+        spec = self.spec
+        expected = (spec.frames_per_clip, spec.resolution, spec.resolution, 3)
         if frames_CFSS3.dtype != torch.uint8 or frames_CFSS3.shape[1:] != expected:
             raise ValueError(
                 f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
@@ -231,16 +231,16 @@ class CLIPBackbone:
             )
         if not len(frames_CFSS3):  # the blocks cannot tell the shape of nothing
             return self.encode_video(frames_CFSS3.new_zeros(1, *expected))[:, :0]
-        clips, frames = len(frames_CFSS3), recipe.frames_per_clip
+        clips, frames = len(frames_CFSS3), spec.frames_per_clip
         pixels_N3SS = self.normalise(frames_CFSS3.flatten(0, 1).to(self.device))
         found: Tensor = self.video(pixels_N3SS.to(next(self.video.parameters()).dtype), self._pool)
-        if recipe.pooling == "tokens":
+        if spec.pooling == "tokens":
             levels, _, tokens, width = found.shape
             return found.reshape(levels, clips, frames * tokens, width)
         return found.reshape(len(found), clips, frames, -1).mean(2)
 
     def _pool(self, tokens_NPD: Tensor) -> Tensor:
-        match self.recipe.pooling:
+        match self.spec.pooling:
             case "cls":
                 return tokens_NPD[:, 0]
             case "mean":
@@ -292,7 +292,7 @@ def cleaned(query: str) -> str:
 
 
 def identity_of(weights: str | Path, clip: nn.Module) -> str:
-    """What stands in the recipe's field ``weights``: a name that people know, or a digest.
+    """What stands in the spec's field ``weights``: a name that people know, or a digest.
 
     The hub id of one of OpenAI's four models where the weights are known to be that model: loaded by that id; a copy
     of the very file that lies there; or a folder that :func:`convert_clip` made of the file that OpenAI released.
@@ -369,7 +369,7 @@ def _config(weights: str | Path) -> Any:
     elif not _hub_id(str(weights)):
         raise ValueError(
             f"weights {str(weights)!r} are neither a folder nor a hub id such as {CLIP_B32}; if that is the digest in "
-            "a feature recipe, give the folder of those weights (--backbone-weights FOLDER)"
+            "a feature spec, give the folder of those weights (--backbone-weights FOLDER)"
         )
     with _reading(weights) as transformers:
         found, _ = transformers.CLIPConfig.get_config_dict(weights)

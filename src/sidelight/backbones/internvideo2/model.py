@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from sidelight.backbones.internvideo2 import bert
 from sidelight.backbones.internvideo2.bert import Bert, BertConfig
 from sidelight.backbones.internvideo2.wordpiece import WordPiece
-from sidelight.backbones.protocol import POOLINGS, FeatureRecipe, weights_digest
+from sidelight.backbones.protocol import POOLINGS, FeatureSpec, weights_digest
 from sidelight.core.options import check_types, require
 from sidelight.io.files import replacing_folder, require_new_folder, write_text
 from sidelight.io.tensors import check_shapes, check_values, existing_file, named_tensors, read_tensors, write_tensors
@@ -728,7 +728,7 @@ class InternVideo2Backbone:
         levels: how many of the last layers to return, or which ones (negative, -1 the last).
         pooling: ``cls``; ``mean`` of the patches; ``attention``, the last level's frozen pool on every level; or
             ``tokens``, which keeps all.
-        dtype: ``float32``, ``bfloat16`` or ``float16``: what the towers compute in. It is not part of the recipe:
+        dtype: ``float32``, ``bfloat16`` or ``float16``: what the towers compute in. It is not part of the spec:
             features of one type serve a model trained on another, to within rounding.
         frames_per_clip: frames of a clip; as many as the checkpoint was trained with unless given (4 in the released
             one). One is read as an image.
@@ -760,7 +760,7 @@ class InternVideo2Backbone:
         deepest = min(config.video.depth, config.text.depth)
         if not chosen or min(chosen) < -deepest:
             raise ValueError(f"this InternVideo2 has levels -{deepest} to -1; got {chosen}")
-        self._recipe = FeatureRecipe(
+        self._spec = FeatureSpec(
             backbone="internvideo2",
             weights=digest,
             levels=chosen,
@@ -776,9 +776,9 @@ class InternVideo2Backbone:
         )
 
     @property
-    def recipe(self) -> FeatureRecipe:
-        """The recipe of the features that the two encoders return."""
-        return self._recipe
+    def spec(self) -> FeatureSpec:
+        """The spec of the features that the two encoders return."""
+        return self._spec
 
     @property
     def device(self) -> torch.device:
@@ -801,8 +801,8 @@ class InternVideo2Backbone:
 
         Blocks after the last level asked for are not run; a level is pooled as soon as it is there.
         """
-        side = self.recipe.resolution
-        expected = (self.recipe.frames_per_clip, side, side, 3)
+        side = self.spec.resolution
+        expected = (self.spec.frames_per_clip, side, side, 3)
         if frames_CFSS3.dtype != torch.uint8 or frames_CFSS3.shape[1:] != expected:
             raise ValueError(
                 f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
@@ -813,7 +813,7 @@ class InternVideo2Backbone:
 
     def _levels(self, pixels_CF3SS: Tensor) -> Tensor:
         tower = self.model.vision_encoder
-        wanted = [tower.config.depth + level for level in self.recipe.levels]
+        wanted = [tower.config.depth + level for level in self.spec.levels]
         found = []
         for i, tokens_CPD in enumerate(tower.layers(pixels_CF3SS)):
             if i in wanted:
@@ -823,7 +823,7 @@ class InternVideo2Backbone:
         return torch.stack(found)
 
     def _pool(self, tokens_CPD: Tensor) -> Tensor:
-        match self.recipe.pooling:
+        match self.spec.pooling:
             case "cls":
                 return tokens_CPD[:, 0]
             case "mean":
@@ -848,7 +848,7 @@ class InternVideo2Backbone:
             chosen = order[start : start + QUERIES_AT_ONCE]
             ids_BL, mask_BL = self.tokenizer.batch([rows[i] for i in chosen])
             layers = list(self.model.text_encoder.layers(ids_BL.to(self.device), mask_BL.to(self.device)))
-            stacked = torch.stack([layers[level] for level in self.recipe.levels]).float()
+            stacked = torch.stack([layers[level] for level in self.spec.levels]).float()
             found |= {i: stacked[:, b, : len(rows[i])].clone() for b, i in enumerate(chosen)}
         return [found[i] for i in range(len(rows))]
 

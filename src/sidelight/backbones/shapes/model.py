@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureRecipe, weights_digest
+from sidelight.backbones.protocol import FeatureSpec, weights_digest
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.io.files import replacing
 
@@ -260,7 +260,7 @@ class ShapesBackbone:
         deepest = min(config.depth, config.text_depth)
         if not chosen or min(chosen) < -deepest:
             raise ValueError(f"the shapes backbone has levels -{deepest} to -1; got {chosen}")
-        self._recipe = FeatureRecipe(
+        self._spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),
             levels=chosen,
@@ -276,9 +276,9 @@ class ShapesBackbone:
         )
 
     @property
-    def recipe(self) -> FeatureRecipe:
-        """The recipe of the features that the two encoders return."""
-        return self._recipe
+    def spec(self) -> FeatureSpec:
+        """The spec of the features that the two encoders return."""
+        return self._spec
 
     @property
     def device(self) -> torch.device:
@@ -292,17 +292,17 @@ class ShapesBackbone:
     @torch.inference_mode()
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
         """uint8 RGB (C, F, S, S, 3) to (K, C, D_v), or (K, C, P, D_v) where pooling is ``tokens``."""
-        expected = (self.recipe.frames_per_clip, self.recipe.resolution, self.recipe.resolution, 3)
+        expected = (self.spec.frames_per_clip, self.spec.resolution, self.spec.resolution, 3)
         if frames_CFSS3.dtype != torch.uint8 or frames_CFSS3.shape[1:] != expected:
             raise ValueError(
                 f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
                 f"got {frames_CFSS3.dtype} {tuple(frames_CFSS3.shape)}"
             )
         layers = list(self.model.video.layers(frames_CFSS3.to(self.device)))
-        return torch.stack([self._pool(layers[level]) for level in self.recipe.levels])
+        return torch.stack([self._pool(layers[level]) for level in self.spec.levels])
 
     def _pool(self, tokens_CPD: Tensor) -> Tensor:
-        match self.recipe.pooling:
+        match self.spec.pooling:
             case "cls":
                 return tokens_CPD[:, 0]
             case "mean":
@@ -323,5 +323,5 @@ class ShapesBackbone:
             return []
         ids, lengths = self.model.tokenizer.batch(queries, longest=self.model.config.text_length)
         layers = list(self.model.text.layers(ids.to(self.device)))
-        stacked = torch.stack([layers[level] for level in self.recipe.levels])
+        stacked = torch.stack([layers[level] for level in self.spec.levels])
         return [stacked[:, i, :length].clone() for i, length in enumerate(lengths)]

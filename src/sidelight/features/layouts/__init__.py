@@ -15,7 +15,7 @@ Where this is known from. R2-Tuning: its ``tools/extract_feat.py`` and ``dataset
 names, shapes and folders are those in code of others that reads its released features. That its 5 levels are the last
 five is an assumption, and so is float16 where we write it.
 
-What the files do not say is the feature recipe: the backbone, what it was shown, its weights. It has to be said by
+What the files do not say is the feature spec: the backbone, what it was shown, its weights. It has to be said by
 whoever reads them (``backbone`` of a training recipe); what the papers say is the default. A folder that we wrote
 carries it, in ``feature-recipe.json``, which other readers do not look at.
 
@@ -36,7 +36,7 @@ from __future__ import annotations
 from sidelight.features.layouts.files import (
     CLIPS_OFF,
     LAYOUTS,
-    RECIPE_FILE,
+    SPEC_FILE,
     Layout,
     LayoutName,
     Shape,
@@ -51,7 +51,7 @@ __all__ = [
     "CLIPS_OFF",
     "LAYOUTS",
     "NORMALISED",
-    "RECIPE_FILE",
+    "SPEC_FILE",
     "ForeignFeatures",
     "Layout",
     "LayoutName",

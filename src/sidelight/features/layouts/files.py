@@ -23,7 +23,7 @@ LayoutName = Literal["sidelight", "r2-tuning", "sdst", "moment-detr"]
 
 CLIPS_OFF = 4
 """By so many clips features may be longer or shorter than their video."""
-RECIPE_FILE = "feature-recipe.json"
+SPEC_FILE = "feature-recipe.json"
 _FORM = "a folder, or VIDEO[+VIDEO...],TEXT with the folders of videos and of sentences"
 
 # As R2-Tuning's folders call CLIP's sizes -> hub id, widths of the two towers.
@@ -149,9 +149,9 @@ class Layout(ABC):
         return "internvideo2", "OpenGVLab/InternVideo2-Stage2_1B-224p-f4"
 
     @property
-    def recipe_file(self) -> Path:
-        """Where the feature recipe is, if we wrote the folder."""
-        return Path(self.where) / RECIPE_FILE
+    def spec_file(self) -> Path:
+        """Where the feature spec is, if we wrote the folder."""
+        return Path(self.where) / SPEC_FILE
 
 
 class R2TuningLayout(Layout):

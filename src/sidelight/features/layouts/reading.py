@@ -1,4 +1,4 @@
-"""Features of others with their recipe, as a dataset reads them.
+"""Features of others with their spec, as a dataset reads them.
 
 Legend: K levels, T clips, P tokens of a clip, L tokens of a sentence, D_v / D_t widths of video and text.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.features.layouts.arrays import Array, halves, unit
 from sidelight.features.layouts.files import (
@@ -32,12 +32,12 @@ NORMALISED = " (L2-normalised)"
 
 
 class ForeignFeatures:
-    """The features of one layout with the recipe that made them, as a dataset reads them (:class:`Features`).
+    """The features of one layout with the spec that made them, as a dataset reads them (:class:`Features`).
 
     Args:
         files: where they are.
-        recipe: what made them.
-        stored: the levels that the files hold; those of the recipe are read.
+        spec: what made them.
+        stored: the levels that the files hold; those of the spec are read.
         durations: vid -> seconds; a video that is not among them lasts as long as its features.
         normalise: divide every vector by its length, each folder's by its own.
     """
@@ -47,16 +47,16 @@ class ForeignFeatures:
     def __init__(
         self,
         files: Layout,
-        recipe: FeatureRecipe,
+        spec: FeatureSpec,
         *,
         stored: tuple[int, ...],
         durations: Mapping[str, float],
         normalise: bool,
     ) -> None:
-        self.files, self.recipe, self.normalise = files, recipe, normalise
+        self.files, self.spec, self.normalise = files, spec, normalise
         self.folder = Path(files.where)
         self._durations = durations
-        self._stored, self._rows = len(stored), [stored.index(level) for level in recipe.levels]
+        self._stored, self._rows = len(stored), [stored.index(level) for level in spec.levels]
 
     def videos(self) -> list[str]:
         """The ids of all videos, sorted."""
@@ -73,8 +73,8 @@ class ForeignFeatures:
             ValueError: if they are missing, of another form, or too long or too short for the video.
         """
         shape = self.files.video_shape(vid)
-        self._require(self.files.video_path(vid), shape, self.recipe.video_dim)
-        return fitted_timeline(vid, shape.length, self._durations.get(vid), self.recipe.clip_seconds)
+        self._require(self.files.video_path(vid), shape, self.spec.video_dim)
+        return fitted_timeline(vid, shape.length, self._durations.get(vid), self.spec.clip_seconds)
 
     def video(self, vid: str) -> VideoFeatures:
         """One video's features.
@@ -90,13 +90,13 @@ class ForeignFeatures:
         """(K, T, D_v) or (K, T, P, D_v), as the files have it."""
         if isinstance(self.files, MomentDETRLayout) and self.normalise:
             return np.concatenate([unit(part) for part in self.files.parts(vid)], axis=1)[None]
-        if not isinstance(self.files, R2TuningLayout) or self.recipe.pooling == "tokens":
+        if not isinstance(self.files, R2TuningLayout) or self.spec.pooling == "tokens":
             return self.files.video(vid, self._rows)
         tokens = self.files.video_shape(vid).tokens
-        if tokens > 1 and (self.recipe.pooling != "cls" or self.recipe.frames_per_clip != 1):
+        if tokens > 1 and (self.spec.pooling != "cls" or self.spec.frames_per_clip != 1):
             raise ValueError(
                 f"{self.files.video_path(vid)} keeps all {tokens} tokens of a clip: pooling must be tokens, or cls (the"
-                f" first of them) with one frame a clip; got {self.recipe.pooling} with {self.recipe.frames_per_clip}"
+                f" first of them) with one frame a clip; got {self.spec.pooling} with {self.spec.frames_per_clip}"
             )
         return self.files.first_tokens(vid, self._rows)
 
@@ -111,7 +111,7 @@ class ForeignFeatures:
     def text(self, asked: Asked) -> Halves:
         """(K, L, D_t) of one annotation's sentence."""
         path = self.files.text_path(asked)
-        self._require(path, self.files.text_shape(asked), self.recipe.text_dim)
+        self._require(path, self.files.text_shape(asked), self.spec.text_dim)
         array = self.files.text(asked, self._rows)
         return halves(path, unit(array) if self.normalise else array)
 
@@ -119,7 +119,7 @@ class ForeignFeatures:
         if shape.levels != self._stored:
             raise ValueError(f"{path} has {shape.levels} levels, others there {self._stored}; extract it again")
         if shape.width != width:
-            raise ValueError(f"{path} is {shape.width} wide, the feature recipe says {width}; was it made by another?")
+            raise ValueError(f"{path} is {shape.width} wide, the feature spec says {width}; was it made by another?")
 
 
 def open_features(
@@ -135,7 +135,7 @@ def open_features(
     clip_seconds: float | None = None,
     frames_per_clip: int | None = None,
     normalise: bool = True,
-    recipe: FeatureRecipe | None = None,
+    spec: FeatureSpec | None = None,
 ) -> Features:
     """Open the features of any layout.
 
@@ -145,29 +145,29 @@ def open_features(
         durations: vid -> seconds.
         asked: the annotations that will be read; one of them shows how wide sentences are.
         backbone: what made foreign features; the paper's unless given.
-        weights: their name, as it stands in feature recipes; or a folder, whose backbone then says all that follows.
+        weights: their name, as it stands in feature specs; or a folder, whose backbone then says all that follows.
         levels: which to read, -1 the last; all unless given.
         pooling: of a clip; the layout's unless given.
         clip_seconds: of a clip; 2 unless given.
         frames_per_clip: the backbone's own unless given.
         normalise: moment-detr only: divide every vector by its length, as published loaders do.
-        recipe: instead of all that from ``backbone`` on: take the features for made by this one (it says which levels).
+        spec: instead of all that from ``backbone`` on: take the features for made by this one (it says which levels).
 
     Raises:
         ValueError: if there are no features of that layout, or they cannot be what is said.
     """
     if layout_of(where, layout) == "sidelight":
-        return FeatureStore(where, levels=recipe.levels if recipe else levels)
+        return FeatureStore(where, levels=spec.levels if spec else levels)
     files = LAYOUTS[layout_of(where, layout)](where)
     shape, text_width = _first_shapes(files, asked)
-    said = _said_recipe(files)
-    if recipe is not None:
-        levels, normalise = recipe.levels, recipe.weights.endswith(NORMALISED)
+    said = _stated_spec(files)
+    if spec is not None:
+        levels, normalise = spec.levels, spec.weights.endswith(NORMALISED)
     # What was exported from a store comes back as it was.
     normalise = normalise and isinstance(files, MomentDETRLayout) and said is None
     stored = said.levels if said else tuple(range(-shape.levels, 0))
     if len(stored) != shape.levels:
-        raise ValueError(f"{files.recipe_file} names {len(stored)} levels, the files have {shape.levels}")
+        raise ValueError(f"{files.spec_file} names {len(stored)} levels, the files have {shape.levels}")
     wanted = stored if levels is None else levels
     if missing := set(wanted) - set(stored):
         raise ValueError(
@@ -185,10 +185,10 @@ def open_features(
     if said:
         made = _checked_against(said, given, files)
         made = replace(made, levels=wanted, weights=made.weights + (NORMALISED if normalise else ""))
-    elif recipe:
-        made = recipe
+    elif spec:
+        made = spec
     else:
-        made = _recipe_of(files, given, wanted, widths)
+        made = _spec_of(files, given, wanted, widths)
         made = replace(made, weights=made.weights + (NORMALISED if normalise else ""))
     for name, here in widths.items():
         if getattr(made, name) != here:
@@ -243,19 +243,19 @@ def _first_shapes(files: Layout, asked: Iterable[Asked]) -> tuple[Shape, int]:
     return files.video_shape(vid), files.text_shape(row).width
 
 
-def _said_recipe(files: Layout) -> FeatureRecipe | None:
-    """The feature recipe of a folder that we wrote."""
-    path = files.recipe_file
+def _stated_spec(files: Layout) -> FeatureSpec | None:
+    """The feature spec of a folder that we wrote."""
+    path = files.spec_file
     if not path.is_file():
         return None
     try:
-        return FeatureRecipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return FeatureSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no feature recipe ({error}); delete it, and say what made the features") from None
+        raise ValueError(f"{path} is no feature spec ({error}); delete it, and say what made the features") from None
 
 
-def _checked_against(said: FeatureRecipe, given: Mapping[str, Any], files: Layout) -> FeatureRecipe:
-    """The recipe in the folder, unless what is given says otherwise."""
+def _checked_against(said: FeatureSpec, given: Mapping[str, Any], files: Layout) -> FeatureSpec:
+    """The spec in the folder, unless what is given says otherwise."""
     for name, value in given.items():
         if value is None or (name == "weights" and _has_folder(said.backbone, value)):
             continue
@@ -263,7 +263,7 @@ def _checked_against(said: FeatureRecipe, given: Mapping[str, Any], files: Layou
         if first_token:
             said = replace(said, pooling="cls")
         elif value != getattr(said, name):
-            raise ValueError(f"{files.recipe_file} says {name} {getattr(said, name)!r}, got {value!r}; correct one")
+            raise ValueError(f"{files.spec_file} says {name} {getattr(said, name)!r}, got {value!r}; correct one")
     return said
 
 
@@ -272,9 +272,9 @@ def _has_folder(backbone: str, weights: str | None) -> bool:
     return backbone == "shapes" or (weights is not None and Path(weights).is_dir())
 
 
-def _recipe_of(
+def _spec_of(
     files: Layout, given: Mapping[str, Any], levels: tuple[int, ...], widths: Mapping[str, int]
-) -> FeatureRecipe:
+) -> FeatureSpec:
     """What made the features, as far as the paper and whoever reads them say."""
     name, weights = files.made_by()
     name = given["backbone"] or name
@@ -284,7 +284,7 @@ def _recipe_of(
         from sidelight.backbones import load_backbone
 
         # What is not asked of the backbone is not computed: this is only to learn what it would make.
-        return load_backbone(name, levels=levels, pooling=pooling, **options).recipe
+        return load_backbone(name, levels=levels, pooling=pooling, **options).spec
     made, resolution, resize = files.made_by()[0], 224, "crop"
     if name == "internvideo2":
         from sidelight.backbones.internvideo2.model import MEAN as mean
@@ -300,7 +300,7 @@ def _recipe_of(
         raise ValueError(f"backbone.weights must name the weights of {name!r} that made the features in {files.where}")
     if name == "clip" and (given["weights"] or weights).endswith("-336"):
         resolution = 336
-    return FeatureRecipe(
+    return FeatureSpec(
         backbone=name,
         weights=given["weights"] or weights,
         levels=levels,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sidelight.backbones.protocol import FeatureRecipe
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.layouts.arrays import Array, safe_name
-from sidelight.features.layouts.files import CLIPS, LAYOUTS, RECIPE_FILE, MomentDETRLayout, R2TuningLayout, SDSTLayout
+from sidelight.features.layouts.files import CLIPS, LAYOUTS, SPEC_FILE, MomentDETRLayout, R2TuningLayout, SDSTLayout
 from sidelight.features.layouts.reading import ForeignFeatures
 from sidelight.features.store import Asked, FeatureStore, Halves
 from sidelight.io.files import replacing, require_new_folder
@@ -32,7 +32,7 @@ def export_features(
     level: int | None = None,
     progress: bool = False,
 ) -> tuple[int, int]:
-    """Write the features of some annotations in a layout, with the feature recipe beside them.
+    """Write the features of some annotations in a layout, with the feature spec beside them.
 
     Written beside ``out`` and renamed at the end; what an interrupted run has written is not written again.
 
@@ -60,8 +60,8 @@ def export_features(
     require_new_folder(out)
     if level is not None:
         store = FeatureStore(store.folder, levels=(level,))
-    recipe = store.recipe
-    _check_fits(recipe, layout)
+    spec = store.spec
+    _check_fits(spec, layout)
     by_qid: dict[str, Asked] = {}
     for row in asked:
         safe_name(row.vid, "vid")
@@ -76,9 +76,9 @@ def export_features(
             f"the feature store {store.folder} lacks {len(missing)} of {len(vids)} videos, such as {missing[0]!r}; "
             "extract them"
         )
-    names = _names_for(recipe, layout)
+    names = _names_for(spec, layout)
     # Goes on with what it began, and with nothing else: the same features of the same store for the same annotations.
-    order = [str(store.folder.resolve()), layout, recipe.digest(), *(f"{r.vid}\t{r.qid}\t{r.query}" for r in asked)]
+    order = [str(store.folder.resolve()), layout, spec.digest(), *(f"{r.vid}\t{r.qid}\t{r.query}" for r in asked)]
     key = hashlib.sha256("\n".join(order).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     beside = out.with_name(f".{out.name[:80]}.{key}.partial")
     for name in names:
@@ -92,39 +92,39 @@ def export_features(
         for (qid, _), text_KLD in zip(part, store.texts(row for _, row in part), strict=True):
             name = f"qid{qid}" if layout == MomentDETRLayout.name else qid
             _write(layout, beside / names[1] / name, text=text_KLD)
-    (beside / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (beside / SPEC_FILE).write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
     if out.is_dir():
         out.rmdir()  # it is empty
     beside.rename(out)
     return len(vids), len(sentences)
 
 
-def _check_fits(recipe: FeatureRecipe, layout: str) -> None:
-    if recipe.pooling == "tokens" and layout != R2TuningLayout.name:
+def _check_fits(spec: FeatureSpec, layout: str) -> None:
+    if spec.pooling == "tokens" and layout != R2TuningLayout.name:
         raise ValueError(
             f"the layout {layout} has one vector a clip, the store every token; choose r2-tuning, or extract with "
             "another pooling"
         )
-    count = len(recipe.levels)
+    count = len(spec.levels)
     if layout == MomentDETRLayout.name and count > 1:
-        levels = ", ".join(map(str, recipe.levels))
+        levels = ", ".join(map(str, spec.levels))
         raise ValueError(f"the layout {layout} has one level, the store {count} ({levels}); choose one with --level")
-    if layout != MomentDETRLayout.name and recipe.levels != tuple(range(-count, 0)):
+    if layout != MomentDETRLayout.name and spec.levels != tuple(range(-count, 0)):
         raise ValueError(
-            f"the layout {layout} holds the last levels of a backbone, the store has {recipe.levels}; extract the last "
-            f"{-recipe.levels[0]}"
+            f"the layout {layout} holds the last levels of a backbone, the store has {spec.levels}; extract the last "
+            f"{-spec.levels[0]}"
         )
 
 
-def _names_for(recipe: FeatureRecipe, layout: str) -> tuple[str, str]:
+def _names_for(spec: FeatureSpec, layout: str) -> tuple[str, str]:
     """The folders of videos and of sentences."""
     if layout == SDSTLayout.name:
         return "vid_feats", "txt_feats"
     if layout == MomentDETRLayout.name:
-        return f"{recipe.backbone}_features", f"{recipe.backbone}_text_features"
+        return f"{spec.backbone}_features", f"{spec.backbone}_text_features"
     sizes = {weights: size for size, (weights, _, _) in CLIPS.items()}
-    size = f"_{sizes[recipe.weights]}" if recipe.weights in sizes else ""
-    name, count = recipe.backbone + size, len(recipe.levels)
+    size = f"_{sizes[spec.weights]}" if spec.weights in sizes else ""
+    name, count = spec.backbone + size, len(spec.levels)
     return f"{name}_vid_k{count}", f"{name}_txt_k{count}"
 
 
@@ -173,7 +173,7 @@ def import_features(
         progress: show a bar.
 
     Raises:
-        RecipeMismatchError: if ``out`` holds features of another recipe.
+        SpecMismatchError: if ``out`` holds features of another spec.
         ValueError: if something is missing or damaged, or one sentence has two features that differ.
     """
     from tqdm import tqdm
@@ -185,7 +185,7 @@ def import_features(
     sentences: dict[str, list[Asked]] = {}
     for row in asked:
         sentences.setdefault(row.query, []).append(row)
-    store = FeatureStore.create(out, features.recipe)
+    store = FeatureStore.create(out, features.spec)
     missing = store.missing_queries(sentences)
     for first in range(0, len(missing), _QUERIES_PER_FILE):
         part = missing[first : first + _QUERIES_PER_FILE]
