@@ -30,7 +30,7 @@ from sidelight.backbones.clip.model import CLIPBackbone, convert_clip
 from sidelight.backbones.internvideo2.bert import BertConfig, our_name
 from sidelight.backbones.internvideo2.model import SIZES, InternVideo2, InternVideo2Config, VideoConfig
 from sidelight.data.annotations import read_annotations
-from sidelight.features.store import FeatureStore, Halves, VideoFeatures
+from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.dataset import GroundingDataset
@@ -172,7 +172,7 @@ def answers(world: Path) -> None:
             noisy = FeatureStore.create(Path(place) / "store", store.spec)
             rng = np.random.default_rng(0)
 
-            def changed(values: Halves, size: float = size, rng: np.random.Generator = rng) -> Halves:
+            def changed(values: HalfFeatures, size: float = size, rng: np.random.Generator = rng) -> HalfFeatures:
                 wide = values.astype(np.float32)
                 lengths = np.linalg.norm(wide, axis=-1, keepdims=True) / wide.shape[-1] ** 0.5
                 return (wide + size * lengths * rng.standard_normal(wide.shape)).astype(np.float16)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from sidelight.backbones.protocol import Backbone
-    from sidelight.features.store import Halves, VideoFeatures
+    from sidelight.features.store import HalfFeatures, VideoFeatures
     from sidelight.training.checkpoint import Checkpoint
 
 
@@ -124,7 +124,7 @@ class Grounder:
         found = self.ground_features(self.features(video), text, queries, video_name=str(video))
         return found[0] if isinstance(query, str) else found
 
-    def encode(self, queries: Sequence[str]) -> list[Halves]:
+    def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
         """The (K, L, D_t) features of each sentence."""
         from sidelight.features.extract import encode_queries
 
@@ -165,7 +165,7 @@ class Grounder:
     def ground_features(
         self,
         video: VideoFeatures,
-        text: Sequence[Halves],
+        text: Sequence[HalfFeatures],
         queries: Sequence[str],
         *,
         video_name: str | None = None,

@@ -106,7 +106,7 @@ RELEASED: dict[str, Callable[[Path], Path]] = {
 
 
 def opened(where: Path | str, rows: list[Annotation] = ROWS, **options: object) -> ForeignFeatures:
-    found = open_features(where, durations=durations_of(rows), asked=rows, **options)  # type: ignore[arg-type]
+    found = open_features(where, durations=durations_of(rows), keys=rows, **options)  # type: ignore[arg-type]
     assert isinstance(found, ForeignFeatures)
     return found
 

@@ -256,7 +256,7 @@ def _import(args: Namespace) -> int:
         args.folder,
         layout=args.layout or "",
         durations=durations_of(rows),
-        asked=rows,
+        keys=rows,
         backbone=args.backbone,
         weights=args.weights,
         levels=None if args.levels is None else tuple(range(-args.levels, 0)),

@@ -158,7 +158,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         elif foreign:
             # Its files do not say what made them: what can be compared is, the rest is taken on trust.
             durations = durations_of(annotations)
-            store = open_features(folder, durations=durations, asked=annotations, spec=checkpoint.features)
+            store = open_features(folder, durations=durations, keys=annotations, spec=checkpoint.features)
         else:
             store = FeatureStore(folder)
         if set(checkpoint.features.levels) < set(store.spec.levels):

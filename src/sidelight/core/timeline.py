@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,10 @@ class Timeline:
         """(T, 2) seconds of each clip, the last one cut at the duration."""
         edges = np.arange(self.num_clips + 1) * self.clip_seconds
         return np.stack([edges[:-1], np.minimum(edges[1:], self.duration)], axis=1)
+
+    def clip_centers(self) -> Floats:
+        """Return the middle of each clip in seconds, (T,); the last one may lie after the duration."""
+        return clips_to_seconds(np.arange(self.num_clips) + 0.5, self.clip_seconds)
 
     def frame_seconds(self, frames_per_clip: int) -> Floats:
         """(T, n) seconds at which to look: the middles of n equal parts of each clip, inside the video."""
@@ -129,6 +133,20 @@ class Timeline:
             if name not in present:
                 raise ValueError(f"a timeline needs duration and clip_seconds; {name} is missing")
         return cls(duration=values["duration"], clip_seconds=values["clip_seconds"])
+
+
+Number = TypeVar("Number")
+"""A number, an array or a tensor."""
+
+
+def clips_to_seconds(clips: Number, clip_seconds: float) -> Number:
+    """Convert places counted in clips to seconds; arrays and tensors keep their type and precision."""
+    return clips * clip_seconds  # type: ignore[operator, no-any-return]  # numbers, arrays and tensors share no type
+
+
+def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:
+    """Convert seconds to places counted in clips; arrays and tensors keep their type and precision."""
+    return seconds / clip_seconds  # type: ignore[operator, no-any-return]  # likewise
 
 
 def _is_number(value: object) -> bool:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
 from sidelight.features.remote import store_at
-from sidelight.features.store import FeatureStore, Halves, VideoFeatures
+from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.io.files import VIDEO_SUFFIXES
 from sidelight.io.storage import is_address, list_files
 from sidelight.video.read import VideoError, warn
@@ -95,20 +95,20 @@ class BatchEncoder:
         self._held = 0
         self._sent: tuple[torch.Tensor, list[tuple[Any, int]]] | None = None
 
-    def put(self, key: Any, pixels_CFSS3: npt.NDArray[np.uint8]) -> Iterator[tuple[Any, Halves]]:
+    def put(self, key: Any, pixels_CFSS3: npt.NDArray[np.uint8]) -> Iterator[tuple[Any, HalfFeatures]]:
         """Take clips; yields what has become ready: (key, float16 (K, C, D)), in the order in which it was put."""
         self._waiting.append((key, pixels_CFSS3))
         self._held += len(pixels_CFSS3)
         while self._held >= self.clips:
             yield from self._send()
 
-    def flush(self) -> Iterator[tuple[Any, Halves]]:
+    def flush(self) -> Iterator[tuple[Any, HalfFeatures]]:
         """Encode what is left; yields it."""
         while self._held:
             yield from self._send()
         yield from self._fetch()
 
-    def _send(self) -> Iterator[tuple[Any, Halves]]:
+    def _send(self) -> Iterator[tuple[Any, HalfFeatures]]:
         import torch
 
         parts, owners, room = [], [], self.clips
@@ -130,12 +130,12 @@ class BatchEncoder:
         ready, self._sent = self._fetch(), (encoded, owners)
         yield from ready
 
-    def _fetch(self) -> Iterator[tuple[Any, Halves]]:
+    def _fetch(self) -> Iterator[tuple[Any, HalfFeatures]]:
         sent, self._sent = self._sent, None
         return _apart(*sent) if sent is not None else iter(())
 
 
-def _apart(encoded: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tuple[Any, Halves]]:
+def _apart(encoded: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tuple[Any, HalfFeatures]]:
     """A batch's features, each owner's own."""
     features_KBD, first = encoded.cpu().numpy(), 0
     for key, count in owners:
@@ -144,7 +144,7 @@ def _apart(encoded: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tup
         first += count
 
 
-def video_features(parts: Sequence[Halves], duration: float, clip_seconds: float) -> VideoFeatures:
+def video_features(parts: Sequence[HalfFeatures], duration: float, clip_seconds: float) -> VideoFeatures:
     """Chunks of one video, in order, and the duration that its file states."""
     video_KTD = np.concatenate(parts, axis=1)
     covered = min(duration, video_KTD.shape[1] * clip_seconds)  # a file that breaks off has fewer clips
@@ -177,12 +177,12 @@ def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
     return found
 
 
-def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, Halves]:
+def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, HalfFeatures]:
     """The features of sentences: sentence -> (K, L, D_t) float16."""
     import torch
 
     wanted = list(dict.fromkeys(queries))
-    found: dict[str, Halves] = {}
+    found: dict[str, HalfFeatures] = {}
     for first in range(0, len(wanted), batch):
         part = wanted[first : first + batch]
         for query, encoded in zip(part, backbone.encode_text(part), strict=True):
@@ -194,7 +194,7 @@ def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 2
 class _Unfinished:
     """A video on its way through the batches."""
 
-    parts: list[tuple[int, Halves]] = field(default_factory=list)
+    parts: list[tuple[int, HalfFeatures]] = field(default_factory=list)
     """First clip of each, and features."""
     done: int = 0
     """Clips encoded."""
@@ -220,7 +220,7 @@ class Collector:
         self._written = 0.0
         self.write_failures()
 
-    def add(self, vid: str, features_KCD: Halves, first: int | None = None) -> int:
+    def add(self, vid: str, features_KCD: HalfFeatures, first: int | None = None) -> int:
         """Take features of a video; returns how many videos this completed (0 or 1).
 
         Args:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.features.store import FAILURES, FeatureStore, Halves, VideoFeatures
+from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.io.storage import fetch, is_address, listing, put_file
 
 
@@ -77,7 +77,7 @@ class RemoteStore(FeatureStore):
         self._there.add(path.name)
         path.unlink()
 
-    def put_queries(self, features: Mapping[str, Halves]) -> None:
+    def put_queries(self, features: Mapping[str, HalfFeatures]) -> None:
         before = set((self.folder / "queries").iterdir())
         super().put_queries(features)
         for path in set((self.folder / "queries").iterdir()) - before:

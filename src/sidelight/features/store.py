@@ -33,7 +33,7 @@ from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.storage import cached, is_address, listing
 
-Halves = npt.NDArray[np.float16]
+HalfFeatures = npt.NDArray[np.float16]
 FORMAT = "sidelight.features/1"
 _LONGEST_NAME = 180
 """Bytes of a file's name that come from a video's id; most file systems allow 255 in all."""
@@ -45,7 +45,7 @@ FAILURES = "failures.jsonl"
 class VideoFeatures:
     """What a backbone returned for one video, at every level, and the timeline of its clips."""
 
-    video_KTD: Halves
+    video_KTD: HalfFeatures
     timeline: Timeline
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class VideoFeatures:
             )
 
 
-class Asked(Protocol):
+class SampleKey(Protocol):
     """What features are found by: an annotation, or whatever has these three."""
 
     @property
@@ -92,7 +92,7 @@ class Features(Protocol):
     def timeline(self, vid: str) -> Timeline:
         """One video's timeline, without its features being read; ValueError likewise."""
 
-    def texts(self, asked: Iterable[Asked]) -> list[Halves]:
+    def texts(self, asked: Iterable[SampleKey]) -> list[HalfFeatures]:
         """(K, L, D_t) of each one's sentence, in their order; ValueError if one is missing or damaged."""
 
 
@@ -171,7 +171,7 @@ class FeatureStore:
         there = FeatureStore(folder).spec.levels
         return there if set(wanted) <= set(there) else wanted
 
-    def _chosen(self, levels_first: Halves) -> Halves:
+    def _chosen(self, levels_first: HalfFeatures) -> HalfFeatures:
         """The levels that are read."""
         return levels_first if self._rows is None else levels_first[self._rows]
 
@@ -312,7 +312,7 @@ class FeatureStore:
         index = self._index()
         return [q for q in dict.fromkeys(queries) if query_digest(q) not in index]
 
-    def put_queries(self, features: Mapping[str, Halves]) -> None:
+    def put_queries(self, features: Mapping[str, HalfFeatures]) -> None:
         """Add the (K, L, D_t) features of many sentences as one file."""
         self._require_whole()
         if not features:
@@ -321,7 +321,7 @@ class FeatureStore:
         name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
         _save(self.folder / "queries" / f"{name}.safetensors", tensors, {})
 
-    def queries(self, queries: Iterable[str]) -> dict[str, Halves]:
+    def queries(self, queries: Iterable[str]) -> dict[str, HalfFeatures]:
         """Sentence -> (K, L, D_t), for many at once: each file is opened once.
 
         Raises:
@@ -336,13 +336,13 @@ class FeatureStore:
         by_file: dict[Path, list[str]] = {}
         for query in wanted:
             by_file.setdefault(self._queries[query_digest(query)], []).append(query)
-        found: dict[str, Halves] = {}
+        found: dict[str, HalfFeatures] = {}
         for path, names in by_file.items():
             file = _opened(path)
             found.update({q: self._chosen(file.get_tensor(query_digest(q))) for q in names})
         return found
 
-    def texts(self, asked: Iterable[Asked]) -> list[Halves]:
+    def texts(self, asked: Iterable[SampleKey]) -> list[HalfFeatures]:
         """(K, L, D_t) of each one's sentence, in their order.
 
         Raises:

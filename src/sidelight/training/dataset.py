@@ -20,7 +20,7 @@ from sidelight.core.batch import Batch, Targets
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
-from sidelight.features.store import Features, Halves, VideoFeatures
+from sidelight.features.store import Features, HalfFeatures, VideoFeatures
 
 NO_POSITIVE = -1
 
@@ -29,8 +29,8 @@ NO_POSITIVE = -1
 class Sample:
     """One (video, query) pair with its ground truth, not yet padded."""
 
-    video_KTD: Halves
-    text_KLD: Halves
+    video_KTD: HalfFeatures
+    text_KLD: HalfFeatures
     spans_G2: npt.NDArray[np.float32]
     saliency_T: npt.NDArray[np.float32]
     positive: int
@@ -162,7 +162,7 @@ def _without_late_labels(annotation: Annotation, timeline: Timeline, slack: int)
     )
 
 
-def unlabelled(features: VideoFeatures, text_KLD: Halves) -> Sample:
+def unlabelled(features: VideoFeatures, text_KLD: HalfFeatures) -> Sample:
     """A sample without ground truth."""
     return Sample(
         video_KTD=features.video_KTD,

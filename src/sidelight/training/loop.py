@@ -185,7 +185,7 @@ class Trainer:
                 folder,
                 layout=layout,
                 durations=durations_of(annotations),
-                asked=annotations,
+                keys=annotations,
                 backbone=backbone.name,
                 weights=backbone.weights or None,
                 levels=backbone.chosen,

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from sidelight.features.layouts.arrays import Array, find, mapped, members, packed, packed_shape
-from sidelight.features.store import Asked
+from sidelight.features.store import SampleKey
 
 LayoutName = Literal["sidelight", "r2-tuning", "sdst", "moment-detr"]
 
@@ -93,7 +93,7 @@ class Layout(ABC):
         """Of one video's features; ValueError if they are missing or of another form."""
 
     @abstractmethod
-    def text_shape(self, asked: Asked) -> Shape:
+    def text_shape(self, asked: SampleKey) -> Shape:
         """Of one sentence's features, likewise."""
 
     @abstractmethod
@@ -101,10 +101,10 @@ class Layout(ABC):
         """(K, T, P, D_v), or (K, T, D_v) where the layout has one vector a clip; only those levels."""
 
     @abstractmethod
-    def text(self, asked: Asked, rows: Sequence[int]) -> Array:
+    def text(self, asked: SampleKey, rows: Sequence[int]) -> Array:
         """(K, L, D_t), only those levels."""
 
-    def text_names(self, asked: Asked) -> list[str]:
+    def text_names(self, asked: SampleKey) -> list[str]:
         """What a sentence's file may be called, without its suffix."""
         return [str(asked.qid)]
 
@@ -121,7 +121,7 @@ class Layout(ABC):
         """Whether there are features of it."""
         return all(find(folder, self.video_names(vid), self.suffix) for folder in self.videos_in)
 
-    def has_text(self, asked: Asked) -> bool:
+    def has_text(self, asked: SampleKey) -> bool:
         """Whether there are features of this annotation's sentence."""
         return find(self.text_in, self.text_names(asked), self.suffix) is not None
 
@@ -133,7 +133,7 @@ class Layout(ABC):
             raise ValueError(f"{missing} is missing; check the annotations' vid, or get the features of this video too")
         return found
 
-    def text_path(self, asked: Asked) -> Path:
+    def text_path(self, asked: SampleKey) -> Path:
         """The file of an annotation's sentence."""
         found = find(self.text_in, self.text_names(asked), self.suffix)
         if found is None:
@@ -189,7 +189,7 @@ class R2TuningLayout(Layout):
         size = self._named[0]
         return "clip", CLIPS.get(size, CLIPS["b32"])[0]
 
-    def text_names(self, asked: Asked) -> list[str]:
+    def text_names(self, asked: SampleKey) -> list[str]:
         """By qid, or by vid."""
         return [str(asked.qid), asked.vid]
 
@@ -217,7 +217,7 @@ class R2TuningLayout(Layout):
         """Of one video's features."""
         return _of_four(self._mapped(self.video_path(vid), text=False))
 
-    def text_shape(self, asked: Asked) -> Shape:
+    def text_shape(self, asked: SampleKey) -> Shape:
         """Of one sentence's features."""
         return _of_four(self._mapped(self.text_path(asked), text=True))
 
@@ -231,7 +231,7 @@ class R2TuningLayout(Layout):
         array_TKPD = self._mapped(self.video_path(vid), text=False)
         return np.stack([array_TKPD[:, row, 0] for row in rows])
 
-    def text(self, asked: Asked, rows: Sequence[int]) -> Array:
+    def text(self, asked: SampleKey, rows: Sequence[int]) -> Array:
         """(K, L, D_t)."""
         array_LK1D = self._mapped(self.text_path(asked), text=True)
         return np.stack([array_LK1D[:, row, 0] for row in rows])
@@ -258,7 +258,7 @@ class SDSTLayout(Layout):
         (clips, levels, width), dtype = packed_shape(path, self.VIDEO, "(clips, levels, width)")
         return Shape(levels=levels, length=clips, tokens=1, width=width, dtype=dtype)
 
-    def text_shape(self, asked: Asked) -> Shape:
+    def text_shape(self, asked: SampleKey) -> Shape:
         """Of one sentence's features."""
         path = self.text_path(asked)
         (levels, length, width), dtype = packed_shape(path, self.TEXT, "(levels, tokens, width)")
@@ -270,7 +270,7 @@ class SDSTLayout(Layout):
         array: Array = packed(self.video_path(vid), self.VIDEO).transpose(1, 0, 2)[list(rows)]
         return array
 
-    def text(self, asked: Asked, rows: Sequence[int]) -> Array:
+    def text(self, asked: SampleKey, rows: Sequence[int]) -> Array:
         """(K, L, D_t)."""
         self.text_shape(asked)
         array: Array = packed(self.text_path(asked), self.TEXT)[list(rows)]
@@ -311,7 +311,7 @@ class MomentDETRLayout(Layout):
         names = [re.sub(r"_features$|^vid_", "", folder.name) for folder in self.videos_in]
         return "+".join(names), "moment-detr"
 
-    def text_names(self, asked: Asked) -> list[str]:
+    def text_names(self, asked: SampleKey) -> list[str]:
         """qidQID, or as UniVTG's: QID."""
         return [f"qid{asked.qid}", str(asked.qid)]
 
@@ -333,7 +333,7 @@ class MomentDETRLayout(Layout):
         width = sum(shape[1] for shape, _ in found)
         return Shape(levels=1, length=min(s[0] for s, _ in found), tokens=1, width=width, dtype=found[0][1])
 
-    def text_shape(self, asked: Asked) -> Shape:
+    def text_shape(self, asked: SampleKey) -> Shape:
         """Of one sentence's features."""
         (length, width), dtype = packed_shape(self.text_path(asked), self.TEXT, "(tokens, width)")
         return Shape(levels=1, length=length, tokens=1, width=width, dtype=dtype)
@@ -347,7 +347,7 @@ class MomentDETRLayout(Layout):
         """(1, T, D_v)."""
         return np.concatenate(self.parts(vid), axis=1)[None]
 
-    def text(self, asked: Asked, rows: Sequence[int]) -> Array:
+    def text(self, asked: SampleKey, rows: Sequence[int]) -> Array:
         """(1, L, D_t)."""
         self.text_shape(asked)
         array: Array = packed(self.text_path(asked), self.TEXT)[None]

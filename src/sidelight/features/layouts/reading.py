@@ -25,7 +25,7 @@ from sidelight.features.layouts.files import (
     Shape,
     layout_of,
 )
-from sidelight.features.store import Asked, Features, FeatureStore, Halves, VideoFeatures
+from sidelight.features.store import Features, FeatureStore, HalfFeatures, SampleKey, VideoFeatures
 
 NORMALISED = " (L2-normalised)"
 """What stands behind the name of the weights where every vector was divided by its length."""
@@ -100,7 +100,7 @@ class ForeignFeatures:
             )
         return self.files.first_tokens(vid, self._rows)
 
-    def texts(self, asked: Iterable[Asked]) -> list[Halves]:
+    def texts(self, asked: Iterable[SampleKey]) -> list[HalfFeatures]:
         """(K, L, D_t) of each annotation's sentence, in their order.
 
         Raises:
@@ -108,7 +108,7 @@ class ForeignFeatures:
         """
         return [self.text(one) for one in asked]
 
-    def text(self, asked: Asked) -> Halves:
+    def text(self, asked: SampleKey) -> HalfFeatures:
         """(K, L, D_t) of one annotation's sentence."""
         path = self.files.text_path(asked)
         self._require(path, self.files.text_shape(asked), self.spec.text_dim)
@@ -127,7 +127,7 @@ def open_features(
     *,
     layout: str = "",
     durations: Mapping[str, float] | None = None,
-    asked: Iterable[Asked] = (),
+    keys: Iterable[SampleKey] = (),
     backbone: str | None = None,
     weights: str | None = None,
     levels: tuple[int, ...] | None = None,
@@ -143,7 +143,7 @@ def open_features(
         where: a folder, or VIDEO[+VIDEO...],TEXT.
         layout: recognised unless given.
         durations: vid -> seconds.
-        asked: the annotations that will be read; one of them shows how wide sentences are.
+        keys: the annotations that will be read; one of them shows how wide sentences are.
         backbone: what made foreign features; the paper's unless given.
         weights: their name, as it stands in feature specs; or a folder, whose backbone then says all that follows.
         levels: which to read, -1 the last; all unless given.
@@ -159,7 +159,7 @@ def open_features(
     if layout_of(where, layout) == "sidelight":
         return FeatureStore(where, levels=spec.levels if spec else levels)
     files = LAYOUTS[layout_of(where, layout)](where)
-    shape, text_width = _first_shapes(files, asked)
+    shape, text_width = _first_shapes(files, keys)
     said = _stated_spec(files)
     if spec is not None:
         levels, normalise = spec.levels, spec.weights.endswith(NORMALISED)
@@ -230,7 +230,7 @@ def fitted_timeline(vid: str, clips: int, duration: float | None, clip_seconds: 
     return expected if clips >= expected.num_clips else whole
 
 
-def _first_shapes(files: Layout, asked: Iterable[Asked]) -> tuple[Shape, int]:
+def _first_shapes(files: Layout, asked: Iterable[SampleKey]) -> tuple[Shape, int]:
     """The shape of some video, the width of some sentence."""
     rows = list(asked)
     vid = next((row.vid for row in rows if files.has_video(row.vid)), None) or next(iter(files.vids()), None)

@@ -17,7 +17,7 @@ from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.layouts.arrays import Array, safe_name
 from sidelight.features.layouts.files import CLIPS, LAYOUTS, SPEC_FILE, MomentDETRLayout, R2TuningLayout, SDSTLayout
 from sidelight.features.layouts.reading import ForeignFeatures
-from sidelight.features.store import Asked, FeatureStore, Halves
+from sidelight.features.store import FeatureStore, HalfFeatures, SampleKey
 from sidelight.io.files import replacing, require_new_folder
 
 _QUERIES_PER_FILE = 4096
@@ -26,7 +26,7 @@ _QUERIES_PER_FILE = 4096
 def export_features(
     store: FeatureStore,
     out: str | Path,
-    rows: Iterable[Asked],
+    rows: Iterable[SampleKey],
     *,
     layout: str,
     level: int | None = None,
@@ -62,7 +62,7 @@ def export_features(
         store = FeatureStore(store.folder, levels=(level,))
     spec = store.spec
     _check_fits(spec, layout)
-    by_qid: dict[str, Asked] = {}
+    by_qid: dict[str, SampleKey] = {}
     for row in asked:
         safe_name(row.vid, "vid")
         other = by_qid.setdefault(safe_name(str(row.qid), "qid"), row)
@@ -132,7 +132,7 @@ def _done(path: Path) -> bool:
     return any(path.with_name(path.name + suffix).is_file() for suffix in (".npy", ".npz"))
 
 
-def _write(layout: str, path: Path, *, video: Halves | None = None, text: Halves | None = None) -> None:
+def _write(layout: str, path: Path, *, video: HalfFeatures | None = None, text: HalfFeatures | None = None) -> None:
     """One video's or sentence's file, its suffix added."""
     if layout == R2TuningLayout.name:
         if video is not None:
@@ -162,7 +162,7 @@ def _save_npz(path: Path, key: str, array: Array) -> None:
 
 
 def import_features(
-    features: ForeignFeatures, out: str | Path, rows: Iterable[Asked], *, progress: bool = False
+    features: ForeignFeatures, out: str | Path, rows: Iterable[SampleKey], *, progress: bool = False
 ) -> FeatureStore:
     """Bring the features of some annotations into a store of ours. What it holds is not read again.
 
@@ -182,7 +182,7 @@ def import_features(
     vids = list(dict.fromkeys(row.vid for row in asked))
     for vid in vids:
         features.timeline(vid)  # what is missing or does not fit is said before anything is written
-    sentences: dict[str, list[Asked]] = {}
+    sentences: dict[str, list[SampleKey]] = {}
     for row in asked:
         sentences.setdefault(row.query, []).append(row)
     store = FeatureStore.create(out, features.spec)
@@ -196,7 +196,7 @@ def import_features(
     return store
 
 
-def _one_text(features: ForeignFeatures, rows: Sequence[Asked]) -> Halves:
+def _one_text(features: ForeignFeatures, rows: Sequence[SampleKey]) -> HalfFeatures:
     """The features of a sentence that several annotations may have: files go by qid, our store by sentence."""
     first, *others = (features.text(row) for row in rows)
     for row, other in zip(rows[1:], others, strict=True):
