@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -141,12 +141,14 @@ Number = TypeVar("Number")
 
 def clips_to_seconds(clips: Number, clip_seconds: float) -> Number:
     """Convert places counted in clips to seconds; arrays and tensors keep their type and precision."""
-    return clips * clip_seconds  # type: ignore[operator, no-any-return]  # numbers, arrays and tensors share no type
+    seconds: Number = cast("Any", clips) * clip_seconds  # numbers, arrays and tensors share no type
+    return seconds
 
 
 def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:
     """Convert seconds to places counted in clips; arrays and tensors keep their type and precision."""
-    return seconds / clip_seconds  # type: ignore[operator, no-any-return]  # likewise
+    clips: Number = cast("Any", seconds) / clip_seconds
+    return clips
 
 
 def _is_number(value: object) -> bool:
