@@ -63,7 +63,8 @@ class Timeline:
 
     def clip_centers(self) -> Floats:
         """Return the middle of each clip in seconds, (T,); the last one may lie after the duration."""
-        return clips_to_seconds(np.arange(self.num_clips) + 0.5, self.clip_seconds)
+        centers: Floats = np.arange(self.num_clips) + 0.5
+        return clips_to_seconds(centers, self.clip_seconds)
 
     def frame_seconds(self, frames_per_clip: int) -> Floats:
         """(T, n) seconds at which to look: the middles of n equal parts of each clip, inside the video."""
