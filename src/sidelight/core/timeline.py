@@ -63,7 +63,7 @@ class Timeline:
 
     def clip_centers(self) -> Floats:
         """Return the middle of each clip in seconds, (T,); the last one may lie after the duration."""
-        centers: Floats = np.arange(self.num_clips) + 0.5
+        centers: Floats = np.arange(self.num_clips).astype(np.float64) + 0.5
         return clips_to_seconds(centers, self.clip_seconds)
 
     def frame_seconds(self, frames_per_clip: int) -> Floats:
