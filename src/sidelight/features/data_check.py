@@ -24,10 +24,11 @@ import numpy.typing as npt
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, is_number
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
-from sidelight.data.datasets.base import Row, annotation_of, json_lines, shown, video_files
+from sidelight.data.datasets.base import Row, annotation_of, json_lines, video_files
 from sidelight.data.datasets.qvhighlights import seconds_in_name
 from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, described, layout_of
 from sidelight.features.store import FeatureStore
+from sidelight.io.jsonl import shown
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
