@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +110,7 @@ def _youtube(annotation: Annotation, timeline: Timeline) -> Labels:
     return _without_windows((np.asarray(match[:count], np.float32) + 1) / 2, 0.5, timeline)
 
 
-def _without_windows(saliency: Floats32, threshold: float, timeline: Timeline) -> Labels:
+def _without_windows(saliency: npt.NDArray[np.floating[Any]], threshold: float, timeline: Timeline) -> Labels:
     """Return targets without windows; clips after the last rated one have saliency 0 and are not positive."""
     saliency_T = np.zeros(timeline.num_clips, np.float32)
     saliency_T[: len(saliency)] = saliency

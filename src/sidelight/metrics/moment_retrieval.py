@@ -46,7 +46,7 @@ class Windows:
         return len(self.length_QG)
 
     def within(self, shortest: float, longest: float) -> tuple[Windows, npt.NDArray[np.int64]]:
-        """Return the true windows of more than ``shortest`` and at most ``longest`` seconds, and the queries with any."""
+        """Return the true windows of more than ``shortest`` and at most ``longest`` seconds, and their queries."""
         mask_QG = self.true_mask_QG & (self.length_QG > shortest) & (self.length_QG <= longest)
         rows = np.flatnonzero(mask_QG.any(1))
         part = Windows(
