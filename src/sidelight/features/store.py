@@ -31,6 +31,7 @@ import numpy.typing as npt
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing, sweep, write_text
+from sidelight.io.jsonl import read_json_lines
 from sidelight.io.storage import cached, is_address, listing
 
 HalfFeatures = npt.NDArray[np.float16]
@@ -263,7 +264,7 @@ class FeatureStore:
         path = self.folder / FAILURES
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [dict(line.values) for line in read_json_lines(path)]
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace what :meth:`failures` says."""
