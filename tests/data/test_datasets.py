@@ -99,7 +99,7 @@ def test_every_benchmark_is_listed_under_its_name() -> None:
         benchmark("charade")
 
 
-def test_what_was_published_can_be_decoded_with() -> None:
+def test_published_settings_can_be_decoded_with() -> None:
     for known in BENCHMARKS.values():
         if known.nms is not None:
             DecodeConfig(nms=known.nms.kind, nms_threshold=known.nms.threshold, round_to=known.unit)
@@ -370,7 +370,7 @@ def test_a_bad_row_stops_unless_it_may_be_left_out(tmp_path: Path) -> None:
         assert [a.vid for a in tacos.read(path, lenient=True)] == ["a", "d"]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_parts_are_named(tmp_path: Path) -> None:
     tacos = BENCHMARKS["tacos"]
     (tmp_path / "tacos_val.jsonl").touch()
     for path, split, message in [

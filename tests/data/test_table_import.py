@@ -68,7 +68,7 @@ def test_times(text: object, seconds: float) -> None:
         [1],
     ],
 )
-def test_what_is_no_time(text: object) -> None:
+def test_wrong_times(text: object) -> None:
     with pytest.raises(ValueError, match="a time must be seconds, m:ss or h:mm:ss, such as"):
         seconds_of(text)
 
@@ -206,7 +206,7 @@ WRONG += [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), WRONG)
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_wrong_rows_are_named_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(AnnotationError) as error:
         import_file(table(tmp_path, text, name), tmp_path / "out.jsonl")
     assert f"{tmp_path}/{message}" in str(error.value) and len(str(error.value)) < 400
@@ -262,7 +262,7 @@ def test_the_command(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFix
         (HEADER + f"h,a,1,1{'0' * 400},10\n", ":2: end: a time must be seconds"),
     ],
 )
-def test_what_would_mix_or_overflow(tmp_path: Path, text: str, message: str) -> None:
+def test_rows_that_would_mix_or_overflow(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(AnnotationError) as error:
         import_table(table(tmp_path, text))
     assert message in str(error.value)

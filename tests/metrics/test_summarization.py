@@ -113,7 +113,7 @@ def test_a_long_video_with_noise() -> None:
         ({"features_TD": [EAST], "penalty": float("nan")}, "penalty must be .* got nan"),
     ],
 )
-def test_what_cannot_be_segmented(arguments: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_of_segmentation(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarization.kernel_temporal_segmentation(**arguments)
 
@@ -136,7 +136,7 @@ def test_segments_between(changes: list[int], clips: int, expected: list[list[in
     ("changes", "clips"),
     [([], -1), ([1], 0), ([0], 4), ([4], 4), ([2, 1], 4), ([2, 2], 4), ([1.5], 4), ([[1]], 4)],
 )
-def test_what_is_no_change_point(changes: Any, clips: int) -> None:
+def test_wrong_change_points(changes: Any, clips: int) -> None:
     with pytest.raises(ValueError, match="change points"):
         summarization.segments_between(changes, clips)
 
@@ -200,7 +200,7 @@ def test_knapsack_is_the_best_of_all(items: list[tuple[float, int]], capacity: i
         ([1], [1], -1, "capacity must be at least 0, got -1"),
     ],
 )
-def test_what_is_no_knapsack(values: Any, weights: Any, capacity: int, message: str) -> None:
+def test_wrong_knapsacks(values: Any, weights: Any, capacity: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarization.knapsack(values, weights, capacity)
 
@@ -264,7 +264,7 @@ def test_summaries_are_whole_segments_within_the_budget(parts: list[tuple[int, l
         ([1, 2], [[0, 2]], float("nan"), "budget must be a share .* got nan"),
     ],
 )
-def test_what_cannot_be_summarized(saliency: Any, segments: Any, budget: float, message: str) -> None:
+def test_wrong_arguments_of_summaries(saliency: Any, segments: Any, budget: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarization.summarize(saliency, segments, budget)
 
@@ -320,7 +320,7 @@ def test_f_score(summary: str, references: list[str], reduce: Literal["mean", "m
         (bits("10")[0], bits("10"), "min", "'mean' or 'max', got 'min'"),
     ],
 )
-def test_what_has_no_f_score(summary: Any, references: Any, reduce: Any, message: str) -> None:
+def test_wrong_arguments_of_f_score(summary: Any, references: Any, reduce: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarization.f_score(summary, references, reduce)
 
@@ -400,7 +400,7 @@ def test_correlations_equal_scipy_on_a_long_video() -> None:
         ([1, 2], [[1], [np.inf]], "ratings must be finite numbers"),
     ],
 )
-def test_what_cannot_be_correlated(
+def test_wrong_arguments_of_correlations(
     correlation: Callable[..., float], saliency: Any, ratings: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -154,8 +154,8 @@ class Submission:
         object.__setattr__(self, "pred_relevant_windows", windows)
         object.__setattr__(self, "pred_saliency_scores", saliency)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Submission) and self.to_dict() == other.to_dict()
+    def __eq__(self, value: object) -> bool:
+        return isinstance(value, Submission) and self.to_dict() == value.to_dict()
 
     def __hash__(self) -> int:
         return hash((self.qid, self.vid))

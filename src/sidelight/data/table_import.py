@@ -27,9 +27,9 @@ from typing import Any
 
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
-from sidelight.data.datasets.base import DataWarning, json_lines, video_files
+from sidelight.data.datasets.base import DataWarning, video_files
 from sidelight.io.files import VIDEO_SUFFIXES
-from sidelight.io.jsonl import shown
+from sidelight.io.jsonl import read_json_lines, shown
 from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
@@ -138,12 +138,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for row in json_lines(path):
-        if row.problem:
-            raise AnnotationError(f"{path}:{row.place}: {row.problem}; expected one JSON object a line")
-        if missing := [name for name in ("video", "query") if name not in row.raw]:
-            raise AnnotationError(f"{path}:{row.place}: the field {missing[0]} is missing; add it")
-        yield int(row.place), row.raw
+    for line in read_json_lines(path, lenient=True):
+        if line.problem:
+            raise AnnotationError(f"{path}:{line.number}: {line.problem}; expected one JSON object per line")
+        if missing := [name for name in ("video", "query") if name not in line.values]:
+            raise AnnotationError(f"{path}:{line.number}: the field {missing[0]} is missing; add it")
+        yield line.number, line.values
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -26,13 +26,25 @@ Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
 without any that lack ground truth."""
 CONVENTIONS: tuple[Convention, ...] = ("sidelight", "r2-tuning", "moment-detr")
 
-_OPEN_ENDED = {"full": (-math.inf, math.inf), "long": (30, math.inf), "middle": (10, 30), "short": (0, 10)}
-RANGES: dict[Convention, dict[str, tuple[float, float]]] = {
-    "sidelight": _OPEN_ENDED,
-    "r2-tuning": _OPEN_ENDED,
-    "moment-detr": {**_OPEN_ENDED, "long": (30, 150)},
+
+@dataclass(frozen=True, kw_only=True)
+class _Script:
+    """The numbers that one convention reports."""
+
+    recall_thresholds: Floats
+    longest: float = math.inf
+    """Seconds of the longest windows in the range "long"."""
+    with_iou_and_five: bool = True
+    """Report mIoU and R5."""
+    repeats_full: bool = False
+    """Repeat "full" for a range that no window has, instead of leaving the range out."""
+
+
+_SCRIPTS: dict[str, _Script] = {
+    "sidelight": _Script(recall_thresholds=RECALL_THRESHOLDS),
+    "r2-tuning": _Script(recall_thresholds=RECALL_THRESHOLDS, repeats_full=True),
+    "moment-detr": _Script(recall_thresholds=AP_THRESHOLDS, longest=150, with_iou_and_five=False),
 }
-"""Seconds of the true windows of each range: longer than the first number, at most the second."""
 
 _BRIEF = {"mAP": ("0.5", "0.75"), "R1": ("0.3", "0.5", "0.7"), "R5": ("0.3", "0.5", "0.7")}
 """The thresholds of each metric in "brief"."""
@@ -75,11 +87,11 @@ def evaluate_qvhighlights(
     moments, curves = _scored(submissions, annotations, convention, clip_seconds)
     tables: dict[str, Any] = {}
     if moments is not None:
-        for name, rows in moments.ranges.items():
+        for name, rows in moments.rows.items():
             if rows.size:
-                tables[name] = moments.table(name, convention)
-            elif convention == "r2-tuning":
-                tables[name] = moments.table("full", convention)
+                tables[name] = moments.table(name)
+            elif moments.script.repeats_full:
+                tables[name] = moments.table("full")
     for name, curve in curves.items():
         tables[f"HL-min-{name}"] = {
             "HL-mAP": _percent(curve.precision_QR.mean()),
@@ -105,9 +117,9 @@ def per_query(
     moments, curves = _scored(submissions, annotations, convention, clip_seconds)
     shares: dict[str, Floats] = {}
     if moments is not None:
-        for name, rows in moments.ranges.items():
+        for name, rows in moments.rows.items():
             if rows.size:
-                for metric, values in moments.shares(name, convention).items():
+                for metric, values in moments.shares(name).items():
                     shares[metric] = np.full(len(annotations), np.nan)
                     shares[metric][rows] = values
     shares = dict(sorted(shares.items()))
@@ -151,15 +163,15 @@ def _scored(
     clip_seconds: float,
 ) -> tuple[_Moments | None, dict[str, _Curves]]:
     """Return the metrics of each query: of moments, and of highlights at each level."""
-    if convention not in RANGES:
-        raise ValueError(f"convention must be one of {', '.join(map(repr, RANGES))}, got {convention!r}")
+    if convention not in _SCRIPTS:
+        raise ValueError(f"convention must be one of {', '.join(map(repr, _SCRIPTS))}, got {convention!r}")
     paired = pair(submissions, annotations)
     moments = None
     if _all_or_none("annotations", "relevant_windows", [(a.qid, a.relevant_windows) for a in annotations]):
         windows = moment_retrieval.pad_windows(
             [s.pred_relevant_windows for s in paired], [a.relevant_windows for a in annotations]
         )
-        moments = _Moments(windows, RANGES[convention])
+        moments = _Moments(windows, _SCRIPTS[convention])
     curves = _all_or_none("predictions", "pred_saliency_scores", [(s.qid, s.pred_saliency_scores.size) for s in paired])
     rated = _all_or_none("annotations", "saliency_scores", [(a.qid, a.saliency_scores) for a in annotations])
     if not moments and not (curves and rated):
@@ -173,46 +185,48 @@ def _scored(
 class _Moments:
     """Average precision and IoU of each query, for each range of lengths."""
 
-    def __init__(self, windows: Windows, ranges: Mapping[str, tuple[float, float]]) -> None:
-        self.ranges: dict[str, npt.NDArray[np.int64]] = {}
+    def __init__(self, windows: Windows, script: _Script) -> None:
+        self.script = script
+        self.rows: dict[str, npt.NDArray[np.int64]] = {}  # the queries with windows in each range
         self.precision_QH: dict[str, Floats] = {}
         self.first_Q: dict[str, Floats] = {}
         self.five_Q: dict[str, Floats] = {}
+        # Seconds: longer than the first number, at most the second.
+        ranges = {"full": (-math.inf, math.inf), "long": (30, script.longest), "middle": (10, 30), "short": (0, 10)}
         for name, limits in ranges.items():
-            part, self.ranges[name] = windows.within(*limits)
+            part, self.rows[name] = windows.within(*limits)
             self.precision_QH[name] = moment_retrieval.average_precision(part)
             self.first_Q[name] = moment_retrieval.best_iou(part, 1)
             self.five_Q[name] = moment_retrieval.best_iou(part, 5)
 
-    def table(self, name: str, convention: Convention) -> dict[str, Any]:
+    def table(self, name: str) -> dict[str, Any]:
         """Return the metrics of one range, nested like in the scripts."""
         precision_H = self.precision_QH[name].mean(0)
         first_Q = self.first_Q[name]
         table: dict[str, Any] = {
             "MR-mAP": {**_by_threshold(AP_THRESHOLDS, precision_H), "average": _percent(precision_H.mean())},
-            "MR-R1": _recall(first_Q, _recall_thresholds(convention)),
+            "MR-R1": _recall(first_Q, self.script.recall_thresholds),
         }
-        if convention == "moment-detr":
+        if not self.script.with_iou_and_five:
             return table
         table["MR-R5"] = _recall(self.five_Q[name], RECALL_THRESHOLDS)
         return {"MR-mIoU": _percent(first_Q.mean()), **table}
 
-    def shares(self, name: str, convention: Convention) -> dict[str, Floats]:
+    def shares(self, name: str) -> dict[str, Floats]:
         """Return the metrics of one range in ``brief``, for each query."""
         precision_QH = self.precision_QH[name]
         shares: dict[str, Floats] = {f"MR-{name}-mAP": precision_QH.mean(1)}
-        if convention != "moment-detr":
+        ranks = {"R1": self.first_Q[name]}
+        if self.script.with_iou_and_five:
             shares[f"MR-{name}-mIoU"] = self.first_Q[name]
+            ranks["R5"] = self.five_Q[name]
         if name != "full":
             return shares
         for threshold in _BRIEF["mAP"]:
             shares[f"MR-full-mAP@{threshold}"] = precision_QH[:, np.searchsorted(AP_THRESHOLDS, float(threshold))]
-        ranks = {"R1": self.first_Q[name], "R5": self.five_Q[name]}
-        if convention == "moment-detr":
-            del ranks["R5"]
         for metric, iou_Q in ranks.items():
             for threshold in _BRIEF[metric]:
-                if float(threshold) >= _recall_thresholds(convention)[0]:
+                if float(threshold) >= self.script.recall_thresholds[0]:
                     shares[f"MR-full-{metric}@{threshold}"] = (iou_Q >= float(threshold)).astype(np.float64)
         return shares
 
@@ -223,10 +237,6 @@ class _Curves:
 
     precision_QR: Floats
     hit_Q: npt.NDArray[np.bool_]
-
-
-def _recall_thresholds(convention: Convention) -> Floats:
-    return AP_THRESHOLDS if convention == "moment-detr" else RECALL_THRESHOLDS
 
 
 def _recall(iou_Q: Floats, thresholds: Floats) -> dict[str, float]:

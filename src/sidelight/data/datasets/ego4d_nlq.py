@@ -20,43 +20,39 @@ from sidelight.data.annotations import AnnotationError
 from sidelight.data.datasets.base import Benchmark, Nms, Row, Split, json_document, original_or_json_lines, vid_matches
 from sidelight.io.jsonl import shown
 
+_LISTS = ("clips", "annotations", "language_queries")
+"""The lists inside of a video, a clip and an annotation."""
+
 
 def _original(path: Path) -> Iterator[Row]:
     document = json_document(path)
     if not isinstance(document.get("videos"), list):
         raise AnnotationError(f"{path}: expected the field videos, a list; is this a file of Ego4D-NLQ?")
-    for place, video in _objects("videos", document["videos"]):
-        yield from [video] if isinstance(video, Row) else _of_video(place, video)
+    yield from _rows("videos", document["videos"])
 
 
-def _of_video(video_place: str, video: dict[str, Any]) -> Iterator[Row]:
-    for clip_place, clip in _objects(f"{video_place}.clips", video.get("clips")):
-        if isinstance(clip, Row):
-            yield clip
-            continue
-        for place, annotation in _objects(f"{clip_place}.annotations", clip.get("annotations")):
-            if isinstance(annotation, Row):
-                yield annotation
-                continue
-            missing = [n for n in ("clip_uid", "video_start_sec", "video_end_sec") if n not in clip]
-            if missing or "annotation_uid" not in annotation:
-                problem = f"the field {(missing or ['annotation_uid'])[0]} is missing; add it"
-                yield Row(place=place, problem=problem)
-                continue
-            queries = _objects(f"{place}.language_queries", annotation.get("language_queries"))
-            for index, (query_place, query) in enumerate(queries):
-                yield query if isinstance(query, Row) else _row(query_place, index, query, video, clip, annotation)
-
-
-def _objects(place: str, values: Any) -> Iterator[tuple[str, dict[str, Any] | Row]]:
-    """Yield (place, object) of each entry of a list; instead of an entry that is not an object, a Row that says so."""
+def _rows(place: str, values: Any, *parents: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of a list of videos, or of a list inside of ``parents``: (video, clip, annotation)."""
     if not isinstance(values, list):
-        yield place, Row(place=place, problem=f"expected a list of objects, got {shown(values)}")
+        yield Row(place=place, problem=f"expected a list of objects, got {shown(values)}")
         return
     for index, value in enumerate(values):
         entry_place = f"{place}[{index}]"
-        problem = f"expected an object with named fields, got {shown(value)}"
-        yield entry_place, value if isinstance(value, dict) else Row(place=entry_place, problem=problem)
+        if not isinstance(value, dict):
+            problem = f"expected an object with named fields, got {shown(value)}"
+            yield Row(place=entry_place, problem=problem)
+        elif len(parents) == len(_LISTS):
+            yield _row(entry_place, index, value, *parents)
+        elif len(parents) == 2 and (missing := _missing_fields(parents[1], value)):
+            yield Row(place=entry_place, problem=f"the field {missing[0]} is missing; add it")
+        else:
+            name = _LISTS[len(parents)]
+            yield from _rows(f"{entry_place}.{name}", value.get(name), *parents, value)
+
+
+def _missing_fields(clip: dict[str, Any], annotation: dict[str, Any]) -> list[str]:
+    missing = [name for name in ("clip_uid", "video_start_sec", "video_end_sec") if name not in clip]
+    return missing if "annotation_uid" in annotation else [*missing, "annotation_uid"]
 
 
 def _row(
