@@ -7,7 +7,6 @@ One JSON object per line. An annotation says what is true of a video, a submissi
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.options import is_finite_number
 from sidelight.io.files import replacing
 
 if TYPE_CHECKING:
@@ -338,16 +338,6 @@ def _list(row: Annotation, name: str) -> Sequence[Any]:
     return values
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number with more than 308 digits
-        return False
-
-
 def _plain(value: Any) -> Any:
     """NumPy's numbers as Python's, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
@@ -355,7 +345,7 @@ def _plain(value: Any) -> Any:
 
 def _number(name: str, value: Any, expected: str) -> float:
     value = _plain(value)
-    if not is_number(value):
+    if not is_finite_number(value):
         raise _wrong(name, expected, value)
     found: float = value
     return found
@@ -396,7 +386,7 @@ def _floats(name: str, values: Any, width: int | None = None) -> Floats:
     for at, row in enumerate(values):
         cells = [row] if width is None else row
         fits = isinstance(cells, (list, tuple)) and (width is None or len(cells) == width)
-        if not fits or not all(map(is_number, cells)):
+        if not fits or not all(map(is_finite_number, cells)):
             raise _wrong(f"{name}[{at}]", each, row)
     found = np.array(values, dtype=np.float64).reshape((-1,) if width is None else (-1, width))
     found.setflags(write=False)
