@@ -392,12 +392,12 @@ def _picture(path: Path, film: MakeFilm) -> None:
         (
             "letter.txt",
             lambda path, film: path.write_text("Dear all,\n" * 50),
-            "not a video|no moving pictures",
+            "not a video|no video stream",
         ),
         (
             "rows.json",
             lambda path, film: path.write_text('{"a": 1}\n' * 50),
-            "not a video|no moving pictures",
+            "not a video|no video stream",
         ),
         ("zeros.mkv", lambda path, film: path.write_bytes(bytes(5000)), "is not a video"),
         (

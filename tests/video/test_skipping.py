@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from sidelight.video.decoder import Decoder
-from sidelight.video.nal import References
+from sidelight.video.nal import NalReader
 from sidelight.video.read import Frame, VideoWarning, frames_at
 from tests.films import HEIGHT, WIDTH, Pixels, Recipe, encode, steady, unsteady
 
@@ -104,7 +104,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def everything(path: Path, seconds: Sequence[float], **options: Any) -> list[Frame]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Decoder, "only", lambda self, seconds: None)
+        patch.setattr(Decoder, "skip_unwanted", lambda self, seconds: None)
         return list(frames_at(path, seconds, **options))
 
 
@@ -135,12 +135,12 @@ def test_leaving_out_changes_no_picture(film: Callable[[str], Path], name: str) 
 def test_what_is_not_wanted_is_left_out(
     film: Callable[[str], Path], decoded: list[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(Decoder, "worth_a_jump", lambda self, second: False)
+    monkeypatch.setattr(Decoder, "should_jump", lambda self, second: False)
     path, share = film(name), FILMS[name][1]
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        references = References(stream)
-        spare = sum(references.disposable(packet) for packet in container.demux(stream) if packet.size)
+        references = NalReader(stream)
+        spare = sum(references.is_disposable(packet) for packet in container.demux(stream) if packet.size)
     assert share * PICTURES <= spare <= (PICTURES if share else 0)
     last = FILMS[name][0].times[-1] - FILMS[name][0].times[0]
     list(frames_at(path, [0.0, last]))
@@ -158,8 +158,8 @@ def test_damage_is_found_and_told_as_if_every_picture_were_decoded(
     path, data = tmp_path / name, bytearray(film(name).read_bytes())
     with av.open(str(film(name))) as container:
         stream = container.streams.video[0]
-        references = References(stream)
-        packets = [(bytes(p), references.disposable(p)) for p in container.demux(stream) if p.size]
+        references = NalReader(stream)
+        packets = [(bytes(p), references.is_disposable(p)) for p in container.demux(stream) if p.size]
     wiped = next(packet for packet, disposable in packets[25:] if disposable == spare)
     at = data.index(wiped)
     data[at : at + len(wiped)] = bytes(len(wiped))
@@ -177,7 +177,7 @@ def test_pictures_that_do_not_come_as_promised(
     film: Callable[[str], Path], decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever may be the reason, everything is decoded then."""
-    monkeypatch.setattr(Decoder, "worth_a_jump", lambda self, second: False)
+    monkeypatch.setattr(Decoder, "should_jump", lambda self, second: False)
     path, seconds = film("pyramid.mp4"), [0.5, 2.5, 4.5, 6.9]
     expected = everything(path, seconds)
     decoded.clear()
@@ -185,7 +185,7 @@ def test_pictures_that_do_not_come_as_promised(
 
     def forgetful(self: Decoder) -> Any:
         picture = read(self)
-        lost = picture is not None and self._wanted and 2.45 < picture.seconds < 2.55
+        lost = picture is not None and self._wanted_seconds and 2.45 < picture.seconds < 2.55
         return read(self) if lost else picture
 
     monkeypatch.setattr(Decoder, "read", forgetful)

@@ -100,7 +100,7 @@ def test_a_video_that_crashes_its_decoder_twice_is_bad(
 
     monkeypatch.setattr(subprocess, "Popen", started)
     pixels, ends = gathered({k: films[k] for k in ("f25", "f40")}, 1)
-    assert "ended twice (SIGABRT)" in ends["f25"].error and pixels.keys() == {"f40"}
+    assert "crashed twice (SIGABRT)" in ends["f25"].error and pixels.keys() == {"f40"}
     assert len(starts) == 3
 
 
@@ -118,7 +118,7 @@ def test_our_own_failures_are_not_a_videos(films: dict[str, Path], monkeypatch: 
     def broken(*_: object, **__: object) -> object:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(workers, "decoded", broken)
+    monkeypatch.setattr(workers, "decode_video", broken)
     with pytest.raises(RuntimeError, match="out of luck"), DecodeWorkers(films, SAMPLING, workers=0) as decoded:
         list(decoded)
 

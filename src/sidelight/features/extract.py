@@ -27,7 +27,7 @@ from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.io.files import VIDEO_SUFFIXES
 from sidelight.io.storage import is_address, list_files
-from sidelight.video.read import VideoError, warn
+from sidelight.video.damage import VideoError, warn
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
 if TYPE_CHECKING:
