@@ -64,7 +64,7 @@ def paired_iou(a: Array, b: Array) -> Array:
 
 
 def paired_giou(a: Array, b: Array) -> Array:
-    """Return the generalised IoU (Rezatofighi et al., CVPR 2019), in [-1, 1], of pairs in se form, (..., 2) -> (...)."""
+    """Return the generalised IoU (Rezatofighi et al., CVPR 2019) of pairs in se form, in [-1, 1]; (..., 2) -> (...)."""
     inter, union, hull = _overlaps(a, b)
     gious: Array = _ratio(inter, union) - _ratio(hull - union, hull)
     return gious
