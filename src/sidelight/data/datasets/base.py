@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.data.annotations import Annotation, AnnotationError
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.files import videos_in
 
 Metric = Literal["qvhighlights", "moments", "tvsum", "youtube-highlights"]
 """moments with ratings of clips; moments alone; mean AP of the top 5 clips per rater; mean AP per video."""
@@ -266,7 +266,7 @@ def video_files(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise AnnotationError(f"{folder} is not a folder; expected the folder with the video files")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
+    return videos_in(folder)
 
 
 def shown(value: Any) -> str:
