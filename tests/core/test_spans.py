@@ -208,6 +208,18 @@ def test_nms(rows: list[list[float]], scores: list[float], threshold: float, exp
     assert kept.tolist() == expected
 
 
+@pytest.mark.parametrize("make", [np.asarray, tensor])
+def test_nms_keeps_the_first_of_many_equal_scores(make: Callable[[Any], Any]) -> None:
+    chain_M2 = np.stack([np.arange(30.0), np.arange(30.0) + 4], axis=1)  # IoU 0.6 with the next, 1/3 with the one after
+    assert spans.nms(make(chain_M2), make(np.full(30, 0.5)), 0.5).tolist() == [True, False] * 15
+    # NumPy's unstable sorts reorder ties from 17 elements on, and only if there is more than one value.
+    for seed in range(5):
+        groups_M = np.random.default_rng(seed).permutation(np.arange(30.0) % 3)  # equal spans with equal scores
+        same_M2 = np.stack([10 * groups_M, 10 * groups_M + 1], axis=1)
+        kept = spans.nms(make(same_M2), make(groups_M), 0.5)
+        assert np.flatnonzero(kept).tolist() == sorted(np.unique(groups_M, return_index=True)[1])
+
+
 @QUICK
 @given(scored(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_nms_equals_a_plain_loop_and_is_idempotent(rows: tuple[Floats, Floats], threshold: float) -> None:
