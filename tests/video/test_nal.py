@@ -18,6 +18,10 @@ def unit(kind: int, *, sub_layer: int = 1, layer: int = 0, content: bytes = b"\x
     return b"\0\0\1" + bytes([kind << 1 | layer >> 5, (layer & 31) << 3 | sub_layer]) + content
 
 
+def packet(data: bytes) -> Any:
+    return Packet(data)
+
+
 def sequence_set(sub_layers: int) -> bytes:
     return unit(SEQUENCE_SET, content=bytes([sub_layers - 1 << 1, 1]))
 
@@ -48,13 +52,13 @@ def test_only_unreferenced_frames_of_the_highest_sub_layer_are_disposable(
     codec = SimpleNamespace(canonical_name="hevc")
     header = sequence_set(sub_layers) if sub_layers else b""
     stream: Any = SimpleNamespace(codec_context=SimpleNamespace(codec=codec, extradata=header))
-    assert NalReader(stream).is_disposable(Packet(units)) is expected
+    assert NalReader(stream).is_disposable(packet(units)) is expected
 
 
 def test_a_parameter_set_in_a_packet_counts() -> None:
     codec = SimpleNamespace(canonical_name="hevc")
     stream: Any = SimpleNamespace(codec_context=SimpleNamespace(codec=codec, extradata=sequence_set(1)))
     reader = NalReader(stream)
-    assert reader.is_disposable(Packet(unit(TRAIL_N)))
-    assert not reader.is_disposable(Packet(sequence_set(2) + unit(TRAIL_N)))
-    assert not reader.is_disposable(Packet(unit(TRAIL_N)))
+    assert reader.is_disposable(packet(unit(TRAIL_N)))
+    assert not reader.is_disposable(packet(sequence_set(2) + unit(TRAIL_N)))
+    assert not reader.is_disposable(packet(unit(TRAIL_N)))

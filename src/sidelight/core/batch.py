@@ -30,6 +30,7 @@ class _Shapes:
         self.sizes: dict[str, tuple[int, str]] = {}
 
     def check(self, name: str, tensor: Tensor, axes: Sequence[str], kind: str) -> None:
+        """Raise a ValueError unless the tensor has these axes and holds "float", "bool" or "index" values."""
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{self.owner}.{name} must be a torch tensor, got {type(tensor).__name__}")
         expected_shape = "(" + ", ".join(axes) + ")"

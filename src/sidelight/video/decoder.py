@@ -112,7 +112,7 @@ class Decoder:
         return float((ticks - self.zero) * self.tick)
 
     def skip_unwanted(self, seconds: Sequence[float]) -> None:
-        """From now on, skip frames that are not shown at any of these ascending seconds, where that is safe."""
+        """Skip, from now on, frames that are not shown at any of these ascending seconds, where that is safe."""
         if self._nal.can_tell and not self.damage.lost and not self._unreliable:
             self._wanted_seconds = list(seconds)
 
@@ -152,15 +152,15 @@ class Decoder:
 
     def jump(self, second: float) -> DecodedFrame | None:
         """Go to a frame at or before the wanted second, if possible near it, and read that frame."""
-        wanted, before = self._ticks_at(second), self._position or 0
-        keyframe, back = self._keyframe_before(wanted), round(1 / self.tick)
-        target = keyframe if keyframe is not None and keyframe > before else wanted
+        wanted_ticks, before = self._ticks_at(second), self._position or 0
+        keyframe, back = self._keyframe_before(wanted_ticks), round(1 / self.tick)
+        target = keyframe if keyframe is not None and keyframe > before else wanted_ticks
         while target > self.zero:
             frame = self._land(target, second)
             if frame is not None:
                 self._can_jump_blind &= frame.ticks > before  # else keyframes are far apart here
                 return frame
-            target, back = wanted - back, 4 * back
+            target, back = wanted_ticks - back, 4 * back
         self._can_jump = False
         self.close()
         self._open()

@@ -43,8 +43,8 @@ class NalReader:
             return False
         data = bytes(packet)
         units = _by_length(data, self._size) if self._size else _by_start_code(data)
-        self._read_parameter_sets(units)
-        if not self.can_tell or not self._sub_layers or packet.is_keyframe or packet.is_discard or packet.is_corrupt:
+        known = self._read_parameter_sets(units)
+        if not known or packet.is_keyframe or packet.is_discard or packet.is_corrupt:
             return False
         slices = [unit for unit in units if _kind(self._codec, unit) not in _NO_SLICES[self._codec]]
         return bool(slices) and all(map(self._is_unreferenced, slices))
@@ -57,7 +57,8 @@ class NalReader:
         # Frames of a higher temporal sub-layer may refer to this one, so it must be of the highest.
         return _kind("hevc", unit) in (0, 2, 4, 6, 8) and layer == 0 and sub_layer == self._sub_layers
 
-    def _read_parameter_sets(self, units: list[bytes]) -> None:
+    def _read_parameter_sets(self, units: list[bytes]) -> bool:
+        """Read the parameter sets among the units, and return whether enough is known to tell."""
         for unit in units:
             if _kind(self._codec, unit) == _SEQUENCE_SETS[self._codec] and len(unit) > 2:
                 if self._codec == "hevc":
@@ -66,6 +67,7 @@ class NalReader:
                     self._sub_layers = 1
                     # Without the flag, a frame may be two fields, each in a packet of its own.
                     self.can_tell &= _frames_only(unit)
+        return self.can_tell and self._sub_layers > 0
 
 
 def _kind(codec: str, unit: bytes) -> int:

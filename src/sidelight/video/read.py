@@ -130,12 +130,12 @@ def frames_at(
         VideoError: if the file cannot be read as a video.
     """
     try:
-        wanted = [float(second) for second in seconds]
+        wanted_seconds = [float(second) for second in seconds]
     except (TypeError, ValueError):
         raise ValueError(f"seconds must be a sequence of numbers, got {seconds!r}") from None
-    if not all(map(math.isfinite, wanted)):
+    if not all(map(math.isfinite, wanted_seconds)):
         raise ValueError("seconds must be finite, but a NaN or an infinity is among the wanted times")
-    for before, after in pairwise(wanted):
+    for before, after in pairwise(wanted_seconds):
         if after < before:
             raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
     lengths: Any = size  # of any type
@@ -145,11 +145,11 @@ def frames_at(
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
     decoder = Decoder(path, threads)  # opened here, not in the generator, so that a bad file is reported at once
     converter = _RgbConverter(decoder, size, resize)
-    return _frames(decoder, converter, [second + _ROUNDING for second in wanted], on_damage or warn)
+    return _frames(decoder, converter, [second + _ROUNDING for second in wanted_seconds], on_damage or warn)
 
 
 def _frames(
-    decoder: Decoder, converter: _RgbConverter, wanted: list[float], report: Callable[[str], None]
+    decoder: Decoder, converter: _RgbConverter, wanted_seconds: list[float], report: Callable[[str], None]
 ) -> Iterator[Frame]:
     """Yield the frame shown at each wanted second as RGB.
 
@@ -157,30 +157,30 @@ def _frames(
     """
     frame, count = None, 0
     try:
-        decoder.skip_unwanted(wanted)
-        shown_frames = _shown_frames(decoder, wanted)
+        decoder.skip_unwanted(wanted_seconds)
+        shown_frames = _shown_frames(decoder, wanted_seconds)
         while (decoded := next(shown_frames, None)) is not None:
-            if decoder.skipped_too_much(decoded, wanted[count]):  # begin again, and skip nothing
+            if decoder.skipped_too_much(decoded, wanted_seconds[count]):  # begin again, and skip nothing
                 decoder.close()
                 decoder = Decoder(decoder.path, decoder.threads)
-                shown_frames = islice(_shown_frames(decoder, wanted), count, None)
+                shown_frames = islice(_shown_frames(decoder, wanted_seconds), count, None)
                 continue
             count += 1
             if frame is None or frame.seconds != decoded.seconds:
                 frame = Frame(decoded.seconds, converter.convert(decoded.av_frame))
-            if count == len(wanted) and (message := decoder.damage_message()):
+            if count == len(wanted_seconds) and (message := decoder.damage_message()):
                 report(message)
             yield frame
-        if count < len(wanted) and (message := decoder.damage_message()):
+        if count < len(wanted_seconds) and (message := decoder.damage_message()):
             report(message)
     finally:
         decoder.close()
 
 
-def _shown_frames(decoder: Decoder, wanted: list[float]) -> Iterator[DecodedFrame]:
+def _shown_frames(decoder: Decoder, wanted_seconds: list[float]) -> Iterator[DecodedFrame]:
     """Yield the frame shown at each wanted second, until a file that breaks off ends."""
     current, following = None, decoder.read()
-    for second in wanted:
+    for second in wanted_seconds:
         if following is not None and following.seconds <= second and decoder.should_jump(second):
             current, following = None, decoder.jump(second)
         while following is not None and following.seconds <= second:
