@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -135,13 +135,7 @@ _READY = b'{"ready": true}\n'
 # one worker --------------------------------------------------------------------------------------------------------
 
 
-class Output(Protocol):
-    """A stream that a worker writes to; ``write`` takes all bytes of its argument."""
-
-    def write(self, data: Any, /) -> object: ...
-
-
-def serve(orders: IO[bytes], answers: Output) -> None:
+def serve(orders: IO[bytes], answers: _FullWriter) -> None:
     """Decode the videos that are ordered, until the orders end."""
     answers.write(_READY)
     for line in orders:
@@ -153,10 +147,6 @@ def serve(orders: IO[bytes], answers: Output) -> None:
             else:
                 answers.write(json.dumps({"shape": part.pixels_CFSS3.shape}).encode() + b"\n")
                 answers.write(part.pixels_CFSS3.data)
-
-
-class _Stopped(Exception):
-    """The caller does not want the frames any more."""
 
 
 class _Crashed(Exception):
@@ -222,13 +212,6 @@ class _Worker:
 # all workers -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """An error of this program, not of a video."""
-
-    error: BaseException
-
-
 class DecodeWorkers:
     """Several videos decoded at once; iterate for chunks and ends, where each video's chunks come in order.
 
@@ -252,7 +235,7 @@ class DecodeWorkers:
         self._in_this_process = workers == 0
         count = max(1, min(workers, len(videos)))
         # Full when each worker has one chunk waiting here and holds another.
-        self._ready: queue.Queue[Chunk | End | _Failed | None] = queue.Queue(count)
+        self._ready: queue.Queue[Chunk | End | BaseException | None] = queue.Queue(count)
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._running: set[_Worker] = set()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
@@ -279,8 +262,8 @@ class DecodeWorkers:
             part = self._ready.get()
             if part is None:
                 active -= 1
-            elif isinstance(part, _Failed):
-                raise part.error
+            elif isinstance(part, BaseException):
+                raise part
             else:
                 yield part
 
@@ -312,7 +295,7 @@ class DecodeWorkers:
                         worker = self._decode_with(worker, vid, str(path))
         except BaseException as error:
             if not self._stopped.is_set():
-                self._ready.put(_Failed(error))
+                self._ready.put(error)  # an error of this program, not of a video
         finally:
             if worker is not None:
                 self._end(worker)
@@ -322,9 +305,11 @@ class DecodeWorkers:
         """Decode a video with a worker, or with a new one if that crashes; return the worker that still runs."""
         forwarded = 0
         for attempt in range(self.RETRIES + 1):
-            if self._stopped.is_set():
-                return worker
-            worker = worker or self._start()
+            with self._lock:  # __exit__ kills all workers in _running, and none may start afterwards
+                if self._stopped.is_set():
+                    return worker
+                worker = worker or _Worker()
+                self._running.add(worker)
             try:
                 self._forward(worker.decode(vid, path, self._sampling, self._chunk), skip=forwarded)
                 return worker
@@ -358,14 +343,6 @@ class DecodeWorkers:
                 self._ready.put(part)
         except _Crashed:
             raise _Crashed(count) from None
-
-    def _start(self) -> _Worker:
-        with self._lock:
-            if self._stopped.is_set():
-                raise _Stopped
-            worker = _Worker()
-            self._running.add(worker)
-        return worker
 
     def _end(self, worker: _Worker) -> int:
         with self._lock:
