@@ -6,7 +6,6 @@ Both have the same ``qid``. Both are checked when built; errors in files name fi
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.options import is_finite_number
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 
 if TYPE_CHECKING:
@@ -299,16 +299,6 @@ def _list(row: Annotation, name: str) -> Sequence[Any]:
     return values
 
 
-def is_number(value: Any) -> bool:
-    """Check whether a value from a file is a finite number; true and false are not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number with more than 308 digits
-        return False
-
-
 def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
@@ -316,7 +306,7 @@ def _plain(value: Any) -> Any:
 
 def _number(name: str, value: Any, expected: str) -> float:
     value = _plain(value)
-    if not is_number(value):
+    if not is_finite_number(value):
         raise _wrong(name, expected, value)
     number: float = value
     return number
@@ -358,7 +348,7 @@ def _floats(name: str, values: Any, width: int | None = None) -> Floats:
     for i, row in enumerate(values):
         cells = [row] if width is None else row
         fits = isinstance(cells, (list, tuple)) and (width is None or len(cells) == width)
-        if not fits or not all(map(is_number, cells)):
+        if not fits or not all(map(is_finite_number, cells)):
             raise _wrong(f"{name}[{i}]", each, row)
     array = np.array(values, dtype=np.float64).reshape((-1,) if width is None else (-1, width))
     array.setflags(write=False)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sidelight.core.timeline import clips_to_seconds
 from sidelight.data.annotations import Annotation, AnnotationError
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.files import videos_in
 from sidelight.io.jsonl import read_json_lines, shown
 
 Metric = Literal["qvhighlights", "moments", "tvsum", "youtube-highlights"]
@@ -279,7 +279,7 @@ def video_files(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise AnnotationError(f"{folder} is not a folder; expected the folder with the video files")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
+    return videos_in(folder)
 
 
 def _words(stem: str) -> Sequence[str]:
