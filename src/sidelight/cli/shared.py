@@ -30,8 +30,6 @@ Benchmark = Annotated[str, Option("NAME", "the annotations are released files of
 JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output")]
 PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)")]
 
-PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
-
 
 def require_range(low: float, high: float = math.inf, **options: float | None) -> None:
     """Check that the values of options lie between ``low`` and ``high``; an option that was not given passes.
@@ -78,8 +76,10 @@ def require_writable(path: str | None, *inputs: str | None) -> None:
 
 def require_plot(path: str | None, *inputs: str | None) -> None:
     """Check that a plot can be written; see :func:`require_writable`."""
+    from sidelight.export.plot import SUFFIXES
+
     require_writable(path, *inputs)
-    if path and Path(path).suffix.lower() not in PLOT_SUFFIXES:
+    if path and Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
 
 
