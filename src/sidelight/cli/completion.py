@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import shtab
 
@@ -14,7 +15,7 @@ RECIPE = {"bash": "_sidelight_recipe", "zsh": "_sidelight_recipe"}
 """Shell functions that complete the name of a shipped recipe, or a file."""
 
 
-def completion_script(commands: Mapping[str, Command | Group], shell: str) -> str:
+def completion_script(commands: Mapping[str, Command | Group], shell: Literal["bash", "zsh"]) -> str:
     """Return the completion script of a shell.
 
     Args:
@@ -36,7 +37,7 @@ def completion_script(commands: Mapping[str, Command | Group], shell: str) -> st
         "bash": f'_sidelight_recipe() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
         "zsh": f'_sidelight_recipe() {{ _alternative "names:recipe:({names})" "files:file:_files"; }}',
     }
-    return str(shtab.complete(root, shell, preamble=preamble))
+    return shtab.complete(root, shell, preamble=preamble[shell])
 
 
 def _add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -47,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument("recipe").complete = RECIPE  # type: ignore[attr-defined]
         for action in configured_parser(command, parser.prog)[0]._actions:
             if action.option_strings and "--help" not in action.option_strings:
-                settings = {"action": "store_true"} if action.nargs == 0 else {}
+                settings: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 else {}
                 parser.add_argument(*action.option_strings, help=action.help, **settings)
     else:
         add_parameters(parser, command)

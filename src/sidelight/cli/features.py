@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from sidelight.cli.parser import Group, Option
 from sidelight.cli.shared import Benchmark, Count, Device, File, Folder, Name, Seconds, Store, require_above_zero
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Pooling = Literal["cls", "mean", "attention", "tokens"]
 Layout = Literal["r2-tuning", "sdst", "moment-detr"]
-LAYOUTS = ("r2-tuning", "sdst", "moment-detr")
+LAYOUTS = get_args(Layout)
 MAX_LINES = 10
 """How many failed or missing items a command prints."""
 
@@ -94,7 +94,7 @@ def extract(
     )
     options = {**config.options(), **({"dtype": dtype} if dtype else {})}
     queries = list(dict.fromkeys(row.query for row in rows))
-    settings = {"workers": workers, "batch_clips": batch_clips, "progress": True, "absent": missing}
+    settings: dict[str, Any] = {"workers": workers, "batch_clips": batch_clips, "progress": True, "absent": missing}
     try:
         if engine == "ray":
             from sidelight.features.ray import extract_on_ray

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sidelight.metrics.compare import Comparison
 
 
+Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
 FEW_UNITS = 20
 """A percentile bootstrap over fewer videos (or queries) gives intervals that are too narrow, so we warn."""
 
@@ -33,7 +34,7 @@ def evaluate(
     annotations: str,
     *,
     benchmark: Name | None = None,
-    convention: Literal["sidelight", "r2-tuning", "moment-detr"] = "sidelight",
+    convention: Convention = "sidelight",
     intervals: bool = False,
     by: Literal["video", "query"] = "video",
     json: JsonFile | None = None,
@@ -93,7 +94,7 @@ def evaluate(
 
 
 def _intervals(
-    predictions: str, annotations: str, benchmark: str | None, convention: str, by: str
+    predictions: str, annotations: str, benchmark: str | None, convention: Convention, by: str
 ) -> tuple[dict[str, list[float] | None], int]:
     """Return the 95 % interval of each metric (None where too few queries count), and the number of units drawn."""
     import numpy as np
