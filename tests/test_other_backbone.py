@@ -15,8 +15,8 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from sidelight import Grounder
 from sidelight.backbones import SpecMismatchError, load_backbone
-from sidelight.backbones.clip.model import convert_clip
-from sidelight.backbones.internvideo2.model import convert_internvideo2
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.internvideo2.convert import convert_internvideo2
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
 from sidelight.features.extract import extract, find_videos
@@ -155,7 +155,7 @@ def test_weights_of_the_other_are_refused(
     assert main(["ground", video, "the dog", *given]) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and str(weights[OTHER[kind]]) in shown and "Traceback" not in shown
-    assert {"internvideo2": "it holds weights of clip", "clip": "is no CLIP: its config.json"}[kind] in shown
+    assert {"internvideo2": "it holds weights of clip", "clip": "is not CLIP: its config.json"}[kind] in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, load_backbone
-from sidelight.backbones.protocol import weights_digest
+from sidelight.backbones.common import weights_digest
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.backbones.shapes.tokenizer import CLS, PAD, Tokenizer
 
@@ -84,7 +84,7 @@ def test_tokenizer(sentence: str, tokens: list[str]) -> None:
 
 
 def test_tokenizer_pads() -> None:
-    ids, lengths = Tokenizer().batch(["red", "a red star"], longest=10)
+    ids, lengths = Tokenizer().batch(["red", "a red star"], max_tokens=10)
     assert lengths == [2, 4] and ids[0, 0] == CLS and ids[0, 2:].tolist() == [PAD, PAD]
 
 

@@ -21,8 +21,10 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 from safetensors.torch import load_file, save_file
 
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError
-from sidelight.backbones.clip import model as module
-from sidelight.backbones.clip.model import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.clip.loading import identify_weights
+from sidelight.backbones.clip.model import CLIPBackbone, clean_text
+from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD, HUB_FILES, OPENAI_FILES
 from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
@@ -121,7 +123,7 @@ def test_it_is_a_backbone(backbone: CLIPBackbone) -> None:
     spec = backbone.spec
     assert (spec.backbone, spec.levels, spec.resize) == ("clip", (-3, -2, -1), "crop")
     assert (spec.resolution, spec.video_dim, spec.text_dim) == (SIDE, WIDTH, TEXT_WIDTH)
-    assert spec.mean == published.CLIP_MEAN and spec.std == published.CLIP_STD
+    assert spec.mean == CLIP_MEAN and spec.std == CLIP_STD
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "tokens"])
@@ -137,7 +139,7 @@ def test_levels_and_poolings(tiny: Path, pooling: str, frames: int) -> None:
     torch.testing.assert_close(some.encode_video(clips(3, frames)), video[:2])
 
     pixels = clips(3, frames).double() / 255
-    pixels = (pixels - torch.tensor(published.CLIP_MEAN)) / torch.tensor(published.CLIP_STD)
+    pixels = (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     every = torch.stack(list(whole.video.hidden_states(pixels.float().flatten(0, 1).permute(0, 3, 1, 2)))[-3:])
     every = every.unflatten(1, (3, frames))
     plain = {"cls": every[..., 0, :].mean(2), "mean": every[..., 1:, :].mean((2, 3)), "tokens": every.flatten(2, 3)}
@@ -190,7 +192,7 @@ def test_tokens_are_counted_and_id_0_is_one(backbone: CLIPBackbone) -> None:
     ],
 )
 def test_sentences_are_cleaned(sentence: str, expected: str) -> None:
-    assert cleaned(sentence) == expected
+    assert clean_text(sentence) == expected
 
 
 @pytest.mark.parametrize(
@@ -268,10 +270,10 @@ def test_folders_that_are_not_whole_are_refused(tiny: Path, tmp_path: Path) -> N
     tensors = load_file(tiny / "model.safetensors")
     del tensors["text_model.encoder.layers.1.mlp.fc1.bias"]
     save_file(tensors, bare / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"not whole: 1 tensors .* text_model\.encoder\.layers\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(ValueError, match=r"is incomplete: 1 tensors .* text_model\.encoder\.layers\.1\.mlp\.fc1\.bias"):
         CLIPBackbone(weights=bare, levels=1)
     (bare / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"no CLIP: its config\.json says model_type 'bert'"):
+    with pytest.raises(ValueError, match=r"is not CLIP: its config\.json says model_type 'bert'"):
         CLIPBackbone(weights=bare, levels=1)
 
 
@@ -288,7 +290,7 @@ def test_a_larger_vocabulary_than_the_weights_know_is_refused(tiny: Path, tmp_pa
     folder = copy_of(tiny, tmp_path / "copy")
     tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     (folder / "vocab.json").write_text(json.dumps(tokens | {"more": len(tokens)}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocabulary of .* is not that of its weights: 517 tokens"):
+    with pytest.raises(ValueError, match=r"vocabulary of .* does not fit the weights: it has 517 tokens"):
         CLIPBackbone(weights=folder, levels=1)
 
 
@@ -337,13 +339,13 @@ def test_published_models_are_named_by_their_hub_id(
 ) -> None:
     """By that id, and as a copy of the very file; a folder that only has the same name is not."""
     clip = nn.Module()
-    assert identity_of(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
-    assert identity_of("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
+    assert identify_weights(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
+    assert identify_weights("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
     monkeypatch.chdir(tmp_path)
     folder = copy_of(tiny, tmp_path / CLIP_B32)
     assert CLIPBackbone(weights=CLIP_B32, levels=3).spec == backbone.spec
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    monkeypatch.setitem(module.HUB_FILES, digest, CLIP_B32)
+    monkeypatch.setitem(HUB_FILES, digest, CLIP_B32)
     assert CLIPBackbone(weights=folder, levels=3).spec.weights == CLIP_B32
 
 
@@ -391,7 +393,7 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({}, "does not hold a state dict|lacks logit_scale"),
+        ({}, r"does not hold a state dict|lacks visual\.conv1\.weight"),
         (changed(ln_final__bias=None), r"it lacks ln_final\.bias"),
         (
             changed(transformer__resblocks__1__ln_2__bias=None),
@@ -478,7 +480,7 @@ def test_archives_are_opened_only_if_they_are_the_released_ones(
     with pytest.raises(ValueError, match=rf"TorchScript archive, which is code, .*{digest}.*torch\.save"):
         convert_clip(path, tmp_path / "out", heads=HEADS)
 
-    monkeypatch.setitem(module.OPENAI_FILES, digest, CLIP_B32)
+    monkeypatch.setitem(OPENAI_FILES, digest, CLIP_B32)
     folder = convert_clip(path, tmp_path / "out", heads=HEADS)
     ours, theirs = load_file(folder / "model.safetensors"), load_file(tiny / "model.safetensors")
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)

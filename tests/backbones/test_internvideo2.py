@@ -17,24 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidelight.backbones import Backbone, FeatureSpec
-from sidelight.backbones.internvideo2.bert import BertConfig
-from sidelight.backbones.internvideo2.model import (
+from sidelight.backbones.internvideo2.backbone import (
     CLIPS_AT_ONCE,
-    MEAN,
     QUERIES_AT_ONCE,
-    SIZES,
-    STD,
-    InternVideo2,
     InternVideo2Backbone,
-    InternVideo2Config,
-    VideoConfig,
-    VideoTower,
     clean_text,
-    config_of,
-    convert_internvideo2,
-    from_published,
 )
-from sidelight.backbones.internvideo2.wordpiece import WordPiece, words
+from sidelight.backbones.internvideo2.config import MEAN, SIZES, STD, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.convert import config_of, convert_internvideo2, from_published
+from sidelight.backbones.internvideo2.model import VideoTower
+from sidelight.backbones.internvideo2.weights import load_weights
+from sidelight.backbones.internvideo2.wordpiece import WordPiece, split_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = tuple(f"##{c}" for c in ascii_lowercase)
@@ -152,7 +145,7 @@ def test_what_is_pooled_are_the_tokens(folder: Path) -> None:
     tokens = encoded("tokens")
     torch.testing.assert_close(encoded("cls"), tokens[:, :, 0])
     torch.testing.assert_close(encoded("mean"), tokens[:, :, 1:].mean(2))
-    model, *_ = InternVideo2.load(folder)
+    model, *_ = load_weights(folder)
     pooled = torch.stack([model.vision_encoder.clip_projector(level) for level in tokens])
     torch.testing.assert_close(encoded("attention"), pooled)
 
@@ -433,7 +426,7 @@ def test_unknown_sizes_need_a_configuration() -> None:
     for name, shape in (("patch_embed.proj.weight", (32, 3)), ("img_pos_embed", (1, 1, 32)), ("pos_embed", (0,))):
         with pytest.raises(ValueError, match=f"vision_encoder.{name} has"):
             config_of(shapes | {f"vision_encoder.{name}": shape}, heads=2, pool_heads=4)
-    with pytest.raises(ValueError, match=r"no vision_encoder\.patch_embed\.proj\.weight"):
+    with pytest.raises(ValueError, match=r"lacks vision_encoder\.patch_embed\.proj\.weight"):
         config_of({"weight": (3, 3)})
 
 
@@ -490,7 +483,7 @@ def test_any_text_has_tokens(text: str) -> None:
     tokenizer = WordPiece(VOCABULARY)
     ids = tokenizer(text)
     assert ids[0] == 2 and all(0 <= i < len(tokenizer) for i in ids)
-    assert all(word.split() == [word] for word in words(text))
+    assert all(word.split() == [word] for word in split_words(text))
 
 
 def test_batches_are_padded() -> None:

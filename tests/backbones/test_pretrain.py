@@ -10,17 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sidelight.backbones.shapes.labels import Labels, label_clips, matches, mirrored, sample_sentences
 from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
 from sidelight.backbones.shapes.pretrain import (
-    Labels,
     PretrainConfig,
-    _labels_of,
     contrastive_loss,
     load_clips,
-    matches,
-    mirrored,
     pretrain,
-    sample_sentences,
     validate,
     visibility_loss,
 )
@@ -35,7 +31,7 @@ NONE = (-1, -1, -1)
 
 def test_labels_say_what_happens_and_how_well_it_is_seen() -> None:
     scene = sample_scene(seed=3, index=0, split="train")
-    labels = _labels_of(scene, SMALL)
+    labels = label_clips(scene, SMALL)
     painter = Painter(scene, SMALL.resolution)
     assert len(labels) == round(scene.duration / 2)
     for event in scene.events:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sidelight.backbones import load_backbone
-from sidelight.backbones.internvideo2.model import InternVideo2
+from sidelight.backbones.internvideo2.weights import load_weights
 from sidelight.cli.main import main
 from sidelight.io.tensors import own_memory
 from sidelight.training.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ def test_the_golden_internvideo2(shared: Path, tmp_path: Path, capsys: pytest.Ca
     assert convert("internvideo2", tmp_path / "golden.pt", tmp_path / "out", None, *own) == 0
     shown = capsys.readouterr().out
     assert "4 blocks of width 64 and 4 heads, 4 frames of 42 x 42, pool to 24; 3 layers of text of width 48" in shown
-    model, *_ = InternVideo2.load(tmp_path / "out")
+    model, *_ = load_weights(tmp_path / "out")
     with np.load(golden / "inputs.npz") as inputs, np.load(golden / "outputs.npz") as wanted:
         *_, video = model.vision_encoder.layers(torch.from_numpy(inputs["video_BTCHW"]))
         ids, mask = torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"])
@@ -285,7 +285,7 @@ def test_a_vocabulary_of_another_clip_is_refused(
     torch.save(tiny_clip.openai_tensors(400), tmp_path / "small.pt")
     before = sorted(tmp_path.iterdir())
     assert convert("clip", tmp_path / "small.pt", tmp_path / "out", words) == 2
-    assert f"the vocabulary of {words} is not that of its weights: 516 tokens" in capsys.readouterr().err
+    assert f"the vocabulary of {words} does not fit the weights: it has 516 tokens" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -309,8 +309,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     def full_disk(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    writer = f"sidelight.backbones.{kind}.model.write_text"
-    for name, fails in ((writer, full), ("safetensors.torch.save_file", full_disk)):
+    for name, fails in (("sidelight.backbones.conversion.write_text", full), ("safetensors.torch.save_file", full_disk)):
         with monkeypatch.context() as patched:
             patched.setattr(name, fails)
             assert convert(kind, files[kind], tmp_path / "out", words) == 2

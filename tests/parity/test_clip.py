@@ -22,7 +22,8 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
-from sidelight.backbones.clip.model import CLIPBackbone, convert_clip
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.clip.model import CLIPBackbone
 
 TOLERANCE = 3e-5
 DEPTH = 6

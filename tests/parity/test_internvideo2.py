@@ -23,20 +23,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sidelight.backbones.internvideo2 import bert
-from sidelight.backbones.internvideo2.bert import Bert, BertConfig
-from sidelight.backbones.internvideo2.model import (
-    SIZES,
-    InternVideo2,
-    InternVideo2Config,
-    VideoConfig,
-    VideoTower,
-    clean_text,
-    config_of,
-    convert_internvideo2,
-    fit_positions,
-    from_published,
-    sine_positions,
-)
+from sidelight.backbones.internvideo2.backbone import clean_text
+from sidelight.backbones.internvideo2.bert import Bert
+from sidelight.backbones.internvideo2.config import SIZES, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.convert import config_of, convert_internvideo2, from_published
+from sidelight.backbones.internvideo2.model import InternVideo2, VideoTower, fit_positions, sine_positions
+from sidelight.backbones.internvideo2.weights import load_weights
 from sidelight.backbones.internvideo2.wordpiece import WordPiece
 from sidelight.core.timeline import Timeline
 
@@ -307,7 +299,7 @@ def test_whole_model(golden: Path, tmp_path: Path) -> None:
     convert_internvideo2(
         folder / "ckpt_module_wrapped.pt", tmp_path / "converted", vocabulary=tmp_path / "vocab.txt", config=WHOLE
     )
-    model, *_ = InternVideo2.load(tmp_path / "converted")
+    model, *_ = load_weights(tmp_path / "converted")
     inputs, wanted = load(folder / "inputs.npz"), load(folder / "outputs.npz")
     last = {}
     for name in ("video", "image", "video8"):

@@ -126,23 +126,24 @@ def _positive(args: Namespace, *names: str) -> dict[str, Any]:
 
 
 def _internvideo2(args: Namespace) -> None:
-    from sidelight.backbones.internvideo2.model import convert_internvideo2, described
+    from sidelight.backbones.internvideo2.convert import convert_internvideo2
+    from sidelight.backbones.internvideo2.weights import describe_weights
 
     heads = _positive(args, "heads", "pool_heads", "text_heads")
     convert_internvideo2(args.file, args.out, vocabulary=args.vocabulary, activation=args.activation, **heads)
-    print(f"wrote {args.out}: InternVideo2, {described(args.out)}")
+    print(f"wrote {args.out}: InternVideo2, {describe_weights(args.out)}")
     print(f"extract with --backbone internvideo2 --weights {args.out}")
 
 
 def _clip(args: Namespace) -> None:
-    from sidelight.backbones.clip.model import convert_clip, described
+    from sidelight.backbones.clip.convert import convert_clip, describe_weights
 
     heads = _positive(args, "heads", "text_heads")
     if (heads["heads"] is None) != (heads["text_heads"] is None):
         raise ValueError("give both --heads and --text-heads, or neither")
     both = None if heads["heads"] is None else (heads["heads"], heads["text_heads"])
     convert_clip(args.file, args.out, heads=both, vocabulary=args.vocabulary)
-    print(f"wrote {args.out}: CLIP, {described(args.out)}")
+    print(f"wrote {args.out}: CLIP, {describe_weights(args.out)}")
     if args.vocabulary is None:
         print(f"no sentence can be read yet: put tokenizer.json, or vocab.json and merges.txt, into {args.out}")
     print(f"extract with --backbone clip --weights {args.out}")
