@@ -35,7 +35,7 @@ from av.video.stream import VideoStream
 from torch import nn
 
 from sidelight.backbones.clip.model import CLIPBackbone
-from sidelight.backbones.common import dtype_of
+from sidelight.backbones.common import DTYPES
 from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
 from sidelight.backbones.internvideo2.config import MEAN, SIZES, STD, BertConfig, InternVideo2Config, VideoConfig
 from sidelight.backbones.internvideo2.model import InternVideo2
@@ -226,7 +226,7 @@ def internvideo2(depth: int, dtype: str, device: str) -> InternVideo2Backbone:
     backbone = InternVideo2Backbone.__new__(InternVideo2Backbone)  # its own way reads a folder
     with torch.device(device):
         backbone.model = InternVideo2(InternVideo2Config(video=video, text=text))
-    backbone.model.to(dtype_of(dtype)).eval().requires_grad_(False)
+    backbone.model.to(DTYPES[dtype]).eval().requires_grad_(False)
     backbone._spec = FeatureSpec(
         backbone="internvideo2",
         weights="random",

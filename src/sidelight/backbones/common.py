@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sidelight.backbones.protocol import FeatureSpec
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types in which CLIP and InternVideo2 compute."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -22,9 +23,9 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         ValueError: for a name other than float32, bfloat16 and float16.
     """
-    if name not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {name!r}")
-    return _DTYPES[name]
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}")
+    return DTYPES[name]
 
 
 def choose_levels(levels: int | Sequence[int], depth: int, *, model: str) -> tuple[int, ...]:

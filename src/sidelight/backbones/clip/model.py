@@ -187,9 +187,8 @@ class CLIPBackbone:
             return self.encode_video(frames_CFSS3.new_zeros(1, *frames_CFSS3.shape[1:]))[:, :0]
         pixels_N3SS = self.normalise(frames_CFSS3.flatten(0, 1).to(self.device))
         levels: Tensor = self.video(pixels_N3SS.to(next(self.video.parameters()).dtype), self._pool)
-        if self.spec.pooling == "tokens":
-            return levels.unflatten(1, (clips, frames)).flatten(2, 3)
-        return levels.unflatten(1, (clips, frames)).mean(2)
+        levels = levels.reshape(len(levels), clips, frames, *levels.shape[2:])
+        return levels.flatten(2, 3) if self.spec.pooling == "tokens" else levels.mean(2)
 
     def _pool(self, tokens_NPD: Tensor) -> Tensor:
         if self.spec.pooling == "mean":

@@ -92,8 +92,8 @@ class Bert(nn.Module):
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Return the input of the first layer, (B, L, D)."""
         x_BLD = self.words(ids_BL) + self.segments.weight[0] + self.positions.weight[: ids_BL.shape[1]]
-        x_BLD = self.norm(x_BLD)
-        return x_BLD
+        normed_BLD: Tensor = self.norm(x_BLD)
+        return normed_BLD
 
     def layers(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the tokens (B, L, D) after each layer, shallowest first.
