@@ -227,7 +227,7 @@ def internvideo2(depth: int, dtype: str, device: str) -> InternVideo2Backbone:
     with torch.device(device):
         backbone.model = InternVideo2(InternVideo2Config(video=video, text=text))
     backbone.model.to(DTYPES[dtype]).eval().requires_grad_(False)
-    backbone._spec = FeatureSpec(
+    backbone.spec = FeatureSpec(
         backbone="internvideo2",
         weights="random",
         levels=tuple(range(-LEVELS, 0)),

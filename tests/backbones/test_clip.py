@@ -197,7 +197,7 @@ def test_sentences_are_cleaned(sentence: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [("", "empty"), (" \n", "empty"), ("a " * 23, f"25 tokens, and CLIP reads at most {LONGEST}")]
+    ("query", "message"), [("", "one word"), (" \n", "one word"), ("a " * 23, f"25 tokens, .* reads at most {LONGEST}")]
 )
 def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

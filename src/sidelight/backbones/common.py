@@ -1,6 +1,6 @@
-"""Pieces that several backbones use: checks of options and frames, pooling, and the digest of weights.
+"""Pieces that several backbones use: checks of options, frames and queries, padding, pooling, and digests.
 
-Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, D width.
+Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, B queries, L tokens of a query, D width.
 """
 
 from __future__ import annotations
@@ -57,6 +57,34 @@ def check_frames(frames_CFSS3: Tensor, spec: FeatureSpec) -> None:
             f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
             f"got {frames_CFSS3.dtype} {tuple(frames_CFSS3.shape)}"
         )
+
+
+def check_tokens(query: str, ids: Sequence[int], limit: int, *, special: int) -> None:
+    """Check that a query has a word and is not longer than the text tower reads.
+
+    Args:
+        query: the query, for the message.
+        ids: its token ids.
+        limit: most tokens that the text tower reads.
+        special: number of tokens that every query has, such as the start token.
+
+    Raises:
+        ValueError: if the query is empty or too long.
+    """
+    if len(ids) <= special:
+        raise ValueError(f"a query needs at least one word, got {query!r}")
+    if len(ids) > limit:
+        raise ValueError(
+            f"the query has {len(ids)} tokens, the text tower reads at most {limit}; shorten it: {query[:60]!r}..."
+        )
+
+
+def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:
+    """Return rows of token ids as one tensor ids_BL, padded on the right."""
+    ids_BL = torch.full((len(rows), max(map(len, rows), default=0)), padding)
+    for i, row in enumerate(rows):
+        ids_BL[i, : len(row)] = torch.tensor(row)
+    return ids_BL
 
 
 def pool_tokens(tokens_CPD: Tensor, pooling: str, attention_pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:

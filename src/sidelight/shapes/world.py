@@ -68,30 +68,21 @@ HELD_OUT = held_out_combinations()
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object on the screen, with its place and its motion."""
+    """One object on the screen. The object moves around its place and its angle."""
 
     colour: str
-    """Key of COLOURS."""
     shape: str
-    """One of SHAPES."""
     action: str | None
     """One of ACTIONS; None for an object that rests."""
     start: float
-    """First second on the screen."""
     end: float
-    """Last second on the screen."""
     x: float
-    """Centre of the motion."""
     y: float
-    """Centre of the motion."""
     radius: float
-    """Size, as a fraction of the frame's side."""
     angle: float
-    """Angle at the start."""
     period: float
     """Seconds of one repetition: of a crossing, a growth, a blink, a bounce, a turn."""
     clockwise: bool = True
-    """Direction of a turn."""
     tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Added to the RGB values of the colour."""
 
@@ -114,20 +105,15 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The script of one video."""
+    """The script of one video: events are things with an action, distractors are things that rest."""
 
     vid: str
-    """Name of the video."""
     split: str
-    """One of SPLITS."""
     duration: float
     """Length in seconds, a multiple of CLIP_SECONDS."""
     events: tuple[Thing, ...]
-    """Things with an action, ordered by start."""
     distractors: tuple[Thing, ...]
-    """Things that rest."""
     background_seed: int
-    """Seed of texture and noise."""
     noise: float
     """Standard deviation of the pixel noise, in units of 0 to 255."""
     drift: tuple[float, float, float]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
-from sidelight.backbones.common import check_frames, choose_levels, dtype_of, pool_tokens
+from sidelight.backbones.common import check_frames, check_tokens, choose_levels, dtype_of, pad_ids, pool_tokens
 from sidelight.backbones.protocol import FeatureSpec
 
 _STRAIGHT_QUOTES = str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))  # noqa: RUF001
@@ -151,7 +151,7 @@ class CLIPBackbone:
 
         make_spec("unknown")  # checks the options before the weights are read, which takes long
         model = read_model(weights)
-        self._spec = make_spec(identify_weights(weights, model))
+        self.spec = make_spec(identify_weights(weights, model))
         self._tokenizer = read_tokenizer(weights, text_config.vocab_size)
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
@@ -161,11 +161,6 @@ class CLIPBackbone:
         self.text = Tower(text.embeddings, None, text.encoder.layers, chosen, causal=True)
         for tower in (self.video, self.text):
             tower.to(tower_dtype).eval().requires_grad_(False)
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """Return the spec of the features that the two encoders make."""
-        return self._spec
 
     @property
     def device(self) -> torch.device:
@@ -205,10 +200,7 @@ class CLIPBackbone:
         if not queries:
             return []
         id_lists = self.token_ids(queries)
-        ids_BL = torch.zeros(len(id_lists), max(map(len, id_lists)), dtype=torch.long)
-        for row, ids in zip(ids_BL, id_lists, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        levels_KBLD = self.text(ids_BL.to(self.device))
+        levels_KBLD = self.text(pad_ids(id_lists).to(self.device))
         return [levels_KBLD[:, b, : len(ids)].clone() for b, ids in enumerate(id_lists)]
 
     def token_ids(self, queries: Sequence[str]) -> list[list[int]]:
@@ -226,13 +218,7 @@ class CLIPBackbone:
         texts = [clean_text(query) for query in queries]
         id_lists: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
         for query, ids in zip(queries, id_lists, strict=True):
-            if len(ids) <= 2:
-                raise ValueError(f"the query {query!r} is empty; expected a sentence")
-            if len(ids) > self._max_tokens:
-                raise ValueError(
-                    f"the query {query[:60]!r}... has {len(ids)} tokens, and CLIP reads at most {self._max_tokens}, "
-                    "start and end token included; shorten it"
-                )
+            check_tokens(query, ids, self._max_tokens, special=2)
         return id_lists
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sidelight.backbones.common import check_frames, choose_levels, dtype_of, pool_tokens
+from sidelight.backbones.common import check_frames, check_tokens, choose_levels, dtype_of, pool_tokens
 from sidelight.backbones.internvideo2.config import MEAN, STD
 from sidelight.backbones.internvideo2.weights import load_weights
 from sidelight.backbones.protocol import POOLINGS, FeatureSpec
@@ -62,7 +62,7 @@ class InternVideo2Backbone:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}")
         self.model, self.tokenizer, digest = load_weights(weights, dtype=dtype_of(dtype))
         video, text = self.model.config.video, self.model.config.text
-        self._spec = FeatureSpec(
+        self.spec = FeatureSpec(
             backbone="internvideo2",
             weights=digest,
             levels=choose_levels(levels, min(video.depth, text.depth), model="this InternVideo2"),
@@ -76,11 +76,6 @@ class InternVideo2Backbone:
             video_dim=video.pool_width if pooling == "attention" else video.width,
             text_dim=text.width,
         )
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """Return the spec of the features that the two encoders make."""
-        return self._spec
 
     @property
     def device(self) -> torch.device:
@@ -139,13 +134,8 @@ class InternVideo2Backbone:
         return [encoded[i] for i in range(len(rows))]
 
     def _token_ids(self, query: str) -> list[int]:
-        ids, limit = self.tokenizer(clean_text(query)), self.model.config.text.positions
-        if len(ids) == 1:
-            raise ValueError(f"a query needs at least one word, got {query!r}")
-        if len(ids) > limit:
-            raise ValueError(
-                f"the query has {len(ids)} tokens, the text tower reads at most {limit}; shorten it: {query[:60]!r}..."
-            )
+        ids = self.tokenizer(clean_text(query))
+        check_tokens(query, ids, self.model.config.text.positions, special=1)
         return ids
 
 

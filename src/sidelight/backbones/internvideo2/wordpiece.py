@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sidelight.backbones.common import pad_ids
+
 PAD, UNKNOWN, CLS = "[PAD]", "[UNK]", "[CLS]"
 SPECIAL = (PAD, UNKNOWN, CLS, "[SEP]", "[MASK]")
 LONGEST_WORD = 100
@@ -104,13 +106,9 @@ class WordPiece:
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return the rows as padded ids_BL, and mask_BL, which is True for tokens."""
-        length = max((len(row) for row in rows), default=0)
-        ids_BL = torch.full((len(rows), length), self._ids[PAD])
-        mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids_BL[i, : len(row)] = torch.tensor(row)
-            mask_BL[i, : len(row)] = True
-        return ids_BL, mask_BL
+        ids_BL = pad_ids(rows, self._ids[PAD])
+        lengths_B1 = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+        return ids_BL, torch.arange(ids_BL.shape[1]) < lengths_B1
 
 
 def split_words(text: str) -> Iterator[str]:

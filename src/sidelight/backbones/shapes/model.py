@@ -257,7 +257,7 @@ class ShapesBackbone:
     ) -> None:
         self.model = TwoTowers.load(weights or PACKAGED).eval().requires_grad_(False)
         config = self.model.config
-        self._spec = FeatureSpec(
+        self.spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),
             levels=choose_levels(levels, min(config.depth, config.text_depth), model="the shapes backbone"),
@@ -271,11 +271,6 @@ class ShapesBackbone:
             video_dim=config.width,
             text_dim=config.text_width,
         )
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """Return the spec of the features that the two encoders make."""
-        return self._spec
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from sidelight.backbones.common import check_tokens, pad_ids
 from sidelight.shapes.language import ACTION_WORDS, ANY_SHAPE_WORDS, COLOUR_WORDS, SHAPE_WORDS
 
 PAD, CLS = 0, 1
@@ -71,15 +72,5 @@ class Tokenizer:
         """
         rows = [self(query) for query in queries]
         for query, row in zip(queries, rows, strict=True):
-            if len(row) == 1:
-                raise ValueError(f"a query needs at least one word, got {query!r}")
-            if len(row) > max_tokens:
-                raise ValueError(
-                    f"the query has {len(row)} tokens, the text tower reads at most {max_tokens}; "
-                    f"shorten it: {query[:60]!r}..."
-                )
-        lengths = [len(row) for row in rows]
-        ids = torch.full((len(rows), max(lengths)), PAD)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        return ids, lengths
+            check_tokens(query, row, max_tokens, special=1)
+        return pad_ids(rows, PAD), [len(row) for row in rows]
