@@ -109,11 +109,6 @@ def clips(count: int, frames: int = 1, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, frames, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
 
 
-def copy_of(folder: Path, out: Path) -> Path:
-    shutil.copytree(folder, out)
-    return out
-
-
 # features ----------------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +142,8 @@ def test_levels_and_poolings(tiny: Path, pooling: str, frames: int) -> None:
     torch.testing.assert_close(video, plain[pooling], atol=1e-5, rtol=1e-4)
 
     (text,) = all_levels.encode_text(["a red square"])
-    (less,) = two_levels.encode_text(["a red square"])
-    torch.testing.assert_close(less, text[:2])
+    (two_text,) = two_levels.encode_text(["a red square"])
+    torch.testing.assert_close(two_text, text[:2])
 
 
 def test_no_input_gives_no_features(backbone: CLIPBackbone) -> None:
@@ -279,7 +274,7 @@ def test_incomplete_folders_are_refused(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_vocabulary_videos_are_read_and_sentences_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "copy")
+    folder = shutil.copytree(tiny, tmp_path / "copy")
     (folder / "merges.txt").unlink()
     bare = CLIPBackbone(weights=folder, levels=1)
     assert bare.encode_video(clips(1)).shape == (1, 1, WIDTH)
@@ -288,7 +283,7 @@ def test_without_a_vocabulary_videos_are_read_and_sentences_refused(tiny: Path, 
 
 
 def test_a_larger_vocabulary_than_the_weights_know_is_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "copy")
+    folder = shutil.copytree(tiny, tmp_path / "copy")
     tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     (folder / "vocab.json").write_text(json.dumps(tokens | {"more": len(tokens)}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"vocabulary of .* does not fit the weights: it has 517 tokens"):
@@ -312,7 +307,7 @@ def test_without_transformers_it_says_what_to_install(tiny: Path, monkeypatch: p
 
 
 def test_other_weights_have_another_spec(tiny: Path, backbone: CLIPBackbone, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "tuned")
+    folder = shutil.copytree(tiny, tmp_path / "tuned")
     tensors = load_file(folder / "model.safetensors")
     behind = {**tensors, "visual_projection.weight": tensors["visual_projection.weight"] + 1}
     save_file(behind, folder / "model.safetensors", {"format": "pt"})
@@ -343,7 +338,7 @@ def test_published_models_are_named_by_their_hub_id(
     assert identify_weights(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
     assert identify_weights("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
     monkeypatch.chdir(tmp_path)
-    folder = copy_of(tiny, tmp_path / CLIP_B32)
+    folder = shutil.copytree(tiny, tmp_path / CLIP_B32)
     assert CLIPBackbone(weights=CLIP_B32, levels=3).spec == backbone.spec
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     monkeypatch.setitem(HUB_FILES, digest, CLIP_B32)

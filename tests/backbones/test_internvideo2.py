@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -346,15 +347,8 @@ def test_the_digest_tells_weights_configuration_and_vocabulary_apart(tmp_path: P
     assert len(set(digests)) == 4 and digest() == digests[0]
 
 
-def copy_folder(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in folder.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
-
-
 def test_changed_weights_are_noticed(tmp_path: Path, folder: Path) -> None:
-    copy = copy_folder(folder, tmp_path / "changed")
+    copy = shutil.copytree(folder, tmp_path / "changed")
     tensors = load_file(copy / "model.safetensors")
     tensors["vision_encoder.blocks.2.mlp.fc1.weight"] *= 1.001
     save_file(tensors, copy / "model.safetensors")
@@ -384,7 +378,7 @@ def test_changed_weights_are_noticed(tmp_path: Path, folder: Path) -> None:
 def test_a_broken_configuration_is_refused(
     tmp_path: Path, folder: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    copy = copy_folder(folder, tmp_path / "changed")
+    copy = shutil.copytree(folder, tmp_path / "changed")
     values = json.loads((copy / "config.json").read_text())
     change(values)
     (copy / "config.json").write_text(json.dumps(values))
