@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Fixtures that several tests use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference data: golden numbers, annotations, videos. Without it, a test is skipped."""
+    """Return the folder of reference data: golden numbers, annotations, videos. Without it, skip the test."""
     beside = Path(__file__).resolve().parents[2] / "shared"
     path = Path(os.environ.get("SIDELIGHT_SHARED") or beside)
     if not path.is_dir():
@@ -31,13 +31,13 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the cache of whoever runs it."""
+    """Give each test a cache of its own, so that it neither reads nor fills the user's cache."""
     monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three short videos of the shapes world and their annotations. Read only."""
+    """Make three short videos of the shapes world and their annotations, and return their folder. Read only."""
     from sidelight.shapes.generate import make_world
 
     folder = tmp_path_factory.mktemp("tiny_world")
@@ -47,7 +47,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_annotations(tiny_world: Path) -> list[Annotation]:
-    """The annotations of tiny_world."""
+    """Return the annotations of tiny_world."""
     from sidelight.data.annotations import read_annotations
 
     return read_annotations(tiny_world / "annotations.jsonl")
@@ -55,7 +55,7 @@ def tiny_annotations(tiny_world: Path) -> list[Annotation]:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a shapes backbone with random weights: four levels, 32 wide. Read only."""
+    """Return the folder of a shapes backbone with random weights: four levels, 32 wide. Read only."""
     import torch
 
     from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
@@ -85,7 +85,7 @@ def tiny_store(
     tiny_backbone: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The features of tiny_world by tiny_backbone. Read only."""
+    """Return a store of the features of tiny_world by tiny_backbone. Read only."""
     from sidelight.backbones import load_backbone
     from sidelight.features.extract import extract, find_videos
 

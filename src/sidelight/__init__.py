@@ -16,24 +16,23 @@ __all__ = ["Grounder", "Grounding", "Moment", "__version__"]
 
 __version__ = "0.1.0"
 
-# Where each name lives. They are imported when first asked for, because behind Grounder stands PyTorch, which
-# takes seconds to import.
-_HOMES = {
+# Public name -> module. A module is imported at the first use of its name, because PyTorch takes seconds to import.
+_MODULES = {
     "Grounder": "sidelight.grounder",
     "Grounding": "sidelight.core.grounding",
     "Moment": "sidelight.core.grounding",
 }
 
 
-if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+if not TYPE_CHECKING:  # with this function, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first asked for."""
-        if name not in _HOMES:
+        """Import a public name at its first use."""
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = getattr(import_module(_HOMES[name]), name)
+        value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 

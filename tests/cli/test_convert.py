@@ -306,7 +306,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     assert convert(kind, files[kind], tmp_path / "full", words) == 2
-    assert "is there already" in capsys.readouterr().err and (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    assert "already exists" in capsys.readouterr().err and (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
     def full(*_: object) -> None:
         raise OSError("no space left")

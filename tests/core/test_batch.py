@@ -1,4 +1,4 @@
-"""Batch, Targets and Predictions check shapes and kinds, and move as one."""
+"""Check that Batch, Targets and Predictions refuse wrong shapes and dtypes, and move as one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_sizes() -> None:
         (predictions, {"saliency_text_BF": torch.zeros(B, F, 1)}, "2 axes"),
     ],
 )
-def test_wrong_shapes_and_kinds_are_named(build: Any, changes: dict[str, Any], message: str) -> None:
+def test_wrong_shapes_and_dtypes_are_named(build: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
 

@@ -1,3 +1,5 @@
+"""Check moments and groundings: validation, order, and the round trip through JSON."""
+
 from __future__ import annotations
 
 import json
@@ -52,24 +54,24 @@ def test_moment(values: Any, message: str | None) -> None:
 
 
 def test_moments_are_sorted_and_values_cannot_change() -> None:
-    found = grounding(moments=(Moment(0, 1, 0.2), Moment(1, 2, 0.9), Moment(2, 3, 0.2)))
-    assert [m.start for m in found.moments] == [1, 0, 2]  # equal scores keep their order
-    assert found.top(1) == (Moment(1, 2, 0.9),)
-    assert found.top(0) == found.top(-1) == ()
-    assert len(found.top(9)) == 3
-    assert found.saliency.dtype == np.float32
+    result = grounding(moments=(Moment(0, 1, 0.2), Moment(1, 2, 0.9), Moment(2, 3, 0.2)))
+    assert [m.start for m in result.moments] == [1, 0, 2]  # equal scores keep their order
+    assert result.top(1) == (Moment(1, 2, 0.9),)
+    assert result.top(0) == result.top(-1) == ()
+    assert len(result.top(9)) == 3
+    assert result.saliency.dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
-        found.saliency[0] = 1
-    mine = np.zeros(3, dtype=np.float32)
-    other = grounding(saliency=mine)
-    mine[:] = 7
-    assert other.saliency.tolist() == [0, 0, 0]
+        result.saliency[0] = 1
+    values = np.zeros(3, dtype=np.float32)
+    copied = grounding(saliency=values)
+    values[:] = 7
+    assert copied.saliency.tolist() == [0, 0, 0]
 
 
 def test_no_moments_at_all() -> None:
-    found = grounding(moments=())
-    assert found.moments == found.top(3) == ()
-    assert Grounding.from_json(found.to_json()) == found
+    result = grounding(moments=())
+    assert result.moments == result.top(3) == ()
+    assert Grounding.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_wrong_groundings_are_refused(changes: dict[str, Any], message: str) -> 
         (json.dumps({**grounding().to_dict(), "saliency": None}), "saliency"),
     ],
 )
-def test_what_is_no_grounding(text: str, message: str) -> None:
+def test_text_that_is_no_grounding_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Grounding.from_json(text)
 
@@ -132,19 +134,19 @@ def test_round_trip_of_json_is_exact(
         Moment(min(a, b) * timeline.duration, min(max(a, b) * timeline.duration, timeline.duration), score)
         for a, b, score in moments
     ]
-    found = Grounding(
+    result = Grounding(
         query=query,
         video=video,
         timeline=timeline,
         moments=tuple(built),
         saliency=np.random.default_rng(seed).normal(size=timeline.num_clips).astype(np.float32),
     )
-    again = Grounding.from_json(found.to_json())
-    assert again == found
-    assert hash(again) == hash(found)
-    assert again.to_json() == found.to_json()
-    assert again.saliency.tobytes() == found.saliency.tobytes()
-    assert again.moments == found.moments
+    again = Grounding.from_json(result.to_json())
+    assert again == result
+    assert hash(again) == hash(result)
+    assert again.to_json() == result.to_json()
+    assert again.saliency.tobytes() == result.saliency.tobytes()
+    assert again.moments == result.moments
 
 
 def test_groundings_that_differ_are_not_equal() -> None:
@@ -155,7 +157,7 @@ def test_groundings_that_differ_are_not_equal() -> None:
 
 
 @pytest.mark.parametrize(("score", "kept"), [(0.0, 2), (0.5, 1), (0.9, 1), (0.95, 0)])
-def test_moments_that_score_enough(score: float, kept: int) -> None:
+def test_at_least_keeps_moments_of_a_score(score: float, kept: int) -> None:
     answer = grounding()
     assert answer.at_least(score).moments == answer.moments[:kept]
     assert answer.at_least(score).saliency.tolist() == answer.saliency.tolist()

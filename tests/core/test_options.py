@@ -1,13 +1,14 @@
-"""The checks of configuration dataclasses."""
+"""Check the checks of configuration dataclasses and of finite numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from sidelight.core.options import check_types, require
+from sidelight.core.options import check_types, is_finite_number, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +57,28 @@ def test_defaults_and_conversions() -> None:
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Example(**changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, False),
+        (0, True),
+        (-1.5, True),
+        (10**400, False),
+        (float("nan"), False),
+        (float("-inf"), False),
+        (True, False),
+        ("1", False),
+        (1 + 0j, False),
+        ([1.0], False),
+        (np.int8(3), True),
+        (np.float16(0.5), True),
+        (np.float32("inf"), False),
+        (np.float64("nan"), False),
+        (np.bool_(True), False),
+        (np.array(1.0), False),
+    ],
+)
+def test_finite_numbers(value: Any, expected: bool) -> None:
+    assert is_finite_number(value) is expected

@@ -1,3 +1,5 @@
+"""Check the map between clips and seconds."""
+
 from __future__ import annotations
 
 import itertools
@@ -21,7 +23,7 @@ quick = settings(max_examples=50, deadline=None)
 @pytest.mark.parametrize(
     ("duration", "clip_seconds", "clips"),
     [
-        (1e-9, 2, 1),  # nothing to speak of is still one clip
+        (1e-9, 2, 1),  # the shortest video has one clip
         (0.5, 2, 1),
         (2, 2, 1),
         (2.1, 2, 2),
@@ -62,9 +64,9 @@ def test_wrong_values_are_named(values: Any, message: str) -> None:
 
 
 def test_the_first_clips_alone() -> None:
-    whole = Timeline(duration=9, clip_seconds=2)
-    assert whole.first(3) == Timeline(duration=6, clip_seconds=2) and whole.first(3).num_clips == 3
-    assert whole.first(5) is whole and whole.first(9) is whole
+    timeline = Timeline(duration=9, clip_seconds=2)
+    assert timeline.first(3) == Timeline(duration=6, clip_seconds=2) and timeline.first(3).num_clips == 3
+    assert timeline.first(5) is timeline and timeline.first(9) is timeline
 
 
 def test_spans_of_clips_and_seconds_of_frames() -> None:
@@ -90,7 +92,7 @@ def test_spans_of_clips_and_seconds_of_frames() -> None:
         (1.1, 6, [1, 2]),
         (2, 5, [1, 2]),
         (2, 4.9, [1]),
-        (2.2, 2.4, [1]),  # less than half of any: the one covered most
+        (2.2, 2.4, [1]),  # less than half of any clip: the clip covered most
         (3.5, 4.1, [1]),
         (3.8, 4.4, [2]),
         (1.2, 2.7, [0]),
@@ -109,18 +111,18 @@ def test_no_clips_in_a_span_outside(start: float, end: float) -> None:
 
 @quick
 @given(timelines, st.floats(0, 1), st.floats(0, 1))
-def test_clips_in_agree_with_looking_at_each_clip(timeline: Timeline, a: float, b: float) -> None:
+def test_clips_in_agree_with_a_check_of_each_clip(timeline: Timeline, a: float, b: float) -> None:
     start, end = sorted((a * timeline.duration, b * timeline.duration))
     unit = timeline.clip_seconds
     shared = [max(0.0, min(end, (i + 1) * unit) - max(start, i * unit)) / unit for i in range(timeline.num_clips)]
-    found = timeline.clips_in(start, end)
-    assert 0 <= found.start < found.stop <= timeline.num_clips
+    clips = timeline.clips_in(start, end)
+    assert 0 <= clips.start < clips.stop <= timeline.num_clips
     if max(shared) >= 0.5 + 1e-5:
-        assert all(shared[i] >= 0.5 - 1e-5 for i in found)
-        assert all(i in found for i, part in enumerate(shared) if part >= 0.5 + 1e-5)
+        assert all(shared[i] >= 0.5 - 1e-5 for i in clips)
+        assert all(i in clips for i, part in enumerate(shared) if part >= 0.5 + 1e-5)
     elif max(shared) < 0.5 - 1e-5:
-        assert len(found) == 1
-        assert shared[found[0]] == pytest.approx(max(shared), abs=1e-5)
+        assert len(clips) == 1
+        assert shared[clips[0]] == pytest.approx(max(shared), abs=1e-5)
 
 
 @quick

@@ -25,7 +25,7 @@ QVHIGHLIGHTS = ("train_release", "val_release", "test_with_gt")
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """A line of annotations; a value of ... takes the field away."""
+    """Return the fields of an annotation; a value of ... removes a field."""
     values = {
         "qid": 7,
         "query": "a dog barks",
@@ -39,7 +39,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def prediction(**changes: Any) -> dict[str, Any]:
-    """A line of predictions."""
+    """Return the fields of a prediction."""
     values = {
         "qid": 7,
         "query": "a dog barks",
@@ -55,20 +55,23 @@ def lines(*rows: Any) -> str:
 
 
 GOOD = row(qid="first")
-# text of the file, then what the sentence must say; {} is the file
+# Text of the file, then a part of the message; {} is the file.
 BAD_ANNOTATIONS: list[tuple[str, str]] = [
     ("", "{} is empty; expected annotations as JSON lines"),
     ("\n \n", "{} is empty"),
     (lines(GOOD, json.dumps(row())[:60]), "{}:2: this line is not valid JSON (Unterminated string"),
     (lines(GOOD, "", "qid,query"), "{}:3: this line is not valid JSON (Expecting value at column 1)"),
-    (lines(GOOD, [1, 2]), "{}:2: expected a JSON object with named fields, got [1, 2]; correct this line"),
+    (
+        lines(GOOD, [1, 2]),
+        "{}:2: expected a JSON object with named fields, got [1, 2]; correct this line, or give annotations",
+    ),
     (lines(GOOD, "[" * 100_000), "{}:2: this line is not readable JSON"),
     (lines(GOOD, '{"qid": ' + "9" * 5000 + "}"), "{}:2: this line is not readable JSON"),
     (lines(row(qid=...)), "{}:1: the field qid is missing; add it"),
     (lines(row(query=None)), "{}:1: the field query is missing"),
     (lines(row(vid=...)), "{}:1: the field vid is missing"),
     (lines(row(duration=...)), "{}:1: the field duration is missing"),
-    (lines(row(), GOOD, row()), "{}:3: qid 7 stands in line 1 already; give each row its own"),
+    (lines(row(), GOOD, row()), "{}:3: qid 7 is in line 1 already; give each row its own qid"),
     (lines(row(qid=1.5)), "{}:1: qid must be a whole number or a text, got 1.5"),
     (lines(row(qid=True)), "{}:1: qid must be a whole number or a text, got True"),
     (lines(row(query="  ")), "{}:1: query must be a sentence, got '  '"),
@@ -112,7 +115,7 @@ BAD_PREDICTIONS: list[tuple[str, str]] = [
     (lines(prediction(), '{"qid": 8, "vid'), "{}:2: this line is not valid JSON"),
     (lines(prediction(qid=...)), "{}:1: the field qid is missing; add it; correct this line"),
     (lines(prediction(vid=...)), "{}:1: the field vid is missing"),
-    (lines(prediction(), prediction()), "{}:2: qid 7 stands in line 1 already"),
+    (lines(prediction(), prediction()), "{}:2: qid 7 is in line 1 already"),
     (
         lines(prediction(pred_relevant_windows=..., pred_saliency_scores=...)),
         "{}:1: the field pred_relevant_windows is missing",
@@ -189,7 +192,9 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="there is no file"):
         read_submissions(tmp_path)
     (tmp_path / "video.mp4").write_bytes(b"\x00\xff\xfe\x80")
-    with pytest.raises(AnnotationError, match=r"video\.mp4 is not text; expected predictions"):
+    with pytest.raises(
+        AnnotationError, match=r"video\.mp4:1: this line is not text in UTF-8; correct this line, or give pred"
+    ):
         read_submissions(tmp_path / "video.mp4")
 
 
@@ -337,23 +342,23 @@ def test_a_submission_from_a_grounding() -> None:
         moments=(Moment(0, 2, 0.1), Moment(1, 5, 0.9)),
         saliency=np.array([0.1, 2, -1], dtype=np.float32),
     )
-    found = Submission.from_grounding(annotation, answer)
-    assert (found.qid, found.query, found.vid) == (3, "a dog barks", "v")
-    assert found.pred_relevant_windows.tolist() == [[1, 5, 0.9], [0, 2, 0.1]]
-    assert found.pred_saliency_scores.astype(np.float32).tolist() == answer.saliency.tolist()
-    assert found == Submission.from_dict(json.loads(json.dumps(found.to_dict())))
-    assert hash(found) == hash(Submission.from_dict(found.to_dict()))
-    assert found != answer
-    other = Annotation(qid=4, query="a cat", vid="v", duration=5)
+    submission = Submission.from_grounding(annotation, answer)
+    assert (submission.qid, submission.query, submission.vid) == (3, "a dog barks", "v")
+    assert submission.pred_relevant_windows.tolist() == [[1, 5, 0.9], [0, 2, 0.1]]
+    assert submission.pred_saliency_scores.astype(np.float32).tolist() == answer.saliency.tolist()
+    assert submission == Submission.from_dict(json.loads(json.dumps(submission.to_dict())))
+    assert hash(submission) == hash(Submission.from_dict(submission.to_dict()))
+    assert submission != answer
+    another_query = Annotation(qid=4, query="a cat", vid="v", duration=5)
     with pytest.raises(AnnotationError, match="expected a grounding of qid 4's query 'a cat', got one of 'a dog"):
-        Submission.from_grounding(other, answer)
+        Submission.from_grounding(another_query, answer)
 
 
 def test_empty_predictions_are_predictions() -> None:
-    nothing = Submission.from_dict({"qid": 1, "vid": "v", "pred_relevant_windows": []})
-    assert nothing.pred_relevant_windows.shape == (0, 3)
-    assert nothing.pred_saliency_scores.shape == (0,)
-    assert nothing.to_dict() == {"qid": 1, "vid": "v", "pred_relevant_windows": []}
+    empty = Submission.from_dict({"qid": 1, "vid": "v", "pred_relevant_windows": []})
+    assert empty.pred_relevant_windows.shape == (0, 3)
+    assert empty.pred_saliency_scores.shape == (0,)
+    assert empty.to_dict() == {"qid": 1, "vid": "v", "pred_relevant_windows": []}
     curve = Submission.from_dict({"qid": 1, "vid": "v", "pred_saliency_scores": [1, 2]})
     assert curve.pred_relevant_windows.shape == (0, 3)
 

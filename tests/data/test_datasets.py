@@ -1,4 +1,4 @@
-"""The released forms, each as a small file of our own, and the real ones where they are at hand."""
+"""The released forms, each as a small file of our own, and the released files where they are available."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ EGO4D_JSON: dict[str, Any] = {
 
 
 def write(path: Path, *rows: Any) -> Path:
-    """JSON lines, or one JSON document where the name says so."""
+    """Write rows as JSON lines, or the first one as a JSON document if the name ends with .json."""
     path.write_text(json.dumps(rows[0]) if path.suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows))
     return path
 
 
 def charades(folder: Path, text: str, table: str | None = "id,subject,length\nABCDE,x,30.96\n") -> Path:
-    """The original test file, and the table beside it."""
+    """Write the original test file, and the table with the durations."""
     (folder / "charades_sta_test.txt").write_text(text)
     if table is not None:
         (folder / "Charades_v1_test.csv").write_text(table)
@@ -92,21 +92,21 @@ def charades(folder: Path, text: str, table: str | None = "id,subject,length\nAB
 
 
 def test_every_benchmark_is_listed_under_its_name() -> None:
-    for name, its in BENCHMARKS.items():
-        assert its.name == name and benchmark(name) is its
-        assert all(split.files for split in its.splits.values())
+    for name, known in BENCHMARKS.items():
+        assert known.name == name and benchmark(name) is known
+        assert all(split.files for split in known.splits.values())
     with pytest.raises(AnnotationError, match="there is no benchmark 'charade'; known are qvhighlights, charades-sta"):
         benchmark("charade")
 
 
-def test_what_was_published_can_be_decoded_with() -> None:
-    for its in BENCHMARKS.values():
-        if its.nms is not None:
-            DecodeConfig(nms=its.nms.kind, nms_threshold=its.nms.threshold, round_to=its.unit)
+def test_published_settings_can_be_decoded_with() -> None:
+    for known in BENCHMARKS.values():
+        if known.nms is not None:
+            DecodeConfig(nms=known.nms.kind, nms_threshold=known.nms.threshold, round_to=known.unit)
     tab_a = {
-        name: (its.clip_seconds, its.moment_queries)
-        for name, its in BENCHMARKS.items()
-        if its.moment_queries is not None
+        name: (known.clip_seconds, known.moment_queries)
+        for name, known in BENCHMARKS.items()
+        if known.moment_queries is not None
     }
     assert tab_a == {"qvhighlights": (2.0, 30), "charades-sta": (1.0, 30), "tacos": (2.0, 5)}
     assert (BENCHMARKS["qvhighlights"].unit, BENCHMARKS["charades-sta"].unit) == (2.0, 0.1)
@@ -121,8 +121,8 @@ def test_videos_are_named_as_extraction_names_them(tmp_path: Path) -> None:
         "two.dots.mp4",
     ]:
         (tmp_path / name).touch()
-    found = video_files(tmp_path)
-    assert found == find_videos(tmp_path, found) and {"UPPER", "two.dots"} < found.keys() and "notes" not in found
+    files = video_files(tmp_path)
+    assert files == find_videos(tmp_path, files) and {"UPPER", "two.dots"} < files.keys() and "notes" not in files
     with pytest.raises(AnnotationError, match="is not a folder"):
         video_files(tmp_path / "nowhere")
 
@@ -156,8 +156,8 @@ def test_files_are_recognised(tmp_path: Path, name: str, rows: list[Any], expect
         (tmp_path / name).write_text("\n".join(rows))
     else:
         write(tmp_path / name, *rows)
-    found = recognise(tmp_path / name)
-    assert (found.name if found else None) == expected
+    recognised = recognise(tmp_path / name)
+    assert (recognised.name if recognised else None) == expected
 
 
 def test_a_damaged_document_is_recognised_by_its_name(tmp_path: Path) -> None:
@@ -194,23 +194,23 @@ def test_seconds_in_name(vid: str, seconds: float | None) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_reads_json_lines_as_published(tmp_path: Path, name: str) -> None:
-    its = BENCHMARKS[name]
-    split = next(iter(its.splits))
-    write(tmp_path / its.splits[split].files[0], moment("a", extra_field=3), moment("b", qid=2))
-    found = its.read(tmp_path, split)
-    assert found == its.read(tmp_path / its.splits[split].files[0])
-    assert [a.to_dict() for a in found] == [moment("a", extra_field=3), moment("b", qid=2)]
+    known = BENCHMARKS[name]
+    split = next(iter(known.splits))
+    write(tmp_path / known.splits[split].files[0], moment("a", extra_field=3), moment("b", qid=2))
+    annotations = known.read(tmp_path, split)
+    assert annotations == known.read(tmp_path / known.splits[split].files[0])
+    assert [a.to_dict() for a in annotations] == [moment("a", extra_field=3), moment("b", qid=2)]
 
 
 def test_charades_original(tmp_path: Path) -> None:
     path = charades(tmp_path, "ABCDE 24.3 30.4##person turn ## on  a light.\r\n\nABCDE 0.0 31.0##a b\n")
-    found = BENCHMARKS["charades-sta"].read(tmp_path, "test")
-    assert [(a.qid, a.query, a.vid, a.duration) for a in found] == [
+    annotations = BENCHMARKS["charades-sta"].read(tmp_path, "test")
+    assert [(a.qid, a.query, a.vid, a.duration) for a in annotations] == [
         ("test_1", "person turn ## on  a light.", "ABCDE", 30.96),
         ("test_3", "a b", "ABCDE", 30.96),
     ]
-    assert [a.relevant_windows for a in found] == [((24.3, 30.4),), ((0.0, 31.0),)]
-    assert found == BENCHMARKS["charades-sta"].read(path)
+    assert [a.relevant_windows for a in annotations] == [((24.3, 30.4),), ((0.0, 31.0),)]
+    assert annotations == BENCHMARKS["charades-sta"].read(path)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_charades_original_with_a_line_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_activitynet_original(tmp_path: Path) -> None:
-    found = BENCHMARKS["activitynet-captions"].read(write(tmp_path / "val_1.json", ACTIVITYNET_JSON))
-    assert [a.to_dict() for a in found] == [
+    annotations = BENCHMARKS["activitynet-captions"].read(write(tmp_path / "val_1.json", ACTIVITYNET_JSON))
+    assert [a.to_dict() for a in annotations] == [
         {
             "qid": f"v_abcdefghijk_{i}",
             "query": query,
@@ -273,7 +273,7 @@ def test_activitynet_original_wrong(tmp_path: Path, document: Any, message: str)
 
 
 def ego4d(**changes: Any) -> dict[str, Any]:
-    """The document with a changed query."""
+    """Return the document with a changed query."""
     document: dict[str, Any] = json.loads(json.dumps(EGO4D_JSON))
     query = document["videos"][0]["clips"][0]["annotations"][0]["language_queries"][0]
     for name, value in changes.items():
@@ -282,13 +282,13 @@ def ego4d(**changes: Any) -> dict[str, Any]:
 
 
 def test_ego4d_original(tmp_path: Path) -> None:
-    (found,) = BENCHMARKS["ego4d-nlq"].read(write(tmp_path / "nlq_val.json", EGO4D_JSON), "val")
-    assert (found.qid, found.vid, found.duration) == (f"{NOTE}_0", UID, 480.0)
-    assert (found.query, found.relevant_windows) == ("where is the cup?", ((3.5, 4.0),))
-    assert found.extra == {"template": "t", "video_uid": "v1", "annotation_uid": NOTE, "query_idx": 0}
+    (annotation,) = BENCHMARKS["ego4d-nlq"].read(write(tmp_path / "nlq_val.json", EGO4D_JSON), "val")
+    assert (annotation.qid, annotation.vid, annotation.duration) == (f"{NOTE}_0", UID, 480.0)
+    assert (annotation.query, annotation.relevant_windows) == ("where is the cup?", ((3.5, 4.0),))
+    assert annotation.extra == {"template": "t", "video_uid": "v1", "annotation_uid": NOTE, "query_idx": 0}
     kept_back = ego4d(clip_start_sec=None, clip_end_sec=None)
-    (found,) = BENCHMARKS["ego4d-nlq"].read(write(tmp_path / "nlq_test_unannotated.json", kept_back), "test")
-    assert found.relevant_windows == ()
+    (annotation,) = BENCHMARKS["ego4d-nlq"].read(write(tmp_path / "nlq_test_unannotated.json", kept_back), "test")
+    assert annotation.relevant_windows == ()
 
 
 @pytest.mark.parametrize(
@@ -315,18 +315,18 @@ def test_ego4d_original_wrong(tmp_path: Path, document: Any, message: str) -> No
 
 
 def test_tvsum_has_seconds_and_ratings(tmp_path: Path) -> None:
-    (found,) = BENCHMARKS["tvsum"].read(write(tmp_path / "tvsum_val.jsonl", TVSUM_ROW))
-    assert found.duration == 6 and Timeline(duration=found.duration, clip_seconds=2.0).num_clips == 3
-    assert found.relevant_clip_ids == (0, 1, 2) and found.relevant_windows == ()
-    assert found.saliency_scores == ((1,) * 20, (5,) * 20, (2,) * 19 + (3,))
-    assert found.extra == {"domain": "VU"}
+    (annotation,) = BENCHMARKS["tvsum"].read(write(tmp_path / "tvsum_val.jsonl", TVSUM_ROW))
+    assert annotation.duration == 6 and Timeline(duration=annotation.duration, clip_seconds=2.0).num_clips == 3
+    assert annotation.relevant_clip_ids == (0, 1, 2) and annotation.relevant_windows == ()
+    assert annotation.saliency_scores == ((1,) * 20, (5,) * 20, (2,) * 19 + (3,))
+    assert annotation.extra == {"domain": "VU"}
 
 
 def test_youtube_keeps_what_a_clip_is(tmp_path: Path) -> None:
-    (found,) = BENCHMARKS["youtube-highlights"].read(write(tmp_path / "youtube_val.jsonl", YOUTUBE_ROW))
-    assert found.duration == 6.5 and found.relevant_clip_ids == (0, 1, 2)
-    assert found.saliency_scores == ((0,), (1,), (0,))
-    assert found.extra == {name: YOUTUBE_ROW[name] for name in ("domain", "frames", "fps", "clip", "match")}
+    (annotation,) = BENCHMARKS["youtube-highlights"].read(write(tmp_path / "youtube_val.jsonl", YOUTUBE_ROW))
+    assert annotation.duration == 6.5 and annotation.relevant_clip_ids == (0, 1, 2)
+    assert annotation.saliency_scores == ((0,), (1,), (0,))
+    assert annotation.extra == {name: YOUTUBE_ROW[name] for name in ("domain", "frames", "fps", "clip", "match")}
 
 
 @pytest.mark.parametrize(
@@ -345,33 +345,33 @@ def test_wrong_labels(tmp_path: Path, label: Any, message: str) -> None:
 
 
 def test_domains_are_chosen(tmp_path: Path) -> None:
-    its = BENCHMARKS["tvsum"]
+    tvsum = BENCHMARKS["tvsum"]
     path = write(tmp_path / "tvsum_val.jsonl", TVSUM_ROW, {**TVSUM_ROW, "qid": "b", "domain": "BK"})
-    assert [a.qid for a in its.read(path)] == ["abc", "b"]
-    assert [a.qid for a in its.read(path, domain="BK")] == ["b"]
+    assert [a.qid for a in tvsum.read(path)] == ["abc", "b"]
+    assert [a.qid for a in tvsum.read(path, domain="BK")] == ["b"]
     with pytest.raises(AnnotationError, match="TVSum has no domain 'XX'; known are BK, BT"):
-        its.read(path, domain="XX")
+        tvsum.read(path, domain="XX")
     with pytest.raises(AnnotationError, match="TACoS has no domain 'BK'; it has none"):
         BENCHMARKS["tacos"].read(path, domain="BK")
 
 
 def test_a_bad_row_stops_unless_it_may_be_left_out(tmp_path: Path) -> None:
-    its = BENCHMARKS["tacos"]
+    tacos = BENCHMARKS["tacos"]
     path = write(
         tmp_path / "tacos_val.jsonl", moment("a"), moment("b", qid=2, duration=0), moment("c"), moment("d", qid=4)
     )
     with path.open("ab") as file:
         file.write(b"\xff\n[1]\n{\n" + b"[" * 100_000 + b"\n")
     with pytest.raises(AnnotationError, match=r"tacos_val.jsonl:2: duration must be .* above 0, got 0; correct it"):
-        its.read(path)
+        tacos.read(path)
     with pytest.warns(
         DataWarning, match=r"tacos_val.jsonl: 6 rows cannot be used and were left out, the first at 2 \("
     ):
-        assert [a.vid for a in its.read(path, lenient=True)] == ["a", "d"]
+        assert [a.vid for a in tacos.read(path, lenient=True)] == ["a", "d"]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    its = BENCHMARKS["tacos"]
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    tacos = BENCHMARKS["tacos"]
     (tmp_path / "tacos_val.jsonl").touch()
     for path, split, message in [
         (tmp_path, None, "is a folder; say which split: train, val, test"),
@@ -381,7 +381,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         (tmp_path, "val", "tacos_val.jsonl is empty; expected annotations of TACoS"),
     ]:
         with pytest.raises(AnnotationError, match=message):
-            its.read(path, split)
+            tacos.read(path, split)
 
 
 # file: rows, videos, windows, rated clips, hours
@@ -405,14 +405,15 @@ PUBLISHED = {
 @pytest.mark.parametrize("file", PUBLISHED)
 def test_the_published_files(shared: Path, file: str) -> None:
     path = shared / "data" / f"{file}.jsonl"
-    its = recognise(path)
-    assert its is BENCHMARKS[file.split("/")[0]]
-    rows = its.read(path)
+    known = recognise(path)
+    assert known is BENCHMARKS[file.split("/")[0]]
+    rows = known.read(path)
     hours = sum({a.vid: a.duration for a in rows}.values()) / 3600
     windows, clips = sum(len(a.relevant_windows) for a in rows), sum(len(a.saliency_scores) for a in rows)
     assert (len(rows), len({a.vid for a in rows}), windows, clips, round(hours, 2)) == PUBLISHED[file]
     lines = path.read_text(encoding="utf-8").split("\n")
     assert [a.query for a in rows] == [json.loads(line)["query"] for line in lines if line]
-    assert {a.extra["domain"] for a in rows if "domain" in a.extra} == set(its.domains)
-    if its.domains:
-        assert len(its.read(path, domain=its.domains[0])) == sum(a.extra["domain"] == its.domains[0] for a in rows)
+    assert {a.extra["domain"] for a in rows if "domain" in a.extra} == set(known.domains)
+    if known.domains:
+        domain = known.domains[0]
+        assert len(known.read(path, domain=domain)) == sum(a.extra["domain"] == domain for a in rows)

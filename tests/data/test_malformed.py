@@ -1,4 +1,4 @@
-"""Files as people really hand them in: each mistake gets one sentence that names file and line, and exit code 2."""
+"""Malformed files of users: each mistake gets one sentence that names file and line, and exit code 2."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GOOD_GUESS: dict[str, Any] = {
     "qid": 1, "query": "a dog runs", "vid": "v",
     "pred_relevant_windows": [[2, 8, 0.9]], "pred_saliency_scores": [0.5] * 10,
 }  # fmt: skip
-LEFT_OUT = object()
+MISSING = object()
 NAN = float("nan")
 
 
 def text(row: dict[str, Any], *changes: dict[str, Any] | str | bytes) -> bytes:
-    """A good first row, then one row per change; a text or bytes stand as they are."""
+    """Return a good first row, then one row per change; a text or bytes is a line of its own."""
     lines = [json.dumps(row).encode()]
     for number, change in enumerate(changes, start=2):
         if isinstance(change, bytes):
@@ -31,7 +31,7 @@ def text(row: dict[str, Any], *changes: dict[str, Any] | str | bytes) -> bytes:
         elif isinstance(change, str):
             lines.append(change.encode())
         else:
-            changed = {k: v for k, v in {**row, "qid": number, **change}.items() if v is not LEFT_OUT}
+            changed = {k: v for k, v in {**row, "qid": number, **change}.items() if v is not MISSING}
             lines.append(json.dumps(changed).encode())
     return b"\n".join(lines) + b"\n"
 
@@ -45,12 +45,12 @@ def truths(*changes: dict[str, Any] | str | bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("predictions", "annotations", "said"),
+    ("predictions", "annotations", "message"),
     [
         (b"", truths(), "p.jsonl is empty; expected predictions as JSON lines"),
         (None, truths(), "there is no file"),
-        (guesses({"qid": LEFT_OUT}), truths(), "p.jsonl:2: the field qid is missing; add it"),
-        (guesses({"vid": LEFT_OUT}), truths(), "p.jsonl:2: the field vid is missing"),
+        (guesses({"qid": MISSING}), truths(), "p.jsonl:2: the field qid is missing; add it"),
+        (guesses({"vid": MISSING}), truths(), "p.jsonl:2: the field vid is missing"),
         (guesses({"pred_relevant_windows": [[2, NAN, 0.5]]}), truths(), "p.jsonl:2: pred_relevant_windows[0] must"),
         (guesses({"pred_relevant_windows": [[2, 8, NAN]]}), truths(), "list of 3 finite numbers, got [2, 8, nan]"),
         (guesses({"pred_relevant_windows": [[8, 2, 0.5]]}), truths(), "p.jsonl:2: pred_relevant_windows[0] must be"),
@@ -59,15 +59,15 @@ def truths(*changes: dict[str, Any] | str | bytes) -> bytes:
         (guesses({"pred_relevant_windows": "[[2, 8, 1]]"}), truths(), "p.jsonl:2: pred_relevant_windows must be a li"),
         (guesses({"pred_saliency_scores": ["high"]}), truths(), "p.jsonl:2: pred_saliency_scores[0] must"),
         (guesses({"pred_saliency_scores": [float("inf")]}), truths(), "p.jsonl:2: pred_saliency_scores[0] must"),
-        (guesses({"qid": 1}), truths(), "p.jsonl:2: qid 1 stands in line 1 already"),
+        (guesses({"qid": 1}), truths(), "p.jsonl:2: qid 1 is in line 1 already"),
         (guesses({"qid": 2.5}), truths(), "p.jsonl:2: qid must be a whole number or a text, got 2.5"),
         (guesses('{"qid": 2, "vid": "v", "pred_rel'), truths({}), "p.jsonl:2: this line is not valid JSON"),
         (guesses("[1, 2, 3]"), truths(), "p.jsonl:2: expected a JSON object with named fields, got [1, 2, 3]"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", truths(), "p.jsonl is not text"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", truths(), "p.jsonl:1: this line is not text in UTF-8"),
         (guesses({"vid": "w"}), truths({}), "p.jsonl:2: 1 of 2 predictions are of another video (vid)"),
         (guesses(), truths({}), "a.jsonl:2: predictions and annotations must be of the same queries: 1 of 2 annot"),
         (guesses({}), truths(), "p.jsonl:2: predictions and annotations must be of the same queries: 1 of 2 predict"),
-        (guesses({"pred_saliency_scores": LEFT_OUT}), truths({}), "p.jsonl:2: 1 of 2 predictions have no pred_sal"),
+        (guesses({"pred_saliency_scores": MISSING}), truths({}), "p.jsonl:2: 1 of 2 predictions have no pred_sal"),
         (guesses({}), truths({"relevant_windows": [[8, 2]]}), "a.jsonl:2: relevant_windows[0] must be [start, end]"),
         (guesses({}), truths({"relevant_windows": [[25, 30]]}), "a.jsonl:2: relevant_windows[0] must be within its"),
         (guesses({}), truths({"duration": "20"}), "a.jsonl:2: duration must be a number of seconds above 0, got '20'"),
@@ -87,7 +87,7 @@ def test_one_sentence_that_names_file_and_line(
     command: str,
     predictions: bytes | None,
     annotations: bytes,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if predictions is not None:
@@ -97,14 +97,14 @@ def test_one_sentence_that_names_file_and_line(
     assert main([command, *files, "a.jsonl", "--json", "out.json"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.startswith("sidelight: ") and err.count("\n") == 1
     assert "Traceback" not in err
     assert not Path("out.json").exists()
 
 
 def test_the_good_files_are_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the test above would pass for the wrong reason."""
+    """Check that the unchanged rows pass, so that the test above fails for the change alone."""
     monkeypatch.chdir(tmp_path)
     Path("p.jsonl").write_bytes(guesses({}))
     Path("a.jsonl").write_bytes(truths({}))

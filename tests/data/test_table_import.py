@@ -1,4 +1,4 @@
-"""Own data: tables of every form that people make, and what is said of wrong ones."""
+"""Own data: tables of every form, and the messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_times(text: object, seconds: float) -> None:
         [1],
     ],
 )
-def test_what_is_no_time(text: object) -> None:
+def test_wrong_times(text: object) -> None:
     with pytest.raises(ValueError, match="a time must be seconds, m:ss or h:mm:ss, such as"):
         seconds_of(text)
 
@@ -101,14 +101,14 @@ clips/holiday.MP4;the dog jumps, twice;10;14;1:30
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_table(tmp_path: Path, name: str) -> None:
-    (found,) = import_table(table(tmp_path, FORMS[name], name))
-    assert found == EXPECTED
+    (annotation,) = import_table(table(tmp_path, FORMS[name], name))
+    assert annotation == EXPECTED
 
 
 def test_rows_are_joined_by_video_and_query(tmp_path: Path) -> None:
     text = "a,x,1,2,20\nb,x,1,2,30\na,x,5,6,20\na,y,,,20\n"
-    found = import_table(table(tmp_path, HEADER + text))
-    assert [(a.qid, a.vid, a.query, a.relevant_windows) for a in found] == [
+    annotations = import_table(table(tmp_path, HEADER + text))
+    assert [(a.qid, a.vid, a.query, a.relevant_windows) for a in annotations] == [
         (0, "a", "x", ((1, 2), (5, 6))),
         (1, "b", "x", ((1, 2),)),
         (2, "a", "y", ()),
@@ -118,10 +118,11 @@ def test_rows_are_joined_by_video_and_query(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip_seconds", [1.0, 2.0])
 def test_without_ratings_windows_are_relevant_as_in_training(tmp_path: Path, clip_seconds: float) -> None:
     text = "a,x,1.4,6.5,19\na,x,18.9,19,19\na,x,4,12,19\na,x,18,20,19\n"
-    (found,) = import_table(table(tmp_path, HEADER + text), clip_seconds=clip_seconds)
+    (annotation,) = import_table(table(tmp_path, HEADER + text), clip_seconds=clip_seconds)
     timeline = Timeline(duration=19, clip_seconds=clip_seconds)
-    saliency = clip_saliency(found, timeline)
-    assert found.saliency_scores == () and np.flatnonzero(saliency).tolist() == list(found.relevant_clip_ids)
+    saliency = clip_saliency(annotation, timeline)
+    assert annotation.saliency_scores == ()
+    assert np.flatnonzero(saliency).tolist() == list(annotation.relevant_clip_ids)
     assert set(saliency.tolist()) == {0.0, 1.0}
 
 
@@ -136,19 +137,18 @@ def test_without_ratings_windows_are_relevant_as_in_training(tmp_path: Path, cli
 def test_ratings(tmp_path: Path, first: Any, second: Any, scores: dict[int, int]) -> None:
     rows = [{"start": 2, "end": 6, "saliency": first}, {"start": 4, "end": 8, "saliency": second}]
     lines = "".join(json.dumps({"video": "a", "query": "x", "duration": 20, **r}) + "\n" for r in rows)
-    (found,) = import_table(table(tmp_path, lines, "t.jsonl"))
-    assert dict(zip(found.relevant_clip_ids, found.saliency_scores, strict=True)) == {
-        c: (s,) for c, s in scores.items()
-    }
-    clip_saliency(found, Timeline(duration=20, clip_seconds=2))
+    (annotation,) = import_table(table(tmp_path, lines, "t.jsonl"))
+    ratings = dict(zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True))
+    assert ratings == {c: (s,) for c, s in scores.items()}
+    clip_saliency(annotation, Timeline(duration=20, clip_seconds=2))
 
 
 def test_durations_come_from_the_videos(tiny_world: Path, tmp_path: Path) -> None:
     videos = tiny_world / "videos"
     first, second = sorted(videos.iterdir())[:2]
     path = table(tmp_path, f"video,query,start,end,duration\n{first.name},x,1,2,\n{second.stem},x,1,2,12\n")
-    found = import_table(path, videos=videos)
-    assert [a.duration for a in found] == [probe(first).duration, 12]
+    annotations = import_table(path, videos=videos)
+    assert [a.duration for a in annotations] == [probe(first).duration, 12]
 
 
 S = "holiday,x,1,2,20\n"
@@ -169,12 +169,16 @@ WRONG: list[tuple[str, str, str]] = [
     ("t.csv", f"{HEADER}{S}holiday,x,1:00,0:30,20\n", "t.csv:3: end must be after start, got 60 to 30 s"),
     ("t.csv", f"{HEADER}holiday,x,1,2,0\n", "t.csv:2: duration must be more than 0"),
     ("t.csv", f"{HEADER}{S}holiday,y,1,2,21\n", "t.csv:3: the video 'holiday' lasts 21 s here and 20 s in line 2"),
-    ("t.csv", f"{HEADER}{S}{S}", "t.csv:3: stands in line 2 already; remove one of the two"),
-    ("t.csv", f"{HEADER}{S}holiday,x,,,20\n", "t.csv:3: the video shows this query in one of the lines 2 and 3"),
-    ("t.csv", f"{HEADER}holiday,x,,,20\n{S}", "t.csv:3: the video shows this query in one of the lines 2 and 3"),
-    ("t.csv", f"{HEADER}holiday,x,20,21,20\n", "t.csv:2: the window from 20 to 21 s does not lie in its video of 20 s"),
-    ("t.csv", f"{HEADER}holiday,x,2,22.5,20\n", "t.csv:2: the window from 2 to 22.5 s does not lie in its video"),
-    ("t.csv", f"{HEADER}{S}street,x,1,2,\n", "t.csv:3: how long is the video 'street'? give a column duration, or"),
+    ("t.csv", f"{HEADER}{S}{S}", "t.csv:3: this row repeats line 2; remove one of the two"),
+    ("t.csv", f"{HEADER}{S}holiday,x,,,20\n", "t.csv:3: one of the lines 2 and 3 has a window, the other says that"),
+    ("t.csv", f"{HEADER}holiday,x,,,20\n{S}", "t.csv:3: one of the lines 2 and 3 has a window, the other says that"),
+    ("t.csv", f"{HEADER}holiday,x,20,21,20\n", "t.csv:2: the window from 20 to 21 s is not inside its video of 20 s"),
+    ("t.csv", f"{HEADER}holiday,x,2,22.5,20\n", "t.csv:2: the window from 2 to 22.5 s is not inside its video"),
+    (
+        "t.csv",
+        f"{HEADER}{S}street,x,1,2,\n",
+        "t.csv:3: the duration of the video 'street' is missing; add a column duration, or give",
+    ),
     ("t.jsonl", "{", "t.jsonl:1: this line is not valid JSON"),
     ("t.jsonl", "[]", "t.jsonl:1: expected a JSON object with named fields, got []"),
     ("t.jsonl", '{"query": "x"}', "t.jsonl:1: the field video is missing; add it"),
@@ -196,13 +200,13 @@ WRONG += [
     (
         "t.jsonl",
         '{"video": "a", "query": "x", "duration": 20, "saliency": 3}',
-        "t.jsonl:1: saliency rates the clips of a window, but there is no start and end",
+        "t.jsonl:1: saliency rates the clips of a window, but start and end are missing",
     ),
 ]
 
 
 @pytest.mark.parametrize(("name", "text", "message"), WRONG)
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_wrong_rows_are_named_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(AnnotationError) as error:
         import_file(table(tmp_path, text, name), tmp_path / "out.jsonl")
     assert f"{tmp_path}/{message}" in str(error.value) and len(str(error.value)) < 400
@@ -228,7 +232,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, tiny_world: Path) -> None:
 
 def test_columns_that_mean_nothing_are_named(tmp_path: Path) -> None:
     path = table(tmp_path, "video,query,start,end,duration,note\na,x,1,2,20,funny\n")
-    with pytest.warns(DataWarning, match=r"table.csv: not read: note; columns that mean something are video, query"):
+    with pytest.warns(DataWarning, match=r"table.csv: columns that are not read: note; known columns are video, query"):
         import_table(path)
 
 
@@ -242,30 +246,30 @@ def test_the_command(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFix
     assert message.startswith("sidelight: ") and "--videos" in message and not out.exists()
     assert main([*arguments, "--videos", str(tiny_world / "videos"), "--clip-seconds", "1"]) == 0
     assert f"wrote 1 queries with 2 windows on 1 videos to {out}" in capsys.readouterr().out
-    (found,) = read_annotations(out)
-    assert (found.vid, found.relevant_windows) == (video.stem, ((1, 2), (5, 7.5)))
+    (annotation,) = read_annotations(out)
+    assert (annotation.vid, annotation.relevant_windows) == (video.stem, ((1, 2), (5, 7.5)))
     assert not check(out).findings
     assert main(["data", "import", str(path), "--out", str(tmp_path / "no" / "a.jsonl")]) == 2
     assert "there is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (HEADER + "h.mp4,a,1,2,10\na/h.mp4,a,3,4,10\n", "a/h.mp4 has the same id, 'h', as h.mp4 in line 2"),
-        ("video,query,start,end,duration,start\nh,a,1,2,10,3\n", ":1: the column start stands there twice"),
+        ("video,query,start,end,duration,start\nh,a,1,2,10,3\n", ":1: the column start appears twice"),
         (HEADER + f"h,a,1,1{'0' * 400}:00:00,10\n", ":2: end: a time must be seconds"),
         (HEADER + f"h,a,1,1{'0' * 400},10\n", ":2: end: a time must be seconds"),
     ],
 )
-def test_what_would_mix_or_overflow(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(AnnotationError) as caught:
+def test_rows_that_would_mix_or_overflow(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AnnotationError) as error:
         import_table(table(tmp_path, text))
-    assert said in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_clips_of_another_length_are_checked_and_scored_as_such(tmp_path: Path) -> None:
-    """100 s in clips of 1 s: clip 74 is inside, and what is predicted after clip 50 counts."""
+    """Check that 100 s in clips of 1 s contain clip 74, and that saliency after clip 50 counts."""
     path = table(tmp_path, "video,query,start,end,duration,saliency\nh,a,10,15,100,4\nh,b,70,75,100,4\n")
     out = tmp_path / "own.jsonl"
     annotations = import_file(path, out, clip_seconds=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidelight.features.store import FeatureStore
-from tests.films import Recipe, encode, numbered, steady
+from tests.films import Encoding, encode, numbered, steady
 
 KILLS = 10
 
@@ -25,7 +25,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 short videos, five of them bad, each in its own way."""
     folder = tmp_path_factory.mktemp("forty")
     for i in range(35):
-        encode(folder / f"good{i:02d}.mp4", Recipe(steady(200 + 30 * (i % 7))), numbered)
+        encode(folder / f"good{i:02d}.mp4", Encoding(steady(200 + 30 * (i % 7))), numbered)
     whole = (folder / "good00.mp4").read_bytes()
     (folder / "bad-empty.mp4").touch()
     (folder / "bad-text.mp4").write_text("no video")

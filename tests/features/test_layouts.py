@@ -474,7 +474,7 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, world: Path, tiny_stor
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").touch()
-    refused("is there already")
+    refused("already exists")
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
@@ -613,7 +613,7 @@ def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pyt
         level = ["--level", "-1"] if layout == "moment-detr" else []
         assert main([*export, "--out", str(out), *level]) == 0
         assert f"wrote 2 videos and {count} queries to {out} (" in capsys.readouterr().out
-        assert main([*export, "--out", str(out), *level]) == 2 and "is there already" in capsys.readouterr().err
+        assert main([*export, "--out", str(out), *level]) == 2 and "already exists" in capsys.readouterr().err
         command = ["features", "import", str(out), "--annotations", str(world), "--out", str(back), "--as-is"]
         assert main(command) == 0
         shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Object storage, by fsspec's file systems in memory and on disk."""
+"""Check object storage with fsspec's file systems in memory and on disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sidelight.io.storage import (
     StorageError,
     cached,
     fetch,
+    file_versions,
     is_address,
     list_files,
-    listing,
     local_copy,
     put_file,
     storage_of,
@@ -38,7 +38,7 @@ def memory() -> Iterator[Any]:
 
 @pytest.fixture(params=["memory://bucket", "file"])
 def bucket(request: pytest.FixtureRequest, memory: Any, tmp_path: Path) -> str:
-    """An address in memory, and one on disk."""
+    """Return an address in memory, then an address on disk."""
     return str(request.param) if request.param != "file" else f"file://{tmp_path / 'bucket'}"
 
 
@@ -51,21 +51,21 @@ def backbone(tiny_backbone: Path) -> ShapesBackbone:
     ("path", "address"),
     [("", False), ("films", False), ("/films/a.mp4", False), ("s3://b/a.mp4", True), (Path("films"), False)],
 )
-def test_what_is_an_address(path: str | Path, address: bool) -> None:
+def test_addresses_are_told_from_paths(path: str | Path, address: bool) -> None:
     assert is_address(path) is address
 
 
 def test_files_are_put_listed_and_fetched(bucket: str, tmp_path: Path) -> None:
-    assert listing(f"{bucket}/none") == {}
-    one = tmp_path / "one.mp4"
-    one.write_bytes(b"abc")
-    put_file(one, f"{bucket}/films/one.mp4")
-    put_file(one, f"{bucket}/films/two.mkv")
-    assert set(listing(f"{bucket}/films")) == {"one.mp4", "two.mkv"}
-    found = list_files(f"{bucket}/films")
-    assert [f.rsplit("/", 1)[1] for f in found] == ["one.mp4", "two.mkv"] and all(map(is_address, found))
-    assert list_files(f"{bucket}/films/*.mkv") == found[1:] and list_files(found[0]) == found[:1]
-    with local_copy(found[0]) as copy:
+    assert file_versions(f"{bucket}/none") == {}
+    file = tmp_path / "one.mp4"
+    file.write_bytes(b"abc")
+    put_file(file, f"{bucket}/films/one.mp4")
+    put_file(file, f"{bucket}/films/two.mkv")
+    assert set(file_versions(f"{bucket}/films")) == {"one.mp4", "two.mkv"}
+    addresses = list_files(f"{bucket}/films")
+    assert [a.rsplit("/", 1)[1] for a in addresses] == ["one.mp4", "two.mkv"] and all(map(is_address, addresses))
+    assert list_files(f"{bucket}/films/*.mkv") == addresses[1:] and list_files(addresses[0]) == addresses[:1]
+    with local_copy(addresses[0]) as copy:
         assert copy.read_bytes() == b"abc" and copy.name == "one.mp4"
     assert not copy.exists()
     fetch(f"{bucket}/films", "one.mp4", tmp_path / "here")
@@ -78,13 +78,13 @@ def test_a_name_does_not_lead_out_of_its_folder(bucket: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [("nothing://a/b", "cannot use nothing://"), ("memory://bucket/none/*.mp4", "matches no video files")],
 )
-def test_what_cannot_be_used_is_said(memory: Any, address: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_addresses_are_named(memory: Any, address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         videos_of([address])
-    with pytest.raises(ValueError, match="there is nothing"):
+    with pytest.raises(ValueError, match="does not exist"):
         list_files("memory://bucket/none")
     with pytest.raises(StorageError, match="cannot be fetched"), local_copy("memory://bucket/none.mp4"):
         pass
@@ -99,28 +99,28 @@ def test_from_a_bucket_into_a_bucket(
     bad = tmp_path / "bad.mp4"
     bad.write_text("no video")
     put_file(bad, f"{bucket}/films/bad.mp4")
-    found = videos_of([f"{bucket}/films"])
-    assert sorted(found) == sorted(["bad", *(v.stem for v in videos)])
-    store, failures = extract(found, ["a star"], backbone, f"{bucket}/store", workers=1)
+    videos_by_id = videos_of([f"{bucket}/films"])
+    assert sorted(videos_by_id) == sorted(["bad", *(v.stem for v in videos)])
+    store, failures = extract(videos_by_id, ["a star"], backbone, f"{bucket}/store", workers=1)
     assert isinstance(store, RemoteStore) and list(failures) == ["bad"]
-    assert set(listing(f"{bucket}/store")) == {"manifest.json", "failures.jsonl"}
-    assert len(listing(f"{bucket}/store/videos")) == 2 and len(listing(f"{bucket}/store/queries")) == 1
-    # Read through a copy: the same as from files of this machine.
+    assert set(file_versions(f"{bucket}/store")) == {"manifest.json", "failures.jsonl"}
+    assert len(file_versions(f"{bucket}/store/videos")) == 2 and len(file_versions(f"{bucket}/store/queries")) == 1
+    # Reading through a copy gives the same features as files of this machine.
     plain, _ = extract({v.stem: v for v in videos}, ["a star"], backbone, tmp_path / "plain", workers=0)
     read = FeatureStore(f"{bucket}/store")
     assert read.videos() == plain.videos() and not read.missing_queries(["a star"]) and not read.verify()
     for vid in plain.videos():
         assert np.array_equal(read.video(vid).video_KTD, plain.video(vid).video_KTD)
-    # What is there is not done again.
-    again, failures = extract(found, ["a star", "a ring"], backbone, f"{bucket}/store", workers=1)
+    # A second extraction adds only the new query.
+    again, failures = extract(videos_by_id, ["a star", "a ring"], backbone, f"{bucket}/store", workers=1)
     assert all(again.has_video(v.stem) for v in videos) and list(failures) == ["bad"]
     assert not FeatureStore(f"{bucket}/store").missing_queries(["a star", "a ring"])
-    # And by the command.
+    # The command reads the store too.
     assert main(["features", "verify", f"{bucket}/store"]) == 0
     assert "2 videos; 0 damaged files" in capsys.readouterr().out
 
 
-def test_a_copy_follows_what_it_copies(bucket: str, tmp_path: Path) -> None:
+def test_a_copy_follows_its_address(bucket: str, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
     put_file(file, f"{bucket}/folder/a.txt")
@@ -141,7 +141,7 @@ def test_a_store_that_was_made_anew_is_read_anew(
     bucket: str, tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path
 ) -> None:
     first, second = sorted((tiny_world / "videos").iterdir())[:2]
-    for video in (first, second):  # of one length, so that files have one size
+    for video in (first, second):  # of equal length, so that the files have equal sizes
         storage, path = storage_of(f"{bucket}/store")
         if storage.exists(path):
             storage.rm(path, recursive=True)

@@ -1,4 +1,4 @@
-"""Thresholds and bins where the right answer is known."""
+"""Thresholds and bins in cases where the right answer is known."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def guess(qid: int, windows: Any) -> Submission:
 
 
 def test_the_best_moment_of_each_query() -> None:
-    found = best_moments(
+    best = best_moments(
         [guess(2, [[0, 1, 0.2], [0, 10, 0.9]]), guess(1, []), guess(3, [[0, 4, 0.5]]), guess(4, [[0, 9, 0.4]])],
         [truth(1), truth(2, [[0, 12]]), truth(3, [[10, 14]]), truth(4)],
     )
-    assert found.score_Q.tolist() == [0, 0.9, 0.5, 0.4]
-    assert found.right_Q.tolist() == [False, True, False, False]
-    assert found.present_Q.tolist() == [False, True, True, False]
+    assert best.score_Q.tolist() == [0, 0.9, 0.5, 0.4]
+    assert best.right_Q.tolist() == [False, True, False, False]
+    assert best.present_Q.tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_best_moment_of_each_query() -> None:
         ([guess(1, [[0, 1, 1.5]])], "scores between 0 and 1, got 1.5 to 1.5"),
     ],
 )
-def test_what_cannot_be_calibrated(submissions: list[Submission], message: str) -> None:
+def test_wrong_input_is_refused(submissions: list[Submission], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         best_moments(submissions, [truth(1, [[0, 1]])])
 
@@ -50,16 +50,16 @@ def test_reliable_scores_have_no_error() -> None:
     good = reliability(score, rng.random(40_000) < score)
     assert good.error < 0.015
     assert good.count_N.sum() == 40_000
-    bold = reliability(score, rng.random(40_000) < score / 2)
-    assert bold.error == pytest.approx(0.25, abs=0.015)
+    overconfident = reliability(score, rng.random(40_000) < score / 2)
+    assert overconfident.error == pytest.approx(0.25, abs=0.015)
 
 
 def test_reliability_by_hand() -> None:
-    found = reliability(np.array([0.1, 0.3, 1.0]), np.array([False, True, True]), bins=2)
-    assert found.count_N.tolist() == [2, 1]
-    assert found.score_N.tolist() == [0.2, 1.0]
-    assert found.right_N.tolist() == [0.5, 1.0]
-    assert found.error == pytest.approx(0.3 * 2 / 3)
+    result = reliability(np.array([0.1, 0.3, 1.0]), np.array([False, True, True]), bins=2)
+    assert result.count_N.tolist() == [2, 1]
+    assert result.score_N.tolist() == [0.2, 1.0]
+    assert result.right_N.tolist() == [0.5, 1.0]
+    assert result.error == pytest.approx(0.3 * 2 / 3)
 
 
 def test_chosen_threshold_is_the_best_of_all() -> None:
@@ -74,26 +74,30 @@ def test_chosen_threshold_is_the_best_of_all() -> None:
 @pytest.mark.parametrize(
     ("score", "present", "chosen"),
     [
-        ([0.00112, 0.00114, 0.00116, 0.00118], [False, False, True, True], 0.00115),  # as few decimals as it takes
+        (
+            [0.00112, 0.00114, 0.00116, 0.00118],
+            [False, False, True, True],
+            0.00115,
+        ),  # the fewest decimals that separate them
         ([0.1, 0.9], [False, True], 0.5),
-        ([0.5, 1.0], [True, False], 0.0),  # no threshold can part these: best never given
-        ([0.5, 0.5], [True, False], 1.0),  # all or none: then all, F1 2/3
+        ([0.5, 1.0], [True, False], 0.0),  # no threshold separates these: never answer
+        ([0.5, 0.5], [True, False], 1.0),  # all or none: all has F1 2/3
         ([0.3, np.nextafter(0.3, 1)], [False, True], np.nextafter(0.3, 1)),
     ],
 )
 def test_chosen_threshold_can_be_copied(score: list[float], present: list[bool], chosen: float) -> None:
-    scores, there = np.array(score), np.array(present)
-    found = choose_min_score(scores, there)
-    assert found == pytest.approx(chosen, abs=0.25 if chosen == 1.0 else 0)
-    report = absent_report(scores, there, found)
-    best = max(absent_report(scores, there, float(t)).f1 for t in [0.0, 1.0, *scores])
+    score_Q, present_Q = np.array(score), np.array(present)
+    threshold = choose_min_score(score_Q, present_Q)
+    assert threshold == pytest.approx(chosen, abs=0.25 if chosen == 1.0 else 0)
+    report = absent_report(score_Q, present_Q, threshold)
+    best = max(absent_report(score_Q, present_Q, float(t)).f1 for t in [0.0, 1.0, *score])
     assert report.f1 == best
 
 
 def test_absent_report_by_hand() -> None:
     score, present = np.array([0.1, 0.2, 0.3, 0.9]), np.array([False, True, False, True])
-    found = absent_report(score, present, 0.25)
-    assert (found.precision, found.recall, found.f1, found.lost) == (0.5, 0.5, 0.5, 0.5)
+    report = absent_report(score, present, 0.25)
+    assert (report.precision, report.recall, report.f1, report.lost) == (0.5, 0.5, 0.5, 0.5)
     assert np.isnan(absent_report(score, present, 0.0).precision)
     assert absent_report(score, present, 0.0).recall == 0
 
@@ -112,5 +116,5 @@ def test_unreliable_input(score: list[float], bins: int) -> None:
 
 def test_chart(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs sidelight[plot]")
-    found = reliability(np.array([0.1, 0.3, 1.0]), np.array([False, True, True]))
-    assert plot_reliability(found, tmp_path / "r.png", min_score=0.2).stat().st_size > 5000
+    result = reliability(np.array([0.1, 0.3, 1.0]), np.array([False, True, True]))
+    assert plot_reliability(result, tmp_path / "r.png", min_score=0.2).stat().st_size > 5000

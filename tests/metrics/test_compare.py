@@ -1,4 +1,4 @@
-"""Verdicts that are right where the truth is known."""
+"""Verdicts in cases where the right answer is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sidelight.metrics.compare import Comparison, compare
 
 
 def against(shift: float, *, noise: float = 0.1, queries: int = 300, seed: int = 0) -> Comparison:
-    """Two predictions, the first better by ``shift`` on average."""
+    """Compare two predictions of which the first is better by ``shift`` on average."""
     rng = np.random.default_rng(seed)
     base = rng.random(queries)
     sides = []
@@ -29,38 +29,38 @@ def against(shift: float, *, noise: float = 0.1, queries: int = 300, seed: int =
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "no difference"), (0.1, "first"), (-0.1, "second")])
 def test_verdicts(shift: float, verdict: str) -> None:
-    found = against(shift)
-    assert [m.verdict for m in found.metrics] == [verdict] * 3
-    assert [m.queries for m in found.metrics] == [300, 100, 300]
-    inside = found.metrics[0].difference
-    assert inside.low <= inside.value <= inside.high
-    assert (inside.low <= 0 <= inside.high) == (shift == 0)
-    assert (found.groups, found.grouped_by) == (100, "video")
+    comparison = against(shift)
+    assert [m.verdict for m in comparison.metrics] == [verdict] * 3
+    assert [m.queries for m in comparison.metrics] == [300, 100, 300]
+    interval = comparison.metrics[0].difference
+    assert interval.low <= interval.value <= interval.high
+    assert (interval.low <= 0 <= interval.high) == (shift == 0)
+    assert (comparison.groups, comparison.grouped_by) == (100, "video")
 
 
 def test_wins_count_every_query_once() -> None:
     full, short = against(0.0).wins
     assert full.first + full.second + full.equal == 300
-    assert short.first + short.second + short.equal == 300 - 200  # only those that have short windows
+    assert short.first + short.second + short.equal == 300 - 200  # a third of the queries has short windows
     assert [w.metric for w in (full, short)] == ["MR-full-mIoU", "MR-short-mIoU"]
 
 
 def test_largest_differences_come_first() -> None:
-    found = against(0.0, queries=30)
-    sizes = [abs(q.first - q.second) for q in found.largest]
-    assert found.decided_by == "MR-full-mIoU"
+    comparison = against(0.0, queries=30)
+    sizes = [abs(q.first - q.second) for q in comparison.largest]
+    assert comparison.decided_by == "MR-full-mIoU"
     assert len(sizes) == 5
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_equal_predictions_differ_nowhere() -> None:
     side = {"MR-full-mAP": np.array([0.1, 0.5, 1.0])}
-    found = compare(side, side, qids=[1, 2, 3], queries=["a", "b", "c"], videos=None, resamples=100)
-    assert found.metrics[0].p == 1.0
-    assert found.metrics[0].verdict == "no difference"
-    assert found.wins[0].equal == 3
-    assert found.largest == ()
-    assert found.grouped_by == "query"
+    comparison = compare(side, side, qids=[1, 2, 3], queries=["a", "b", "c"], videos=None, resamples=100)
+    assert comparison.metrics[0].p == 1.0
+    assert comparison.metrics[0].verdict == "no difference"
+    assert comparison.wins[0].equal == 3
+    assert comparison.largest == ()
+    assert comparison.grouped_by == "query"
 
 
 def test_json_holds_the_verdicts() -> None:
@@ -70,9 +70,9 @@ def test_json_holds_the_verdicts() -> None:
 
 
 def test_other_metrics_are_refused() -> None:
-    one = {"MR-full-mAP": np.ones(2)}
+    scores = {"MR-full-mAP": np.ones(2)}
     with pytest.raises(ValueError, match=r"HL-min-Fair-mAP only for one of them"):
-        compare(one, {**one, "HL-min-Fair-mAP": np.ones(2)}, qids=[1, 2], queries=["a", "b"], videos=None)
+        compare(scores, {**scores, "HL-min-Fair-mAP": np.ones(2)}, qids=[1, 2], queries=["a", "b"], videos=None)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

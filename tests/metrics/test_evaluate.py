@@ -1,4 +1,4 @@
-"""`sidelight evaluate` against every golden file: equal to the last printed digit."""
+"""Scores of every golden file by `sidelight evaluate`: equal to the last printed digit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sidelight.cli.main import main
-from sidelight.data.annotations import AnnotationError
-from sidelight.metrics.evaluate import evaluate_files, query_scores
+from sidelight.data.annotations import Annotation, AnnotationError
+from sidelight.metrics.evaluate import evaluate_files, metric_names, query_scores
 
 GOLDEN = [
-    # predictions, annotations, the published numbers, whose script
+    # predictions, annotations, the published numbers, the convention of the script
     (
         "golden/qvhighlights-eval/sample_val_preds.jsonl",
         "data/qvhighlights/highlight_val_release.jsonl",
@@ -53,7 +53,9 @@ def leaves(values: Any, name: str = "") -> dict[str, float]:
     return {k: v for key, part in values.items() for k, v in leaves(part, f"{name}/{key}").items()}
 
 
-@pytest.mark.filterwarnings("ignore::sidelight.metrics.evaluate.EvaluationWarning")  # the stress file is odd on purpose
+@pytest.mark.filterwarnings(
+    "ignore::sidelight.metrics.evaluate.EvaluationWarning"
+)  # the stress file has unusual windows on purpose
 @pytest.mark.parametrize(("predictions", "annotations", "numbers", "convention"), GOLDEN)
 def test_every_golden_number(
     shared: Path, tmp_path: Path, predictions: str, annotations: str, numbers: str, convention: str
@@ -61,15 +63,15 @@ def test_every_golden_number(
     written = tmp_path / "metrics.json"
     files = [str(shared / predictions), str(shared / annotations)]
     assert main(["evaluate", *files, "--convention", convention, "--json", str(written)]) == 0
-    found, golden = leaves(json.loads(written.read_text())), leaves(json.loads((shared / numbers).read_text()))
+    scores, golden = leaves(json.loads(written.read_text())), leaves(json.loads((shared / numbers).read_text()))
     print(f"\n{numbers} ({convention}): {len(golden)} numbers")
-    print("\n".join(f"  {name:<44}{value:>8}{found.get(name, 'missing'):>9}" for name, value in golden.items()))
-    assert found == golden
+    print("\n".join(f"  {name:<44}{value:>8}{scores.get(name, 'missing'):>9}" for name, value in golden.items()))
+    assert scores == golden
     assert len(golden) > 50
 
 
 def domain_files(shared: Path, folder: Path, kind: str) -> tuple[Path, Path, dict[str, Any]]:
-    """A golden's videos, written as the benchmark's annotations and as predictions."""
+    """Write the videos of a golden file as annotations of the benchmark and as predictions."""
     golden = json.loads((shared / "golden" / "benchmarks" / "highlights" / "hl_public.json").read_text())[kind]
     annotations, predictions = folder / f"{kind}_val.jsonl", folder / "predictions.jsonl"
     rows, guesses = [], []
@@ -94,7 +96,7 @@ def test_golden_tvsum(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [brief["mAP@top5"], brief["mAP@top15"]] == [86.337, 80.801]
     assert [brief["mAP@top5"], brief["mAP@top15"]] == [
         round(100 * golden[f"mAP_top{k}"], 3) for k in (5, 15)
-    ]  # both, so that neither the numbers nor the file can change unseen
+    ]  # both, so that a change of the file is noticed too
     each = query_scores(predictions, annotations).each["mAP@top5"]
     assert [round(float(v), 5) for v in each] == golden["per_video_mAP_top5"]
     assert main(["evaluate", str(predictions), str(annotations)]) == 0
@@ -148,3 +150,20 @@ def test_unknown_benchmark(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"qid": 1, "query": "a", "vid": "v", "duration": 2}\n')
     with pytest.raises(AnnotationError, match="there is no benchmark 'coco'; known are qvhighlights"):
         evaluate_files(tmp_path / "p.jsonl", tmp_path / "a.jsonl", benchmark="coco")
+
+
+def test_metric_names_of_clips_of_another_length() -> None:
+    """Check that clip 74 of 100 s is accepted where clips last 1 s."""
+    annotation = Annotation(
+        qid=1,
+        query="a",
+        vid="v",
+        duration=100,
+        relevant_windows=((70, 75),),
+        relevant_clip_ids=(70, 74),
+        saliency_scores=((4,), (4,)),
+        extra={"clip_seconds": 1.0},
+    )
+    names = metric_names([annotation])
+    assert {"MR-full-mAP", "MR-short-mIoU", "HL-min-Fair-Hit1"} < set(names)
+    assert "MR-long-mAP" not in names

@@ -1,4 +1,4 @@
-"""The vectorised metrics against their definitions, one query and one rater at a time."""
+"""The vectorised metrics, compared with plain loops over queries and raters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sidelight.metrics import highlights
 
 
 def slow_average_precision(saliency: Sequence[float], positive: Sequence[bool]) -> float:
-    """Walk down the distinct values of saliency: each is a point (hits so far, precision)."""
+    """Compute the points (hits so far, precision) of each distinct saliency from the top, and average them."""
     points: list[tuple[int, float]] = []
     for value in sorted(set(saliency), reverse=True):
         chosen = [p for s, p in zip(saliency, positive, strict=True) if s >= value]
@@ -29,32 +29,31 @@ def slow_average_precision(saliency: Sequence[float], positive: Sequence[bool]) 
     return sum(rising) / len(rising) if rising else 0.0
 
 
-def one(saliency: Sequence[float], positive: Sequence[bool]) -> float:
-    shown = np.array([saliency], dtype=np.float64)
-    found = highlights.average_precision(
-        shown, np.ones_like(shown, dtype=bool), np.array([positive], dtype=bool)[..., None]
-    )
-    assert found.shape == (1, 1)
-    return float(found[0, 0])
+def average_precision_of(saliency: Sequence[float], positive: Sequence[bool]) -> float:
+    saliency_QT = np.array([saliency], dtype=np.float64)
+    mask_QT = np.ones_like(saliency_QT, dtype=bool)
+    precision_QR = highlights.average_precision(saliency_QT, mask_QT, np.array([positive], dtype=bool)[..., None])
+    assert precision_QR.shape == (1, 1)
+    return float(precision_QR[0, 0])
 
 
 @pytest.mark.parametrize(
     ("saliency", "positive", "expected"),
     [
-        ([0.0], [False], 0),  # nothing to find gives 0
+        ([0.0], [False], 0),  # no positive clip gives 0
         ([0.0], [True], 1),
         ([3, 2, 1], [False, False, False], 0),
         ([3, 2, 1], [True, True, True], 1),
         ([3, 2, 1], [True, False, True], (1 + 2 / 3) / 2),
         ([3, 2, 1], [False, True, True], 2 / 3),  # precision is made non-increasing: 1/2 becomes 2/3
-        ([1, 1, 1], [True, False, False], 1 / 3),  # equal saliency shares one point, whatever the order
+        ([1, 1, 1], [True, False, False], 1 / 3),  # equal saliency shares one point, in any order
         ([1, 1, 1], [False, False, True], 1 / 3),
         ([1, 1, 1, 0], [True, True, False, True], (3 / 4 + 3 / 4) / 2),  # two points for three positives
         ([-5, -7], [True, False], 1),
     ],
 )
 def test_one_query(saliency: list[float], positive: list[bool], expected: float) -> None:
-    assert one(saliency, positive) == pytest.approx(expected)
+    assert average_precision_of(saliency, positive) == pytest.approx(expected)
     assert slow_average_precision(saliency, positive) == pytest.approx(expected)
 
 
@@ -66,14 +65,14 @@ videos = st.lists(st.lists(_clip, min_size=1, max_size=9), max_size=5)
 @given(videos, st.floats(-99, 99))
 def test_many_queries_equal_one_at_a_time(rows: list[list[tuple[float, bool, bool]]], beyond: float) -> None:
     longest = 11
-    saliency = np.full((len(rows), longest), beyond)  # what stands beyond a video must not matter
+    saliency = np.full((len(rows), longest), beyond)  # values beyond a video must not matter
     clips = np.zeros((len(rows), longest), dtype=bool)
     positive = np.ones((len(rows), longest, 2), dtype=bool)
     for q, row in enumerate(rows):
         saliency[q, : len(row)] = [s for s, _, _ in row]
         clips[q, : len(row)] = True
         positive[q, : len(row)] = [[a, b] for _, a, b in row]
-    found = highlights.average_precision(saliency, clips, positive)
+    precision = highlights.average_precision(saliency, clips, positive)
     expected = [
         [
             slow_average_precision([s for s, _, _ in row], [a for _, a, _ in row]),
@@ -81,7 +80,7 @@ def test_many_queries_equal_one_at_a_time(rows: list[list[tuple[float, bool, boo
         ]
         for row in rows
     ]
-    np.testing.assert_allclose(found, np.reshape(expected, found.shape), atol=1e-12)
+    np.testing.assert_allclose(precision, np.reshape(expected, precision.shape), atol=1e-12)
     best = highlights.hit_at_1(saliency, clips, positive & clips[..., None])
     assert best.tolist() == [next(a or b for s, a, b in row if s == max(c[0] for c in row)) for row in rows]
 
@@ -91,7 +90,7 @@ def test_hit_at_1() -> None:
     predicted = np.ones((3, 4), dtype=bool)
     predicted[2, 3] = False
     positive = np.zeros((3, 4, 2), dtype=bool)
-    positive[0, 1, 1] = True  # one rater is enough, and of equal clips the first is taken
+    positive[0, 1, 1] = True  # one rater is enough; of equal clips the first counts
     positive[2, 0, 0] = True
     assert highlights.hit_at_1(saliency, predicted, positive).tolist() == [True, False, True]
     assert highlights.hit_at_1(saliency[:0], predicted[:0], positive[:0]).tolist() == []
@@ -101,7 +100,7 @@ def test_hit_at_1() -> None:
 
 
 def slow_trapezoids(positive: Sequence[bool]) -> float:
-    """Step by step down the clips that are looked at, as the published script walks them."""
+    """Add the trapezoids clip by clip, like the published script."""
     area, hits, recall, precision = 0.0, 0, 0.0, 1.0
     for rank, right in enumerate(positive, start=1):
         if right:
@@ -116,7 +115,7 @@ def slow_trapezoids(positive: Sequence[bool]) -> float:
 def public(shared: Path) -> dict[str, Any]:
     path = shared / "golden" / "benchmarks" / "highlights" / "hl_public.json"
     if not path.is_file():
-        pytest.skip(f"needs the golden numbers of highlight detection, which are not at {path}")
+        pytest.skip(f"needs the golden numbers of highlight detection, but {path} is missing")
     numbers: dict[str, Any] = json.loads(path.read_text())
     return numbers
 
@@ -127,34 +126,34 @@ def test_every_published_digit_of_tvsum(public: dict[str, Any]) -> None:
     raters = [blob["label"]["anno"] for blob in golden["blobs"]]
     assert sum(len(s) < len(r) for s, r in zip(saliency, raters, strict=True)) == 3
     for k in (5, 15):
-        found = highlights.tvsum_average_precision(saliency, raters, k)
-        assert found.shape == (5, highlights.RATERS)
-        # The mean for k = 5 is 6907/8000, right between two numbers of five digits. Only the order of the published
-        # script, videos first and then raters, falls on the side that was printed.
-        mean = sum(sum(rater) / 5 for rater in found.T.tolist()) / highlights.RATERS
+        precision = highlights.tvsum_average_precision(saliency, raters, k)
+        assert precision.shape == (5, highlights.RATERS)
+        # The mean for k = 5 is 6907/8000, exactly between two numbers of five digits. Only the order of the published
+        # script, videos first and then raters, rounds to the printed one.
+        mean = sum(sum(rater) / 5 for rater in precision.T.tolist()) / highlights.RATERS
         assert round(mean, 5) == golden[f"mAP_top{k}"]
-        assert round(float(found.mean(0).mean()), 5) == golden[f"mAP_top{k}"]
+        assert round(float(precision.mean(0).mean()), 5) == golden[f"mAP_top{k}"]
         assert highlights.tvsum_map(saliency, raters, k).mean() == pytest.approx(mean, abs=1e-14)
     assert highlights.tvsum_map(saliency, raters).round(5).tolist() == golden["per_video_mAP_top5"]
 
 
 def test_every_published_digit_of_youtube(public: dict[str, Any]) -> None:
     golden = public["youtube"]
-    found = highlights.youtube_map(
+    precision = highlights.youtube_map(
         [blob["saliency"] for blob in golden["blobs"]], [blob["label"]["match"] for blob in golden["blobs"]]
     )
-    assert found.round(5).tolist() == golden["per_video_mAP"]
-    assert round(float(found.mean()), 5) == golden["mAP"]
+    assert precision.round(5).tolist() == golden["per_video_mAP"]
+    assert round(float(precision.mean()), 5) == golden["mAP"]
 
 
 @pytest.mark.parametrize(
     ("saliency", "positive", "k", "expected"),
     [
-        ([0.0], [False], 5, 0),  # nothing to find gives 0
+        ([0.0], [False], 5, 0),  # no positive clip gives 0
         ([0.0], [True], 5, 1),
         ([3, 2, 1], [True, True, True], 2, 1),
-        ([3, 2, 1], [False, False, True], 2, 0),  # what is beyond the first k is not looked at
-        ([3, 2, 1], [True, False, True], 2, 1),  # nor missed
+        ([3, 2, 1], [False, False, True], 2, 0),  # clips after the first k are ignored
+        ([3, 2, 1], [True, False, True], 2, 1),  # and do not count as missed
         ([3, 2, 1], [True, False, True], None, (1 + 1) / 2 / 2 + (1 / 2 + 2 / 3) / 2 / 2),
         ([3, 2, 1], [False, True, True], None, (0 + 1 / 2) / 2 / 2 + (1 / 2 + 2 / 3) / 2 / 2),
         ([1, 2, 3], [False, True, True], 1, 1),
@@ -164,12 +163,11 @@ def test_every_published_digit_of_youtube(public: dict[str, Any]) -> None:
     ],
 )
 def test_one_video(saliency: list[float], positive: list[bool], k: int | None, expected: float) -> None:
-    shown = np.array([saliency], dtype=np.float64)
-    found = highlights.top_k_average_precision(
-        shown, np.ones_like(shown, dtype=bool), np.array([positive])[..., None], k
-    )
-    assert found.shape == (1, 1)
-    assert found[0, 0] == pytest.approx(expected)
+    saliency_VT = np.array([saliency], dtype=np.float64)
+    mask_VT = np.ones_like(saliency_VT, dtype=bool)
+    precision = highlights.top_k_average_precision(saliency_VT, mask_VT, np.array([positive])[..., None], k)
+    assert precision.shape == (1, 1)
+    assert precision[0, 0] == pytest.approx(expected)
 
 
 @settings(max_examples=50, deadline=None)
@@ -185,11 +183,11 @@ def test_many_videos_equal_one_at_a_time(
         saliency[v, : len(row)] = [s for s, _, _ in row]
         clips[v, : len(row)] = True
         positive[v, : len(row)] = [[a, b] for _, a, b in row]
-    found = highlights.top_k_average_precision(saliency, clips, positive, k)
-    assert found.shape == (len(rows), 2)
+    precision = highlights.top_k_average_precision(saliency, clips, positive, k)
+    assert precision.shape == (len(rows), 2)
     ranked = [sorted(row, key=lambda clip: -clip[0])[:k] for row in rows]
     expected = [[slow_trapezoids([a for _, a, _ in row]), slow_trapezoids([b for _, _, b in row])] for row in ranked]
-    np.testing.assert_allclose(found, np.reshape(expected, found.shape), atol=1e-12)
+    np.testing.assert_allclose(precision, np.reshape(expected, precision.shape), atol=1e-12)
 
 
 def test_no_videos() -> None:
@@ -199,19 +197,20 @@ def test_no_videos() -> None:
 
 
 def test_tvsum_labels_are_ratings_above_the_lower_median_of_the_whole_video() -> None:
-    # The lower medians of the columns are 1, 2 and 1; the upper ones would be 2, 3 and 2, with nobody for clip 2.
+    # The lower medians of the columns are 1, 2 and 1; the upper ones would be 2, 3 and 2, with no rater above
+    # the median at clip 2.
     raters = np.array([[1, 1, 1], [1, 2, 2], [2, 3, 2], [3, 3, 1]])
-    found = highlights.tvsum_average_precision([[0, 0, 9]], [raters], k=1)
-    assert found.tolist() == [[1, 1, 1]]
+    precision = highlights.tvsum_average_precision([[0, 0, 9]], [raters], k=1)
+    assert precision.tolist() == [[1, 1, 1]]
     assert highlights.tvsum_average_precision([[0, 9, 0]], [raters], k=1).tolist() == [[0, 0, 1]]
-    # The median of all five clips is 2, so that the third is not above; of the first three alone it would be.
-    whole = np.array([[1], [1], [2], [3], [3]])
-    assert highlights.tvsum_map([[0, 0, 9]], [whole], k=1).tolist() == [0]
-    assert highlights.tvsum_map([[0, 0, 9]], [whole[:3]], k=1).tolist() == [1]
+    # The median of all five clips is 2, so the third clip is not above it. The median of the first three is 1.
+    ratings = np.array([[1], [1], [2], [3], [3]])
+    assert highlights.tvsum_map([[0, 0, 9]], [ratings], k=1).tolist() == [0]
+    assert highlights.tvsum_map([[0, 0, 9]], [ratings[:3]], k=1).tolist() == [1]
 
 
 @pytest.mark.parametrize(
-    ("saliency", "raters", "says"),
+    ("saliency", "raters", "message"),
     [
         ([], [np.ones((3, 2))], "0 curves and 1 tables"),
         ([[]], [np.ones((2, 2))], r"video 0: expected one saliency per clip, 1 to 2 .* got shape \(0,\)"),
@@ -226,8 +225,8 @@ def test_tvsum_labels_are_ratings_above_the_lower_median_of_the_whole_video() ->
         ([[0.0]], [np.full((1, 2), np.nan)], "video 0: expected numbers, got NaN for 2 of 2 labels"),
     ],
 )
-def test_what_cannot_be_scored(saliency: list[Any], raters: list[Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_input_is_refused(saliency: list[Any], raters: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         highlights.tvsum_map(saliency, raters)
 
 
@@ -237,6 +236,8 @@ def test_k_must_be_positive() -> None:
 
 
 def test_youtube_lengths() -> None:
-    assert highlights.youtube_map([[3.0, 2]], [[1, 0, 1]]).tolist() == [1]  # what has no saliency is not missed
+    assert highlights.youtube_map([[3.0, 2]], [[1, 0, 1]]).tolist() == [
+        1
+    ]  # a clip without saliency does not count as missed
     with pytest.raises(ValueError, match="video 0"):
         highlights.youtube_map([[3.0, 2, 1, 0]], [[1, 0, 1]])

@@ -1,4 +1,4 @@
-"""The vectorised metrics against their definitions, one query and one threshold at a time."""
+"""The vectorised metrics, compared with plain loops over queries and thresholds."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def slow_average_precision(predicted: Sequence[Window], true: Sequence[Window], 
     right: list[bool] = []
     for window in ranked:
         best, best_overlap = None, -1.0
-        for g, other in enumerate(true):
-            overlap = slow_iou(window, other)
-            # >= : of equal overlaps the last.
+        for g, true_window in enumerate(true):
+            overlap = slow_iou(window, true_window)
+            # >= takes the last of equal overlaps.
             if g not in taken and overlap >= threshold and overlap >= best_overlap:
                 best, best_overlap = g, overlap
         right.append(best is not None)
@@ -59,22 +59,22 @@ def test_thresholds_are_the_numbers_one_writes() -> None:
     ("predicted", "true", "precision", "first", "five"),
     [
         ([], [[0, 10]], 0, 0, 0),  # no prediction is a miss
-        ([[3, 3, 0.5]], [[0, 10]], 0, 0, 0),  # nor does one without length overlap anything
+        ([[3, 3, 0.5]], [[0, 10]], 0, 0, 0),  # a window without length overlaps nothing
         ([[0, 10, 0.5]], [[0, 10]], 1, 1, 1),
         ([[0, 5, 0.5]], [[0, 10]], 1, 0.5, 0.5),  # an IoU at the threshold counts
         ([[0, 4.9, 0.5]], [[0, 10]], 0, 0.49, 0.49),
         ([[20, 30, 0.9], [0, 10, 0.5]], [[0, 10]], 0.5, 0, 1),
-        ([[20, 30, 0.1], [0, 10, 0.5]], [[0, 10]], 1, 0, 1),  # precision goes by score, recall as listed
-        ([[20, 30, 0.5], [0, 10, 0.5]], [[0, 10]], 0.5, 0, 1),  # equal scores: as listed
-        # A second hit is a false alarm, but comes too late.
+        ([[20, 30, 0.1], [0, 10, 0.5]], [[0, 10]], 1, 0, 1),  # precision sorts by score, recall uses the listed order
+        ([[20, 30, 0.5], [0, 10, 0.5]], [[0, 10]], 0.5, 0, 1),  # equal scores keep their order
+        # A second hit is a false alarm, but after full recall it costs nothing.
         ([[0, 10, 0.9], [0, 10, 0.8]], [[0, 10]], 1, 1, 1),
         ([[0, 10, 0.9], [0, 10, 0.8], [20, 30, 0.7]], [[0, 10], [20, 30]], 1 / 2 + 1 / 3, 1, 1),
         ([[0, 10, 0.9]], [[0, 10], [20, 30]], 0.5, 1, 1),
-        # The eleventh as listed is not looked at.
+        # The eleventh listed window is not used.
         ([[50, 60, 0.1]] * 10 + [[0, 10, 0.9]], [[0, 10]], 0, 0, 0),
         ([[50, 60, 0.1]] * 4 + [[0, 10, 0.9]], [[0, 10]], 1, 0, 1),
         ([[50, 60, 0.1]] * 5 + [[0, 10, 0.9]], [[0, 10]], 1, 0, 0),
-        # The first takes the true window it overlaps most, which leaves the other to the second.
+        # The first window takes the true window with the largest IoU; the second window gets the other.
         ([[0, 10, 0.9], [0, 6, 0.8]], [[0, 6], [0, 9]], 1, 0.9, 1),
     ],
 )
@@ -105,11 +105,11 @@ queries = st.lists(st.tuples(st.lists(_predicted, max_size=13), st.lists(_true, 
 @given(queries)
 def test_many_queries_equal_one_at_a_time(rows: list[tuple[list[Window], list[Window]]]) -> None:
     windows = pad_windows([p for p, _ in rows], [t for _, t in rows])
-    found = average_precision(windows)
-    assert found.shape == (len(rows), len(AP_THRESHOLDS))
+    precision = average_precision(windows)
+    assert precision.shape == (len(rows), len(AP_THRESHOLDS))
     expected = [[slow_average_precision(p, t, h) for h in AP_THRESHOLDS] for p, t in rows]
-    np.testing.assert_allclose(found, np.reshape(expected, found.shape), atol=1e-12)
-    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_allclose(precision, np.reshape(expected, precision.shape), atol=1e-12)
+    assert ((precision >= 0) & (precision <= 1)).all()
     for rank in (1, 5):
         best = [slow_best_iou(p, t, rank) for p, t in rows]
         np.testing.assert_allclose(best_iou(windows, rank), best, atol=1e-12)

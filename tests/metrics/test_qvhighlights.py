@@ -1,4 +1,4 @@
-"""Every printed digit of the published scripts, and what they leave open."""
+"""The metrics of QVHighlights against every printed digit of the published scripts, and small cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sidelight.data.annotations import Annotation, AnnotationError, Submission, read_annotations, read_submissions
-from sidelight.metrics import CONVENTIONS, Convention, evaluate_qvhighlights, per_query
+from sidelight.metrics.qvhighlights import CONVENTIONS, Convention, brief_metrics, evaluate_qvhighlights, per_query
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,11 @@ def test_every_printed_digit(
 ) -> None:
     submissions = read_submissions(shared / "golden" / f"{predictions}.jsonl")
     began = time.perf_counter()
-    found = evaluate_qvhighlights(submissions, val, convention=convention)
+    scores = evaluate_qvhighlights(submissions, val, convention=convention)
     assert time.perf_counter() - began < 5  # 0.3 s where nothing else runs
     golden = json.loads((shared / "golden" / f"{numbers}.json").read_text())
-    assert found == golden
-    assert json.dumps(found) == json.dumps(golden)  # also in the order of the keys
+    assert scores == golden
+    assert json.dumps(scores) == json.dumps(golden)  # also in the order of the keys
     assert evaluate_qvhighlights(submissions[::-1], val, convention=convention) == golden
 
 
@@ -102,14 +102,15 @@ def guess(qid: int | str = 1, windows: Any = ((0, 8, 0.5),), saliency: Any = (0,
 
 
 def test_one_query() -> None:
-    found = evaluate_qvhighlights([guess()], [truth()])
-    assert found["full"]["MR-mAP"]["average"] == found["short"]["MR-R1"]["0.95"] == 100
-    assert found["brief"]["MR-full-mIoU"] == 100
-    assert found["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
+    scores = evaluate_qvhighlights([guess()], [truth()])
+    assert scores["full"]["MR-mAP"]["average"] == scores["short"]["MR-R1"]["0.95"] == 100
+    assert scores["brief"]["MR-full-mIoU"] == 100
+    assert scores["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
     # The first rater's positives are clips 0 to 2; clip 0 shares its saliency with clips 3 and 4.
-    assert found["HL-min-Fair"]["HL-mAP"] == round(100 * ((1 + 1 + 3 / 5) / 3 + 1) / 2, 2)
-    assert set(found) == {"brief", "full", "short", "HL-min-Fair", "HL-min-Good", "HL-min-VeryGood"}
-    assert not any("long" in key or "middle" in key for key in found["brief"])
+    assert scores["HL-min-Fair"]["HL-mAP"] == round(100 * ((1 + 1 + 3 / 5) / 3 + 1) / 2, 2)
+    assert set(scores) == {"brief", "full", "short", "HL-min-Fair", "HL-min-Good", "HL-min-VeryGood"}
+    assert not any("long" in key or "middle" in key for key in scores["brief"])
+    assert brief_metrics([truth()]) == tuple(scores["brief"])
 
 
 @pytest.mark.parametrize(
@@ -126,13 +127,13 @@ def test_one_query() -> None:
     ],
 )
 def test_awkward_predictions(submission: Submission, r1: float, ap: float, hit: float) -> None:
-    found = evaluate_qvhighlights([submission], [truth()])
-    assert found["full"]["MR-R1"]["0.5"] == r1
-    assert found["full"]["MR-mAP"]["average"] == ap
-    assert found["HL-min-Fair"]["HL-Hit1"] == hit
+    scores = evaluate_qvhighlights([submission], [truth()])
+    assert scores["full"]["MR-R1"]["0.5"] == r1
+    assert scores["full"]["MR-mAP"]["average"] == ap
+    assert scores["HL-min-Fair"]["HL-Hit1"] == hit
 
 
-def test_what_has_no_ground_truth_is_left_out() -> None:
+def test_metrics_without_ground_truth_are_left_out() -> None:
     no_saliency = truth(relevant_clip_ids=(), saliency_scores=())
     assert set(evaluate_qvhighlights([guess()], [no_saliency])) == {"brief", "full", "short"}
     assert set(evaluate_qvhighlights([guess(saliency=[])], [truth()])) == {"brief", "full", "short"}
@@ -145,18 +146,18 @@ def test_long_windows_by_convention() -> None:
     annotation = truth(duration=400, relevant_windows=((0, 200),), relevant_clip_ids=(), saliency_scores=())
     submission = guess(windows=[[0, 200, 1]])
     assert evaluate_qvhighlights([submission], [annotation])["long"]["MR-mAP"]["average"] == 100
-    other = evaluate_qvhighlights([submission], [annotation], convention="moment-detr")
-    assert "long" not in other
-    assert set(other["full"]) == {"MR-mAP", "MR-R1"}
-    assert "0.3" not in other["full"]["MR-R1"]
+    scores = evaluate_qvhighlights([submission], [annotation], convention="moment-detr")
+    assert "long" not in scores
+    assert set(scores["full"]) == {"MR-mAP", "MR-R1"}
+    assert "0.3" not in scores["full"]["MR-R1"]
 
 
 def test_clips_of_another_length_and_the_cut_last_clip() -> None:
     annotation = truth(duration=10.5, relevant_clip_ids=(10,), saliency_scores=((4,),), relevant_windows=((10, 10.5),))
     saliency = np.zeros(11)
     saliency[10] = 1
-    found = evaluate_qvhighlights([guess(saliency=saliency)], [annotation], clip_seconds=1)
-    assert found["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
+    scores = evaluate_qvhighlights([guess(saliency=saliency)], [annotation], clip_seconds=1)
+    assert scores["HL-min-VeryGood"] == {"HL-mAP": 100, "HL-Hit1": 100}
 
 
 @pytest.mark.parametrize(
@@ -179,10 +180,10 @@ def test_clips_of_another_length_and_the_cut_last_clip() -> None:
         (
             [guess(), guess("b")],
             [truth(vid="other"), truth("b")],
-            r"1 of 2 predictions are of another video \(vid\) than .* \(qid 1\); score predictions against",
+            r"1 of 2 predictions are of another video \(vid\) than .* \(qid 1\); give the annotations",
         ),
-        ([guess(), guess()], [truth()], "each qid must stand once among the predictions; qid 1 stand"),
-        ([guess()], [truth(), truth()], "each qid must stand once among the annotations; qid 1 stand"),
+        ([guess(), guess()], [truth()], "each qid must appear once in the predictions; qid 1 appear"),
+        ([guess()], [truth(), truth()], "each qid must appear once in the annotations; qid 1 appear"),
         (
             [guess(), guess(2)],
             [truth(), truth(2, relevant_windows=())],
@@ -210,7 +211,7 @@ def test_clips_of_another_length_and_the_cut_last_clip() -> None:
         ),
     ],
 )
-def test_what_does_not_pair_off(submissions: list[Submission], annotations: list[Annotation], message: str) -> None:
+def test_rows_that_do_not_fit(submissions: list[Submission], annotations: list[Annotation], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         evaluate_qvhighlights(submissions, annotations)
 

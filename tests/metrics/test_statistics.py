@@ -1,4 +1,4 @@
-"""Intervals that cover, p-values that are level, and rank tests against the formulas of the textbooks."""
+"""Coverage of intervals, level of p-values, and rank tests against the formulas of textbooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sidelight.metrics.statistics import (
 
 
 def test_bootstrap_against_a_plain_loop() -> None:
-    """The same draws, one at a time: rows picked as often as the multinomial says."""
+    """Repeat the draws with a loop: each row is repeated as often as it was drawn."""
     rng = np.random.default_rng(1)
     values = rng.random((7, 3))
     values[2, 1] = values[4, 1] = np.nan
@@ -43,13 +43,13 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(5)
     covered = 0
     for trial in range(300):
-        (found,) = intervals(rng.normal(size=(60, 1)), resamples=300, seed=trial, confidence=0.9)
-        covered += found.low <= 0 <= found.high
+        (interval,) = intervals(rng.normal(size=(60, 1)), resamples=300, seed=trial, confidence=0.9)
+        covered += interval.low <= 0 <= interval.high
     assert 0.84 < covered / 300 < 0.95
 
 
 def test_groups_widen_the_interval() -> None:
-    """Ten copies of each value say no more than one; drawn apart they would look ten times as sure."""
+    """Check that ten copies of each value in one group give the interval of the values without copies."""
     values = np.repeat(np.random.default_rng(0).random(40), 10)[:, None]
     videos = [str(i // 10) for i in range(400)]
     apart, together = intervals(values)[0], intervals(values, groups=videos)[0]
@@ -59,17 +59,17 @@ def test_groups_widen_the_interval() -> None:
     assert together.high - together.low == pytest.approx(single.high - single.low, rel=0.05)
 
 
-def test_one_group_says_nothing_of_how_it_varies() -> None:
-    (found,) = intervals(np.array([[0.2], [0.9]]), groups=["v", "v"])
-    assert found.value == pytest.approx(0.55)
-    assert np.isnan([found.low, found.high]).all()
+def test_one_group_has_no_interval() -> None:
+    (interval,) = intervals(np.array([[0.2], [0.9]]), groups=["v", "v"])
+    assert interval.value == pytest.approx(0.55)
+    assert np.isnan([interval.low, interval.high]).all()
 
 
 def test_a_range_that_few_queries_have() -> None:
     values = np.full((50, 1), np.nan)
     values[:2, 0] = 0.0, 1.0
-    (found,) = intervals(values)
-    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    (interval,) = intervals(values)
+    assert (interval.value, interval.low, interval.high) == (0.5, 0.0, 1.0)
 
 
 def test_permutation_against_all_flips() -> None:
@@ -90,7 +90,7 @@ def test_permutation_of_equal_predictions_and_of_clear_ones() -> None:
 
 
 def test_permutation_is_level() -> None:
-    """Of tests where nothing differs, 5 % come out below 0.05."""
+    """Check that about 5 % of the p-values are below 0.05 if the predictions do not differ."""
     rng = np.random.default_rng(7)
     a, b = rng.normal(size=(80, 400)), rng.normal(size=(80, 400))
     below = (permutation_test(a, b, permutations=500) < 0.05).mean()
@@ -98,7 +98,7 @@ def test_permutation_is_level() -> None:
 
 
 def test_groups_are_flipped_as_one() -> None:
-    """One video whose ten queries all differ is one piece of evidence, not ten."""
+    """Check that ten queries of one video count as one observation."""
     a, b = np.ones((10, 1)), np.zeros((10, 1))
     assert permutation_test(a, b, permutations=2000)[0] < 0.01
     assert permutation_test(a, b, groups=["v"] * 10, permutations=2000)[0] == 1.0
@@ -134,20 +134,20 @@ def test_over_seeds() -> None:
 
 
 def test_rank_test_against_the_formulas() -> None:
-    """Demsar (JMLR 2006), sec. 3.2.2, without ties: chi-squared from the mean ranks, q from their differences."""
+    """Compare with Demsar (JMLR 2006), sec. 3.2.2, without ties: chi-squared from mean ranks, q from differences."""
     stats = pytest.importorskip("scipy.stats", reason="needs sidelight[stats]")
     pytest.importorskip("scikit_posthocs", reason="needs sidelight[stats]")
     scores = np.random.default_rng(4).random((14, 4)) - np.array([0.5, 0.2, 0.1, 0])
-    found = rank_test(["a", "b", "c", "d"], scores)
+    result = rank_test(["a", "b", "c", "d"], scores)
     ranks = scores.argsort(1).argsort(1) + 1.0
     mean = ranks.mean(0)
-    np.testing.assert_allclose(found.mean_ranks, mean)
+    np.testing.assert_allclose(result.mean_ranks, mean)
     chi = 12 * 14 / (4 * 5) * ((mean**2).sum() - 4 * 25 / 4)
-    assert found.statistic == pytest.approx(chi)
-    assert found.p == pytest.approx(stats.chi2.sf(chi, 3))
+    assert result.statistic == pytest.approx(chi)
+    assert result.p == pytest.approx(stats.chi2.sf(chi, 3))
     q = abs(mean[0] - mean[3]) / np.sqrt(4 * 5 / (6 * 14))
-    assert found.nemenyi[0, 3] == pytest.approx(stats.studentized_range.sf(q * np.sqrt(2), 4, np.inf), rel=1e-3)
-    assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)  # his Table 5
+    assert result.nemenyi[0, 3] == pytest.approx(stats.studentized_range.sf(q * np.sqrt(2), 4, np.inf), rel=1e-3)
+    assert result.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)  # his Table 5
 
 
 def test_blocks_that_lack_a_method_are_left_out() -> None:
@@ -172,6 +172,6 @@ def test_blocks_that_lack_a_method_are_left_out() -> None:
         (lambda: rank_test("abc", [[1, 2, 3]]), "2 complete blocks"),
     ],
 )
-def test_what_cannot_be_tested(call: Any, message: str) -> None:
+def test_wrong_input_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Segments, summaries and their agreement against their definitions, by trying out everything on tiny videos."""
+"""Segments, summaries and their agreement, compared with exhaustive search on tiny videos."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def scatter(features: Floats, changes: tuple[int, ...]) -> float:
-    """Sum of squared distances to the mean of the own segment, of features of length 1."""
+    """Return the sum of squared distances to the mean of the segment, of features of length 1."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     parts = np.split(features / np.where(norms > 0, norms, 1), changes)
     return float(sum(((part - part.mean(0)) ** 2).sum() for part in parts))
@@ -34,7 +34,7 @@ def objective(features: Floats, changes: tuple[int, ...], penalty: float) -> flo
 
 
 def slow_segmentation(features: Floats, most: int, penalty: float) -> float:
-    """The lowest objective of all ways to cut."""
+    """Return the lowest objective of all ways to cut."""
     return min(
         objective(features, changes, penalty)
         for m in range(min(most, len(features)))
@@ -66,9 +66,9 @@ EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
     ],
 )
 def test_change_points(features: Any, most: int | None, penalty: float, expected: list[int]) -> None:
-    found = summarization.kernel_temporal_segmentation(features, most_segments=most, penalty=penalty)
-    assert found.dtype == np.int64
-    assert found.tolist() == expected
+    changes = summarization.kernel_temporal_segmentation(features, most_segments=most, penalty=penalty)
+    assert changes.dtype == np.int64
+    assert changes.tolist() == expected
 
 
 def test_where_one_more_segment_begins_to_pay() -> None:
@@ -86,12 +86,12 @@ _rows = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, 
 @given(_rows, st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]))
 def test_segmentation_is_the_best_of_all(rows: list[tuple[int, int]], most: int, penalty: float) -> None:
     features = np.array(rows, dtype=np.float64)
-    found = summarization.kernel_temporal_segmentation(features, most_segments=most, penalty=penalty)
-    assert len(found) < most
-    bounds = [0, *found.tolist(), len(features)]
+    changes = summarization.kernel_temporal_segmentation(features, most_segments=most, penalty=penalty)
+    assert len(changes) < most
+    bounds = [0, *changes.tolist(), len(features)]
     assert bounds == sorted(set(bounds))
     best = slow_segmentation(features, most, penalty)
-    assert objective(features, tuple(found.tolist()), penalty) == pytest.approx(best, abs=1e-12)
+    assert objective(features, tuple(changes.tolist()), penalty) == pytest.approx(best, abs=1e-12)
 
 
 def test_a_long_video_with_noise() -> None:
@@ -99,12 +99,12 @@ def test_a_long_video_with_noise() -> None:
     lengths = draw.integers(5, 60, size=25)
     features = np.repeat(draw.normal(size=(25, 32)), lengths, axis=0)
     features += draw.normal(scale=0.2, size=features.shape)
-    found = summarization.kernel_temporal_segmentation(features)
-    assert found.tolist() == lengths.cumsum()[:-1].tolist()
+    changes = summarization.kernel_temporal_segmentation(features)
+    assert changes.tolist() == lengths.cumsum()[:-1].tolist()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"features_TD": np.zeros(0)}, r"got shape \(0,\)"),
         ({"features_TD": [[1.0, np.nan]]}, "features must be finite numbers, got NaN or infinity in 1 of 2"),
@@ -113,8 +113,8 @@ def test_a_long_video_with_noise() -> None:
         ({"features_TD": [EAST], "penalty": float("nan")}, "penalty must be .* got nan"),
     ],
 )
-def test_what_cannot_be_segmented(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_of_segmentation(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         summarization.kernel_temporal_segmentation(**arguments)
 
 
@@ -127,16 +127,16 @@ def test_what_cannot_be_segmented(arguments: dict[str, Any], says: str) -> None:
     ],
 )
 def test_segments_between(changes: list[int], clips: int, expected: list[list[int]]) -> None:
-    found = summarization.segments_between(changes, clips)
-    assert found.shape == (len(expected), 2)
-    assert found.tolist() == expected
+    segments = summarization.segments_between(changes, clips)
+    assert segments.shape == (len(expected), 2)
+    assert segments.tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "clips"),
     [([], -1), ([1], 0), ([0], 4), ([4], 4), ([2, 1], 4), ([2, 2], 4), ([1.5], 4), ([[1]], 4)],
 )
-def test_what_is_no_change_point(changes: Any, clips: int) -> None:
+def test_wrong_change_points(changes: Any, clips: int) -> None:
     with pytest.raises(ValueError, match="change points"):
         summarization.segments_between(changes, clips)
 
@@ -145,7 +145,7 @@ def test_what_is_no_change_point(changes: Any, clips: int) -> None:
 
 
 def slow_knapsack(values: list[float], weights: list[int], capacity: int) -> float:
-    """The highest sum of values of all choices that fit."""
+    """Return the highest sum of values of all choices that fit."""
     return max(
         sum(values[n] for n in chosen)
         for size in range(len(values) + 1)
@@ -161,14 +161,14 @@ def slow_knapsack(values: list[float], weights: list[int], capacity: int) -> flo
         ([], [], 7, []),
         ([1], [1], 0, [False]),
         ([1], [1], 1, [True]),
-        ([1], [0], 0, [True]),  # what weighs nothing always fits
-        ([0, -1], [1, 0], 9, [False, False]),  # what adds nothing is left out
+        ([1], [0], 0, [True]),  # an item without weight always fits
+        ([0, -1], [1, 0], 9, [False, False]),  # items of no value are not chosen
         ([6, 5, 5], [3, 2, 2], 4, [False, True, True]),
         ([5, 5, 6], [2, 2, 3], 3, [False, False, True]),
         ([1, 1, 1], [1, 1, 1], 2, [True, True, False]),
         ([60, 100, 120], [10, 20, 30], 50, [False, True, True]),
         ([1, 2], [10**9, 1], 10**3, [False, True]),
-        ([3, 4], [1, 1], 10**12, [True, True]),  # no more of the capacity is looked at than could be filled
+        ([3, 4], [1, 1], 10**12, [True, True]),  # only the capacity that can be filled costs memory
     ],
 )
 def test_one_knapsack(values: list[float], weights: list[int], capacity: int, expected: list[bool]) -> None:
@@ -182,15 +182,15 @@ _items = st.lists(st.tuples(st.one_of(st.integers(-2, 5).map(float), st.floats(-
 @given(_items, st.integers(0, 30))
 def test_knapsack_is_the_best_of_all(items: list[tuple[float, int]], capacity: int) -> None:
     values, weights = [v for v, _ in items], [w for _, w in items]
-    found = summarization.knapsack(values, weights, capacity)
-    assert found.shape == (len(items),)
-    assert found @ np.array(weights, dtype=np.int64) <= capacity
+    chosen = summarization.knapsack(values, weights, capacity)
+    assert chosen.shape == (len(items),)
+    assert chosen @ np.array(weights, dtype=np.int64) <= capacity
     best = slow_knapsack(values, weights, capacity)
-    assert found @ np.array(values, dtype=np.float64) == pytest.approx(best, abs=1e-12)
+    assert chosen @ np.array(values, dtype=np.float64) == pytest.approx(best, abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("values", "weights", "capacity", "says"),
+    ("values", "weights", "capacity", "message"),
     [
         ([], [1], 1, r"shapes \(0,\) and \(1,\)"),
         ([[1]], [[1]], 1, r"shapes \(1, 1\) and \(1, 1\)"),
@@ -200,8 +200,8 @@ def test_knapsack_is_the_best_of_all(items: list[tuple[float, int]], capacity: i
         ([1], [1], -1, "capacity must be at least 0, got -1"),
     ],
 )
-def test_what_is_no_knapsack(values: Any, weights: Any, capacity: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_knapsacks(values: Any, weights: Any, capacity: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         summarization.knapsack(values, weights, capacity)
 
 
@@ -216,17 +216,17 @@ def test_what_is_no_knapsack(values: Any, weights: Any, capacity: int, says: str
         ([9, 9, 9, 9, 6, 5], [[0, 4], [4, 5], [5, 6]], 4 / 6, "000011"),  # 6 + 5 is more than the mean 9
         ([0, 0], [[0, 1], [1, 2]], 1, "00"),  # not above 0
         ([-1, -9], [[0, 1], [1, 2]], 1, "00"),
-        ([1] * 100, [[i, i + 1] for i in range(100)], 0.29, "1" * 29 + "0" * 71),  # not 28, as floats have it
+        ([1] * 100, [[i, i + 1] for i in range(100)], 0.29, "1" * 29 + "0" * 71),  # not 28, as 0.29 * 100 in floats
         ([1] * 100, [[i, i + 1] for i in range(100)], 0.15, "1" * 15 + "0" * 85),
         ([1] * 19, [[i, i + 1] for i in range(19)], 0.15, "11" + "0" * 17),
     ],
 )
 def test_one_summary(saliency: list[float], segments: Any, budget: float, expected: str) -> None:
-    found = summarization.summarize(saliency, segments, budget)
-    assert found.dtype == bool
-    assert "".join("01"[clip] for clip in found.tolist()) == expected
+    summary = summarization.summarize(saliency, segments, budget)
+    assert summary.dtype == bool
+    assert "".join("01"[clip] for clip in summary.tolist()) == expected
     raters = np.array([saliency, saliency], dtype=np.float64).T
-    assert summarization.rater_summaries(raters, segments, budget).tolist() == [found.tolist()] * 2
+    assert summarization.rater_summaries(raters, segments, budget).tolist() == [summary.tolist()] * 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -237,16 +237,16 @@ def test_summaries_are_whole_segments_within_the_budget(parts: list[tuple[int, l
     raters += np.arange(len(raters))[:, None] / 100
     changes = np.cumsum(lengths, dtype=np.int64)[:-1]
     segments = summarization.segments_between(changes, len(raters))
-    found = summarization.rater_summaries(raters, segments, budget)
-    assert found.shape == raters.T.shape
-    assert (found.sum(1) <= budget * len(raters) + 1e-9).all()
-    for rater, summary in zip(raters.T, found, strict=True):
+    summaries = summarization.rater_summaries(raters, segments, budget)
+    assert summaries.shape == raters.T.shape
+    assert (summaries.sum(1) <= budget * len(raters) + 1e-9).all()
+    for rater, summary in zip(raters.T, summaries, strict=True):
         assert all(len(set(part.tolist())) <= 1 for part in np.split(summary, changes))
         assert summary.tolist() == summarization.summarize(rater, segments, budget).tolist()
 
 
 @pytest.mark.parametrize(
-    ("saliency", "segments", "budget", "says"),
+    ("saliency", "segments", "budget", "message"),
     [
         ([], [[0, 1]], 0.15, r"from clip 0 to 0, .* got \[0, 1\]"),
         ([1], np.zeros((0, 2), dtype=np.int64), 0.15, "from clip 0 to 1, .* got none"),
@@ -264,20 +264,20 @@ def test_summaries_are_whole_segments_within_the_budget(parts: list[tuple[int, l
         ([1, 2], [[0, 2]], float("nan"), "budget must be a share .* got nan"),
     ],
 )
-def test_what_cannot_be_summarized(saliency: Any, segments: Any, budget: float, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_of_summaries(saliency: Any, segments: Any, budget: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         summarization.summarize(saliency, segments, budget)
 
 
 @pytest.mark.parametrize(
-    ("ratings", "says"),
+    ("ratings", "message"),
     [
         ([1, 2], r"one column per rater, got shape \(2,\)"),
         ([[1], [np.inf]], "ratings must be finite numbers"),
     ],
 )
-def test_ratings_that_cannot_be_summarized(ratings: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_ratings_that_cannot_be_summarized(ratings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         summarization.rater_summaries(ratings, [[0, 2]])
 
 
@@ -305,13 +305,13 @@ def bits(*rows: str) -> npt.NDArray[np.bool_]:
     ],
 )
 def test_f_score(summary: str, references: list[str], reduce: Literal["mean", "max"], expected: Any) -> None:
-    found = summarization.f_score(bits(summary)[0], bits(*references), reduce)
-    assert isinstance(found, FScore)
-    assert found == pytest.approx(expected)
+    score = summarization.f_score(bits(summary)[0], bits(*references), reduce)
+    assert isinstance(score, FScore)
+    assert score == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("summary", "references", "reduce", "says"),
+    ("summary", "references", "reduce", "message"),
     [
         (bits("")[0], np.zeros((0, 0), dtype=bool), "mean", "at least one reference, got none"),
         (bits("10")[0], bits("1"), "mean", r"got \(2,\) and \(1, 1\)"),
@@ -320,8 +320,8 @@ def test_f_score(summary: str, references: list[str], reduce: Literal["mean", "m
         (bits("10")[0], bits("10"), "min", "'mean' or 'max', got 'min'"),
     ],
 )
-def test_what_has_no_f_score(summary: Any, references: Any, reduce: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_of_f_score(summary: Any, references: Any, reduce: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         summarization.f_score(summary, references, reduce)
 
 
@@ -348,7 +348,7 @@ def slow_spearman(a: list[float], b: list[float]) -> float:
         ([1, 2], [[3, 3]], 0, 0),
         ([1, 2], [[5, 9]], 1, 1),
         ([1, 2], [[9, 5]], -1, -1),
-        ([1, 2], [[5, 9], [3, 3]], 1 / 2, 1 / 2),  # it is not left out of the mean
+        ([1, 2], [[5, 9], [3, 3]], 1 / 2, 1 / 2),  # 0 counts in the mean
         ([1, 2, 3], [[1, 3, 2]], 1 / 2, 1 / 3),
         ([1, 2, 3, 4], [[1, 3, 2, 4]], 4 / 5, 2 / 3),
         ([1, 2, 3, 4], [[1, 1, 2, 2]], 4 / 20**0.5, 4 / 24**0.5),
@@ -371,11 +371,11 @@ _rated = st.lists(st.tuples(st.one_of(_rating, st.floats(-9, 9)), _rating, _rati
 def test_correlations_equal_their_definitions(rows: list[tuple[float, float, float]]) -> None:
     saliency, *raters = ([row[i] for row in rows] for i in range(3))
     ratings = np.array(raters).T
-    for found, slow in ((summarization.spearman, slow_spearman), (summarization.kendall, slow_kendall)):
-        value = found(saliency, ratings)
+    for correlation, slow in ((summarization.spearman, slow_spearman), (summarization.kendall, slow_kendall)):
+        value = correlation(saliency, ratings)
         assert -1 <= value <= 1
         assert value == pytest.approx(sum(slow(saliency, rater) for rater in raters) / 2, abs=1e-9)
-        assert found(saliency, np.array([saliency]).T) == pytest.approx(float(len(set(saliency)) > 1))
+        assert correlation(saliency, np.array([saliency]).T) == pytest.approx(float(len(set(saliency)) > 1))
 
 
 def test_correlations_equal_scipy_on_a_long_video() -> None:
@@ -383,14 +383,14 @@ def test_correlations_equal_scipy_on_a_long_video() -> None:
     draw = np.random.default_rng(0)
     saliency, ratings = draw.normal(size=700).round(1), draw.integers(1, 6, size=(700, 20)).astype(np.float64)
     ratings += saliency[:, None].round()
-    for found, name in ((summarization.spearman, "spearmanr"), (summarization.kendall, "kendalltau")):
+    for correlation, name in ((summarization.spearman, "spearmanr"), (summarization.kendall, "kendalltau")):
         expected = np.mean([getattr(stats, name)(saliency, rater).statistic for rater in ratings.T])
-        assert found(saliency, ratings) == pytest.approx(expected, abs=1e-12)
+        assert correlation(saliency, ratings) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("correlation", [summarization.spearman, summarization.kendall])
 @pytest.mark.parametrize(
-    ("saliency", "ratings", "says"),
+    ("saliency", "ratings", "message"),
     [
         ([], np.zeros((0, 20)), r"got \(0,\) and \(0, 20\)"),
         ([1, 2], np.zeros((2, 0)), r"got \(2,\) and \(2, 0\)"),
@@ -400,6 +400,8 @@ def test_correlations_equal_scipy_on_a_long_video() -> None:
         ([1, 2], [[1], [np.inf]], "ratings must be finite numbers"),
     ],
 )
-def test_what_cannot_be_correlated(correlation: Callable[..., float], saliency: Any, ratings: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_of_correlations(
+    correlation: Callable[..., float], saliency: Any, ratings: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         correlation(saliency, ratings)

@@ -339,7 +339,7 @@ def test_nothing_is_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "full" / "mine.txt").write_text("mine")
     for out in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
         assert command(tiny / "checkpoint.pth", out) == 2
-        assert "is there already" in capsys.readouterr().err
+        assert "already exists" in capsys.readouterr().err
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     assert command(tiny / "checkpoint.pth", tmp_path / "empty") == 0

@@ -1,4 +1,4 @@
-"""Video files: made here so that each picture shows its own number, and real ones."""
+"""Check that the right frames are read, from files whose frames show their numbers and from real files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from sidelight.video.read import Frame, VideoError, VideoInfo, VideoWarning, frames_at, probe
 from tests.films import (
+    ENCODINGS,
     HEIGHT,
-    RECIPES,
     WIDTH,
+    Encoding,
     Film,
     MakeFilm,
     Pixels,
-    Recipe,
     corner,
     encode,
     encode_silence,
@@ -41,59 +41,59 @@ from tests.films import (
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> MakeFilm:
-    folder, made = tmp_path_factory.mktemp("films"), dict[str, Film]()
+    folder, films = tmp_path_factory.mktemp("films"), dict[str, Film]()
 
-    def make(name: str, recipe: Recipe | None = None) -> Film:
-        if name not in made:
-            recipe = recipe or RECIPES[name]
+    def make(name: str, encoding: Encoding | None = None) -> Film:
+        if name not in films:
+            encoding = encoding or ENCODINGS[name]
             try:
-                encode(folder / name, recipe, numbered)
+                encode(folder / name, encoding, numbered)
             except av.codec.codec.UnknownCodecError:
-                pytest.skip(f"this FFmpeg has no encoder {recipe.codec}")
-            made[name] = Film(folder / name, recipe.times)
-        return made[name]
+                pytest.skip(f"this FFmpeg has no encoder {encoding.codec}")
+            films[name] = Film(folder / name, encoding.times)
+        return films[name]
 
     return make
 
 
 def read(path: Path, seconds: Sequence[float], **options: Any) -> list[Frame]:
-    """All frames; a warning is an error."""
+    """Return all frames; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return list(frames_at(path, seconds, **options))
 
 
 def check(film: Film, seconds: Sequence[float], frames: Sequence[Frame]) -> None:
-    """Each frame shows the right number, and its time is that picture's."""
-    expected = [film.on_screen(second) for second in seconds]
+    """Check that each frame shows the right number and has the right time."""
+    expected = [film.shown_at(second) for second in seconds]
     assert [number_of(frame.image) for frame in frames] == expected
     times = [film.times[number] - film.times[0] for number in expected]
     assert [frame.seconds for frame in frames] == pytest.approx(times, abs=1e-9)
 
 
-# --- films made here --------------------------------------------------------------------------------------
+# --- films made for the tests --------------------------------------------------------------------------------------
 
 
-def test_a_number_can_be_read_from_its_picture() -> None:
+def test_a_number_can_be_read_from_its_image() -> None:
     assert [number_of(numbered(n)[..., None].repeat(3, -1)) for n in range(512)] == list(range(512))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_each_picture_comes_at_its_time(film: MakeFilm, name: str) -> None:
-    made = film(name)
-    assert [number_of(image) for _, image in full_decode(made.path)] == list(range(len(made.times)))
-    info = probe(made.path)
-    first, last = made.times[0], made.times[-1] - made.times[0]
-    assert info.path == str(made.path)
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_each_frame_comes_at_its_time(film: MakeFilm, name: str) -> None:
+    source = film(name)
+    assert [number_of(image) for _, image in full_decode(source.path)] == list(range(len(source.times)))
+    info = probe(source.path)
+    first, last = source.times[0], source.times[-1] - source.times[0]
+    assert info.path == str(source.path)
     assert (info.width, info.height, info.rotation) == (WIDTH, HEIGHT, 0)
-    # MP4 sums up decoding times, which for reordered pictures at unsteady times may be a little less.
+    # MP4 sums up decoding times, which for reordered frames at unsteady times may be a little less.
     assert last - (0.1 if name == "unsteady.mp4" else 0) < info.duration <= last + 0.41
     if not name.endswith(("ts", "fragments.mp4")):  # these formats have a delay of their own
         assert info.start == pytest.approx(first)
-    own = [t - first for t in made.times]
+    own = [t - first for t in source.times]
     between = [t + 0.007 for t in own]
-    check(made, own, read(made.path, own))
-    check(made, between, read(made.path, between))
+    check(source, own, read(source.path, own))
+    check(source, between, read(source.path, between))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_probe_names_codec_and_container(film: MakeFilm, name: str, codec: str, 
     [
         [],
         [0.0],
-        [-5.0, -0.001, 0.0],  # before the first picture: the first
+        [-5.0, -0.001, 0.0],  # before the first frame: the first
         [1.0, 1.0, 1.0],
         [29.9, 29.95, 29.999],
-        [29.95, 30.0, 100.0],  # after the last picture: the last
+        [29.95, 30.0, 100.0],  # after the last frame: the last
         [0.05, 27.3],
         [2.4, 2.5, 2.6, 12.4, 22.5, 24.99],  # around keyframes
         np.linspace(0, 29, 7),
@@ -132,8 +132,8 @@ def test_probe_names_codec_and_container(film: MakeFilm, name: str, codec: str, 
 )
 @pytest.mark.parametrize("name", ["near.mp4", "far.mp4", "open.mp4", "open.mkv"])
 def test_wanted_times(film: MakeFilm, name: str, seconds: Sequence[float]) -> None:
-    made = film(name)
-    check(made, seconds, read(made.path, seconds))
+    source = film(name)
+    check(source, seconds, read(source.path, seconds))
 
 
 MANY = [
@@ -152,27 +152,27 @@ MANY = [
 @pytest.mark.parametrize("name", MANY)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_any_times_give_the_pictures_on_screen(film: MakeFilm, name: str, data: st.DataObject) -> None:
-    made = film(name)
-    own = [t - made.times[0] for t in made.times]
+def test_any_times_give_the_frames_shown(film: MakeFilm, name: str, data: st.DataObject) -> None:
+    source = film(name)
+    own = [t - source.times[0] for t in source.times]
     moments = st.one_of(st.sampled_from(own), st.floats(0, own[-1]), st.floats(0.75 * own[-1], own[-1]))
     seconds = sorted(data.draw(st.lists(moments, max_size=7)))
-    check(made, seconds, read(made.path, seconds))
+    check(source, seconds, read(source.path, seconds))
 
 
 @pytest.mark.parametrize("name", ["near.mp4", "open.mp4", "open.mkv"])
-def test_stretches_in_which_nothing_is_wanted_are_skipped(film: MakeFilm, tmp_path: Path, name: str) -> None:
-    """Pictures are wiped out between keyframes; who does not look there does not notice."""
-    made, path = film(name), tmp_path / name
-    data = bytearray(made.path.read_bytes())
-    with av.open(str(made.path)) as container:
+def test_stretches_without_wanted_times_are_skipped(film: MakeFilm, tmp_path: Path, name: str) -> None:
+    """Wipe out frames between keyframes; a caller that does not read there does not notice."""
+    source, path = film(name), tmp_path / name
+    data = bytearray(source.path.read_bytes())
+    with av.open(str(source.path)) as container:
         for packet in container.demux(video=0):
             if packet.pts is not None and 12 <= packet.pts * packet.time_base < 17:
                 at = data.index(bytes(packet), packet.pos)
                 data[at : at + packet.size] = bytes(packet.size)
     path.write_bytes(data)
     seconds = [0.0, 9.3, 19.3, 29.3]
-    check(made, seconds, read(path, seconds))
+    check(source, seconds, read(path, seconds))
     with pytest.warns(VideoWarning, match=r"damaged: \d\.\d\d s of 30\.00 s \(\d\d\.\d%\)") as caught:
         frames = list(frames_at(path, steady(300)))
     assert len(caught) == 1
@@ -196,27 +196,27 @@ def test_frames_are_not_kept(film: MakeFilm) -> None:
 @pytest.mark.parametrize("name", ["bare.h264", "bare.m4v"])
 def test_a_bare_stream_gets_its_times_from_its_rate(film: MakeFilm, name: str) -> None:
     codec = "libx264" if name.endswith("h264") else "mpeg4"
-    made = film(name, Recipe(steady(50), codec, tick=Fraction(1, 10)))
-    assert probe(made.path).duration == pytest.approx(5.0)
+    source = film(name, Encoding(steady(50), codec, tick=Fraction(1, 10)))
+    assert probe(source.path).duration == pytest.approx(5.0)
     seconds = [number / 10 + 0.001 for number in range(0, 50, 3)]
-    check(made, seconds, read(made.path, seconds))
+    check(source, seconds, read(source.path, seconds))
 
 
 def test_an_iterator_may_be_left_early(film: MakeFilm) -> None:
-    made = film("near.mp4")
-    frames = frames_at(made.path, steady(300))
+    source = film("near.mp4")
+    frames = frames_at(source.path, steady(300))
     assert isinstance(frames, Iterator)
-    check(made, [0.0], [next(frames)])
+    check(source, [0.0], [next(frames)])
     del frames
-    check(made, [3.0], read(made.path, [3.0]))
+    check(source, [3.0], read(source.path, [3.0]))
 
 
 @pytest.mark.parametrize("name", ["sound.mp4", "sound.mkv", "sound.ts", "sound.webm"])
-def test_longer_sound_is_no_damage(film: MakeFilm, name: str) -> None:
-    made = film(name)
-    assert probe(made.path).duration == pytest.approx(2.0, abs=0.11)
+def test_sound_that_lasts_longer_is_no_damage(film: MakeFilm, name: str) -> None:
+    source = film(name)
+    assert probe(source.path).duration == pytest.approx(2.0, abs=0.11)
     seconds = [0.0, 1.85, 1.95, 4.0]
-    check(made, seconds, read(made.path, seconds))
+    check(source, seconds, read(source.path, seconds))
 
 
 # --- sizes and rotation -----------------------------------------------------------------------------------
@@ -232,10 +232,10 @@ def test_sizes(film: MakeFilm, size: tuple[int, int], resize: str) -> None:
 
 
 def test_stretch_keeps_all_and_crop_the_middle(film: MakeFilm) -> None:
-    made = film("plain.mp4")
-    stretched, cropped = (read(made.path, [2.9], size=(24, 48), resize=kind)[0].image for kind in ("stretch", "crop"))
+    source = film("plain.mp4")
+    stretched, cropped = (read(source.path, [2.9], size=(24, 48), resize=kind)[0].image for kind in ("stretch", "crop"))
     assert number_of(stretched[:, :, :]) == 29
-    np.testing.assert_allclose(cropped, read(made.path, [2.9])[0].image[:, 20:44], atol=3)
+    np.testing.assert_allclose(cropped, read(source.path, [2.9])[0].image[:, 20:44], atol=3)
 
 
 @pytest.mark.skipif(not hasattr(VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotations")
@@ -243,7 +243,7 @@ def test_stretch_keeps_all_and_crop_the_middle(film: MakeFilm) -> None:
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 def test_rotation(tmp_path: Path, clockwise: int, resize: str) -> None:
     path = tmp_path / "turned.mp4"
-    encode(path, Recipe(steady(3), turn=-clockwise), corner)
+    encode(path, Encoding(steady(3), turn=-clockwise), corner)
     info = probe(path)
     assert info.rotation == clockwise
     assert (info.width, info.height) == ((HEIGHT, WIDTH) if clockwise % 180 else (WIDTH, HEIGHT))
@@ -271,22 +271,22 @@ def test_rotation(tmp_path: Path, clockwise: int, resize: str) -> None:
 )
 def test_colours(tmp_path: Path, layout: str, matrix: int, full: bool, expected: tuple[float, ...]) -> None:
     scale, kind = (4, np.uint16) if layout.endswith("10le") else (1, np.uint8)
-    picture = av.VideoFrame(WIDTH, HEIGHT, layout)
-    for plane, level in zip(picture.planes, (120, 100, 160), strict=True):
+    source = av.VideoFrame(WIDTH, HEIGHT, layout)
+    for plane, level in zip(source.planes, (120, 100, 160), strict=True):
         plane.update(np.full(plane.buffer_size, level * scale, kind).tobytes()[: plane.buffer_size])
     with av.open(str(tmp_path / "colour.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, layout
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full else 1
-        container.mux([*stream.encode(picture), *stream.encode(None)])
+        container.mux([*stream.encode(source), *stream.encode(None)])
     (frame,) = read(tmp_path / "colour.mp4", [0.0])
     np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), expected, atol=1)
 
 
 def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:
     path = tmp_path / "wide.mp4"
-    encode(path, Recipe(steady(3), aspect=Fraction(4, 3)), numbered)
+    encode(path, Encoding(steady(3), aspect=Fraction(4, 3)), numbered)
     assert (probe(path).width, probe(path).height) == (85, HEIGHT)
     assert [frame.image.shape for frame in read(path, [0.0])] == [(HEIGHT, 85, 3)]
     assert [frame.image.shape for frame in read(path, [0.0], size=(10, 10))] == [(10, 10, 3)]
@@ -317,11 +317,11 @@ def test_wrong_arguments_are_refused_at_once(
 # --- damaged files, and files that are no videos ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["whole.mkv", "faststart.mp4"])
+@pytest.mark.parametrize("name", ["original.mkv", "faststart.mp4"])
 @pytest.mark.parametrize("step", [0.1, 1.0, 7.0])
 def test_a_video_that_was_cut_short(film: MakeFilm, tmp_path: Path, name: str, step: float) -> None:
-    whole, path = film(name), tmp_path / name
-    data = whole.path.read_bytes()
+    original, path = film(name), tmp_path / name
+    data = original.path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     assert probe(path).duration == pytest.approx(30.0)
     seconds = np.arange(0, 30, step).tolist()
@@ -329,22 +329,22 @@ def test_a_video_that_was_cut_short(film: MakeFilm, tmp_path: Path, name: str, s
         frames = list(frames_at(path, seconds))
     assert len(caught) == 1
     assert 0.2 * len(seconds) < len(frames) < len(seconds)
-    # Damage at the very end may spoil the last pictures, but none before.
+    # Damage at the very end may spoil the last frames, but no earlier frame.
     sound = [frame for frame in frames if frame.seconds < frames[-1].seconds - 0.5]
-    check(Film(path, whole.times), seconds[: len(sound)], sound)
+    check(Film(path, original.times), seconds[: len(sound)], sound)
 
 
-def test_what_comes_before_a_cut_is_whole(film: MakeFilm, tmp_path: Path) -> None:
-    whole, path = film("whole.mkv"), tmp_path / "cut.mkv"
-    data = whole.path.read_bytes()
+def test_frames_before_a_cut_are_sound(film: MakeFilm, tmp_path: Path) -> None:
+    original, path = film("original.mkv"), tmp_path / "cut.mkv"
+    data = original.path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     seconds = [0.0, 1.0, 5.0]
-    check(Film(path, whole.times), seconds, read(path, seconds))
+    check(Film(path, original.times), seconds, read(path, seconds))
 
 
 def _cut(path: Path, film: MakeFilm) -> None:
     data = film("plain.mp4").path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])  # what tells where the pictures are is written last
+    path.write_bytes(data[: len(data) // 2])  # the index of the frames is written last
 
 
 def _sound_only(path: Path, film: MakeFilm) -> None:
@@ -369,14 +369,14 @@ def _wave(path: Path, film: MakeFilm) -> None:
         file.writeframes(bytes(1600))
 
 
-def _picture(path: Path, film: MakeFilm) -> None:
+def _still_image(path: Path, film: MakeFilm) -> None:
     codec, layout = ("png", "rgb24") if path.suffix == ".png" else ("mjpeg", "yuvj420p")
     with av.open(str(path), "w", format="image2") as container:
         stream = container.add_stream(codec, rate=1)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, layout
-        picture = av.VideoFrame.from_ndarray(corner(0), format="gray").reformat(format=layout)
-        container.mux(stream.encode(picture))
+        frame = av.VideoFrame.from_ndarray(corner(0), format="gray").reformat(format=layout)
+        container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
@@ -392,12 +392,12 @@ def _picture(path: Path, film: MakeFilm) -> None:
         (
             "letter.txt",
             lambda path, film: path.write_text("Dear all,\n" * 50),
-            "not a video|no moving pictures",
+            "not a video|no video stream",
         ),
         (
             "rows.json",
             lambda path, film: path.write_text('{"a": 1}\n' * 50),
-            "not a video|no moving pictures",
+            "not a video|no video stream",
         ),
         ("zeros.mkv", lambda path, film: path.write_bytes(bytes(5000)), "is not a video"),
         (
@@ -409,8 +409,8 @@ def _picture(path: Path, film: MakeFilm) -> None:
         ("sound.m4a", _sound_only, "only sound"),
         ("sound.wav", _wave, "only sound"),
         ("cover.mp4", _cover, "only sound"),
-        ("picture.png", _picture, "image"),
-        ("picture.jpg", _picture, "image"),
+        ("image.png", _still_image, "image"),
+        ("image.jpg", _still_image, "image"),
     ],
 )
 def test_files_that_are_no_videos(
@@ -467,27 +467,27 @@ def test_real_files(shared: Path, name: str) -> None:
     assert len(frames) == len(seconds)
     assert all(frame.seconds <= second + 1e-6 for frame, second in zip(frames, seconds, strict=True))
     assert all(frame.image.shape == (24, 32, 3) for frame in frames)
-    assert name == "unordered.mov" or all(frame.image.std() > 5 for frame in frames)  # that one is plain grey
+    assert name == "unordered.mov" or all(frame.image.std() > 5 for frame in frames)  # this file is plain grey
 
 
 def test_a_real_file_against_a_full_decode(shared: Path) -> None:
     path, seconds = shared / "videos" / "nasa_13013.mp4", [6.0, 6.1, 10.0, 12.979633]
-    pictures = full_decode(path)
-    times = [time for time, _ in pictures]
-    expected = [pictures[bisect_right(times, second + 5e-7) - 1] for second in seconds]
+    all_frames = full_decode(path)
+    times = [time for time, _ in all_frames]
+    expected = [all_frames[bisect_right(times, second + 5e-7) - 1] for second in seconds]
     frames = read(path, seconds)
     assert [frame.seconds for frame in frames] == [time for time, _ in expected]
-    # What `ffprobe -select_streams 3 -show_entries frame=best_effort_timestamp_time` prints (its stream 0 is a smaller
-    # copy at 25 frames a second). The last time asked for is one of them as printed, just below the exact one.
+    # As printed by `ffprobe -select_streams 3 -show_entries frame=best_effort_timestamp_time`. Stream 0 is a smaller
+    # copy at 25 frames a second. The last wanted time is a frame's time as printed, just below the exact time.
     assert [f"{frame.seconds:.6f}" for frame in frames] == ["5.972633", "6.072733", "9.976633", "12.979633"]
     for frame, (_, image) in zip(frames, expected, strict=True):
         difference = np.abs(frame.image.astype(int) - image)
-        assert difference.mean() < 2  # scalers differ in how they round; the next picture differs by more
+        assert difference.mean() < 2  # scalers differ in how they round; the next frame differs by more
 
 
 @pytest.mark.parametrize("name", ["charades_indoor.mp4", "flipping_a_pancake.mkv", "internvideo_example.mp4"])
 def test_jumps_change_no_pixel(shared: Path, name: str) -> None:
-    """Dense times are decoded one after the other, sparse ones by jumps."""
+    """Compare dense times, which are decoded one after the other, with sparse times, which are reached by jumps."""
     path = shared / "videos" / name
     dense = np.arange(0, probe(path).duration, 0.05)
     expected = read(path, dense.tolist(), size=(40, 30))

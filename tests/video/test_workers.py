@@ -1,4 +1,4 @@
-"""Decoding in other processes gives the same pictures, and survives what happens to a process."""
+"""Check that decoding in other processes gives the same frames and survives a process that crashes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ import pytest
 from sidelight.video import workers
 from sidelight.video.read import probe
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling, clips_of
-from tests.films import Recipe, encode, numbered, steady
+from tests.films import Encoding, encode, numbered, steady
 
 SAMPLING = Sampling(clip_seconds=1.0, frames_per_clip=2, resolution=16, resize="stretch")
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Five films of 1 to 12 s, and one file that is none."""
+    """Make five films of 1 to 12 s and a file that is no video, and return them by id."""
     folder = tmp_path_factory.mktemp("films")
-    found = {}
+    videos = {}
     for count in (10, 25, 40, 70, 120):
         path = folder / f"f{count}.mp4"
-        encode(path, Recipe(steady(count)), numbered)
-        found[path.stem] = path
+        encode(path, Encoding(steady(count)), numbered)
+        videos[path.stem] = path
     (folder / "bad.mp4").write_text("no video")
-    return {**found, "bad": folder / "bad.mp4"}
+    return {**videos, "bad": folder / "bad.mp4"}
 
 
-def gathered(videos: Mapping[str, Path], workers: int) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, End]]:
+def decode_all(videos: Mapping[str, Path], workers: int) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, End]]:
     parts: dict[str, list[npt.NDArray[np.uint8]]] = {}
     ends: dict[str, End] = {}
     with DecodeWorkers(videos, SAMPLING, workers=workers, chunk=3) as decoded:
@@ -49,17 +49,17 @@ def gathered(videos: Mapping[str, Path], workers: int) -> tuple[dict[str, npt.ND
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_the_same_pictures_in_order(films: dict[str, Path], workers: int) -> None:
-    pixels, ends = gathered(films, workers)
+def test_the_same_frames_in_order(films: dict[str, Path], workers: int) -> None:
+    pixels, ends = decode_all(films, workers)
     assert ends.keys() == films.keys() and pixels.keys() == films.keys() - {"bad"}
-    for vid, found in pixels.items():
-        assert np.array_equal(found, np.concatenate(list(clips_of(films[vid], SAMPLING, probe(films[vid]).duration))))
+    for vid, images in pixels.items():
+        assert np.array_equal(images, np.concatenate(list(clips_of(films[vid], SAMPLING, probe(films[vid]).duration))))
         assert not ends[vid].error and ends[vid].duration == pytest.approx(int(vid[1:]) / 10)
     assert "not a video" in ends["bad"].error
 
 
 def test_no_videos_are_no_work() -> None:
-    assert gathered({}, 2) == ({}, {})
+    assert decode_all({}, 2) == ({}, {})
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(films: dict[str, Path]) -> None:
@@ -83,7 +83,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(films: dict[str, Path])
 def test_a_video_that_crashes_its_decoder_twice_is_bad(
     films: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A worker that dies of one file, as a decoder might of a broken one.
+    # A worker that crashes on one file, as a decoder might on a broken file.
     fatal = "import sys, sidelight.video.workers as w; old = w.clips_of\n"
     fatal += (
         "def dies(path, *a, **k):\n    if 'f25' in str(path): import os; os.abort()\n    return old(path, *a, **k)\n"
@@ -99,26 +99,26 @@ def test_a_video_that_crashes_its_decoder_twice_is_bad(
         return real([sys.executable, str(script)], **options)
 
     monkeypatch.setattr(subprocess, "Popen", started)
-    pixels, ends = gathered({k: films[k] for k in ("f25", "f40")}, 1)
-    assert "ended twice (SIGABRT)" in ends["f25"].error and pixels.keys() == {"f40"}
+    pixels, ends = decode_all({k: films[k] for k in ("f25", "f40")}, 1)
+    assert "crashed twice (SIGABRT)" in ends["f25"].error and pixels.keys() == {"f40"}
     assert len(starts) == 3
 
 
 def test_leaving_early_stops_the_processes(films: dict[str, Path]) -> None:
     with DecodeWorkers(films, SAMPLING, workers=2, chunk=1) as decoded:
         next(iter(decoded))
-        began = decoded.processes
-    assert began and decoded.processes == []
-    for pid in began:
+        pids = decoded.processes
+    assert pids and decoded.processes == []
+    for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
-def test_our_own_failures_are_not_a_videos(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_program_is_raised(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> object:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(workers, "decoded", broken)
+    monkeypatch.setattr(workers, "decode_video", broken)
     with pytest.raises(RuntimeError, match="out of luck"), DecodeWorkers(films, SAMPLING, workers=0) as decoded:
         list(decoded)
 

@@ -1,4 +1,4 @@
-"""Batch, Targets and Predictions: the contract between data, models, losses and decoding.
+"""Batch, Targets and Predictions: the tensors that data, models, losses and decoding exchange.
 
 Shape legend, used by every tensor file of the project (a name ends in its axes: ``video_KBTD``):
 
@@ -6,8 +6,8 @@ Shape legend, used by every tensor file of the project (a name ends in its axes:
     M moment queries     G ground-truth spans F hidden width       D input width (D_v video, D_t text)
     H attention heads    P sampling points    N any number of points
 
-Spans are (center, width) in units of each sample's OWN extent: 1.0 is the end of that sample's last real
-clip, however far the batch is padded. Masks are True where data is real, and real entries come first.
+Spans are (center, width) in units of each sample's OWN extent: 1.0 is the end of that sample's last real clip, however
+far the batch is padded. Masks are True where data is real, and real entries come first.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-_Container = TypeVar("_Container", bound="_TensorGroup")
+_Group = TypeVar("_Group", bound="_TensorGroup")
 
 
 class _Shapes:
-    """Checks tensors against named axes; an axis named twice must have the same size both times."""
+    """A check of tensors against named axes: axes of one name must have one size."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.sizes: dict[str, tuple[int, str]] = {}
 
     def check(self, name: str, tensor: Tensor, axes: Sequence[str], kind: str) -> None:
+        """Raise a ValueError unless the tensor has these axes and holds "float", "bool" or "index" values."""
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{self.owner}.{name} must be a torch tensor, got {type(tensor).__name__}")
-        shown = "(" + ", ".join(axes) + ")"
+        expected_shape = "(" + ", ".join(axes) + ")"
         if tensor.ndim != len(axes):
-            raise ValueError(f"{self.owner}.{name} must have {len(axes)} axes {shown}, got shape {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{self.owner}.{name} must have {len(axes)} axes {expected_shape}, got shape {tuple(tensor.shape)}"
+            )
         for axis, size in zip(axes, tensor.shape, strict=True):
             if axis.isdigit():
                 expected, source = int(axis), "by definition"
@@ -42,25 +45,25 @@ class _Shapes:
                 expected, source = self.sizes.setdefault(axis, (size, f"{name} has it"))
             if size != expected:
                 raise ValueError(
-                    f"{self.owner}.{name} must be {shown} with {axis}={expected} ({source}), "
+                    f"{self.owner}.{name} must be {expected_shape} with {axis}={expected} ({source}), "
                     f"got shape {tuple(tensor.shape)}"
                 )
             if size == 0 and axis != "G":
                 raise ValueError(f"{self.owner}.{name} has an empty axis {axis}: shape {tuple(tensor.shape)}")
-        wanted = {
+        fits = {
             "float": tensor.is_floating_point(),
             "bool": tensor.dtype == torch.bool,
             "index": tensor.dtype == torch.int64,
         }[kind]
-        if not wanted:
+        if not fits:
             raise ValueError(f"{self.owner}.{name} must hold {kind} values, got {tensor.dtype}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _TensorGroup:
-    """What Batch, Targets and Predictions share: moving all their tensors at once."""
+    """The base of Batch, Targets and Predictions: it moves all their tensors at once."""
 
-    def _map(self: _Container, function: Callable[[Tensor], Tensor]) -> _Container:
+    def _map(self: _Group, function: Callable[[Tensor], Tensor]) -> _Group:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -71,24 +74,22 @@ class _TensorGroup:
         return replace(self, **changed)
 
     def to(
-        self: _Container,
+        self: _Group,
         device: torch.device | str,
         dtype: torch.dtype | None = None,
         *,
         non_blocking: bool = False,
-    ) -> _Container:
-        """The same tensors on ``device``; floating ones in ``dtype`` if given (masks and indices keep
-        theirs).
-        """
+    ) -> _Group:
+        """Return the same tensors on ``device``; floating ones in ``dtype`` if given, masks and indices as they are."""
 
         def move(tensor: Tensor) -> Tensor:
-            wanted = dtype if tensor.is_floating_point() else None
-            return tensor.to(device=device, dtype=wanted, non_blocking=non_blocking)
+            new_dtype = dtype if tensor.is_floating_point() else None
+            return tensor.to(device=device, dtype=new_dtype, non_blocking=non_blocking)
 
         return self._map(move)
 
-    def pin_memory(self: _Container) -> _Container:
-        """The same tensors in page-locked memory (PyTorch's DataLoader calls this when asked to pin)."""
+    def pin_memory(self: _Group) -> _Group:
+        """Return the same tensors in page-locked memory; PyTorch's DataLoader calls this if ``pin_memory`` is set."""
         return self._map(lambda tensor: tensor.pin_memory())
 
 
@@ -101,9 +102,9 @@ class Targets(_TensorGroup):
     spans_mask_BG: Tensor
     """True for real spans; a sample may have none."""
     saliency_BT: Tensor
-    """Saliency of each clip, at least 0: the mean of its raters, 0 outside the relevant clips."""
+    """Saliency of each clip, at least 0: the mean of the ratings, 0 outside the relevant clips."""
     positive_B: Tensor
-    """One positive clip per sample, sampled anew each epoch; -1 for a sample that has none."""
+    """Index of one positive clip per sample, drawn anew each epoch; -1 for a sample that has none."""
 
     def __post_init__(self) -> None:
         shapes = _Shapes("Targets")
@@ -117,7 +118,7 @@ class Targets(_TensorGroup):
 class Batch(_TensorGroup):
     """Features of B (video, query) pairs, padded to a common length. Levels run from shallow to deep.
 
-    Only shapes and kinds are checked when it is built: looking at values would make an accelerator wait.
+    Only shapes and dtypes are checked when it is built: reading values would make an accelerator wait.
     """
 
     video_KBTD: Tensor
@@ -142,19 +143,21 @@ class Batch(_TensorGroup):
 
     @property
     def size(self) -> int:
-        """Number of samples, B."""
+        """Return the number of samples, B."""
         return self.video_mask_BT.shape[0]
 
     @property
     def levels(self) -> int:
-        """Number of levels, K."""
+        """Return the number of levels, K."""
         return self.video_KBTD.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions(_TensorGroup):
-    """What a model's ``forward`` returns. The K axis is in order of refinement: the last entry is the
-    answer. A model that selects its moment queries has one more entry of logits and spans, in front: the selection.
+    """The output of a model's ``forward``.
+
+    The K axis is in order of refinement: the last entry is the answer. A model that selects its moment queries has one
+    more entry of logits and spans, in front: the selection.
     """
 
     logits_KBM: Tensor
@@ -166,15 +169,15 @@ class Predictions(_TensorGroup):
     saliency_BT: Tensor
     """Cosine of clip and query in [-1, 1]; exactly 0 on padded clips."""
     video_KBTF: Tensor
-    """V[l]: each level's clips in the shared space (for the alignment losses)."""
+    """V[l]: the clips of each level in the shared space, for the alignment losses."""
     text_KBF: Tensor
-    """The pooled T[l]: each level's query in the shared space (for the alignment losses)."""
+    """The pooled T[l]: the query of each level in the shared space, for the alignment losses."""
     video_mask_BT: Tensor
     """True for real clips."""
     saliency_video_BTF: Tensor
-    """The clips that the cosine was taken of."""
+    """Clip vectors of the cosine."""
     saliency_text_BF: Tensor
-    """The query vector that the cosine was taken of."""
+    """Query vector of the cosine."""
 
     def __post_init__(self) -> None:
         shapes = _Shapes("Predictions")

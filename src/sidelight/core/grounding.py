@@ -1,9 +1,8 @@
-"""The answer for one video and one query: moments, and the highlight curve."""
+"""The answer for one video and one query: moments and the highlight curve."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
 
 FORMAT = "sidelight.grounding/1"
@@ -29,39 +29,41 @@ class Moment:
     end: float
     """Seconds."""
     score: float
-    """The higher the surer; comparable within one Grounding."""
+    """Confidence: higher is surer; comparable only within one Grounding."""
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "score"):
             value = getattr(self, name)
-            object.__setattr__(self, name, _finite(value, f"Moment.{name}"))
+            if not is_finite_number(value):
+                raise ValueError(f"Moment.{name} must be a finite number, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if not 0 <= self.start <= self.end:
             raise ValueError(f"a moment needs 0 <= start <= end, got start {self.start} and end {self.end}")
 
     @property
     def duration(self) -> float:
-        """Seconds from start to end."""
+        """Return the seconds from start to end."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grounding:
-    """Where in a video a query is true.
+    """The moments of one video that fit one query, and the highlight curve.
 
     Raises:
         ValueError: if a moment ends after the video, or the saliency has not one finite value per clip.
     """
 
     query: str
-    """The sentence that was asked."""
+    """The sentence."""
     timeline: Timeline
     """Clips and duration of the video."""
     moments: tuple[Moment, ...]
-    """By falling score."""
+    """Sorted by falling score; equal scores keep their order."""
     saliency: npt.NDArray[np.float32]
-    """(num_clips,) the highlight curve: one score per clip; read-only."""
+    """(num_clips,) the highlight curve: one score per clip. Read-only."""
     video: str | None = None
-    """The file, or the id, of the video."""
+    """The file or the id of the video."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
@@ -91,15 +93,15 @@ class Grounding:
         return hash((self.query, self.timeline, self.moments, self.video))
 
     def top(self, n: int) -> tuple[Moment, ...]:
-        """The n best moments."""
+        """Return the n best moments."""
         return self.moments[: max(0, n)]
 
     def at_least(self, score: float) -> Grounding:
-        """Without the moments that score less; with none left, the answer is that there is no such moment."""
+        """Return the grounding without the moments that score less; if none is left, no moment fits the query."""
         return replace(self, moments=tuple(m for m in self.moments if m.score >= score))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`from_dict` gives back an equal Grounding."""
+        """Return plain values for JSON; :meth:`from_dict` returns an equal Grounding."""
         return {
             "format": FORMAT,
             "video": self.video,
@@ -111,7 +113,7 @@ class Grounding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grounding:
-        """The inverse of :meth:`to_dict`.
+        """Build a grounding from the values of :meth:`to_dict`.
 
         Raises:
             ValueError: for another format, or a missing field.
@@ -129,12 +131,12 @@ class Grounding:
         )
 
     def to_json(self) -> str:
-        """As one line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Grounding:
-        """The inverse of :meth:`to_json`; ValueError for what is no grounding."""
+        """Build a grounding from the text of :meth:`to_json`; ValueError if the text is not a grounding."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -144,32 +146,20 @@ class Grounding:
         return cls.from_dict(values)
 
 
-def _finite(value: object, name: str) -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    try:
-        # mypy does not follow `number` back to the type that it was found by.
-        found = float(value) if number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # a whole number with more than 308 digits
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return found
-
-
 def _float32(values: Any) -> npt.NDArray[np.float32]:
-    """A copy, so that nobody else can change it."""
+    """Return a copy, so that the caller cannot change the values later."""
     try:
-        with np.errstate(over="ignore"):  # an infinity, which is refused by name later
+        with np.errstate(over="ignore"):  # the infinity is refused later, with a message
             return np.array(values, dtype=np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"saliency must be a list of numbers, got {values!r}") from None
 
 
 def _moments(values: Any) -> tuple[Moment, ...]:
-    wanted = "moments must be a list of objects with start, end and score"
+    expected = "moments must be a list of objects with start, end and score"
     if not isinstance(values, list):
-        raise ValueError(f"{wanted}, got {values!r}")
+        raise ValueError(f"{expected}, got {values!r}")
     for item in values:
         if not isinstance(item, Mapping) or not {"start", "end", "score"} <= item.keys():
-            raise ValueError(f"{wanted}; one is {item!r}")
+            raise ValueError(f"{expected}; one is {item!r}")
     return tuple(Moment(item["start"], item["end"], item["score"]) for item in values)

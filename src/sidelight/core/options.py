@@ -1,21 +1,33 @@
-"""Checks that configuration dataclasses run when they are built, so that a mistake in a recipe is named at
-once.
-"""
+"""Checks of values, which configuration dataclasses run when they are built: a mistake in a recipe is named at once."""
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Check whether a value is a finite number, of Python or NumPy; true and false are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number with more than 308 digits
+        return False
 
 
 def check_types(config: Any) -> None:
-    """Compare each field of a dataclass with its annotation; ValueError names the field, the wish and the
-    value.
+    """Check each field of a dataclass against its annotation: int, float, bool, str, ``Literal``, ``X | None``, tuples.
 
-    Understands int, float, bool, str, ``Literal``, ``X | None`` and tuples of these. What a YAML or JSON
-    file cannot tell apart is converted in place: a list to a tuple, a whole number to a float where one is
-    annotated.
+    YAML and JSON have no tuples and write 1.0 as 1, so a list is converted to a tuple, and a whole number to a float
+    where the annotation says so. Both are converted in place.
+
+    Raises:
+        ValueError: naming the field, the expected type and the value.
     """
     hints = get_type_hints(type(config))
     for field in fields(config):
@@ -30,31 +42,31 @@ def check_types(config: Any) -> None:
 
 
 def require(config: Any, condition: bool, name: str, expected: str) -> None:
-    """ValueError that field ``name`` must be ``expected``, unless ``condition`` holds."""
+    """Raise a ValueError that the field ``name`` must be ``expected``, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {getattr(config, name)!r}")
 
 
 def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
-    """The value, converted if need be, and whether it fits the annotation."""
-    origin, inside = get_origin(hint), get_args(hint)
+    """Return the value, converted if need be, and whether it fits the annotation."""
+    origin, parameters = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return value, any(value == choice and type(value) is type(choice) for choice in inside)
+        return value, any(value == choice and type(value) is type(choice) for choice in parameters)
     if origin in (Union, types.UnionType):
-        tried = [_fit(value, choice) for choice in inside]
-        return next(((fitted, ok) for fitted, ok in tried if ok), (value, False))
+        results = [_fit(value, choice) for choice in parameters]
+        return next(((fitted, ok) for fitted, ok in results if ok), (value, False))
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             return value, False
-        parts = inside[:1] * len(value) if inside[1:] == (Ellipsis,) else inside
-        if len(parts) != len(value):
+        hints = parameters[:1] * len(value) if parameters[1:] == (Ellipsis,) else parameters
+        if len(hints) != len(value):
             return value, False
-        tried = [_fit(item, part) for item, part in zip(value, parts, strict=True)]
-        fitted = tuple(item for item, _ in tried)
-        return (value if fitted == value else fitted), all(ok for _, ok in tried)
+        results = [_fit(item, item_hint) for item, item_hint in zip(value, hints, strict=True)]
+        fitted = tuple(item for item, _ in results)
+        return (value if fitted == value else fitted), all(ok for _, ok in results)
     if hint is float:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return (float(value) if whole else value), whole or isinstance(value, float)
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return (float(value) if is_int else value), is_int or isinstance(value, float)
     if hint is int:
         return value, isinstance(value, int) and not isinstance(value, bool)
     if hint is None or hint is types.NoneType:
@@ -63,18 +75,12 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
 
 
 def _describe(hint: Any) -> str:
-    origin, inside = get_origin(hint), get_args(hint)
+    origin, parameters = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in inside)
+        return "one of " + ", ".join(repr(choice) for choice in parameters)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in inside)
+        return " or ".join(_describe(choice) for choice in parameters)
     if origin is tuple:
-        return "a list of " + ", ".join(_describe(part) for part in inside if part is not Ellipsis)
-    names = {
-        float: "a number",
-        int: "a whole number",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "none",
-    }
+        return "a list of " + ", ".join(_describe(part) for part in parameters if part is not Ellipsis)
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text", types.NoneType: "none"}
     return names.get(hint, str(hint))

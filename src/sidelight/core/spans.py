@@ -1,8 +1,8 @@
 """Arithmetic of spans: forms, overlap, non-maximum suppression.
 
-Every function takes NumPy arrays or torch tensors, returns what it was given, and is batched over leading
-axes. With tensors the forms and the overlaps are differentiable; suppression is not, and is done on the CPU.
-torch is never imported here: a tensor brings it along. Units are the caller's: seconds or [0, 1].
+Every function takes NumPy arrays or torch tensors, returns the same kind, and is batched over leading axes. With
+tensors, forms and overlaps are differentiable; suppression is not, and runs on the CPU. torch is never imported here:
+a caller with a tensor has imported it. Units are the caller's: seconds or [0, 1].
 
 Legend: N, M numbers of spans; se is [start, end], cw is (center, width).
 """
@@ -16,31 +16,32 @@ import numpy as np
 import numpy.typing as npt
 
 Array = TypeVar("Array", bound=Any)
-"""numpy.ndarray or torch.Tensor; what comes in goes out."""
+"""numpy.ndarray or torch.Tensor; a function returns the kind that it is given."""
 Floats = npt.NDArray[np.float64]
 
 
 def _namespace(values: Any) -> Any:
+    """Return the module of an array's functions: torch for a tensor, else NumPy."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and isinstance(values, torch.Tensor) else np
 
 
 def cw_to_se(spans: Array) -> Array:
-    """(..., 2) center and width to start and end."""
+    """Convert (..., 2) center and width to start and end."""
     center, half = spans[..., 0], spans[..., 1] / 2
-    found: Array = _namespace(spans).stack([center - half, center + half], -1)
-    return found
+    spans_se: Array = _namespace(spans).stack([center - half, center + half], -1)
+    return spans_se
 
 
 def se_to_cw(spans: Array) -> Array:
-    """(..., 2) start and end to center and width."""
+    """Convert (..., 2) start and end to center and width."""
     start, end = spans[..., 0], spans[..., 1]
-    found: Array = _namespace(spans).stack([(start + end) / 2, end - start], -1)
-    return found
+    spans_cw: Array = _namespace(spans).stack([(start + end) / 2, end - start], -1)
+    return spans_cw
 
 
 def _overlaps(a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """Intersection, union and hull of spans that broadcast."""
+    """Return the lengths of intersection, union and hull of spans that broadcast."""
     xp = _namespace(a)
     inter = xp.clip(xp.minimum(a[..., 1], b[..., 1]) - xp.maximum(a[..., 0], b[..., 0]), 0, None)
     union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - inter
@@ -49,43 +50,43 @@ def _overlaps(a: Any, b: Any) -> tuple[Any, Any, Any]:
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:
-    """0 where the denominator is 0, also in gradients."""
+    """Divide; the result is 0 where the denominator is 0, also in gradients."""
     xp = _namespace(numerator)
     safe = xp.where(denominator > 0, denominator, xp.ones_like(denominator))
     return xp.where(denominator > 0, numerator / safe, xp.zeros_like(denominator))
 
 
 def paired_iou(a: Array, b: Array) -> Array:
-    """(..., 2) x (..., 2) -> (...): intersection over union of pairs in se form; 0 for two empty spans."""
+    """Return the intersection over union of pairs in se form, (..., 2) x (..., 2) -> (...); 0 for two empty spans."""
     inter, union, _ = _overlaps(a, b)
-    found: Array = _ratio(inter, union)
-    return found
+    ious: Array = _ratio(inter, union)
+    return ious
 
 
 def paired_giou(a: Array, b: Array) -> Array:
-    """(..., 2) x (..., 2) -> (...): generalised IoU (Rezatofighi et al., CVPR 2019), in [-1, 1]."""
+    """Return the generalised IoU (Rezatofighi et al., CVPR 2019) of pairs in se form, in [-1, 1]; (..., 2) -> (...)."""
     inter, union, hull = _overlaps(a, b)
-    found: Array = _ratio(inter, union) - _ratio(hull - union, hull)
-    return found
+    gious: Array = _ratio(inter, union) - _ratio(hull - union, hull)
+    return gious
 
 
 def iou(a: Array, b: Array) -> Array:
-    """(..., N, 2) x (..., M, 2) -> (..., N, M): intersection over union of all pairs, se form."""
-    found: Array = paired_iou(a[..., :, None, :], b[..., None, :, :])
-    return found
+    """Return the intersection over union of all pairs in se form, (..., N, 2) x (..., M, 2) -> (..., N, M)."""
+    ious: Array = paired_iou(a[..., :, None, :], b[..., None, :, :])
+    return ious
 
 
 def giou(a: Array, b: Array) -> Array:
-    """(..., N, 2) x (..., M, 2) -> (..., N, M): generalised IoU of all pairs, se form."""
-    found: Array = paired_giou(a[..., :, None, :], b[..., None, :, :])
-    return found
+    """Return the generalised IoU of all pairs in se form, (..., N, 2) x (..., M, 2) -> (..., N, M)."""
+    gious: Array = paired_giou(a[..., :, None, :], b[..., None, :, :])
+    return gious
 
 
 def nms(spans: Array, scores: Array, threshold: float) -> Array:
-    """Hard non-maximum suppression, for a whole batch at once.
+    """Return which spans hard non-maximum suppression keeps, for a whole batch at once.
 
-    From the best score down, a span that is still there removes those that overlap it by more than
-    ``threshold``. Equal scores: the earlier one first.
+    From the best score down, each span that was not removed removes the later spans that overlap it by more than
+    ``threshold``. Of equal scores the span with the lower index comes first.
 
     Args:
         spans: (..., M, 2), se form.
@@ -93,7 +94,7 @@ def nms(spans: Array, scores: Array, threshold: float) -> Array:
         threshold: IoU in [0, 1].
 
     Returns:
-        (..., M) True where a span stays.
+        (..., M) True where a span is kept.
 
     Raises:
         ValueError: if the shapes do not fit, a number is NaN or the threshold is no IoU.
@@ -106,9 +107,9 @@ def nms(spans: Array, scores: Array, threshold: float) -> Array:
     for i in range(scores_M.shape[-1] - 1):
         # Row i is final when its turn comes: only better spans could have removed it.
         keep[..., i + 1 :] &= ~(overlap[..., i, i + 1 :] & keep[..., i : i + 1])
-    found = np.empty_like(keep)
-    np.put_along_axis(found, order, keep, -1)
-    kept: Array = _like(found, scores)
+    kept_M = np.empty_like(keep)
+    np.put_along_axis(kept_M, order, keep, -1)
+    kept: Array = _like(kept_M, scores)
     return kept
 
 
@@ -120,21 +121,21 @@ def soft_nms(
     threshold: float = 0.3,
     sigma: float = 0.5,
 ) -> Array:
-    """Soft non-maximum suppression (Bodla et al., ICCV 2017), for a whole batch at once.
+    """Return the scores after soft non-maximum suppression (Bodla et al., ICCV 2017), for a whole batch at once.
 
-    Again and again the best span not yet chosen is chosen, and the scores of the others fall by how much they
-    overlap it: times 1 - IoU above ``threshold`` (linear), or times exp(-IoU^2 / sigma) (gaussian).
+    In each round the best span not yet chosen is chosen, and the score of each span that waits is multiplied by a
+    factor of its IoU with the chosen span: 1 - IoU above ``threshold`` (linear), or exp(-IoU^2 / sigma) (gaussian).
 
     Args:
         spans: (..., M, 2), se form.
-        scores: (..., M), at least 0: to multiply a score below 0 would raise it.
-        method: how scores fall.
+        scores: (..., M), at least 0: a factor below 1 would raise a negative score.
+        method: which factor.
         threshold: IoU above which linear decay begins.
         sigma: width of the gaussian.
 
     Returns:
-        (..., M) the new scores in the order of the old ones, float64 (a tensor's own precision); none is higher than
-        before.
+        (..., M) the new scores in the order of the old scores, float64 (for tensors: their own precision). No score
+        rises.
 
     Raises:
         ValueError: if the shapes do not fit, a score is below 0 or not finite, or an option is out of range.
@@ -154,17 +155,17 @@ def soft_nms(
         np.put_along_axis(waiting, best, False, -1)
         factor = np.take_along_axis(decay, best[..., None], -2)[..., 0, :]
         scores_M = np.where(waiting, scores_M * factor, scores_M)
-    found: Array = _like(scores_M, scores)
-    return found
+    new_scores: Array = _like(scores_M, scores)
+    return new_scores
 
 
 def _checked(spans: Any, scores: Any, threshold: float) -> tuple[Floats, Floats]:
-    """Spans and scores as float64 on the CPU."""
+    """Return spans and scores as float64 on the CPU; ValueError if they do not fit."""
     spans_M2, scores_M = _on_cpu(spans), _on_cpu(scores)
     if not scores_M.ndim or spans_M2.shape != (*scores_M.shape, 2):
         raise ValueError(f"spans must be (..., M, 2) and scores (..., M); got {spans_M2.shape} and {scores_M.shape}")
     if np.isnan(spans_M2).any() or np.isnan(scores_M).any():
-        raise ValueError("spans and scores must be numbers to be put in order; some are NaN")
+        raise ValueError("spans and scores must be numbers, but some are NaN; remove these spans before")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be an IoU in [0, 1], got {threshold}")
     return spans_M2, scores_M
@@ -177,7 +178,7 @@ def _on_cpu(values: Any) -> Floats:
 
 
 def _like(values: npt.NDArray[Any], pattern: Any) -> Any:
-    """As a tensor on the same device if the pattern is one."""
+    """Return the values as the pattern's kind: for a tensor, a tensor on the same device."""
     xp = _namespace(pattern)
     if xp is np:
         return values

@@ -1,7 +1,7 @@
-"""The map between clips and seconds; the only place where that arithmetic is done.
+"""The map between clips and seconds; the only place where clips and seconds are converted.
 
-Clip i covers [i, i + 1) * clip_seconds. The *extent* is where the last clip ends, which may be a little after
-the video does; models count in units of it, so that 1.0 is the end of the last clip.
+Clip i covers [i, i + 1) * clip_seconds. The *extent* is the second at which the last clip ends; it may lie a little
+after the end of the video. Models count in units of the extent, so that 1.0 is the end of the last clip.
 
 Legend: T clips, n frames per clip; spans (..., 2) are [start, end].
 """
@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from sidelight.core.options import is_finite_number
 
 Floats = npt.NDArray[np.float64]
 _ROUNDING = 1e-6  # clips; durations are sums of fractions, so 150.0000001 s are still 75 clips
@@ -36,28 +38,28 @@ class Timeline:
     def __post_init__(self) -> None:
         for name in ("duration", "clip_seconds"):
             value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
+            if not is_finite_number(value) or value <= 0:
                 raise ValueError(f"Timeline.{name} must be a number of seconds above 0, got {value!r}")
             object.__setattr__(self, name, float(value))
 
     @property
     def num_clips(self) -> int:
-        """T; the last clip may be cut short by the end of the video."""
+        """Return T; the last clip may be cut short by the end of the video."""
         return max(1, math.ceil(self.duration / self.clip_seconds - _ROUNDING))
 
     @property
     def extent(self) -> float:
-        """Where the last clip ends, in seconds: the unit of models."""
+        """Return the second at which the last clip ends: the unit of models."""
         return self.num_clips * self.clip_seconds
 
     def first(self, clips: int) -> Timeline:
-        """The timeline of the first clips alone; itself if it has no more than these."""
+        """Return the timeline of the first ``clips`` clips; this timeline itself if it has no more."""
         if clips >= self.num_clips:
             return self
         return Timeline(duration=clips * self.clip_seconds, clip_seconds=self.clip_seconds)
 
     def clip_spans(self) -> Floats:
-        """(T, 2) seconds of each clip, the last one cut at the duration."""
+        """Return the span of each clip in seconds, (T, 2); the last one ends at the duration."""
         edges = np.arange(self.num_clips + 1) * self.clip_seconds
         return np.stack([edges[:-1], np.minimum(edges[1:], self.duration)], axis=1)
 
@@ -67,7 +69,11 @@ class Timeline:
         return clips_to_seconds(centers, self.clip_seconds)
 
     def frame_seconds(self, frames_per_clip: int) -> Floats:
-        """(T, n) seconds at which to look: the middles of n equal parts of each clip, inside the video."""
+        """Return the seconds of the frames to read, (T, n): middles of n equal parts of each clip, inside the video.
+
+        Raises:
+            ValueError: if frames_per_clip is below 1.
+        """
         if frames_per_clip < 1:
             raise ValueError(f"frames_per_clip must be 1 or more, got {frames_per_clip}")
         clips = np.arange(self.num_clips)[:, None]
@@ -76,17 +82,15 @@ class Timeline:
         return np.minimum((clips + parts) * self.clip_seconds, inside)
 
     def to_unit(self, spans_seconds: npt.ArrayLike) -> Floats:
-        """[start, end] in seconds to [start, end] in units of the extent."""
+        """Convert [start, end] in seconds to units of the extent."""
         return np.asarray(spans_seconds, dtype=np.float64) / self.extent
 
     def to_seconds(self, spans_unit: npt.ArrayLike) -> Floats:
-        """[start, end] in units of the extent to seconds, clamped to the video."""
+        """Convert [start, end] in units of the extent to seconds, clamped to the video."""
         return np.clip(np.asarray(spans_unit, dtype=np.float64) * self.extent, 0.0, self.duration)
 
     def clips_in(self, start: float, end: float) -> range:
-        """The clips that [start, end] covers by at least half.
-
-        A span that covers no clip by half gets the one clip that it covers most.
+        """Return the clips that [start, end] covers by at least half; if there is none, the clip that it covers most.
 
         Raises:
             ValueError: if the span is not within the video or ends before it starts.
@@ -100,15 +104,15 @@ class Timeline:
         first, stop = max(first, 0), min(stop, self.num_clips)
         if first < stop:
             return range(first, stop)
-        only = min(int((start + end) / 2 / unit), self.num_clips - 1)
-        return range(only, only + 1)
+        middle = min(int((start + end) / 2 / unit), self.num_clips - 1)
+        return range(middle, middle + 1)
 
     def windows(self, clips: int) -> list[tuple[int, Timeline]]:
         """Cut a long video into windows of ``clips`` clips that overlap by half.
 
         Returns:
-            (first clip, the window's own timeline) of each, in order; the last one ends with the video, so
-            all are equally long. One window, the whole video, if it has no more clips than that.
+            (first clip, the window's own timeline) of each window, in order. The last window ends with the video, so
+            that all have equally many clips. A video of no more clips than a window is one window.
         """
         if clips < 2:
             raise ValueError(f"a window needs 2 clips or more, got {clips}")
@@ -123,12 +127,12 @@ class Timeline:
         ]
 
     def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"duration": self.duration, "clip_seconds": self.clip_seconds}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Timeline:
-        """The inverse of :meth:`to_dict`; ValueError if a field is missing."""
+        """Build a timeline from the values of :meth:`to_dict`; ValueError if a field is missing."""
         present = values.keys() if hasattr(values, "keys") else ()
         for name in ("duration", "clip_seconds"):
             if name not in present:
@@ -150,13 +154,3 @@ def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:
     """Convert seconds to places counted in clips; arrays and tensors keep their type and precision."""
     clips: Number = cast("Any", seconds) / clip_seconds
     return clips
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a finite number; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number with more than 308 digits
-        return False

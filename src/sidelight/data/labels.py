@@ -1,7 +1,7 @@
-"""What a model learns from an annotation: windows, one saliency per clip, the clips that one positive is drawn from.
+"""Training targets from annotations: windows, one saliency per clip, the clips that one positive is drawn from.
 
-``plain`` is ours. The others are what R2-Tuning's published code does on its benchmarks (``datasets/*.py``); its losses
-and ours take any of them.
+A *binding* is a way to make targets. ``plain`` is our own. The others do what R2-Tuning's published code does on its
+benchmarks (``datasets/*.py``). Its losses and ours accept the targets of every binding.
 
 Legend: T clips, G windows, 2 (start, end) in seconds.
 """
@@ -10,27 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, clips_to_seconds, seconds_to_clips
 from sidelight.data.annotations import Annotation
 
 Floats32 = npt.NDArray[np.float32]
 Binding = Literal["plain", "r2-tuning", "tvsum", "youtube-highlights"]
 ALL_RATED = ("tvsum", "youtube-highlights")
-"""The bindings that want a rating of every clip, and know no moments."""
+"""The bindings that need a rating of every clip and have no moments."""
 CLIPS_SHORT = 4
-"""So many clips more than ratings, or fewer, may a video have where all its clips are rated: the longer end
-is cut off. Released features often end before the video does; R2-Tuning's code allows as much.
-"""
+"""Largest difference between a video's clips and its ratings where all clips are rated; the longer end is cut off.
+Released features often end before the video. R2-Tuning's code allows the same difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What is learned of one query."""
+    """The training targets of one query."""
 
     saliency_T: Floats32
     """Saliency of each clip, at least 0."""
@@ -41,16 +40,20 @@ class Labels:
 
 
 def bind(annotation: Annotation, timeline: Timeline, binding: Binding) -> Labels:
-    """The labels of an annotation, in the way that ``binding`` names.
+    """Return the training targets of an annotation.
 
     Raises:
-        ValueError: naming the annotation, if its ratings do not fit its video.
+        ValueError: if the ratings do not fit the video; names the annotation.
     """
     return BINDINGS[binding](annotation, timeline)
 
 
 def rated_clips(annotation: Annotation, clips: int) -> int:
-    """How many of a video's clips count where all are rated: those that have both features and a rating.
+    """Return how many clips have both features and a rating, for a video whose clips are all rated.
+
+    Args:
+        annotation: the ratings.
+        clips: number of clips that have features.
 
     Raises:
         ValueError: if not every clip is rated, in order, or the two numbers differ by more than CLIPS_SHORT.
@@ -64,39 +67,38 @@ def rated_clips(annotation: Annotation, clips: int) -> int:
     if abs(rated - clips) > CLIPS_SHORT:
         raise ValueError(
             f"annotation {annotation.qid!r} rates {rated} clips, but the features of its video {annotation.vid!r} have "
-            f"{clips}; extract them with the clips that the benchmark rates"
+            f"{clips}; extract features of the clips that the benchmark rates"
         )
     return min(rated, clips)
 
 
 def _plain(annotation: Annotation, timeline: Timeline) -> Labels:
-    """Windows as they are, the mean of the raters."""
+    """Return the windows as annotated, and the mean of the raters."""
     saliency = clip_saliency(annotation, timeline)
     windows = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
     return Labels(saliency_T=saliency, positives=np.flatnonzero(saliency > 0), windows_G2=windows)
 
 
 def _r2_tuning(annotation: Annotation, timeline: Timeline) -> Labels:
-    """Windows of at least a clip inside the video; the raters' mean over 4, which for three is their sum over 12."""
-    bound = bind_windows(annotation.relevant_windows, timeline.num_clips, timeline.clip_seconds)
-    rated = annotation.saliency_scores or None
-    ids = annotation.relevant_clip_ids if rated else None
-    saliency, clips = bind_saliency(bound, timeline.num_clips, timeline.clip_seconds, rated, ids)
-    return Labels(saliency_T=saliency, positives=np.asarray(clips, dtype=np.int64), windows_G2=bound.astype(np.float64))
+    """Return windows of at least one clip inside the video, and a quarter of the mean of the raters."""
+    windows = bind_windows(annotation.relevant_windows, timeline.num_clips, timeline.clip_seconds)
+    ratings = annotation.saliency_scores or None
+    ids = annotation.relevant_clip_ids if ratings else None
+    saliency, clips = bind_saliency(windows, timeline.num_clips, timeline.clip_seconds, ratings, ids)
+    positives = np.asarray(clips, dtype=np.int64)
+    return Labels(saliency_T=saliency, positives=positives, windows_G2=windows.astype(np.float64))
 
 
 def _tvsum(annotation: Annotation, timeline: Timeline) -> Labels:
-    """The raters' mean, 1 to 5 as 0 to 1; positive is what lies above the median (the lower of two)."""
+    """Return the mean of the raters, scaled from [1, 5] to [0, 1]; clips above the lower median are positive."""
     count = rated_clips(annotation, timeline.num_clips)
-    saliency = np.zeros(timeline.num_clips, np.float32)
     ratings = np.asarray(annotation.saliency_scores[:count], np.float32)
-    saliency[:count] = (ratings.mean(1) - 1) / 4
-    median = np.sort(saliency[:count])[(count - 1) // 2]
-    return Labels(saliency_T=saliency, positives=np.flatnonzero(saliency[:count] > median), windows_G2=np.zeros((0, 2)))
+    saliency = (ratings.mean(1) - 1) / 4
+    return _without_windows(saliency, float(np.sort(saliency)[(count - 1) // 2]), timeline)
 
 
 def _youtube(annotation: Annotation, timeline: Timeline) -> Labels:
-    """``match``, -1 to 1, as 0 to 1; positive is what was matched, borderline clips are not."""
+    """Return ``match``, scaled from [-1, 1] to [0, 1]; matched clips are positive, borderline clips are not."""
     count = rated_clips(annotation, timeline.num_clips)
     match = annotation.extra.get("match", [2 * rating[0] - 1 for rating in annotation.saliency_scores])
     numbers = isinstance(match, list | tuple) and all(m in (-1, 0, 1) for m in match)
@@ -105,9 +107,15 @@ def _youtube(annotation: Annotation, timeline: Timeline) -> Labels:
             f"annotation {annotation.qid!r}: match must be a list of {len(annotation.saliency_scores)} numbers "
             "-1, 0 or 1, one for each label; correct it"
         )
-    saliency = np.zeros(timeline.num_clips, np.float32)
-    saliency[:count] = (np.asarray(match[:count], np.float32) + 1) / 2
-    return Labels(saliency_T=saliency, positives=np.flatnonzero(saliency[:count] > 0.5), windows_G2=np.zeros((0, 2)))
+    return _without_windows((np.asarray(match[:count], np.float32) + 1) / 2, 0.5, timeline)
+
+
+def _without_windows(saliency: npt.NDArray[np.floating[Any]], threshold: float, timeline: Timeline) -> Labels:
+    """Return targets without windows; clips after the last rated one have saliency 0 and are not positive."""
+    saliency_T = np.zeros(timeline.num_clips, np.float32)
+    saliency_T[: len(saliency)] = saliency
+    positives = np.flatnonzero(saliency > threshold)
+    return Labels(saliency_T=saliency_T, positives=positives, windows_G2=np.zeros((0, 2)))
 
 
 BINDINGS: dict[str, Callable[[Annotation, Timeline], Labels]] = {
@@ -118,38 +126,39 @@ BINDINGS: dict[str, Callable[[Annotation, Timeline], Labels]] = {
 }
 
 
-def clip_saliency(annotation: Annotation, timeline: Timeline) -> npt.NDArray[np.float32]:
-    """(T,) mean of the raters per clip, 0 elsewhere; 1 inside the windows where nobody rated.
+def clip_saliency(annotation: Annotation, timeline: Timeline) -> Floats32:
+    """Return the mean of the raters for each clip, (T,), and 0 for clips that nobody rated.
 
-    A relevant clip that every rater gave 0 gets a little more than 0: it is still relevant.
+    Without any ratings, clips inside the windows get 1. A relevant clip that every rater gave 0 gets 0.1, because it
+    is relevant all the same.
 
     Raises:
         ValueError: if a clip id lies beyond the video.
     """
-    found = np.zeros(timeline.num_clips, dtype=np.float32)
+    saliency_T = np.zeros(timeline.num_clips, dtype=np.float32)
     if annotation.saliency_scores:
         for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
             if clip < timeline.num_clips:
-                found[clip] = max(float(np.mean(scores)), 0.1)
+                saliency_T[clip] = max(float(np.mean(scores)), 0.1)
             elif clip > timeline.num_clips:  # one clip beyond is rounding in the published files
                 raise ValueError(
                     f"annotation {annotation.qid!r}: clip {clip} is beyond its video {annotation.vid!r}, "
                     f"which has {timeline.num_clips} clips; correct relevant_clip_ids"
                 )
-        return found
+        return saliency_T
     for start, end in annotation.relevant_windows:
         clips = timeline.clips_in(min(start, timeline.duration), min(end, timeline.duration))
-        found[clips.start : clips.stop] = 1.0
-    return found
+        saliency_T[clips.start : clips.stop] = 1.0
+    return saliency_T
 
 
-def bind_windows(windows: Sequence[Sequence[float]], clips: int, clip_seconds: float) -> npt.NDArray[np.float32]:
-    """Labelled windows in seconds, (G, 2), as points can learn them.
+def bind_windows(windows: Sequence[Sequence[float]], clips: int, clip_seconds: float) -> Floats32:
+    """Return windows that R2-Tuning's points can learn, (G, 2) in seconds.
 
-    They are cut to the clips' extent, put in order, and those shorter than a clip become one clip long around
-    their center, moved inside where they would stick out.
+    Windows are cut to the extent of the clips, and start and end are put in order. Windows shorter than a clip become
+    one clip long around their center, and are moved inside the extent.
     """
-    half, extent = np.float32(clip_seconds / 2), np.float32(clips * clip_seconds)
+    half, extent = (np.float32(clips_to_seconds(count, clip_seconds)) for count in (0.5, clips))
     bound = np.sort(np.asarray(windows, dtype=np.float32).reshape(-1, 2).clip(0, extent), axis=1)
     short = bound[:, 1] - bound[:, 0] < clip_seconds
     center = (bound[short].sum(1) / 2).clip(half, extent - half)
@@ -158,27 +167,34 @@ def bind_windows(windows: Sequence[Sequence[float]], clips: int, clip_seconds: f
 
 
 def bind_saliency(
-    windows: npt.NDArray[np.float32],
+    windows: Floats32,
     clips: int,
     clip_seconds: float,
     scores: Sequence[Sequence[float]] | None = None,
     clip_ids: Sequence[int] | None = None,
-) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """Saliency of each clip in [0, 1], and the clips that one positive is drawn from.
+) -> tuple[Floats32, list[int]]:
+    """Return the saliency of each clip in [0, 1], and the clips that one positive is drawn from.
 
-    With ``scores`` (raters' 0 to 4 for each of ``clip_ids``) it is their mean over 4; without, 1 for
-    every clip that starts inside one of the ``windows`` that ``bind_windows`` made.
+    With ratings, saliency is their mean over 4. Without ratings, it is 1 for every clip that starts inside a window.
+
+    Args:
+        windows: (G, 2) seconds, made by ``bind_windows``.
+        clips: T.
+        clip_seconds: length of a clip in seconds.
+        scores: ratings from 0 to 4 for each of ``clip_ids``, one per rater.
+        clip_ids: the rated clips.
     """
-    saliency = np.zeros(clips, dtype=np.float32)
+    saliency_T = np.zeros(clips, dtype=np.float32)
     if scores is not None and clip_ids is not None:
         rated = [
-            (place, sum(rating) / (4 * len(rating)))
-            for place, rating in zip(clip_ids, scores, strict=True)
-            if place < clips
+            (clip, sum(rating) / (4 * len(rating)))
+            for clip, rating in zip(clip_ids, scores, strict=True)
+            if clip < clips
         ]
-        for place, value in rated:
-            saliency[place] = value
-        return saliency, [place for place, _ in rated]
-    for start, end in np.ceil(windows / np.float32(clip_seconds)).astype(int):
-        saliency[start:end] = 1
-    return saliency, np.flatnonzero(saliency).tolist()
+        for clip, value in rated:
+            saliency_T[clip] = value
+        return saliency_T, [clip for clip, _ in rated]
+    # Windows and the length of a clip are float32, as in the published code.
+    for start, end in np.ceil(seconds_to_clips(windows, clip_seconds)).astype(int):
+        saliency_T[start:end] = 1
+    return saliency_T, np.flatnonzero(saliency_T).tolist()

@@ -1,17 +1,17 @@
-"""Your own annotations from a table: CSV with a header, or JSON lines, one row per moment.
+"""Import of own annotations from a table: CSV with a header, or JSON lines, one row per moment.
 
     video,query,start,end
     holiday.mp4,the dog jumps into the water,1:02.5,1:08
     holiday.mp4,the dog jumps into the water,2:40,2:44.5
     holiday.mp4,a child waves,,
 
-Rows with the same video and query become one annotation with several windows; a row without start and end says that
+Rows with the same video and query become one annotation with several windows. A row without start and end says that
 the video does not show the query. ``duration`` (of the video) and ``saliency`` are optional columns. Times are
-seconds, m:ss or h:mm:ss, each with decimals if need be.
+seconds, m:ss or h:mm:ss, with or without decimals.
 
-Without ratings the clips inside the windows are the relevant ones, as SDST (App. B) does for TACoS: they are written
-as relevant_clip_ids, and training gives them a saliency of 1. No saliency_scores are made up, so that evaluation
-does not report highlight metrics against ratings that nobody gave.
+Without ratings, the clips inside the windows are the relevant ones, as in SDST (App. B) for TACoS: they are written as
+relevant_clip_ids, and training gives them a saliency of 1. No saliency_scores are written, so that evaluation does not
+report highlight metrics against ratings that nobody gave.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from typing import Any
 
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
-from sidelight.data.datasets.base import DataWarning, json_lines, shown, video_files
+from sidelight.data.datasets.base import DataWarning, video_files
 from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.jsonl import read_json_lines, shown
 from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
 OPTIONAL = ("duration", "saliency")
 _LONGEST = 1e6
-"""Seconds, eleven days: a larger number is no time in a video."""
+"""Longest time in seconds: eleven days."""
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -44,8 +45,9 @@ class _Moment:
 
     line: int
     file: str
-    """As the table names the video."""
+    """The video as written in the table."""
     video: str
+    """The id of the video."""
     query: str
     window: tuple[float, float] | None
     duration: float | None
@@ -53,15 +55,15 @@ class _Moment:
 
 
 def import_table(path: str | Path, *, videos: str | Path | None = None, clip_seconds: float = 2.0) -> list[Annotation]:
-    """The annotations of a table, in the order in which their queries first stand in it; qid counts from 0.
+    """Return the annotations of a table, in the order of the first row of each query; qid counts from 0.
 
     Args:
         path: a CSV file with a header (separated by comma, semicolon or tab), or JSON lines.
-        videos: folder with the video files, named by their ids; asked for the durations that the table lacks.
-        clip_seconds: length of the clips that relevant_clip_ids count.
+        videos: folder with the video files, named by video id; read for durations that are missing in the table.
+        clip_seconds: length in seconds of the clips that relevant_clip_ids count.
 
     Raises:
-        AnnotationError: naming file, line, what was expected and what came.
+        AnnotationError: if a row is wrong; names file, line, the expected value and the value it has.
     """
     path = Path(path)
     if not clip_seconds > 0:
@@ -71,30 +73,29 @@ def import_table(path: str | Path, *, videos: str | Path | None = None, clip_sec
     moments = [_moment(path, line, values) for line, values in _rows(path)]
     if not moments:
         raise AnnotationError(f"{path} is empty; expected rows with {', '.join(NEEDED)}")
-    first: dict[str, _Moment] = {}
+    first_of_video: dict[str, _Moment] = {}
+    by_query: dict[tuple[str, str], list[_Moment]] = {}
     for moment in moments:
-        there = first.setdefault(moment.video, moment)
-        if Path(there.file).parent != Path(moment.file).parent:
+        first = first_of_video.setdefault(moment.video, moment)
+        if Path(first.file).parent != Path(moment.file).parent:
             raise AnnotationError(
-                f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {there.file} in line "
-                f"{there.line}; different videos need different names"
+                f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {first.file} in line "
+                f"{first.line}; different videos need different names"
             )
+        by_query.setdefault((moment.video, moment.query), []).append(moment)
     durations = _durations(path, moments, videos)
-    together: dict[tuple[str, str], list[_Moment]] = {}
-    for moment in moments:
-        together.setdefault((moment.video, moment.query), []).append(moment)
     return [
-        _annotation(path, qid, same, durations[vid], clip_seconds)
-        for qid, ((vid, _), same) in enumerate(together.items())
+        _annotation(path, qid, rows, durations[vid], clip_seconds)
+        for qid, ((vid, _), rows) in enumerate(by_query.items())
     ]
 
 
 def import_file(
     path: str | Path, out: str | Path, *, videos: str | Path | None = None, clip_seconds: float = 2.0
 ) -> list[Annotation]:
-    """Write the annotations of a table as JSON lines; beside their place, then renamed.
+    """Write the annotations of a table to ``out`` as JSON lines, and return them.
 
-    Args and errors are those of :func:`import_table`.
+    Arguments and errors are those of :func:`import_table`. The file appears complete or not at all.
     """
     annotations = import_table(path, videos=videos, clip_seconds=clip_seconds)
     write_annotations(out, annotations)
@@ -102,19 +103,19 @@ def import_file(
 
 
 def seconds_of(text: object) -> float:
-    """A time in seconds: a number, or a text such as 83.25, 1:23.25 or 1:02:03.
+    """Return a time in seconds, from a number or from a text such as 83.25, 1:23.25 or 1:02:03.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: if it is not a time.
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         if 0 <= text <= _LONGEST:
             return text
-    elif isinstance(text, str) and (found := _TIME.fullmatch(text.strip())):
-        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    elif isinstance(text, str) and (match := _TIME.fullmatch(text.strip())):
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
         total = hours * 3600 + minutes * 60 + seconds
-        plain = found.group(2) is None
-        if total <= _LONGEST and (plain or (seconds < 60 and (found.group(1) is None or minutes < 60))):
+        seconds_only = match[2] is None
+        if total <= _LONGEST and (seconds_only or (seconds < 60 and (match[1] is None or minutes < 60))):
             return total
     raise ValueError(f"a time must be seconds, m:ss or h:mm:ss, such as 83.5 or 1:23.5, got {shown(text)}")
 
@@ -132,17 +133,17 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield line, values
     if unread:
         known = ", ".join((*NEEDED, *OPTIONAL))
-        message = f"{path}: not read: {', '.join(sorted(unread))}; columns that mean something are {known}"
+        message = f"{path}: columns that are not read: {', '.join(sorted(unread))}; known columns are {known}"
         warnings.warn(message, DataWarning, stacklevel=3)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for row in json_lines(path):
-        if row.problem:
-            raise AnnotationError(f"{path}:{row.place}: {row.problem}; expected one JSON object a line")
-        if missing := [name for name in ("video", "query") if name not in row.raw]:
-            raise AnnotationError(f"{path}:{row.place}: the field {missing[0]} is missing; add it")
-        yield int(row.place), row.raw
+    for line in read_json_lines(path, lenient=True):
+        if line.problem:
+            raise AnnotationError(f"{path}:{line.number}: {line.problem}; expected one JSON object per line")
+        if missing := [name for name in ("video", "query") if name not in line.values]:
+            raise AnnotationError(f"{path}:{line.number}: the field {missing[0]} is missing; add it")
+        yield line.number, line.values
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -151,7 +152,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     except UnicodeDecodeError:
         raise AnnotationError(f"{path} is not text in UTF-8; save the table as CSV in UTF-8") from None
     separator = max(",;\t", key=text.split("\n", 1)[0].count)
-    # Not DictReader, which skips empty lines and so cannot tell in which line a row begins.
+    # DictReader skips empty lines, so it does not know the line in which a row begins.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     before = 0
@@ -162,8 +163,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             if not names:
                 names = [name.strip().lower() for name in cells]
-                if twice := [name for name in names if names.count(name) > 1]:
-                    raise AnnotationError(f"{path}:{line}: the column {twice[0]} stands there twice; keep one of them")
+                if repeated := [name for name in names if names.count(name) > 1]:
+                    raise AnnotationError(f"{path}:{line}: the column {repeated[0]} appears twice; keep one of them")
                 if missing := [name for name in NEEDED if name not in names]:
                     raise AnnotationError(
                         f"{path}:{line}: the column {missing[0]} is missing; expected a header with "
@@ -173,10 +174,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if len(cells) > len(names):
                 raise AnnotationError(
                     f"{path}:{line}: more values than the header has columns; "
-                    f"put a sentence that holds {separator!r} in double quotes"
+                    f"put a sentence that contains {separator!r} in double quotes"
                 )
             if len(cells) < len(names):
-                raise AnnotationError(f"{path}:{line}: fewer values than the header has columns; add what is missing")
+                raise AnnotationError(f"{path}:{line}: fewer values than the header has columns; add the missing ones")
             yield line, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise AnnotationError(f"{path}:{before + 1}: this line is not valid CSV ({error}); check its quotes") from None
@@ -189,9 +190,9 @@ def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
             raise AnnotationError(f"{where}: {name} must be a text, got {shown(values[name])}; fill it in")
     start, end, duration = (_time(where, name, values.get(name)) for name in ("start", "end", "duration"))
     if (start is None) != (end is None):
-        absent = "start" if start is None else "end"
+        missing = "start" if start is None else "end"
         raise AnnotationError(
-            f"{where}: {absent} is missing; give both, or neither if the video does not show the query"
+            f"{where}: {missing} is missing; give both, or neither if the video does not show the query"
         )
     window = None
     if start is not None and end is not None:
@@ -202,7 +203,7 @@ def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
         raise AnnotationError(f"{where}: duration must be more than 0; correct this line")
     ratings = _ratings(where, values.get("saliency"))
     if ratings is not None and window is None:
-        raise AnnotationError(f"{where}: saliency rates the clips of a window, but there is no start and end; add them")
+        raise AnnotationError(f"{where}: saliency rates the clips of a window, but start and end are missing; add them")
     return _Moment(
         line=line,
         file=values["video"].strip(),
@@ -215,13 +216,17 @@ def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
 
 
 def _vid(video: str) -> str:
-    """The id of a video: a file's name without folder and suffix, anything else as it is."""
+    """Return the id of a video: the name of a video file without folder and suffix, other names unchanged."""
     path = Path(video.strip())
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else video.strip()
 
 
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _time(where: str, name: str, value: object) -> float | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         return None
     try:
         return seconds_of(value)
@@ -230,66 +235,67 @@ def _time(where: str, name: str, value: object) -> float | None:
 
 
 def _ratings(where: str, value: object) -> tuple[int, ...] | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         return None
-    found = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
-    whole = [int(v) if isinstance(v, str) and v.isdecimal() else v for v in found]
-    if not whole or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in whole):
+    parts = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+    ratings = [int(v) if isinstance(v, str) and v.isdecimal() else v for v in parts]
+    if not ratings or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in ratings):
         raise AnnotationError(
             f"{where}: saliency must be a whole number from 0, or one for each clip of the window, got {shown(value)}"
         )
-    return tuple(v for v in whole if isinstance(v, int))
+    return tuple(v for v in ratings if isinstance(v, int))
 
 
 # --- joining the rows of a query ----------------------------------------------------------------------------------
 
 
 def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None) -> dict[str, float]:
-    """Seconds of every video, as the table says, else as its file does."""
-    given: dict[str, _Moment] = {}
+    """Return the seconds of every video, from the table if it gives them, else from the video file."""
+    first_with_duration: dict[str, _Moment] = {}
     for moment in moments:
         if moment.duration is not None:
-            first = given.setdefault(moment.video, moment)
+            first = first_with_duration.setdefault(moment.video, moment)
             if first.duration != moment.duration:
                 raise AnnotationError(
                     f"{path}:{moment.line}: the video {moment.video!r} lasts {moment.duration:g} s here and "
                     f"{first.duration:g} s in line {first.line}; correct one of them"
                 )
-    found = {vid: moment.duration for vid, moment in given.items() if moment.duration is not None}
-    lacking = {m.video: m.line for m in reversed(moments) if m.video not in found}
-    if not lacking:
-        return found
-    vid, line = min(lacking.items(), key=lambda item: item[1])
-    if videos is None:
-        raise AnnotationError(
-            f"{path}:{line}: how long is the video {vid!r}? give a column duration, or --videos with the video files"
-        )
-    files = video_files(videos)
-    for vid, line in sorted(lacking.items(), key=lambda item: item[1]):
+    durations = {vid: moment.duration for vid, moment in first_with_duration.items() if moment.duration is not None}
+    lines: dict[str, int] = {}  # of the first row of each video without a duration
+    for moment in moments:
+        if moment.video not in durations:
+            lines.setdefault(moment.video, moment.line)
+    files = video_files(videos) if lines and videos is not None else {}
+    for vid, line in lines.items():
+        if videos is None:
+            raise AnnotationError(
+                f"{path}:{line}: the duration of the video {vid!r} is missing; add a column duration, or give --videos "
+                "with the video files"
+            )
         if vid not in files:
             raise AnnotationError(
                 f"{path}:{line}: {videos} has no file of the video {vid!r}; "
                 f"expected {vid} with one of {', '.join(VIDEO_SUFFIXES)}"
             )
-        found[vid] = probe(files[vid]).duration
-    return found
+        durations[vid] = probe(files[vid]).duration
+    return durations
 
 
 def _annotation(path: Path, qid: int, moments: Sequence[_Moment], duration: float, clip_seconds: float) -> Annotation:
     timeline = Timeline(duration=duration, clip_seconds=clip_seconds)
-    seen: dict[tuple[float, float] | None, int] = {}
+    window_lines: dict[tuple[float, float] | None, int] = {}
     rated = [m for m in moments if m.ratings is not None]
     scores: dict[int, int] = {}
     for moment in moments:
         where, window = f"{path}:{moment.line}", moment.window
-        if window in seen:
-            raise AnnotationError(f"{where}: stands in line {seen[window]} already; remove one of the two")
-        if seen and (window is None or None in seen):
+        if window in window_lines:
+            raise AnnotationError(f"{where}: this row repeats line {window_lines[window]}; remove one of the two")
+        if window_lines and (window is None or None in window_lines):
             raise AnnotationError(
-                f"{where}: the video shows this query in one of the lines {min(seen.values())} and {moment.line}, "
-                "and does not in the other; keep one of them"
+                f"{where}: one of the lines {min(window_lines.values())} and {moment.line} has a window, the other "
+                "says that the video does not show this query; keep one of them"
             )
-        seen[window] = moment.line
+        window_lines[window] = moment.line
         if rated and moment.ratings is None:
             raise AnnotationError(
                 f"{where}: saliency is missing, but line {rated[0].line} rates the same query; rate all or none"
@@ -299,7 +305,7 @@ def _annotation(path: Path, qid: int, moments: Sequence[_Moment], duration: floa
         start, end = window
         if start >= duration or end > duration + clip_seconds:
             raise AnnotationError(
-                f"{where}: the window from {start:g} to {end:g} s does not lie in its video of {duration:g} s; "
+                f"{where}: the window from {start:g} to {end:g} s is not inside its video of {duration:g} s; "
                 "correct the times or the video"
             )
         clips = timeline.clips_in(start, min(end, duration))
@@ -311,15 +317,15 @@ def _annotation(path: Path, qid: int, moments: Sequence[_Moment], duration: floa
             )
         for clip, rating in zip(clips, ratings * (len(clips) if len(ratings) == 1 else 1), strict=True):
             scores[clip] = max(rating, scores.get(clip, 0))
-    clips_found = sorted(scores)
+    clip_ids = sorted(scores)
     return Annotation(
         qid=qid,
         query=moments[0].query,
         vid=moments[0].video,
         duration=duration,
         relevant_windows=tuple(sorted(m.window for m in moments if m.window is not None)),
-        relevant_clip_ids=tuple(clips_found),
-        saliency_scores=tuple((scores[c],) for c in clips_found) if rated else (),
-        # So that nobody counts these clips with another length.
+        relevant_clip_ids=tuple(clip_ids),
+        saliency_scores=tuple((scores[c],) for c in clip_ids) if rated else (),
+        # Readers need the length of the clips that clip_ids count.
         extra={CLIP_SECONDS: clip_seconds},
     )

@@ -21,13 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
-from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, is_number
+from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
-from sidelight.data.datasets.base import Row, annotation_of, json_lines, shown, video_files
+from sidelight.data.datasets.base import Row, annotation_of, json_lines, video_files
 from sidelight.data.datasets.qvhighlights import seconds_in_name
 from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, described, layout_of
 from sidelight.features.store import FeatureStore
+from sidelight.io.jsonl import shown
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -396,7 +398,7 @@ class _Looked:
     def clip_seconds(self, annotation: Annotation) -> float | None:
         """What the row says, else what the benchmark does."""
         said: Any = annotation.extra.get(CLIP_SECONDS)
-        if is_number(said) and said > 0:
+        if is_finite_number(said) and said > 0:
             return float(said)
         return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds
 
@@ -473,7 +475,7 @@ def _broken(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     duration = values["duration"]
     windows = values.get("relevant_windows")
     for window in windows if isinstance(windows, list) else ():
-        if not isinstance(window, list) or len(window) != 2 or not all(map(is_number, window)):
+        if not isinstance(window, list) or len(window) != 2 or not all(map(is_finite_number, window)):
             return  # a matter of form
         start, end = window
         if end < start:
@@ -482,7 +484,7 @@ def _broken(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "window-empty", shown(window)
         elif start < 0:
             yield "window-negative", shown(window)
-        elif is_number(duration) and 0 < duration <= start:
+        elif is_finite_number(duration) and 0 < duration <= start:
             yield "window-beyond", f"{shown(window)} in a video of {duration} s"
     clips, ratings = values.get("relevant_clip_ids") or [], values.get("saliency_scores") or []
     if not isinstance(clips, list) or not isinstance(ratings, list):
@@ -532,7 +534,7 @@ def _check_usable(
     clips, frames = a.extra.get("clip"), a.extra.get("frames")
     if isinstance(clips, list) and clips and isinstance(clips[-1], list) and len(clips[-1]) == 2:
         last = clips[-1][1]
-        if is_number(last) and is_number(frames) and last > frames:
+        if is_finite_number(last) and is_finite_number(frames) and last > frames:
             found.add("clip-frames", row, f"the last clip ends at {last:g} of {frames:g} pictures")
 
 

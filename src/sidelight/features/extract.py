@@ -25,9 +25,9 @@ import numpy.typing as npt
 from sidelight.core.timeline import Timeline
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.io.storage import is_address, list_files
-from sidelight.video.read import VideoError, warn
+from sidelight.video.damage import VideoError, warn
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
-    there = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
+    there = videos_in(folder)
     wanted = list(dict.fromkeys(vids))
     if missing := [vid for vid in wanted if vid not in there]:
         some = ", ".join(missing[:3])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures
-from sidelight.io.storage import fetch, is_address, listing, put_file
+from sidelight.io.storage import fetch, file_versions, is_address, put_file
 
 
 class RemoteStore(FeatureStore):
@@ -26,7 +26,7 @@ class RemoteStore(FeatureStore):
     def __init__(self, address: str, staging: tempfile.TemporaryDirectory[str]) -> None:
         self.address, self._staging = address.rstrip("/"), staging
         super().__init__(staging.name)
-        self._there = set(listing(f"{self.address}/videos"))
+        self._there = set(file_versions(f"{self.address}/videos"))
 
     @classmethod
     def at(cls, address: str, spec: FeatureSpec) -> RemoteStore:
@@ -39,12 +39,12 @@ class RemoteStore(FeatureStore):
         address = address.rstrip("/")
         temporary = tempfile.TemporaryDirectory(prefix="sidelight-store-")
         staging = Path(temporary.name)
-        there = listing(address)
+        there = file_versions(address)
         for name in (n for n in ("manifest.json", FAILURES) if n in there):
             fetch(address, name, staging)
         for part in ("videos", "queries"):
             (staging / part).mkdir()
-        for name in listing(f"{address}/queries") if there else ():
+        for name in file_versions(f"{address}/queries") if there else ():
             fetch(address, f"queries/{name}", staging)
         FeatureStore.create(staging, spec)
         if "manifest.json" not in there:

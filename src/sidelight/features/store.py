@@ -31,7 +31,8 @@ import numpy.typing as npt
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing, sweep, write_text
-from sidelight.io.storage import cached, is_address, listing
+from sidelight.io.jsonl import read_json_lines
+from sidelight.io.storage import cached, file_versions, is_address
 
 HalfFeatures = npt.NDArray[np.float16]
 FORMAT = "sidelight.features/1"
@@ -263,7 +264,7 @@ class FeatureStore:
         path = self.folder / FAILURES
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [dict(line.values) for line in read_json_lines(path)]
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace what :meth:`failures` says."""
@@ -360,7 +361,7 @@ def store_exists(folder: str | Path) -> bool:
         StorageError: if the storage of an address cannot be reached.
     """
     if is_address(folder):
-        return "manifest.json" in listing(str(folder))
+        return "manifest.json" in file_versions(str(folder))
     return (Path(folder) / "manifest.json").is_file()
 
 

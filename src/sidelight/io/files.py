@@ -1,4 +1,4 @@
-"""Files: which are videos, and how one is written so that it appears whole or not at all."""
+"""Find video files in a folder, and write files so that each appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
-"""The files of a folder that count as videos."""
+"""The suffixes of video files, in lower case."""
+
+
+def videos_in(folder: str | Path) -> dict[str, Path]:
+    """Return the video files of a folder, not of folders in it: id (the file's name without suffix) -> file, sorted.
+
+    Raises:
+        ValueError: if it is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}
 
 
 def _umask() -> int:
-    """There is no way to read it but to set it; so once, before there are threads."""
+    """Return the umask. To read it is to set it for a moment, so this is done once, before threads start."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -28,18 +40,19 @@ _UMASK = _umask()
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to, renamed to ``path`` when the block ends well, and removed when it does not.
+    """Yield a path to write to, which is renamed to ``path`` if the block succeeds, and removed if it raises.
 
-    It lies beside ``path``, so that renaming cannot fail half-way, keeps its suffix, which some writers look at, and
-    is nobody else's. What was written is on the disk before it gets its name: a power cut leaves the old or the new.
+    The path lies beside ``path``, so that renaming cannot fail half-way; it keeps the suffix, which some writers look
+    at; and no other process uses it. The content is on the disk before the renaming, so a power cut leaves the old file
+    or the new one.
     """
     path = Path(path)
     owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
-    # Whole names may be as long as a file system allows; this one is longer, so the stem is cut.
+    # The name of ``path`` may be as long as the file system allows; this name is longer, so the stem is cut.
     beside = path.with_name(f".{path.stem[:80]}.{owner}.partial{path.suffix}")
     try:
         yield beside
-        if os.name == "posix":  # some writers let nobody else read, whatever the user's umask says
+        if os.name == "posix":  # some writers deny others to read, whatever the user's umask is
             beside.chmod(0o666 & ~_UMASK)
         _to_disk(beside)
         beside.replace(path)
@@ -52,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        # Some file systems cannot (network ones, folders on some): then there is no more to be done.
+        # Some file systems cannot sync (network ones; folders on others).
         with contextlib.suppress(OSError):
             os.fsync(handle)
     finally:
@@ -64,13 +77,13 @@ def _machine() -> str:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what killed processes left half-written in a folder: theirs of this machine, and what is a day old."""
+    """Remove half-written files from a folder: of dead processes of this machine, and any that are a day old."""
     now = time.time()
     for path in Path(folder).glob(".*.partial*"):
         with contextlib.suppress(OSError):  # another process sweeps too
             age = now - path.stat().st_mtime
             owner = path.name.split(".partial")[0].rsplit(".", 1)[-1].split("-")
-            # A minute, because processes of one name may not see each other (containers).
+            # Wait a minute, because processes in containers may not see each other and may share a host name.
             dead = len(owner) == 3 and owner[0] == _machine() and owner[1].isdigit() and not _alive(int(owner[1]))
             if age > 86400 or (dead and age > 60):
                 path.unlink()
@@ -78,18 +91,18 @@ def sweep(folder: str | Path) -> None:
 
 def _alive(process: int) -> bool:
     if os.name != "posix":
-        return True  # signal 0 would end it there
+        return True  # signal 0 would end the process on Windows
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # it is there, and another user's
+        return True  # the process exists and belongs to another user
     return True
 
 
 def cache_folder(part: str) -> Path:
-    """Where something is kept for later: SIDELIGHT_CACHE, else the user's cache folder."""
+    """Return the folder of one part of the cache: in SIDELIGHT_CACHE if set, else in the user's cache folder."""
     if folder := os.environ.get("SIDELIGHT_CACHE"):
         return Path(folder) / part
     base = os.environ.get("XDG_CACHE_HOME")
@@ -97,28 +110,32 @@ def cache_folder(part: str) -> Path:
 
 
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
-    """Say so before the work if a folder that a command is to make is there already.
+    """Refuse, before the work starts, an output folder that exists and is not empty.
+
+    Args:
+        folder: the output folder.
+        option: the command-line option that names it, for the message.
 
     Raises:
-        ValueError: if it is there and not empty, or is a file.
+        ValueError: if the folder is not empty, or is a file.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already; give --{option} a folder that is empty or not there yet")
+        raise ValueError(f"{folder} already exists; give --{option} a folder that is empty or does not exist yet")
 
 
 @contextlib.contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to fill, renamed to ``folder`` when the block ends well, and removed when it does not.
+    """Yield a folder to make and fill, which is renamed to ``folder`` if the block succeeds, and removed if it raises.
 
-    ``folder`` must be empty or not there (:func:`require_new_folder`). One that is there may be where somebody stands,
-    so it stays, and files are moved into it, ``config.json`` last: without that a folder is not taken for whole. The
-    one to fill is not made yet.
+    ``folder`` must be empty or absent (:func:`require_new_folder`). An existing folder may be the current folder of a
+    process, so it is kept, and files are moved into it, ``config.json`` last: a folder without this file is not taken
+    for complete.
     """
-    folder = Path(os.path.abspath(folder))  # "." has no name to put another beside
+    folder = Path(os.path.abspath(folder))  # "." has no name from which to make another
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process of the same number that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed process of the same id
     try:
         yield beside
         if folder.is_dir():
@@ -131,6 +148,6 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, completely or not at all."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -1,7 +1,6 @@
-"""Paths in object storage (``s3://``, ``gs://``, whatever fsspec knows): found, fetched whole, and put whole.
+"""List, fetch and write files in object storage (``s3://``, ``gs://`` and all else that fsspec supports).
 
-A path without ``://`` is one of this machine and goes through nothing here. Credentials are those that fsspec's
-packages for each storage find by themselves.
+A path without ``://`` is a file of this machine. fsspec's packages for each storage find the credentials themselves.
 """
 
 from __future__ import annotations
@@ -12,34 +11,34 @@ import logging
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sidelight.io.files import cache_folder, replacing, sweep, write_text
 
-_APPEARING_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
-"""Kinds of storage where an object is there when all of it is there, and not before."""
+_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
+"""Kinds of storage in which an object appears only when all of it is written."""
 
 
 class StorageError(OSError):
-    """Object storage cannot be reached, or does not let us."""
+    """Object storage cannot be reached, or denies access."""
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path lies in object storage."""
+    """Check whether a path lies in object storage."""
     return "://" in str(path)
 
 
 def storage_of(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it.
+    """Return the fsspec file system of an address, and the path in it.
 
     Raises:
-        ValueError: if the kind of storage is not known, or its package is not installed.
+        ValueError: if the kind of storage is unknown, or its package is not installed.
     """
     import fsspec
 
-    # It logs every try of a connection with its traceback; what is wrong in the end comes as an error too.
+    # gcsfs logs each failed connection with a traceback; the last failure is raised as an error anyway.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         storage, path = fsspec.core.url_to_fs(address)
@@ -51,38 +50,48 @@ def storage_of(address: str) -> tuple[Any, str]:
 
 
 def list_files(address: str) -> list[str]:
-    """The files in a folder of object storage, or those that a pattern with ``*`` matches, as sorted addresses.
+    """Return the sorted addresses of the files of a folder, of those that a pattern with ``*`` matches, or of one file.
 
     Raises:
-        ValueError: if there is nothing.
+        ValueError: if the address does not exist.
         StorageError: if the storage cannot be reached.
     """
     storage, path = storage_of(address)
     # In a web address a question mark begins the query of a signed link.
-    signs = "*[" if address.startswith(("http://", "https://")) else "*?["
-    try:
-        if any(sign in path for sign in signs):
-            found = storage.glob(path)
-        elif storage.isfile(path):
-            found = [path]
+    wildcards = "*[" if address.startswith(("http://", "https://")) else "*?["
+    with _explained(address, "listed"), suppress(FileNotFoundError):
+        if any(sign in path for sign in wildcards):
+            names = storage.glob(path)
         else:
-            found = [entry["name"] for entry in storage.ls(path, detail=True) if entry["type"] == "file"]
-    except FileNotFoundError:
-        raise ValueError(f"{address}: there is nothing; check the address") from None
+            names = [path] if storage.isfile(path) else [entry["name"] for entry in _files_in(storage, path)]
+        return sorted(storage.unstrip_protocol(name) for name in names)
+    raise ValueError(f"{address} does not exist; check the address")
+
+
+def _files_in(storage: Any, path: str) -> list[dict[str, Any]]:
+    """Return fsspec's description of each file in a folder."""
+    return [entry for entry in storage.ls(path, detail=True) if entry["type"] == "file"]
+
+
+@contextmanager
+def _explained(address: str, action: str) -> Iterator[None]:
+    """Turn any error of a storage into a StorageError: the packages for storages raise errors of all kinds."""
+    try:
+        yield
     except Exception as error:
-        raise StorageError(f"{address} cannot be listed ({_said(error)}); check the address and the access") from None
-    return sorted(storage.unstrip_protocol(name) for name in found)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StorageError(f"{address} cannot be {action} ({reason}); check the address and the access") from None
 
 
 @contextmanager
 def local_copy(path: str | Path) -> Iterator[Path]:
-    """A file of this machine with the content of ``path``: itself, or a copy that goes when the block ends.
+    """Yield a file of this machine with the content of ``path``: the file itself, or a copy for the time of the block.
 
-    A copy, because a decoder jumps within a file, and each jump would be a request.
+    An address is copied, because a decoder jumps within a file, and each jump would be a request.
 
     Raises:
         StorageError: if an address cannot be fetched.
-        ValueError: if its kind of storage is not known.
+        ValueError: if the kind of storage is unknown.
     """
     if not is_address(path):
         yield Path(path)
@@ -95,58 +104,50 @@ def local_copy(path: str | Path) -> Iterator[Path]:
 
 
 def _get(storage: Any, name: str, target: Path, address: str) -> None:
-    try:
+    with _explained(address, "fetched"):
         storage.get_file(name, str(target))
-    except Exception as error:
-        raise StorageError(f"{address} cannot be fetched ({_said(error)}); check the address and the access") from None
 
 
 def put_file(local: Path, address: str) -> None:
-    """Copy a file to an address, so that it appears whole or not at all.
+    """Copy a file to an address, so that it appears completely or not at all.
 
     Raises:
         StorageError: if it cannot be written.
-        ValueError: if its kind of storage is not known.
+        ValueError: if the kind of storage is unknown.
     """
     storage, name = storage_of(address)
     kinds = {storage.protocol} if isinstance(storage.protocol, str) else set(storage.protocol)
-    try:
-        if kinds & _APPEARING_WHOLE:
+    with _explained(address, "written"):
+        if kinds & _ATOMIC:
             storage.put_file(str(local), name)
             return
-        storage.makedirs(str(PurePosixPath(name).parent), exist_ok=True)
-        beside = str(PurePosixPath(name).with_name(f".{PurePosixPath(name).name}.{secrets.token_hex(3)}.partial"))
+        path = PurePosixPath(name)
+        storage.makedirs(str(path.parent), exist_ok=True)
+        beside = str(path.with_name(f".{path.name}.{secrets.token_hex(3)}.partial"))
         storage.put_file(str(local), beside)
         storage.mv(beside, name)
-    except Exception as error:
-        raise StorageError(f"{address} cannot be written ({_said(error)}); check the address and the access") from None
 
 
-def listing(address: str) -> dict[str, str]:
-    """The files in a folder of object storage: name -> what changes when the file does; empty if there is none.
+def file_versions(address: str) -> dict[str, str]:
+    """Return the files in a folder of object storage: name -> a digest that changes with the file; empty if absent.
+
+    Files whose names begin with a point are left out.
 
     Raises:
         StorageError: if the storage cannot be reached.
-        ValueError: if its kind is not known.
+        ValueError: if the kind of storage is unknown.
     """
     storage, path = storage_of(address.rstrip("/"))
-    try:
-        # Without what an earlier call saw: other machines write there too.
-        storage.invalidate_cache(path)
-        entries = storage.ls(path, detail=True)
-    except FileNotFoundError:
-        return {}
-    except Exception as error:
-        raise StorageError(f"{address} cannot be listed ({_said(error)}); check the address and the access") from None
-    # Size, time of change, ETag, checksum: whatever the storage tells.
-    marks = {
-        PurePosixPath(entry["name"]).name: hashlib.sha256(
-            json.dumps(entry, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
-        for entry in entries
-        if entry["type"] == "file"
-    }
-    return {name: mark for name, mark in marks.items() if not name.startswith(".")}
+    versions: dict[str, str] = {}
+    with _explained(address, "listed"), suppress(FileNotFoundError):
+        storage.invalidate_cache(path)  # other machines write there too
+        for entry in _files_in(storage, path):
+            name = PurePosixPath(entry["name"]).name
+            if not name.startswith("."):
+                # Size, time of change, ETag, checksum: all that the storage states.
+                description = json.dumps(entry, sort_keys=True, default=str)
+                versions[name] = hashlib.sha256(description.encode()).hexdigest()[:16]
+    return versions
 
 
 def fetch(address: str, name: str, folder: Path) -> None:
@@ -154,7 +155,7 @@ def fetch(address: str, name: str, folder: Path) -> None:
 
     Raises:
         StorageError: if it cannot be fetched.
-        ValueError: if its name would lead out of the folder.
+        ValueError: if the name would lead out of the folder.
     """
     target = folder / name
     if folder.resolve() not in target.resolve().parents:
@@ -166,13 +167,13 @@ def fetch(address: str, name: str, folder: Path) -> None:
 
 
 def cached(address: str, folders: tuple[str, ...]) -> Path:
-    """A folder in the user's cache with the files of an address, and of these folders in it, as they are now.
+    """Return a folder in the user's cache with the current files of an address and of the named folders in it.
 
-    Only files that are new or have changed are fetched; those that are gone there go here.
+    Only new and changed files are fetched; files that no longer exist at the address are removed from the cache.
 
     Raises:
         StorageError: if the storage cannot be reached.
-        ValueError: if its kind is not known.
+        ValueError: if the kind of storage is unknown.
     """
     address = address.rstrip("/")
     copy = cache_folder("stores") / hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -181,21 +182,17 @@ def cached(address: str, folders: tuple[str, ...]) -> Path:
         known: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    now: dict[str, str] = {}
+    current: dict[str, str] = {}
     for part in ("", *(f"{name}/" for name in folders)):
         (copy / part).mkdir(parents=True, exist_ok=True)
         sweep(copy / part)
-        now |= {f"{part}{name}": mark for name, mark in listing(f"{address}/{part}").items()}
-    for name in set(known) - set(now):
+        current |= {f"{part}{name}": version for name, version in file_versions(f"{address}/{part}").items()}
+    for name in set(known) - set(current):
         (copy / name).unlink(missing_ok=True)
-    # What is fetched is written down at the end: a copy that is broken off fetches again what it is not sure of.
-    changed = [name for name, mark in now.items() if known.get(name) != mark or not (copy / name).is_file()]
-    for name in changed:
-        fetch(address, name, copy)
-    if known != now:
-        write_text(index, json.dumps(now))
+    for name, version in current.items():
+        if known.get(name) != version or not (copy / name).is_file():
+            fetch(address, name, copy)
+    # The index is written last: after an interruption, files that it does not list are fetched again.
+    if known != current:
+        write_text(index, json.dumps(current))
     return copy
-
-
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,8 +1,8 @@
-"""Files of tensors that others saved, read without running anything in them.
+"""Read tensor files of other programs without running code in them; check and write tensors.
 
-A ``.pt`` or ``.pth`` is a pickle, and a pickle may run any code when it is read. Here only PyTorch's own reader of
-tensors and plain values reads one (``weights_only=True``), which refuses everything else, and what it says is told in
-one sentence: the reader's own message teaches people to switch that safety off.
+A ``.pt`` or ``.pth`` file is a pickle, and a pickle may run any code when it is read. Here only PyTorch's reader of
+tensors and plain values (``weights_only=True``) reads such a file, and it refuses everything else. Its error message
+tells people to switch this safety off, so the message is replaced.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def existing_file(file: str | Path, *, expected: str) -> Path:
-    """The path of a file that is there.
+    """Return the path of a file, after checking that the file exists.
 
     Args:
         file: the path.
-        expected: what to give, for the message: "a checkpoint that ... saved (.pth)".
+        expected: the expected kind of file, for the message: "a checkpoint that ... saved (.pth)".
 
     Raises:
-        ValueError: if it is a folder, or not there.
+        ValueError: if it is a folder or does not exist.
     """
     file = Path(file)
     if file.is_dir():
@@ -41,65 +41,67 @@ def existing_file(file: str | Path, *, expected: str) -> Path:
 
 
 def read_tensors(source: bytes | Path, file: str | Path) -> Any:
-    """What a PyTorch checkpoint holds, tensors and plain values.
+    """Read the content of a PyTorch checkpoint: tensors and plain values.
 
     Args:
-        source: its content; or its path, and then it is mapped into memory where its form allows.
-        file: how to call it in messages.
+        source: the bytes of the file, or its path; a file is mapped into memory where its format allows.
+        file: the name of the file in messages.
 
     Raises:
-        ValueError: if it is no PyTorch checkpoint, or holds anything but tensors and plain values.
+        ValueError: if it is no PyTorch checkpoint, or holds other things than tensors and plain values.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of a file that is not ours
+            warnings.simplefilter("ignore")  # about the format of a file that is not ours
             if isinstance(source, Path):
                 mapped = zipfile.is_zipfile(source)
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
             return torch.load(io.BytesIO(source), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file: the reader's exceptions are of every kind
-        said = str(error)
-        if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", said)):
+    except Exception as error:  # for a damaged or hostile file, the reader raises any kind of exception
+        message = str(error)
+        if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", message)):
             raise ValueError(
-                f"{file} is refused: besides tensors it holds {asked[1]}, and to read that is to run code out of the "
-                "file; none was run; a published checkpoint needs nothing of the kind: download it again from where it "
-                "was published, and do not open this one by other means"
+                f"{file} is refused: besides tensors it holds {code[1]}, and reading that would run code from the "
+                "file; none was run; a published checkpoint does not need this: download it again from where it was "
+                "published, and do not open this file by other means"
             ) from None
-        # The reader's first line tells people to switch this safety off.
-        reason = re.search(r"(Unsupported operand \d+|invalid load key|PytorchStreamReader failed|TorchScript)", said)
+        # The reader's first line tells people to switch this safety off, so only a known cause is quoted.
+        reason = re.search(
+            r"(Unsupported operand \d+|invalid load key|PytorchStreamReader failed|TorchScript)", message
+        )
         raise ValueError(
             f"{file} cannot be read as a PyTorch checkpoint{f' ({reason[1]})' if reason else ''}: it is damaged, was "
             "cut short, or is another kind of file; nothing in it was run; download it again"
         ) from None
 
 
-def named_tensors(found: Any, file: str | Path, *, expected: str) -> dict[str, Tensor]:
-    """Names and tensors out of what was read, each checked to be one.
+def named_tensors(content: Any, file: str | Path, *, expected: str) -> dict[str, Tensor]:
+    """Return content of a checkpoint as names and tensors, after checking each entry.
 
     Args:
-        found: a part of what :func:`read_tensors` returned.
-        file: how to call it in messages.
-        expected: what stands where the tensors should be: "names and tensors, bare or inside 'module'".
+        content: a part of the value of :func:`read_tensors`.
+        file: the name of the file in messages.
+        expected: the expected content, for the message: "names and tensors, bare or inside 'module'".
 
     Raises:
-        ValueError: if it is nothing of the kind, is empty, or a value is no tensor.
+        ValueError: if the content is no mapping, is empty, or has an entry that is no tensor.
     """
-    if not isinstance(found, Mapping) or not found:
-        has = "nothing" if isinstance(found, Mapping) else f"a {type(found).__name__}"
-        raise ValueError(f"{file} does not hold {expected} (it holds: {has}); give another file")
-    for name, tensor in found.items():
+    if not isinstance(content, Mapping) or not content:
+        kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ValueError(f"{file} does not hold {expected} (it holds: {kind}); give another file")
+    for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(
                 f"{file} does not hold {expected}: its entry {shown(name)} is no tensor; give another file"
             )
-    return dict(found)
+    return dict(content)
 
 
 def check_values(tensors: Mapping[str, Tensor], file: str | Path) -> None:
-    """Refuse tensors that are not plain floating-point numbers, or hold any that are not finite.
+    """Refuse tensors that are not plain floating-point numbers, or hold numbers that are not finite.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: naming the first such tensor.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.dtype not in _PLAIN:
@@ -113,45 +115,44 @@ def check_values(tensors: Mapping[str, Tensor], file: str | Path) -> None:
 
 
 def check_shapes(
-    found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], file: object, *, what: str, advice: str
+    shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], file: object, *, what: str, advice: str
 ) -> None:
-    """Compare every name and every shape; one sentence names what is missing, too much, or of another shape.
+    """Compare every name and every shape of a file with those of a model.
 
     Args:
-        found: name to shape, of the file.
-        wanted: name to shape, of the model.
-        file: how to call it in messages.
+        shapes: name to shape, of the file.
+        expected: name to shape, of the model.
+        file: the name of the file in messages.
         what: the model, in words.
         advice: what to do about a difference.
 
     Raises:
-        ValueError: if there is any difference.
+        ValueError: if there is any difference; names missing tensors, unknown tensors and tensors of another shape.
     """
-    wrong = []
-    if missing := [name for name in wanted if name not in found]:
-        wrong.append(f"lacks {counted(missing, 3)}")
-    if extra := [name for name in found if name not in wanted]:
-        wrong.append(f"has the unknown {counted(extra, 3)}")
-    if other := [name for name in wanted if name in found and tuple(found[name]) != tuple(wanted[name])]:
-        first = other[0]
-        more = f", and {len(other) - 1} more" if other[1:] else ""
-        wrong.append(f"has other shapes ({first} is {tuple(found[first])}, expected {tuple(wanted[first])}{more})")
-    if wrong:
-        raise ValueError(f"{file} does not hold {what}: it {', and '.join(wrong)}; {advice}")
+    problems = []
+    if missing := [name for name in expected if name not in shapes]:
+        problems.append(f"lacks {counted(missing, 3)}")
+    if unknown := [name for name in shapes if name not in expected]:
+        problems.append(f"has the unknown {counted(unknown, 3)}")
+    if wrong := [name for name in expected if name in shapes and tuple(shapes[name]) != tuple(expected[name])]:
+        name, more = wrong[0], f", and {len(wrong) - 1} more" if wrong[1:] else ""
+        problems.append(f"has other shapes ({name} is {tuple(shapes[name])}, expected {tuple(expected[name])}{more})")
+    if problems:
+        raise ValueError(f"{file} does not hold {what}: it {', and '.join(problems)}; {advice}")
 
 
 def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous, none a part of another's memory: safetensors refuses such."""
-    found: dict[str, Tensor] = {}
+    """Return the tensors contiguous, none sharing memory with another: safetensors refuses shared memory."""
+    separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        whole = tensor.contiguous()
-        storage = whole.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != whole.numel() * whole.element_size():
-            whole = whole.clone()
-        seen.add(whole.untyped_storage().data_ptr())
-        found[name] = whole
-    return found
+        copy = tensor.contiguous()
+        storage = copy.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != copy.numel() * copy.element_size():
+            copy = copy.clone()
+        seen.add(copy.untyped_storage().data_ptr())
+        separate[name] = copy
+    return separate
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -165,17 +166,17 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
     try:
         save_file(own_memory(tensors), path, dict(metadata))
-    except SafetensorError as error:  # what it makes of a full disk
+    except SafetensorError as error:  # raised when the disk is full
         raise OSError(f"{path} could not be written ({error}); make room, or choose another folder") from None
 
 
 def shown(name: object) -> str:
-    """A name out of a file, which may be anything, for a message."""
+    """Return a name from a file, which may be any text, in a form that fits a message."""
     text = name if isinstance(name, str) and name.isprintable() else repr(name)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def counted(names: Sequence[object], most: int = 1) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and the number of the rest, for a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more

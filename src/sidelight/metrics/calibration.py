@@ -1,8 +1,8 @@
-"""Can the scores be believed, and from which score on is "no such moment" the answer?
+"""Calibration: the reliability of scores, and the score below which the answer is "no such moment".
 
-Reliability compares the score of each query's best moment with how often such a moment is right. A query has no
-moment in its video if its annotation has no window; the answer "no such moment" is given where the best score lies
-below a threshold, which is chosen on validation and reported on other data.
+Reliability compares the score of each query's best moment with how often moments of that score are right. A query has
+no moment in its video if its annotation has no window. The answer is "no such moment" if the best score is below a
+threshold. Choose the threshold on validation data and report it on other data.
 
 Legend: Q queries, N bins.
 """
@@ -28,23 +28,23 @@ class Best:
     """The best moment of each query."""
 
     score_Q: Floats
-    """Its score; 0 where nothing was predicted."""
+    """Its score; 0 if nothing was predicted."""
     right_Q: Bools
-    """Whether it meets a true window with at least the IoU asked for."""
+    """True if its IoU with a true window reaches the threshold."""
     present_Q: Bools
-    """Whether the video has such a moment at all."""
+    """True if the video has a moment for the query."""
 
 
 def best_moments(submissions: Sequence[Submission], annotations: Sequence[Annotation], *, iou: float = 0.5) -> Best:
-    """The highest scored moment of each query, and whether it is right.
+    """Return the moment with the highest score of each query, and whether it is right.
 
     Args:
         submissions: predictions, in any order; their scores must lie in [0, 1].
-        annotations: the ground truth; no windows mean that the video has no such moment.
-        iou: from which overlap on a moment is right.
+        annotations: the ground truth; an annotation without windows means that the video has no such moment.
+        iou: the lowest IoU with a true window that makes a moment right.
 
     Raises:
-        AnnotationError: if the two do not pair off, or a score lies outside [0, 1].
+        AnnotationError: if predictions and annotations are of different queries, or a score is outside [0, 1].
     """
     score, right, present = [], [], []
     for annotation, submission in zip(annotations, pair(submissions, annotations), strict=True):
@@ -70,24 +70,25 @@ def best_moments(submissions: Sequence[Submission], annotations: Sequence[Annota
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """How often moments of about one score are right. Bins without any moment are nan."""
+    """The share of right moments in bins of similar scores. Bins without moments are nan."""
 
     edges: Floats
-    """(N + 1,) of the bins, from 0 to 1."""
+    """(N + 1,) edges of the bins, from 0 to 1."""
     count_N: npt.NDArray[np.int64]
+    """Number of moments."""
     score_N: Floats
     """Mean score."""
     right_N: Floats
-    """Share that is right."""
+    """Share of right moments."""
     error: float
-    """Expected calibration error: the mean gap between the two, weighted by count (Guo et al., ICML 2017)."""
+    """Expected calibration error: the mean gap between score and share, weighted by count (Guo et al., ICML 2017)."""
 
 
 def reliability(score_Q: Floats, right_Q: Bools, *, bins: int = 10) -> Reliability:
-    """Bin moments by score and compare each bin's score with how often it is right.
+    """Bin moments by score, and compare the mean score of each bin with its share of right moments.
 
     Raises:
-        ValueError: without any score, for fewer than one bin, or scores outside [0, 1].
+        ValueError: if there are no scores, fewer than one bin, or scores outside [0, 1].
     """
     if bins < 1 or not score_Q.size:
         raise ValueError(f"reliability needs scores and 1 bin or more, got {score_Q.size} scores and {bins} bins")
@@ -95,9 +96,9 @@ def reliability(score_Q: Floats, right_Q: Bools, *, bins: int = 10) -> Reliabili
         raise ValueError(f"scores must lie in [0, 1], got {score_Q.min():g} to {score_Q.max():g}")
     bin_Q = np.minimum((score_Q * bins).astype(np.int64), bins - 1)
     count_N = np.bincount(bin_Q, minlength=bins)
-    some = np.maximum(count_N, 1)
-    score_N = np.where(count_N, np.bincount(bin_Q, weights=score_Q, minlength=bins) / some, np.nan)
-    right_N = np.where(count_N, np.bincount(bin_Q, weights=right_Q, minlength=bins) / some, np.nan)
+    divisor_N = np.where(count_N, count_N, np.nan)
+    score_N = np.bincount(bin_Q, weights=score_Q, minlength=bins) / divisor_N
+    right_N = np.bincount(bin_Q, weights=right_Q, minlength=bins) / divisor_N
     gap_N = np.nan_to_num(np.abs(score_N - right_N))
     return Reliability(
         edges=np.linspace(0, 1, bins + 1),
@@ -110,68 +111,70 @@ def reliability(score_Q: Floats, right_Q: Bools, *, bins: int = 10) -> Reliabili
 
 @dataclass(frozen=True, kw_only=True)
 class AbsentReport:
-    """How well "no such moment" is answered at one threshold, as shares."""
+    """The quality of the answer "no such moment" at one threshold, in shares."""
 
     min_score: float
+    """The threshold: the answer is given if the best score is lower."""
     precision: float
-    """Of the answers "no such moment", how many are right; nan if it was never given."""
+    """Share of the answers that are right; nan if the answer was never given."""
     recall: float
-    """Of the queries without a moment, how many are answered so."""
+    """Share of the queries without a moment that get the answer."""
     f1: float
+    """Harmonic mean of precision and recall."""
     lost: float
-    """Of the queries that have a moment, how many are wrongly answered so."""
+    """Share of the queries with a moment that wrongly get the answer."""
 
 
 def absent_report(score_Q: Floats, present_Q: Bools, min_score: float) -> AbsentReport:
-    """Precision and recall of "no such moment", given where the best score lies below ``min_score``.
+    """Return precision and recall of the answer "no such moment", given if the best score is below ``min_score``.
 
     Raises:
         ValueError: unless there are queries with and without a moment.
     """
-    _both_kinds(present_Q)
-    said_Q = score_Q < min_score
-    right = int((said_Q & ~present_Q).sum())
-    precision = right / said_Q.sum() if said_Q.any() else float("nan")
+    _check_both_kinds(present_Q)
+    rejected_Q = score_Q < min_score
+    right = int((rejected_Q & ~present_Q).sum())
+    precision = right / rejected_Q.sum() if rejected_Q.any() else float("nan")
     recall = right / (~present_Q).sum()
     return AbsentReport(
         min_score=float(min_score),
         precision=float(precision),
         recall=float(recall),
-        f1=float(2 * right / (said_Q.sum() + (~present_Q).sum())),
-        lost=float((said_Q & present_Q).sum() / present_Q.sum()),
+        f1=float(2 * right / (rejected_Q.sum() + (~present_Q).sum())),
+        lost=float((rejected_Q & present_Q).sum() / present_Q.sum()),
     )
 
 
 def choose_min_score(score_Q: Floats, present_Q: Bools) -> float:
-    """The threshold with the best F1 of "no such moment"; of equal ones the lowest, which loses least.
+    """Return the threshold with the best F1 of "no such moment"; of equal ones the lowest, which loses least.
 
-    Thresholds between two neighbouring scores give the same answers, so one for each pair is tried: the number with
-    the fewest decimals, so that it can be copied. 0 where the answer is best never given.
+    All thresholds between two neighbouring scores give the same answers, so one is tried for each pair: the number
+    with the fewest decimals, which is easy to copy. 0 if it is best to never give the answer.
 
     Raises:
         ValueError: unless there are queries with and without a moment.
     """
-    _both_kinds(present_Q)
+    _check_both_kinds(present_Q)
     order = np.argsort(score_Q, kind="stable")
     score, absent = score_Q[order], ~present_Q[order]
     f1_Q = 2 * absent.cumsum() / (np.arange(1, len(score) + 1) + absent.sum())
     above_Q = np.append(score[1:], 1.0)
-    # A threshold cannot part equal scores, nor lie above 1.
+    # A threshold cannot separate equal scores, and cannot be above 1.
     f1_Q = np.where(above_Q > score, f1_Q, 0.0)
     best = int(np.argmax(f1_Q))
     return _between(float(score[best]), float(above_Q[best])) if f1_Q[best] > 0 else 0.0
 
 
 def _between(low: float, high: float) -> float:
-    """The number with the fewest decimals above ``low`` and at most ``high``, near their middle."""
+    """Return the number with the fewest decimals above ``low`` and at most ``high``, near their middle."""
     for decimals in range(1, 17):
-        found = round((low + high) / 2, decimals)
-        if low < found <= high:
-            return found
+        rounded = round((low + high) / 2, decimals)
+        if low < rounded <= high:
+            return rounded
     return high
 
 
-def _both_kinds(present_Q: Bools) -> None:
+def _check_both_kinds(present_Q: Bools) -> None:
     if present_Q.all() or not present_Q.any():
         raise ValueError(
             f"{int(present_Q.sum())} of {len(present_Q)} queries have a moment; a threshold for the answer "

@@ -1,4 +1,7 @@
-"""Two predictions of the same annotations, compared query by query: which is better, where, and is it chance?"""
+"""Comparison of two predictions for the same annotations, query by query: differences, intervals and p-values.
+
+Legend: Q queries, M metrics; ``a`` is the first prediction, ``b`` the second.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Verdict = Literal["first", "second", "no difference"]
 
 SIGNIFICANT = 0.05
-"""Adjusted p-value below which a difference is called one."""
+"""Adjusted p-value below which a difference is significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +27,19 @@ class MetricDifference:
 
     metric: str
     queries: int
-    """How many queries count for it."""
+    """Number of queries that count for the metric."""
     first: float
     second: float
     difference: Interval
     """First minus second, with its paired bootstrap interval."""
     p: float
-    """Of the paired permutation test."""
+    """p-value of the paired permutation test."""
     p_adjusted: float
-    """The same, adjusted for all the metrics compared (Holm)."""
+    """The p-value, adjusted for the number of metrics (Holm)."""
 
     @property
     def verdict(self) -> Verdict:
-        """Which is better; ``no difference`` unless the adjusted p-value is below 0.05."""
+        """Return the better prediction, or ``no difference`` unless the adjusted p-value is below 0.05."""
         if self.p_adjusted >= SIGNIFICANT:
             return "no difference"
         return "first" if self.difference.value > 0 else "second"
@@ -44,7 +47,7 @@ class MetricDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Wins:
-    """How many queries are answered better by which, by one metric."""
+    """The number of queries for which each prediction is better, by one metric."""
 
     metric: str
     first: int
@@ -54,7 +57,7 @@ class Wins:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryDifference:
-    """One query, and what each prediction makes of it, in percent."""
+    """One query, and the value of each prediction for it, in percent."""
 
     qid: int | str
     query: str
@@ -64,25 +67,28 @@ class QueryDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What :func:`compare` found."""
+    """The result of :func:`compare`."""
 
     names: tuple[str, str]
+    """Names of the predictions."""
     metrics: tuple[MetricDifference, ...]
     wins: tuple[Wins, ...]
-    """For each metric that rates single queries finely: average precision, IoU."""
+    """One for each metric that has many values per query: average precision, IoU."""
     largest: tuple[QueryDifference, ...]
     """The queries with the largest difference, by :attr:`decided_by`."""
     decided_by: str
+    """The metric that orders ``largest``."""
     groups: int
-    """What was drawn and flipped as one: videos, or single queries."""
+    """Number of groups that were drawn and flipped together."""
     grouped_by: Literal["video", "query"]
+    """What a group is: the queries of one video, or a single query."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the verdicts."""
+        """Return plain values for JSON, with the verdicts."""
         values: dict[str, Any] = asdict(self)
         for row, metric in zip(values["metrics"], self.metrics, strict=True):
             row["verdict"] = metric.verdict
-            for end in ("low", "high"):  # nan, where all queries are of one video, is not JSON
+            for end in ("low", "high"):  # nan (all queries are of one video) is not valid JSON
                 if np.isnan(row["difference"][end]):
                     row["difference"][end] = None
         return values
@@ -101,27 +107,27 @@ def compare(
     seed: int = 0,
     largest: int = 5,
 ) -> Comparison:
-    """Compare what each query adds to each metric under two predictions.
+    """Compare the values of each query for each metric under two predictions.
 
     Args:
-        first: from metric to (Q,) shares between 0 and 1, nan where the query does not count.
-        second: the same of the other prediction.
+        first: from metric to (Q,) shares between 0 and 1, nan for a query that does not count.
+        second: the same for the second prediction.
         qids: of each query.
         queries: their sentences.
-        videos: their videos, which are then drawn and flipped as one; None to take each query for itself.
-        names: how to call the two.
-        resamples: draws of the bootstrap, and flips of the permutation test.
+        videos: their videos; queries of one video are drawn and flipped together. None to treat queries as independent.
+        names: names of the two predictions.
+        resamples: number of draws of the bootstrap, and of flips of the permutation test.
         confidence: of the intervals.
         seed: of both.
-        largest: how many single queries to list.
+        largest: number of single queries to list.
 
     Raises:
-        ValueError: if the two do not have the same metrics, or are of different queries.
+        ValueError: if the two have different metrics, or are of different queries.
     """
     if set(first) != set(second):
-        odd = sorted(set(first) ^ set(second))
+        unshared = sorted(set(first) ^ set(second))
         raise ValueError(
-            f"the two predictions can be scored by different metrics ({', '.join(odd)} only for one of them); "
+            f"the two predictions can be scored by different metrics ({', '.join(unshared)} only for one of them); "
             "both need the same fields"
         )
     if resamples < 1:
@@ -164,7 +170,7 @@ def compare(
 
 
 def _wins(metric: str, a_Q: Floats, b_Q: Floats) -> Wins:
-    # What differs only in the last bits is equal.
+    # Values that differ only in the last bits are equal.
     difference = np.round(a_Q - b_Q, 9)
     return Wins(
         metric=metric,

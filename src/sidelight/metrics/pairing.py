@@ -1,4 +1,4 @@
-"""Predictions and annotations of the same queries, brought into one order."""
+"""The pairing of predictions with annotations by qid."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from sidelight.data.annotations import Annotation, AnnotationError, Submission
 
 
 def pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> list[Submission]:
-    """The submission of each annotation, in the annotations' order.
+    """Return the submission of each annotation, in the order of the annotations.
 
     Raises:
         AnnotationError: if the two are not of the same queries and videos.
     """
     if not annotations:
         raise AnnotationError("there are no annotations to score against; expected at least one")
-    for rows, what in ((submissions, "predictions"), (annotations, "annotations")):
+    for rows, side in ((submissions, "predictions"), (annotations, "annotations")):
         counts = Counter(row.qid for row in rows)
         if len(counts) < len(rows):
-            twice = [qid for qid, count in counts.items() if count > 1]
+            repeated = [qid for qid, count in counts.items() if count > 1]
             raise AnnotationError(
-                f"each qid must stand once among the {what}; {named(twice)} stand more often", side=what, qid=twice[0]
+                f"each qid must appear once in the {side}; {named(repeated)} appear more often; remove the others",
+                side=side,
+                qid=repeated[0],
             )
     by_qid = {s.qid: s for s in submissions}
-    known = {a.qid for a in annotations}
+    annotated = {a.qid for a in annotations}
     missing = [a.qid for a in annotations if a.qid not in by_qid]
-    surplus = [s.qid for s in submissions if s.qid not in known]
+    surplus = [s.qid for s in submissions if s.qid not in annotated]
     if missing or surplus:
         parts = [
-            f"{len(rows)} of {of} {text} ({named(rows)})"
-            for rows, of, text in (
+            f"{len(qids)} of {total} {text} ({named(qids)})"
+            for qids, total, text in (
                 (missing, len(annotations), "annotations have no prediction"),
                 (surplus, len(submissions), "predictions have no annotation"),
             )
-            if rows
+            if qids
         ]
         raise AnnotationError(
             f"predictions and annotations must be of the same queries: {', and '.join(parts)}; "
-            "predict for exactly the annotations that you score against",
+            "predict for exactly the annotations of this file",
             side="annotations" if missing else "predictions",
             qid=(missing or surplus)[0],
         )
     if others := [a.qid for a in annotations if by_qid[a.qid].vid != a.vid]:
         raise AnnotationError(
             f"{len(others)} of {len(annotations)} predictions are of another video (vid) than the annotation "
-            f"of the same qid ({named(others)}); score predictions against the annotations they are for",
+            f"of the same qid ({named(others)}); give the annotations that were predicted for",
             side="predictions",
             qid=others[0],
         )
@@ -53,6 +55,6 @@ def pair(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -
 
 
 def named(qids: Sequence[int | str]) -> str:
-    """The first few of them, and how many more."""
+    """Return the first three qids, and how many more there are, as text for a message."""
     few = ", ".join(repr(qid) for qid in qids[:3])
     return f"qid {few}" + (f" and {len(qids) - 3} more" if len(qids) > 3 else "")

@@ -1,8 +1,9 @@
-"""Are two results different, and how sure is a number: intervals, permutation tests, ranks over many benchmarks.
+"""Statistics of results: bootstrap intervals, paired permutation tests, ranks over many benchmarks.
 
-Everything starts from what each query adds to each metric (:func:`sidelight.metrics.per_query`), so that two
-predictions are compared query by query. Queries of one video share its pictures and are not independent: give
-``groups`` and whole videos are drawn instead. nan marks a query that does not count for a metric.
+All functions but the rank test take the value of each query for each metric
+(:func:`sidelight.metrics.qvhighlights.per_query`), so that two predictions are compared query by query. Queries of one
+video share its frames and are not independent: with ``groups``, whole videos are drawn. nan marks a query that does
+not count for a metric.
 
 Legend: Q queries, M metrics (or methods), R resamples, V groups, B blocks (benchmark and metric).
 """
@@ -18,41 +19,46 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _AT_ONCE = 1000
-"""Resamples drawn at a time: bounds the memory at 1000 x Q numbers."""
+"""Number of resamples drawn at a time; limits the memory to 1000 x Q numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number and the range in which it would lie, had other queries been drawn."""
+    """A number and its confidence interval over draws of the queries."""
 
     value: float
     low: float
     high: float
     confidence: float = 0.95
+    """Probability that an interval made this way contains the true number."""
 
 
 def group_numbers(groups: Sequence[str] | None, queries: int) -> npt.NDArray[np.int64]:
-    """(Q,) the number of each query's group; each its own without ``groups``."""
+    """Return the number of the group of each query, (Q,); without ``groups``, each query is a group of its own.
+
+    Raises:
+        ValueError: unless ``groups`` has one name per query.
+    """
     if groups is None:
         return np.arange(queries)
     if len(groups) != queries:
         raise ValueError(f"groups must name one group for each of {queries} queries, got {len(groups)}")
-    found: npt.NDArray[np.int64] = np.unique(np.asarray(groups), return_inverse=True)[1]
-    return found
+    number_Q: npt.NDArray[np.int64] = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return number_Q
 
 
 def bootstrap_means(
     values_QM: Floats, *, groups: Sequence[str] | None = None, resamples: int = 10_000, seed: int = 0
 ) -> Floats:
-    """(R, M) means over queries drawn with replacement; each resample is the same draw for all metrics.
+    """Return means over queries drawn with replacement, (R, M).
 
-    So columns that hold two predictions (or their difference) stay paired. Efron and Tibshirani, An Introduction
-    to the Bootstrap (1993), ch. 13; whole groups are drawn as in their ch. 8.
+    Each resample is the same draw for all metrics, so that columns of two predictions (or of their difference) stay
+    paired. Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13; whole groups are drawn as in ch. 8.
 
     Args:
-        values_QM: what each query adds; nan where it does not count.
-        groups: the group (video) of each query; without it each query is drawn for itself.
-        resamples: how many draws.
+        values_QM: the value of each query; nan for a query that does not count.
+        groups: the group (video) of each query; without it each query is drawn on its own.
+        resamples: number of draws.
         seed: of the draws.
 
     Raises:
@@ -62,14 +68,16 @@ def bootstrap_means(
     if resamples < 1:
         raise ValueError(f"resamples must be 1 or more, got {resamples}")
     rng = np.random.default_rng(seed)
-    number = len(sums_VM)
+    groups_count = len(sums_VM)
     parts = []
     for first in range(0, resamples, _AT_ONCE):
         draws = min(_AT_ONCE, resamples - first)
-        # How often each group is drawn: with these weights every mean is one matrix product.
-        weights_RV = rng.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
-        counted = weights_RV @ counts_VM
-        parts.append(np.divide(weights_RV @ sums_VM, counted, out=np.full(counted.shape, np.nan), where=counted > 0))
+        # The weights are how often each group is drawn. With them, all means are one matrix product.
+        shares = np.full(groups_count, 1 / groups_count)
+        weights_RV = rng.multinomial(groups_count, shares, size=draws).astype(np.float64)
+        counts_RM = weights_RV @ counts_VM
+        means_RM = np.full(counts_RM.shape, np.nan)
+        parts.append(np.divide(weights_RV @ sums_VM, counts_RM, out=means_RM, where=counts_RM > 0))
     return np.concatenate(parts)
 
 
@@ -81,9 +89,9 @@ def intervals(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Interval]:
-    """The mean of each column with its bootstrap percentile interval.
+    """Return the mean of each column with its bootstrap percentile interval.
 
-    The ends are nan where all that counts for a metric lies in one group: then nothing is known of how it varies.
+    The ends are nan if only one group counts for a metric, because one group does not show how the mean varies.
 
     Raises:
         ValueError: for a confidence outside (0, 1), and as :func:`bootstrap_means`.
@@ -92,7 +100,7 @@ def intervals(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     drawn_RM = bootstrap_means(values_QM, groups=groups, resamples=resamples, seed=seed)
     tail = (1 - confidence) / 2
-    # A short range of lengths may be missing from a draw; such a draw says nothing of it.
+    # A draw may contain no query that counts for a metric; such a draw is nan and is ignored.
     low_M, high_M = np.nanquantile(drawn_RM, [tail, 1 - tail], axis=0)
     alone_M = (_grouped(values_QM, groups)[1] > 0).sum(0) < 2
     low_M[alone_M] = high_M[alone_M] = np.nan
@@ -110,11 +118,12 @@ def permutation_test(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> Floats:
-    """(M,) two-sided p-values that the means of two paired predictions differ by chance alone.
+    """Return two-sided p-values of the null hypothesis that two paired predictions are equally good, (M,).
 
-    Under that assumption either could have come from the other model, so the sign of a query's difference (of all
-    differences of a group) is flipped at random; the p-value is the share of flips whose difference of means is at
-    least as large. The observed one counts as one of them, so p is never 0 (Good, Permutation Tests, 2nd ed.).
+    Under this hypothesis, each prediction could have come from the other model. So the signs of the differences are
+    flipped at random, together for the queries of a group. The p-value is the share of flips whose difference of means
+    is at least as large as the observed one. The observed one is counted too, so p is never 0 (Good, Permutation
+    Tests, 2nd ed.).
 
     Raises:
         ValueError: if the two tables differ in shape, or in where they are nan.
@@ -123,13 +132,13 @@ def permutation_test(
     if a_QM.shape != b_QM.shape or (np.isnan(a_QM) != np.isnan(b_QM)).any():
         raise ValueError(
             f"a paired test needs the same queries on both sides, got {a_QM.shape} and {b_QM.shape} "
-            "with different queries that count; compare predictions of the same annotations"
+            "with different queries that count; compare predictions for the same annotations"
         )
     if permutations < 1:
         raise ValueError(f"permutations must be 1 or more, got {permutations}")
     sums_VM, _ = _grouped(a_QM - b_QM, groups)
     observed_M = np.abs(sums_VM.sum(0))
-    # Sums of the same numbers in another order differ in the last bits; a tie must count as a tie.
+    # Sums of the same numbers in another order differ in the last bits, but must count as equal.
     least_M = observed_M - 1e-9 * np.maximum(1.0, observed_M)
     rng = np.random.default_rng(seed)
     reached_M = np.zeros(sums_VM.shape[1])
@@ -137,12 +146,12 @@ def permutation_test(
         draws = min(_AT_ONCE, permutations - first)
         signs_RV = rng.integers(0, 2, size=(draws, len(sums_VM))) * 2.0 - 1.0
         reached_M += (np.abs(signs_RV @ sums_VM) >= least_M).sum(0)
-    found: Floats = (1 + reached_M) / (1 + permutations)
-    return found
+    p_M: Floats = (1 + reached_M) / (1 + permutations)
+    return p_M
 
 
 def _grouped(values_QM: Floats, groups: Sequence[str] | None) -> tuple[Floats, Floats]:
-    """(V, M) sums over the queries of each group, and how many of them count."""
+    """Return the sums over the queries of each group, and the numbers of queries that count, each (V, M)."""
     values_QM = np.asarray(values_QM, dtype=np.float64)
     if values_QM.ndim != 2 or not values_QM.size:
         raise ValueError(
@@ -160,20 +169,20 @@ def _grouped(values_QM: Floats, groups: Sequence[str] | None) -> tuple[Floats, F
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
-    """p-values of several tests, raised so that together they keep the chance of a false alarm (Holm 1979)."""
+    """Return p-values adjusted for several tests, so that the chance of any false alarm is kept (Holm 1979)."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     raised = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    found = np.empty_like(raised)
-    found[order] = raised
-    return found
+    adjusted = np.empty_like(raised)
+    adjusted[order] = raised
+    return adjusted
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of the sample, n - 1) of one metric over runs of several seeds.
+    """Return mean and standard deviation (of the sample, n - 1) of one metric over runs with several seeds.
 
     Raises:
-        ValueError: for fewer than two values: a deviation of one run is not known.
+        ValueError: for fewer than two values, which have no deviation.
     """
     if len(values) < 2:
         raise ValueError(f"a standard deviation over seeds needs 2 runs or more, got {len(values)}")
@@ -182,33 +191,35 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class RankTest:
-    """Friedman's test over methods, with Nemenyi's comparison of each pair."""
+    """The result of Friedman's test over methods, with Nemenyi's comparison of each pair."""
 
     methods: tuple[str, ...]
     blocks: int
-    """How many blocks (pairs of benchmark and metric) were complete and used."""
+    """Number of complete blocks (pairs of benchmark and metric), which were used."""
     mean_ranks: tuple[float, ...]
-    """Of each method; 1 is best."""
+    """Mean rank of each method; 1 is best."""
     statistic: float
     """Friedman's chi-squared, corrected for ties."""
     p: float
-    """Of "all methods rank alike"."""
+    """p-value of the hypothesis that all methods rank equally."""
     nemenyi: Floats
     """(M, M) p-values of each pair; 1 on the diagonal."""
     critical_difference: float
-    """Mean ranks that lie further apart differ at 0.05 (Demsar, JMLR 2006)."""
+    """Smallest difference of mean ranks that is significant at 0.05 (Demsar, JMLR 2006)."""
 
 
 def rank_test(methods: Sequence[str], ranks_BM: npt.ArrayLike) -> RankTest:
-    """Friedman's and Nemenyi's tests of methods by blocks; a lower number is a better rank.
+    """Test with Friedman's and Nemenyi's tests whether methods rank differently over blocks.
 
-    Give ranks, or results with their sign turned so that lower is better. Each block is ranked anew, ties share
-    their mean rank. Blocks that lack a method (nan) are left out: the tests are defined for complete ones.
-
+    Ties share their mean rank. Blocks without all methods (nan) are left out, because the tests need complete blocks.
     Needs ``sidelight[stats]`` (SciPy and scikit-posthocs).
 
+    Args:
+        methods: their names.
+        ranks_BM: ranks, or results where lower is better; each block is ranked again.
+
     Raises:
-        ValueError: for fewer than three methods or two complete blocks.
+        ValueError: for fewer than three methods or two complete blocks, or if a package is missing.
     """
     try:
         import scikit_posthocs

@@ -1,14 +1,14 @@
-"""Video summarization: from saliency to a summary, and how well that agrees with what people chose.
+"""Video summarization: summaries from saliency, and their agreement with the choices of people.
 
-A video is cut into segments where its features change, and the summary is the segments of the highest saliency that
-fit into a share of the video's length. It is compared with the summaries of several people (the F-score), or the
-saliency itself with their ratings (rank correlations).
+A video is cut into segments where its features change. The summary is the segments of the highest saliency that fit
+into a share of the video's length. The F-score compares it with the summaries of several people; rank correlations
+compare saliency with their ratings.
 
 Sources: kernel temporal segmentation is that of Potapov et al. (ECCV 2014, "Category-specific video summarization",
-section 3); the summary as a knapsack, and a rater's ratings turned into a summary by it, is that of TVSum (Song et
-al., CVPR 2015); several reference summaries of a video come from SumMe (Gygli et al., ECCV 2014); mean over raters for
-TVSum and maximum for SumMe is the protocol of Zhang et al. (ECCV 2016); the rank correlations are those of Otani et
-al. (CVPR 2019).
+section 3); the summary as a knapsack, also of a rater's ratings, is that of TVSum (Song et al., CVPR 2015); several
+reference summaries of one video come from SumMe (Gygli et al., ECCV 2014); the mean over raters for TVSum and the
+maximum for SumMe are the protocol of Zhang et al. (ECCV 2016); the rank correlations are those of Otani et al.
+(CVPR 2019).
 
 Legend: T clips, D width, M change points, S segments, R raters, N items. A segment is [start, end) in clips.
 """
@@ -26,18 +26,18 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 BUDGET = 0.15
-"""The customary length of a summary, as a share of the video."""
+"""Usual length of a summary, as a share of the video."""
 
 
 class FScore(NamedTuple):
-    """How a summary agrees with the references, as shares in [0, 1]."""
+    """The agreement of a summary with references, in shares from 0 to 1."""
 
     precision: float
-    """Of the summary, the share that the reference has too."""
+    """Share of the summary that is in the reference."""
     recall: float
-    """Of the reference, the share that the summary has too."""
+    """Share of the reference that is in the summary."""
     f: float
-    """Their harmonic mean for each reference, before the mean or maximum over references."""
+    """Their harmonic mean, computed for each reference before the mean or maximum over references."""
 
 
 # --- segments ---------------------------------------------------------------------------------------------
@@ -46,24 +46,24 @@ class FScore(NamedTuple):
 def kernel_temporal_segmentation(
     features_TD: npt.ArrayLike, *, most_segments: int | None = None, penalty: float = 1.0
 ) -> Ints:
-    """(M,) where the features change: the first clip of every segment but the first.
+    """Return the change points, (M,): the first clip of each segment except the first segment.
 
-    The features are normalised to length 1 and compared by their inner product. Among all ways to cut the video at M
-    places, the one of the least scatter within segments (squared distance to their mean) is found by a dynamic
-    program; M is what minimises scatter / T + penalty * M / (2 T) * (ln(T / M) + 1), the fewest where equal. That is
-    the penalty of the paper with the factor of its authors' code, where ``penalty`` is called vmax.
+    The features are normalised to length 1 and compared by their inner product. For each M, a dynamic program finds
+    the M change points with the least scatter within segments (squared distance to the mean of the segment). M
+    minimises scatter / T + penalty * M / (2 T) * (ln(T / M) + 1); of equal values, the smallest M is taken. This is the
+    penalty of the paper with the factor of its authors' code, which calls ``penalty`` vmax.
 
-    The penalty is bounded: to cut after every clip costs less than ``penalty / 2``. Where features scatter by more
-    than that per clip within any few segments, as noisy ones do, every clip becomes a segment of its own; set
+    The penalty has a limit: a cut after every clip costs less than ``penalty / 2``. If features scatter by more than
+    that per clip within any few segments, as noisy features do, every clip becomes a segment. In that case set
     ``most_segments``, or raise the penalty.
 
-    Takes O(T^2 M) time and O(T^2) memory. As the penalty rises with M, the search for M ends as soon as the penalty
-    alone reaches the best sum; with ``penalty=0`` it does not before the scatter is 0.
+    Takes O(T^2 M) time and O(T^2) memory. The penalty rises with M, so the search for M ends when the penalty alone
+    reaches the best sum; with ``penalty=0`` it ends when the scatter is 0.
 
     Args:
         features_TD: one row per clip. Rows of zeros stay zeros.
-        most_segments: at most so many; None for no limit but the number of clips.
-        penalty: the higher, the fewer segments.
+        most_segments: largest number of segments; None for the number of clips.
+        penalty: a higher value gives fewer segments.
 
     Raises:
         ValueError: if an argument is out of range, or the features are not a finite table.
@@ -80,47 +80,51 @@ def kernel_temporal_segmentation(
     if clips == 0:
         return np.zeros(0, dtype=np.int64)
     scatter_TT = _scatter(features_TD)
-    # cost[e]: of the clips before e, cut into as many segments as the loop has come to. scatter_TT[e, s] is of [s, e).
+    # cost[e] is the least scatter of the clips before e, in the current number of segments. scatter_TT[e, s] is of
+    # the clips [s, e).
     cost = scatter_TT[:, 0]
     lowest, best_changes = cost[clips] / clips, 0
-    begins: list[Ints] = []
+    starts: list[Ints] = []  # for each number of changes and each end: the start of the last segment
     for changes in range(1, min(most_segments or clips, clips)):
         price = penalty * changes / (2 * clips) * (math.log(clips / changes) + 1)
         if price >= lowest:
             break
         sums = cost + scatter_TT
-        begins.append(sums.argmin(1))
-        cost = np.take_along_axis(sums, begins[-1][:, None], 1)[:, 0]
+        starts.append(sums.argmin(1))
+        cost = np.take_along_axis(sums, starts[-1][:, None], 1)[:, 0]
         if cost[clips] / clips + price < lowest:
             lowest, best_changes = cost[clips] / clips + price, changes
-    found = np.zeros(best_changes, dtype=np.int64)
+    changes_M = np.zeros(best_changes, dtype=np.int64)
     end = clips
     for m in reversed(range(best_changes)):
-        end = found[m] = begins[m][end]
-    return found
+        end = changes_M[m] = starts[m][end]
+    return changes_M
 
 
 def _scatter(features_TD: Floats) -> Floats:
-    """(T + 1, T + 1) at [e, s]: the scatter of the clips [s, e) around their mean; infinite unless s < e."""
+    """Return the scatter of the clips [s, e) around their mean, (T + 1, T + 1) at [e, s]; infinite unless s < e."""
     norms_T1 = np.linalg.norm(features_TD, axis=1, keepdims=True)
     unit_TD = features_TD / np.where(norms_T1 > 0, norms_T1, 1.0)
-    # Scatter does not change when all features are moved, and small prefix sums lose fewer digits.
+    # Subtracting the mean of all clips does not change the scatter, and small prefix sums lose fewer digits.
     unit_TD = unit_TD - unit_TD.mean(0)
     sums = np.concatenate([np.zeros((1, unit_TD.shape[1])), unit_TD.cumsum(0)])
     squares = np.concatenate([np.zeros(1), (unit_TD**2).sum(1).cumsum()])
     products = sums @ sums.T
-    own = np.diagonal(products)
+    squared_norms = np.diagonal(products)
     ends = np.arange(len(sums))
     lengths = ends[:, None] - ends
-    # The squared length of a segment's sum, over its number of clips, is what its mean explains of its squares.
-    explained = (own[:, None] + own - 2 * products) / np.maximum(lengths, 1)
+    # Scatter is the sum of squares, less the squared length of the sum over the number of clips.
+    explained = (squared_norms[:, None] + squared_norms - 2 * products) / np.maximum(lengths, 1)
     scatter = np.maximum(squares[:, None] - squares - explained, 0.0)
-    found: Floats = np.where(lengths > 0, scatter, np.inf)
-    return found
+    return np.where(lengths > 0, scatter, np.inf)
 
 
 def segments_between(changes_M: npt.ArrayLike, clips: int) -> Ints:
-    """(S, 2) the segments [start, end) that change points leave of a video of so many clips; none if it has no clip.
+    """Return the segments [start, end) between change points, (S, 2); none for a video without clips.
+
+    Args:
+        changes_M: the first clip of each segment except the first segment.
+        clips: number of clips of the video.
 
     Raises:
         ValueError: if the change points do not rise strictly between 0 and ``clips``.
@@ -128,7 +132,7 @@ def segments_between(changes_M: npt.ArrayLike, clips: int) -> Ints:
     inner = np.asarray(changes_M)
     if clips < 0 or inner.ndim != 1 or (inner.size and inner.dtype.kind not in "iu"):
         raise ValueError(
-            f"expected whole numbers in one row as change points and at least 0 clips, "
+            f"change points must be whole numbers in one row, and clips at least 0, "
             f"got {inner.dtype} of shape {inner.shape} and {clips} clips"
         )
     bounds = np.concatenate([[0], inner.astype(np.int64), [clips]]) if clips or inner.size else np.zeros(1, np.int64)
@@ -141,10 +145,10 @@ def segments_between(changes_M: npt.ArrayLike, clips: int) -> Ints:
 
 
 def knapsack(values_N: npt.ArrayLike, weights_N: npt.ArrayLike, capacity: int) -> Bools:
-    """(N,) the items of the highest sum of values whose weights sum to at most the capacity.
+    """Return the items with the highest sum of values whose weights sum to at most the capacity, (N,) True or False.
 
-    Exact, by a dynamic program over the capacity: O(N * capacity) time and memory. An item that adds nothing (of value
-    0 or less) is left out. Of equally good choices, later items are left out before earlier ones.
+    The result is exact, by a dynamic program over the capacity: O(N * capacity) time and memory. Items of value 0 or
+    less are not chosen. Of equally good choices, the one with earlier items is returned.
 
     Args:
         values_N: any finite numbers.
@@ -152,7 +156,7 @@ def knapsack(values_N: npt.ArrayLike, weights_N: npt.ArrayLike, capacity: int) -
         capacity: at least 0.
 
     Raises:
-        ValueError: if an argument is none of that, or there are not as many values as weights.
+        ValueError: if an argument is out of range, or the numbers of values and weights differ.
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     weights = np.asarray(weights_N)
@@ -172,7 +176,7 @@ def knapsack(values_N: npt.ArrayLike, weights_N: npt.ArrayLike, capacity: int) -
 
 
 def _knapsacks(values_RN: Floats, weights_N: Ints, capacity: int) -> Bools:
-    """(R, N) one knapsack for each row of values, all of the same weights."""
+    """Solve one knapsack for each row of values with the same weights, (R, N)."""
     capacity = min(capacity, int(weights_N.sum()))
     rows = np.arange(len(values_RN))
     best_RC = np.zeros((len(values_RN), capacity + 1))
@@ -193,16 +197,16 @@ def _knapsacks(values_RN: Floats, weights_N: Ints, capacity: int) -> Bools:
 
 
 def summarize(saliency_T: npt.ArrayLike, segments: npt.ArrayLike, budget: float = BUDGET) -> Bools:
-    """(T,) the clips of the summary: whole segments, of the highest sum of mean saliencies that fits the budget.
+    """Return the clips of the summary, (T,): the segments with the highest sum of mean saliencies within the budget.
 
-    A segment is worth its mean saliency whatever its length, as in TVSum, so that several short ones win over one long
-    one as good as they are. One whose mean is not above 0 is never taken: a saliency that may be negative has to be
-    mapped to positive numbers first, and the map matters.
+    The value of a segment is its mean saliency, not its length, as in TVSum. So several short segments win over one
+    long segment of the same mean. A segment whose mean is not above 0 is never taken: map a saliency that may be
+    negative to positive numbers first. The result depends on that map.
 
     Args:
         saliency_T: one score per clip.
-        segments: (S, 2) [start, end) in clips, one after the other from 0 to T, as ``segments_between`` gives them.
-        budget: share of the clips that the summary may have, rounded down to whole clips.
+        segments: (S, 2) [start, end) in clips, from 0 to T without gaps, as ``segments_between`` returns them.
+        budget: largest share of the clips in the summary, rounded down to whole clips.
 
     Raises:
         ValueError: if saliency is not finite, the segments do not cover the video, or the budget is not a share.
@@ -210,31 +214,30 @@ def summarize(saliency_T: npt.ArrayLike, segments: npt.ArrayLike, budget: float 
     saliency_T = np.asarray(saliency_T, dtype=np.float64)
     if saliency_T.ndim != 1:
         raise ValueError(f"expected one saliency per clip in one row, got shape {saliency_T.shape}")
-    (summary_T,) = _summaries(saliency_T[None], segments, budget, what="saliency")
+    (summary_T,) = _summaries(saliency_T[None], segments, budget, name="saliency")
     return np.asarray(summary_T)
 
 
 def rater_summaries(raters_TR: npt.ArrayLike, segments: npt.ArrayLike, budget: float = BUDGET) -> Bools:
-    """(R, T) the summary of each rater, made of their ratings in the same way as ``summarize`` makes it of saliency.
+    """Return the summary of each rater, (R, T), made from ratings as ``summarize`` makes it from saliency.
 
-    Raises:
-        ValueError: as ``summarize``.
+    Errors are those of ``summarize``.
     """
     raters_TR = np.asarray(raters_TR, dtype=np.float64)
     if raters_TR.ndim != 2:
         raise ValueError(f"expected one row of ratings per clip and one column per rater, got shape {raters_TR.shape}")
-    return _summaries(raters_TR.T, segments, budget, what="ratings")
+    return _summaries(raters_TR.T, segments, budget, name="ratings")
 
 
-def _summaries(curves_RT: Floats, segments: npt.ArrayLike, budget: float, *, what: str) -> Bools:
+def _summaries(curves_RT: Floats, segments: npt.ArrayLike, budget: float, *, name: str) -> Bools:
     clips = curves_RT.shape[1]
-    _check_finite(what, curves_RT)
+    _check_finite(name, curves_RT)
     starts_S, lengths_S = _starts_and_lengths(segments, clips)
     if not 0 <= budget <= 1:
         raise ValueError(f"budget must be a share of the video's clips, from 0 to 1, got {budget}")
     if clips == 0:
         return np.zeros(curves_RT.shape, dtype=bool)
-    # Rounded before it is rounded down: 0.29 of 100 clips is 28.999999999999996.
+    # 0.29 of 100 clips is 28.999999999999996, so round before rounding down.
     capacity = math.floor(round(budget * clips, 9))
     values_RS = np.add.reduceat(curves_RT, starts_S, axis=1) / lengths_S
     return np.repeat(_knapsacks(values_RS, lengths_S, capacity), lengths_S, axis=1)
@@ -248,8 +251,8 @@ def _starts_and_lengths(segments: npt.ArrayLike, clips: int) -> tuple[Ints, Ints
             f"got {bounds_S2.dtype} of shape {bounds_S2.shape}"
         )
     starts_S, ends_S = bounds_S2.astype(np.int64).T
-    whole = np.array_equal(np.append(starts_S, clips), np.insert(ends_S, 0, 0)) and (starts_S < ends_S).all()
-    if not whole:
+    without_gaps = np.array_equal(np.append(starts_S, clips), np.insert(ends_S, 0, 0))
+    if not without_gaps or (starts_S >= ends_S).any():
         raise ValueError(
             f"segments must follow each other without a gap from clip 0 to {clips}, the end of the video, "
             f"none empty; got {_few(bounds_S2.tolist())}"
@@ -265,16 +268,16 @@ def _few(rows: list[list[int]]) -> str:
 
 
 def f_score(summary_T: npt.ArrayLike, references_RT: npt.ArrayLike, reduce: Literal["mean", "max"] = "mean") -> FScore:
-    """Precision, recall and F of a summary against each reference, by the number of clips they share.
+    """Return precision, recall and F of a summary against references, by the number of clips they share.
 
-    With ``mean`` (TVSum) each of the three is a mean over the references, so F is not the harmonic mean of the other
-    two. With ``max`` (SumMe) all three are of the reference of the highest F, the first of equals. Where no clip is
-    shared all three are 0, also where summary or reference is empty.
+    With ``mean`` (TVSum), each of the three is a mean over the references, so F is not the harmonic mean of the other
+    two. With ``max`` (SumMe), all three are of the reference with the highest F, the first of equals. If no clip is
+    shared, all three are 0, also if summary or reference is empty.
 
     Args:
         summary_T: True for the clips of the summary.
-        references_RT: the same for each rater.
-        reduce: over the references.
+        references_RT: True for the clips of each reference summary.
+        reduce: how to combine the references.
 
     Raises:
         ValueError: if the two are not boolean, are of different lengths, or there is no reference.
@@ -295,26 +298,26 @@ def f_score(summary_T: npt.ArrayLike, references_RT: npt.ArrayLike, reduce: Lite
         raise ValueError("expected at least one reference, got none")
     shared_R = (references_RT & summary_T).sum(1)
     sizes_R = references_RT.sum(1)
-    # What is divided by is 0 only where nothing is shared.
+    # A divisor is 0 only if nothing is shared.
     precision_R = shared_R / max(int(summary_T.sum()), 1)
     recall_R = shared_R / np.maximum(sizes_R, 1)
     f_R = 2 * shared_R / np.maximum(summary_T.sum() + sizes_R, 1)
-    of = slice(None) if reduce == "mean" else slice(best := int(f_R.argmax()), best + 1)
-    return FScore(*(float(share_R[of].mean()) for share_R in (precision_R, recall_R, f_R)))
+    chosen = slice(None) if reduce == "mean" else [int(f_R.argmax())]
+    return FScore(*(float(share_R[chosen].mean()) for share_R in (precision_R, recall_R, f_R)))
 
 
 def spearman(saliency_T: npt.ArrayLike, raters_TR: npt.ArrayLike) -> float:
-    """Spearman's rank correlation of saliency with each rater's ratings, the mean over raters, in [-1, 1].
+    """Return the mean over raters of Spearman's rank correlation of saliency with their ratings, in [-1, 1].
 
-    Equal values share the mean of their ranks. A curve that is constant orders nothing: its correlation, which is not
-    defined, counts as 0, like that of a random order (scipy gives NaN). A video of a single clip is such a case too.
+    Equal values share the mean of their ranks. The correlation of a constant curve is not defined; it counts as 0,
+    like a random order (scipy gives NaN). A video of a single clip is such a case too.
 
     Args:
         saliency_T: one score per clip.
         raters_TR: the ratings.
 
     Raises:
-        ValueError: if the two are of different numbers of clips, or not finite, or there is no clip or no rater.
+        ValueError: if the numbers of clips differ, a value is not finite, or there is no clip or no rater.
     """
     saliency_T, raters_TR = _check_curves(saliency_T, raters_TR)
     ranks_T = _centred_ranks(saliency_T)
@@ -323,49 +326,45 @@ def spearman(saliency_T: npt.ArrayLike, raters_TR: npt.ArrayLike) -> float:
 
 
 def kendall(saliency_T: npt.ArrayLike, raters_TR: npt.ArrayLike) -> float:
-    """Kendall's tau-b of saliency with each rater's ratings, the mean over raters, in [-1, 1].
+    """Return the mean over raters of Kendall's tau-b of saliency with their ratings, in [-1, 1].
 
-    The pairs of clips that both order alike, less those that they order otherwise, over the geometric mean of the
-    numbers of pairs that each of them orders at all. Constant curves count as in ``spearman``. Takes O(T^2 R) time.
+    Tau-b is the number of pairs of clips in the same order in both curves, less the number of pairs in opposite order,
+    over the geometric mean of the numbers of pairs with different values in each curve. Constant curves count as in
+    ``spearman``. Takes O(T^2 R) time.
 
-    Args:
-        saliency_T: one score per clip.
-        raters_TR: the ratings.
-
-    Raises:
-        ValueError: as ``spearman``.
+    Arguments and errors are those of ``spearman``.
     """
     saliency_T, raters_TR = _check_curves(saliency_T, raters_TR)
     clips, raters = raters_TR.shape
-    both_R, saliency_ordered, rater_ordered_R = np.zeros(raters), 0.0, np.zeros(raters)
-    block = max(1, 2**20 // (clips * raters))  # bounds the memory; sums of whole numbers are exact in any order
+    agreement_R, saliency_ordered, rater_ordered_R = np.zeros(raters), 0.0, np.zeros(raters)
+    block = max(1, 2**20 // (clips * raters))  # limits the memory; sums of whole numbers are exact in any order
     for start in range(0, clips, block):
         signs_P = _signs(saliency_T[start : start + block], saliency_T).reshape(-1)
         signs_PR = _signs(raters_TR[start : start + block], raters_TR).reshape(-1, raters)
-        both_R += signs_P @ signs_PR
+        agreement_R += signs_P @ signs_PR
         saliency_ordered += float((signs_P**2).sum())
         rater_ordered_R += (signs_PR**2).sum(0)
-    return _mean_correlation(both_R, saliency_ordered, rater_ordered_R)
+    return _mean_correlation(agreement_R, saliency_ordered, rater_ordered_R)
 
 
-def _signs(some: Floats, all_: Floats) -> Floats:
-    """1 where the first is higher, -1 where lower, 0 where equal; not by a difference, which may overflow."""
-    signs: Floats = (some[:, None] > all_).astype(np.float64) - (some[:, None] < all_)
+def _signs(part: Floats, values: Floats) -> Floats:
+    """Return 1 where ``part`` is higher, -1 where lower, 0 where equal. A difference could overflow."""
+    signs: Floats = (part[:, None] > values).astype(np.float64) - (part[:, None] < values)
     return signs
 
 
 def _centred_ranks(values_T: Floats) -> Floats:
-    """(T,) ranks less their mean, so that they sum to 0; equal values share the mean of theirs. Exact halves."""
-    _, which_T, counts = np.unique(values_T, return_inverse=True, return_counts=True)
+    """Return ranks less their mean, (T,), in exact halves; equal values share the mean of their ranks."""
+    _, index_T, counts = np.unique(values_T, return_inverse=True, return_counts=True)
     ranks = counts.cumsum() - (counts - 1) / 2
-    found: Floats = ranks[which_T] - (len(values_T) + 1) / 2
-    return found
+    centred_T: Floats = ranks[index_T] - (len(values_T) + 1) / 2
+    return centred_T
 
 
-def _mean_correlation(both_R: Floats, first: float, second_R: Floats) -> float:
-    scale_R = np.sqrt(first) * np.sqrt(second_R)
-    correlation_R = np.where(scale_R > 0, both_R / np.where(scale_R > 0, scale_R, 1.0), 0.0)
-    # Rounding may lead beyond 1 by a bit.
+def _mean_correlation(agreement_R: Floats, saliency_square: float, rater_square_R: Floats) -> float:
+    scale_R = np.sqrt(saliency_square) * np.sqrt(rater_square_R)
+    correlation_R = np.where(scale_R > 0, agreement_R / np.where(scale_R > 0, scale_R, 1.0), 0.0)
+    # Rounding may give a little more than 1.
     return float(np.clip(correlation_R, -1.0, 1.0).mean())
 
 
@@ -382,6 +381,6 @@ def _check_curves(saliency_T: npt.ArrayLike, raters_TR: npt.ArrayLike) -> tuple[
     return saliency_T, raters_TR
 
 
-def _check_finite(what: str, values: Floats) -> None:
+def _check_finite(name: str, values: Floats) -> None:
     if wrong := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"{what} must be finite numbers, got NaN or infinity in {wrong} of {values.size}")
+        raise ValueError(f"{name} must be finite numbers, got NaN or infinity in {wrong} of {values.size}")

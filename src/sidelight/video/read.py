@@ -1,15 +1,16 @@
-"""Read a video file: what it is (``probe``) and its pictures at given seconds (``frames_at``).
+"""Read a video file: its properties (``probe``) and its frames at given seconds (``frames_at``).
 
-Time: second 0 is where the video stream starts, whatever the file's own clock shows there. A picture is on
-screen from its own timestamp until the next one's; a rate never replaces a time that the file gives.
+Second 0 is where the video stream starts, whatever the file's own clock shows there. A frame is shown from its own
+presentation timestamp until the next frame's; a frame rate never replaces a timestamp that the file gives.
+
+Where is a frame's time decided? ``Decoder._next_frame`` in ``decoder`` takes each frame's timestamp, and
+``Decoder.seconds`` turns it into seconds. ``_shown_frames`` here decides which frame is shown at a wanted second.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +23,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
-from sidelight.video.decoder import Decoder, Picture, VideoError, VideoWarning, last_packet, rate, stated_end
+from sidelight.video.damage import VideoError, VideoWarning, warn
+from sidelight.video.decoder import DecodedFrame, Decoder
 
 __all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe"]
 
@@ -30,63 +32,63 @@ Resize = Literal["stretch", "crop"]
 
 # Flags of swscale (PyAV 18 has names for them): area-aware bicubic; every chroma sample used; rounded, where the
 # default cuts off (half a level darker); the same bits on every processor, so that features are the same too.
-_SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
+_SCALER_FLAGS = 0x4 | 0x2000 | 0x40000 | 0x80000
 
-
-_AS_PRINTED = 5e-7
-"""Half a microsecond: ffprobe and others print times with six decimals, which may lie just before the picture's own."""
+_ROUNDING = 5e-7
+"""Seconds; ffprobe and others print times with six decimals, so a printed time may lie just before the frame's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video file is."""
+    """The properties of a video file."""
 
     path: str
     duration: float
     """Seconds from the start of the video stream to its end, as the file states it."""
     fps: Fraction
-    """Pictures per second on average; says nothing about a variable rate."""
+    """Frames per second on average; says nothing about a variable rate."""
     width: int
-    """As displayed: turned upright, with square pixels."""
+    """Pixels as displayed: turned upright, with square pixels."""
     height: int
+    """Pixels as displayed."""
     rotation: int
-    """Degrees (0, 90, 180, 270) by which the stored picture is turned clockwise for display."""
+    """Degrees (0, 90, 180, 270) by which the stored frame is turned clockwise for display."""
     codec: str
     container: str
     """FFmpeg's name of the file format."""
     pixel_format: str
     start: float
-    """What the file's own clock shows at our second 0."""
+    """Seconds on the file's own clock at second 0 of the video."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video."""
+    """One frame of a video."""
 
     seconds: float
-    """Its own presentation time from the video's start."""
+    """The frame's own presentation time, in seconds from the video's start."""
     image: npt.NDArray[np.uint8]
-    """(H, W, 3) RGB. Frames that are the same picture share one array."""
+    """(H, W, 3) RGB. Wanted times that show the same frame share one array."""
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """What the file is. Decodes one picture, so a file that passes is a video.
+    """Return the properties of a video file. Decodes one frame, so a file that passes is a video.
 
     Raises:
         VideoError: if the file cannot be read as a video.
     """
     decoder = Decoder(path)
     try:
-        stream, first = decoder.stream, decoder.first
-        turn, (width, height) = _turn(first), _displayed_size(first, stream)
+        first = decoder.first
+        turn, (width, height) = _turn(first), _displayed_size(first, decoder.stream)
         return VideoInfo(
             path=decoder.path,
-            duration=stated_end(decoder)[0] or decoder.seconds(last_packet(decoder)),
-            fps=rate(stream),
+            duration=decoder.duration(),
+            fps=decoder.fps,
             width=width,
             height=height,
             rotation={(True, True, False): 90, (False, True, True): 180, (True, False, True): 270}.get(turn, 0),
-            codec=stream.codec_context.codec.canonical_name,
+            codec=decoder.stream.codec_context.codec.canonical_name,
             container=decoder.container.format.name,
             pixel_format=first.format.name,
             start=float(decoder.zero * decoder.tick),
@@ -102,23 +104,23 @@ def frames_at(
     size: tuple[int, int] | None = None,
     resize: Resize = "stretch",
     threads: int = 0,
-    damaged: Callable[[str], None] | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> Iterator[Frame]:
-    """For each wanted time the picture on screen then: the last whose own seconds are not above it (by a microsecond).
+    """Yield the frame shown at each wanted time: the last frame that starts at or before it (or a microsecond after).
 
-    A time before the first picture gets the first, one after the end of a whole video gets the last. Where a
-    damaged file lacks pictures the last good one stays, and where it breaks off the iterator ends early: both
-    with one VideoWarning. Unwanted pictures are decoded where others need them (or where it is not known that none
-    does), and never converted; damage to the rest goes unnoticed. Untagged colours are taken as players do: BT.709 for
-    high definition, BT.601 below.
+    A time before the first frame gets the first frame, a time after the end of a whole video gets the last frame.
+    Where a damaged file lacks frames, the last good frame is repeated; where the file breaks off, the iterator ends
+    early. Both are reported once. Other frames are decoded only where a wanted frame needs them or may need them, and
+    are never converted to RGB; damage to the rest goes unnoticed. Colours without a tag are read as players do: BT.709
+    for high definition, BT.601 below.
 
     Args:
         path: the file.
         seconds: ascending times from the video's start.
         size: (width, height) of the images; as displayed if None.
         resize: "stretch" to the size, or "crop": scale until the size is covered, then cut out the middle.
-        threads: of the decoder; 0 for as many as there are processors. The pictures are the same.
-        damaged: is told of damage, in a sentence; unless given there is a VideoWarning.
+        threads: threads of the decoder; 0 for one per processor. The images do not depend on it.
+        on_damage: called with a sentence about the damage; if None, a VideoWarning is issued.
 
     Yields:
         Exactly one Frame per wanted time, in order. Memory does not grow with the video.
@@ -128,86 +130,90 @@ def frames_at(
         VideoError: if the file cannot be read as a video.
     """
     try:
-        wanted = [float(second) for second in seconds]
+        wanted_seconds = [float(second) for second in seconds]
     except (TypeError, ValueError):
         raise ValueError(f"seconds must be a sequence of numbers, got {seconds!r}") from None
-    if not all(map(math.isfinite, wanted)):
+    if not all(map(math.isfinite, wanted_seconds)):
         raise ValueError("seconds must be finite, but a NaN or an infinity is among the wanted times")
-    for before, after in pairwise(wanted):
+    for before, after in pairwise(wanted_seconds):
         if after < before:
             raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
-    lengths: Any = size  # whatever it is
+    lengths: Any = size  # of any type
     if size is not None and not (len(lengths) == 2 and all(type(n) is int and n > 0 for n in lengths)):
         raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
-    decoder = Decoder(path, threads)  # here, not in the generator: a bad file is told of at once
-    tell = damaged or warn
-    return _frames(decoder, _Painter(decoder, size, resize), [second + _AS_PRINTED for second in wanted], tell)
+    decoder = Decoder(path, threads)  # opened here, not in the generator, so that a bad file is reported at once
+    converter = _RgbConverter(decoder, size, resize)
+    return _frames(decoder, converter, [second + _ROUNDING for second in wanted_seconds], on_damage or warn)
 
 
-def _frames(decoder: Decoder, painter: _Painter, wanted: list[float], tell: Callable[[str], None]) -> Iterator[Frame]:
-    """Paint what is on screen. Tells of damage before the last frame: whoever counts does not ask for one more."""
+def _frames(
+    decoder: Decoder, converter: _RgbConverter, wanted_seconds: list[float], report: Callable[[str], None]
+) -> Iterator[Frame]:
+    """Yield the frame shown at each wanted second as RGB.
+
+    Damage is reported before the last frame is yielded: a caller that counts does not ask for one more.
+    """
     frame, count = None, 0
     try:
-        decoder.only(wanted)
-        pictures = _on_screen(decoder, wanted)
-        while (picture := next(pictures, None)) is not None:
-            if decoder.lost_bet(picture, wanted[count]):  # then nothing is left out, from the beginning
+        decoder.skip_unwanted(wanted_seconds)
+        shown_frames = _shown_frames(decoder, wanted_seconds)
+        while (decoded := next(shown_frames, None)) is not None:
+            if decoder.skipped_too_much(decoded, wanted_seconds[count]):  # begin again, and skip nothing
                 decoder.close()
                 decoder = Decoder(decoder.path, decoder.threads)
-                pictures = islice(_on_screen(decoder, wanted), count, None)
+                shown_frames = islice(_shown_frames(decoder, wanted_seconds), count, None)
                 continue
             count += 1
-            if frame is None or frame.seconds != picture.seconds:
-                frame = Frame(picture.seconds, painter.paint(picture.frame))
-            if count == len(wanted):
-                _tell(decoder, tell)
+            if frame is None or frame.seconds != decoded.seconds:
+                frame = Frame(decoded.seconds, converter.convert(decoded.av_frame))
+            if count == len(wanted_seconds) and (message := decoder.damage_message()):
+                report(message)
             yield frame
-        if count < len(wanted):
-            _tell(decoder, tell)
+        if count < len(wanted_seconds) and (message := decoder.damage_message()):
+            report(message)
     finally:
         decoder.close()
 
 
-def _on_screen(decoder: Decoder, wanted: list[float]) -> Iterator[Picture]:
-    """The picture on screen at each wanted time, until a file that breaks off ends."""
-    shown, coming = None, decoder.read()
-    for second in wanted:
-        if coming is not None and coming.seconds <= second and decoder.worth_a_jump(second):
-            shown, coming = None, decoder.jump(second)
-        while coming is not None and coming.seconds <= second:
-            shown, coming = coming, decoder.read()
-        picture = shown or coming
-        if picture is None:  # there was one before
+def _shown_frames(decoder: Decoder, wanted_seconds: list[float]) -> Iterator[DecodedFrame]:
+    """Yield the frame shown at each wanted second, until a file that breaks off ends."""
+    current, following = None, decoder.read()
+    for second in wanted_seconds:
+        if following is not None and following.seconds <= second and decoder.should_jump(second):
+            current, following = None, decoder.jump(second)
+        while following is not None and following.seconds <= second:
+            current, following = following, decoder.read()
+        shown = current or following
+        if shown is None:  # the first pass over the file found a frame
             raise VideoError(f"{decoder.path} has changed while it was read; leave it alone and try again")
-        sound = not decoder.lost_bet(picture, second)
-        if sound and coming is None and second >= decoder.end and decoder.breaks_off():
+        at_end = following is None and second >= decoder.end
+        if not decoder.skipped_too_much(shown, second) and at_end and decoder.is_truncated():
             return
-        yield picture
+        yield shown
 
 
-class _Painter:
-    """Pictures to upright RGB arrays of one size."""
+class _RgbConverter:
+    """Converts frames to upright RGB arrays of one size."""
 
     def __init__(self, decoder: Decoder, size: tuple[int, int] | None, resize: Resize) -> None:
-        whole = _displayed_size(decoder.first, decoder.stream)
-        self._size = size if size is not None else whole
-        self._scaled = self._size
+        displayed = _displayed_size(decoder.first, decoder.stream)
+        self._size = self._scaled = size if size is not None else displayed
         if resize == "crop":
-            scale = max(self._size[0] / whole[0], self._size[1] / whole[1])
-            width, height = (round(length * scale) for length in whole)
+            scale = max(self._size[0] / displayed[0], self._size[1] / displayed[1])
+            width, height = (round(length * scale) for length in displayed)
             self._scaled = max(self._size[0], width), max(self._size[1], height)
-        self._scaler = VideoReformatter()  # keeps its tables from picture to picture
+        self._scaler = VideoReformatter()  # keeps its tables from frame to frame
 
-    def paint(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB."""
+    def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        """Return (H, W, 3) RGB."""
         (sideways, flip_x, flip_y), matrix = _turn(frame), None
         if frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
             matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
         width, height = self._scaled[::-1] if sideways else self._scaled
         image = self._scaler.reformat(
-            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER
+            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER_FLAGS
         ).to_ndarray()
         image = image.transpose(1, 0, 2) if sideways else image
         image = image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
@@ -217,7 +223,7 @@ class _Painter:
 
 
 def _turn(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """How it becomes upright: whether to exchange rows and columns, then to mirror x, then y.
+    """Return how the frame becomes upright: whether to exchange rows and columns, then to mirror x, then y.
 
     The display matrix sends stored (x, y), y downwards, to (a x + c y, b x + d y).
     """
@@ -227,27 +233,7 @@ def _turn(frame: VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _displayed_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """Return (width, height) of the upright frame with square pixels."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    width = round(frame.width * (aspect if Fraction(1, 8) <= aspect <= 8 else 1))  # beyond that it is rubbish
+    width = round(frame.width * (aspect if Fraction(1, 8) <= aspect <= 8 else 1))  # other values are errors of files
     return (frame.height, width) if _turn(frame)[0] else (width, frame.height)
-
-
-def _tell(decoder: Decoder, tell: Callable[[str], None]) -> None:
-    """Tell of a loss, if there is one."""
-    lost, at_end = float(decoder.losses.total * decoder.tick), decoder.missing or 0.0
-    if not lost + at_end:
-        return
-    whole = max(stated_end(decoder)[0] or 0.0, decoder.end + at_end)
-    share = min(1.0, (lost + at_end) / whole)
-    text = f"{decoder.path} is damaged: {lost + at_end:.2f} s of {whole:.2f} s ({share:.1%})"
-    text += " could not be decoded" + " or only with errors" * (lost > 0)
-    text += f"; it breaks off after {decoder.end:.2f} s" if at_end else "; the last good picture stays there"
-    tell(f"{text}; get a fresh copy if you can")
-
-
-def warn(text: str) -> None:
-    """A VideoWarning that points at the caller outside of this package, whoever drives the iterator."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sidelight":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, VideoWarning, stacklevel=level)

@@ -1,9 +1,9 @@
-"""Decode videos in processes of their own, ahead of whoever wants the pictures.
+"""Decode videos in separate processes, ahead of the caller that consumes the frames.
 
-:func:`main` is one such process: it reads orders from standard input (a line of JSON each)
-and answers on standard output with lines of JSON, some of them followed by raw pixels. A process of its own start,
-and not ``multiprocessing``, because scripts then need no ``if __name__ == "__main__"``, and because a decoder that
-crashes on a broken file takes one worker with it, and not the pool.
+:func:`main` is one such process: it reads orders from standard input (a line of JSON each) and answers on standard
+output with lines of JSON, some of them followed by raw pixels. The processes are started with ``subprocess`` and not
+with ``multiprocessing``, because scripts then need no ``if __name__ == "__main__"``, and because a decoder that crashes
+on a broken file ends one worker, and not the pool.
 
 Nothing here imports PyTorch, so a worker starts in a fraction of a second.
 
@@ -24,15 +24,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
 from sidelight.io.storage import local_copy
-from sidelight.video.read import Resize, VideoError, frames_at, probe
+from sidelight.video.damage import VideoError
+from sidelight.video.read import Resize, frames_at, probe
 
 CHUNK_CLIPS = 8
 """Clips that travel together: some megabytes, so that a worker is never far ahead in memory."""
@@ -40,11 +42,12 @@ CHUNK_CLIPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which pictures are wanted of a video, and how large."""
+    """The frames that are read of a video, and their size."""
 
     clip_seconds: float
     frames_per_clip: int
     resolution: int
+    """Side of the square images, in pixels."""
     resize: Resize
 
 
@@ -58,17 +61,17 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A video is decoded, or could not be."""
+    """The end of one video: it was decoded, or could not be."""
 
     vid: str
     clips: int = 0
-    """How many there were."""
+    """Number of clips that were decoded."""
     duration: float = 0.0
     """Seconds, as the file states them."""
     error: str = ""
-    """Why it could not be read."""
+    """Reason why the file could not be read."""
     warning: str = ""
-    """What is damaged in a file that could be read."""
+    """Damage of a file that could be read."""
 
 
 def clips_of(
@@ -78,20 +81,19 @@ def clips_of(
     *,
     chunk: int = CHUNK_CLIPS,
     threads: int = 0,
-    damaged: Callable[[str], None] | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """The pictures that are wanted of a video, in chunks of at most ``chunk`` clips.
+    """Yield the sampled frames of a video, in chunks of at most ``chunk`` clips.
 
-    Where the video ends early the last clip is filled up with its last picture, and the clips after it are not
-    there.
+    Where the video ends early, the last clip is filled up with its last frame, and the clips after it are absent.
 
     Args:
         path: the file.
-        sampling: what is wanted of it.
-        duration: seconds, as ``probe`` says them.
+        sampling: which frames, and how large.
+        duration: seconds, as ``probe`` returns them.
         chunk: clips at once.
-        threads: of the decoder; 0 for as many as there are processors.
-        damaged: is told of damage; a VideoWarning unless given.
+        threads: threads of the decoder; 0 for one per processor.
+        on_damage: called with a sentence about the damage; if None, a VideoWarning is issued.
 
     Yields:
         uint8 (C, F, S, S, 3).
@@ -99,32 +101,28 @@ def clips_of(
     Raises:
         VideoError: if the file cannot be read as a video.
     """
-    timeline = Timeline(duration=duration, clip_seconds=sampling.clip_seconds)
-    wanted = timeline.frame_seconds(sampling.frames_per_clip).reshape(-1)
-    size = (sampling.resolution, sampling.resolution)
-    room, pictures = chunk * sampling.frames_per_clip, []
-    for frame in frames_at(path, wanted.tolist(), size=size, resize=sampling.resize, threads=threads, damaged=damaged):
-        pictures.append(frame.image)
-        if len(pictures) == room:
-            yield np.stack(pictures).reshape(-1, sampling.frames_per_clip, *pictures[0].shape)
-            pictures = []
-    if pictures:
-        pictures += [pictures[-1]] * (-len(pictures) % sampling.frames_per_clip)
-        yield np.stack(pictures).reshape(-1, sampling.frames_per_clip, *pictures[0].shape)
+    seconds = Timeline(duration=duration, clip_seconds=sampling.clip_seconds).frame_seconds(sampling.frames_per_clip)
+    size, resize = (sampling.resolution, sampling.resolution), sampling.resize
+    frames = frames_at(
+        path, seconds.reshape(-1).tolist(), size=size, resize=resize, threads=threads, on_damage=on_damage
+    )
+    while images := [frame.image for frame in islice(frames, chunk * sampling.frames_per_clip)]:
+        images += [images[-1]] * (-len(images) % sampling.frames_per_clip)
+        yield np.stack(images).reshape(-1, sampling.frames_per_clip, *images[0].shape)
 
 
-def decoded(
+def decode_video(
     vid: str, path: str | Path, sampling: Sampling, *, chunk: int = CHUNK_CLIPS, threads: int = 0
 ) -> Iterator[Chunk | End]:
-    """All of one video: its chunks, then an :class:`End`, which also says if something was wrong."""
+    """Yield the chunks of one video, then an :class:`End`, which also reports errors and damage."""
     count, damage = 0, list[str]()
     try:
         duration = probe(path).duration
-        for pixels in clips_of(path, sampling, duration, chunk=chunk, threads=threads, damaged=damage.append):
+        for pixels in clips_of(path, sampling, duration, chunk=chunk, threads=threads, on_damage=damage.append):
             count += len(pixels)
             yield Chunk(vid=vid, pixels_CFSS3=pixels)
         if not count:
-            raise VideoError(f"{path}: no picture could be decoded; check that the file plays in a video player")
+            raise VideoError(f"{path}: no frame could be decoded; check that the file plays in a video player")
     except (VideoError, OSError) as error:
         yield End(vid=vid, error=" ".join(str(error).split()))
         return
@@ -132,24 +130,18 @@ def decoded(
 
 
 _READY = b'{"ready": true}\n'
-"""A worker's first word: whoever ends before it could not start, which is no video's fault."""
+"""The first line of a worker. A worker that ends before it could not start, which is no video's fault."""
 
 # one worker --------------------------------------------------------------------------------------------------------
 
 
-class Answers(Protocol):
-    """Where a worker writes to; takes all that it is given."""
-
-    def write(self, data: Any, /) -> object: ...
-
-
-def serve(orders: IO[bytes], answers: Answers) -> None:
-    """Work off orders until there are no more."""
+def serve(orders: IO[bytes], answers: _FullWriter) -> None:
+    """Decode the videos that are ordered, until the orders end."""
     answers.write(_READY)
     for line in orders:
         order = json.loads(line)
         sampling = Sampling(**order["sampling"])
-        for part in decoded(order["vid"], order["path"], sampling, chunk=order["chunk"], threads=order["threads"]):
+        for part in decode_video(order["vid"], order["path"], sampling, chunk=order["chunk"], threads=order["threads"]):
             if isinstance(part, End):
                 answers.write(json.dumps({"end": asdict(part)}).encode() + b"\n")
             else:
@@ -157,31 +149,33 @@ def serve(orders: IO[bytes], answers: Answers) -> None:
                 answers.write(part.pixels_CFSS3.data)
 
 
-class _Stopped(Exception):
-    """Nobody wants the pictures any more."""
-
-
 class _Crashed(Exception):
-    """A worker ended in the middle of a video."""
+    """A worker ended in the middle of a video; the argument is the number of chunks that came before."""
 
 
 class _Worker:
     """A process that decodes, and our ends of its pipes."""
 
     def __init__(self) -> None:
-        # Modules are found where we find them, and never in the folder where somebody keeps videos.
+        # Modules are imported from where we import them, and never from the current folder, which may hold videos.
         path = [folder for folder in sys.path if folder]
         start = f"import sys; sys.path[:] = {path!r}; from sidelight.video.workers import main; main()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Ctrl-C in a terminal reaches the whole group: whoever drives the workers decides when they stop.
+            # Ctrl-C in a terminal reaches the whole process group: the caller decides when its workers stop.
             start_new_session=True,
         )
         self._started = False
 
     def decode(self, vid: str, path: str, sampling: Sampling, chunk: int) -> Iterator[Chunk | End]:
+        """Order a video, and yield its chunks and its end.
+
+        Raises:
+            _Crashed: if the process ends before the video does.
+            RuntimeError: if the process did not start.
+        """
         order = {"vid": vid, "path": path, "sampling": asdict(sampling), "chunk": chunk, "threads": 1}
         orders, answers = self.process.stdin, self.process.stdout
         assert orders is not None and answers is not None
@@ -206,56 +200,49 @@ class _Worker:
         raise _Crashed
 
     def stop(self) -> int:
-        """Ends the process, and what it ended with."""
+        """End the process and return its exit code."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with contextlib.suppress(OSError):  # what was still to be said to it
+            with contextlib.suppress(OSError):  # an order that was not sent yet
                 pipe.close()
         return self.process.wait()
 
 
-# all of them -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """What went wrong with us, and not with a video."""
-
-    error: BaseException
+# all workers -------------------------------------------------------------------------------------------------------
 
 
 class DecodeWorkers:
-    """Decodes many videos at once; iterate over it for chunks and ends, those of one video in order.
+    """Several videos decoded at once; iterate for chunks and ends, where each video's chunks come in order.
 
     Use it as a context manager: leaving it stops the processes.
 
     Args:
         videos: id -> file, or address in object storage, which is fetched to a temporary file first.
-        sampling: what is wanted of each.
-        workers: processes; 0 decodes in a thread of this one.
+        sampling: which frames of each video, and how large.
+        workers: processes; 0 decodes in a thread of this process.
         chunk: clips at once.
     """
 
     RETRIES = 1
-    """How often a video is tried again whose worker ended; a second crash is the file's fault."""
+    """How often a video whose worker crashed is tried again; a second crash is the file's fault."""
 
     def __init__(
         self, videos: Mapping[str, str | Path], sampling: Sampling, *, workers: int, chunk: int = CHUNK_CLIPS
     ) -> None:
         self._todo = iter(videos.items())
         self._sampling, self._chunk = sampling, chunk
-        self._threads = max(1, min(workers, len(videos)))
-        self._own = workers == 0
-        # Full when each worker has one chunk waiting here and one in its hands.
-        self._ready: queue.Queue[Chunk | End | _Failed | None] = queue.Queue(self._threads)
+        self._in_this_process = workers == 0
+        count = max(1, min(workers, len(videos)))
+        # Full when each worker has one chunk waiting here and holds another.
+        self._ready: queue.Queue[Chunk | End | BaseException | None] = queue.Queue(count)
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._running: set[_Worker] = set()
-        self._tenders = [threading.Thread(target=self._tend, daemon=True) for _ in range(self._threads)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
 
     def __enter__(self) -> DecodeWorkers:
-        for tender in self._tenders:
-            tender.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -263,80 +250,87 @@ class DecodeWorkers:
         with self._lock:
             for worker in self._running:
                 worker.process.kill()
-        while any(tender.is_alive() for tender in self._tenders):
+        while any(thread.is_alive() for thread in self._threads):
             try:
-                self._ready.get(timeout=0.05)  # lets go whoever waits for room
+                self._ready.get(timeout=0.05)  # frees threads that wait for room in the queue
             except queue.Empty:
                 continue
 
     def __iter__(self) -> Iterator[Chunk | End]:
-        at_work = self._threads
-        while at_work:
+        active = len(self._threads)
+        while active:
             part = self._ready.get()
             if part is None:
-                at_work -= 1
-            elif isinstance(part, _Failed):
-                raise part.error
+                active -= 1
+            elif isinstance(part, BaseException):
+                raise part
             else:
                 yield part
 
     @property
     def processes(self) -> list[int]:
-        """The process ids of the workers there are now."""
+        """Return the process ids of the running workers."""
         with self._lock:
             return [worker.process.pid for worker in self._running]
 
-    def _next(self) -> tuple[str, str | Path] | None:
+    def _next_video(self) -> tuple[str, str | Path] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(self._todo, None)
 
-    def _tend(self) -> None:
-        """One thread for each worker: gives it videos, takes what comes, replaces it if it dies."""
+    def _run(self) -> None:
+        """Run one thread: give videos to a worker, forward its answers, replace it if it crashes."""
         worker: _Worker | None = None
         try:
-            while (order := self._next()) is not None:
-                vid, address = order
-                with ExitStack() as held:
+            while (video := self._next_video()) is not None:
+                vid, address = video
+                with ExitStack() as stack:
                     try:
-                        path = held.enter_context(local_copy(address))
+                        path = stack.enter_context(local_copy(address))
                     except (OSError, ValueError) as error:
                         self._ready.put(End(vid=vid, error=" ".join(str(error).split())))
                         continue
-                    if self._own:
-                        self._pass_on(decoded(vid, path, self._sampling, chunk=self._chunk))
+                    if self._in_this_process:
+                        self._forward(decode_video(vid, path, self._sampling, chunk=self._chunk))
                     else:
-                        worker = self._with_worker(worker, vid, str(path))
+                        worker = self._decode_with(worker, vid, str(path))
         except BaseException as error:
             if not self._stopped.is_set():
-                self._ready.put(_Failed(error))
+                self._ready.put(error)  # an error of this program, not of a video
         finally:
             if worker is not None:
                 self._end(worker)
             self._ready.put(None)
 
-    def _with_worker(self, worker: _Worker | None, vid: str, path: str) -> _Worker | None:
-        """Decode with that worker, or with a new one where it dies; returns the one that is left."""
-        seen = 0
+    def _decode_with(self, worker: _Worker | None, vid: str, path: str) -> _Worker | None:
+        """Decode a video with a worker, or with a new one if that crashes; return the worker that still runs."""
+        forwarded = 0
         for attempt in range(self.RETRIES + 1):
-            if self._stopped.is_set():
-                return worker
-            worker = worker or self._start()
+            with self._lock:  # __exit__ kills all workers in _running, and none may start afterwards
+                if self._stopped.is_set():
+                    return worker
+                worker = worker or _Worker()
+                self._running.add(worker)
             try:
-                seen = self._pass_on(worker.decode(vid, path, self._sampling, self._chunk), skip=seen)
+                self._forward(worker.decode(vid, path, self._sampling, self._chunk), skip=forwarded)
                 return worker
             except _Crashed as crash:
-                seen = max(seen, crash.args[0] if crash.args else 0)
+                forwarded = max(forwarded, *crash.args)
                 code, worker = self._end(worker), None
                 if attempt == self.RETRIES and not self._stopped.is_set():
-                    error = f"{path}: its decoder ended twice ({_said(code)}); check that a video player shows it"
+                    reason = _describe_exit(code)
+                    error = f"{path}: its decoder crashed twice ({reason}); check that a video player shows it"
                     self._ready.put(End(vid=vid, error=error))
             except BaseException:
                 self._end(worker)
                 raise
         return worker
 
-    def _pass_on(self, parts: Iterator[Chunk | End], *, skip: int = 0) -> int:
-        """Hand on what comes, but for the first chunks that were handed on before; returns how many there were."""
+    def _forward(self, parts: Iterator[Chunk | End], *, skip: int = 0) -> None:
+        """Put chunks and ends into the queue, except the first ``skip`` chunks, which were forwarded before.
+
+        Raises:
+            _Crashed: if the worker crashes; with the number of chunks until then.
+        """
         count = 0
         try:
             for part in parts:
@@ -349,15 +343,6 @@ class DecodeWorkers:
                 self._ready.put(part)
         except _Crashed:
             raise _Crashed(count) from None
-        return count
-
-    def _start(self) -> _Worker:
-        with self._lock:
-            if self._stopped.is_set():
-                raise _Stopped
-            worker = _Worker()
-            self._running.add(worker)
-        return worker
 
     def _end(self, worker: _Worker) -> int:
         with self._lock:
@@ -365,29 +350,29 @@ class DecodeWorkers:
         return worker.stop()
 
 
-def _said(code: int) -> str:
-    """What a process ended with, in words."""
+def _describe_exit(code: int) -> str:
+    """Return the exit code of a process in words; below 0 it is the signal that ended the process."""
     if code >= 0:
         return f"exit code {code}"
     try:
         name = signal.Signals(-code).name
-    except ValueError:  # those of real time have no names
+    except ValueError:  # real-time signals have no names
         name = f"signal {-code}"
     return f"{name}: out of memory?" if name == "SIGKILL" else name
 
 
 def main() -> None:
-    """One worker, on standard input and output."""
+    """Run one worker on standard input and output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries that print must not speak between our answers.
+    # Libraries that print must not write between our answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
-        serve(sys.stdin.buffer, _Whole(answers))
+    with contextlib.suppress(BrokenPipeError):  # the caller has ended
+        serve(sys.stdin.buffer, _FullWriter(answers))
 
 
-class _Whole:
-    """An unbuffered pipe takes part of what it is given; this one takes all."""
+class _FullWriter:
+    """An unbuffered pipe that writes all of its argument; the pipe alone may write only a part."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe

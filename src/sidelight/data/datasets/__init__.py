@@ -33,14 +33,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tvsum": TVSUM,
 }
 
-_LOOK_AT = 20  # rows, to know a file by its content
+_FIRST_ROWS = 20  # are enough to recognise a file
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """Return the benchmark of that name.
 
     Raises:
-        AnnotationError: if there is none; names those there are.
+        AnnotationError: if there is none; lists the known names.
     """
     if name not in BENCHMARKS:
         raise AnnotationError(f"there is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
@@ -48,10 +48,10 @@ def benchmark(name: str) -> Benchmark:
 
 
 def recognise(path: str | Path) -> Benchmark | None:
-    """The benchmark whose file this is: by its name, else by its first rows; none if neither tells.
+    """Return the benchmark whose file this is, by the name of the file, else by its first rows; None if unknown.
 
-    JSON documents are known by their content, because train.json is a name that anybody may use; by their name only
-    if they are damaged.
+    JSON documents are recognised by their content, because anybody may use a name such as train.json. The name counts
+    only if the document is damaged.
 
     Raises:
         OSError: if the file cannot be read.
@@ -60,27 +60,21 @@ def recognise(path: str | Path) -> Benchmark | None:
     name = path.name.lower()
     if path.suffix == ".json":
         try:
-            return _of_document(json.loads(path.read_bytes()))
+            document = json.loads(path.read_bytes())
         except (ValueError, RecursionError):
             return next((b for b in BENCHMARKS.values() for s in b.splits.values() if name in s.files), None)
+        return next(
+            (b for b in BENCHMARKS.values() if isinstance(document, dict) and b.document_is_ours(document)), None
+        )
     if path.suffix == ".txt":
         with path.open("rb") as file:
-            return CHARADES_STA if b"##" in file.readline(10_000) else None
-    for its in BENCHMARKS.values():
-        if name.startswith(its.file_words):
-            return its
+            first_line = file.readline(10_000)
+        return next((b for b in BENCHMARKS.values() if b.text_is_ours(first_line)), None)
+    for known in BENCHMARKS.values():
+        if name.startswith(known.file_words):
+            return known
     readable = (row.raw for row in json_lines(path) if not row.problem)
-    rows = list(itertools.islice(readable, _LOOK_AT))
-    if any(CLIP_SECONDS in row for row in rows):
-        return None  # an imported table says how long its clips are, a benchmark's file never does
-    return next((b for b in BENCHMARKS.values() if rows and all(map(b.row_is_ours, rows))), None)
-
-
-def _of_document(values: object) -> Benchmark | None:
-    if not isinstance(values, dict):
-        return None
-    if isinstance(values.get("videos"), list):
-        clips = [c for v in values["videos"] if isinstance(v, dict) for c in v.get("clips") or ()]
-        return EGO4D_NLQ if any(isinstance(c, dict) and "clip_uid" in c for c in clips) else None
-    first = next(iter(values.values()), None)
-    return ACTIVITYNET if isinstance(first, dict) and {"timestamps", "sentences"} <= first.keys() else None
+    rows = list(itertools.islice(readable, _FIRST_ROWS))
+    if not rows or any(CLIP_SECONDS in row for row in rows):
+        return None  # an imported table says how long its clips are, the file of a benchmark never does
+    return next((b for b in BENCHMARKS.values() if all(map(b.row_is_ours, rows))), None)

@@ -1,29 +1,18 @@
 """ActivityNet-Captions (Krishna et al., ICCV 2017): moments in YouTube videos of activities, about two minutes long.
 
-Two forms are read: JSON lines, and the original JSON, where the rows of a video get the qid ``v_..._0``, ``v_..._1``.
-val_1 and val_2 describe the same videos, by different people. SDST and R2-Tuning publish nothing on this benchmark:
-clips of 2 s and the rounding unit of 0.001 s are our choice.
+Two forms are read: JSON lines, and the original JSON. Rows of the original get the qids ``v_..._0``, ``v_..._1``, ...
+val_1 and val_2 are descriptions of the same videos by different people. SDST and R2-Tuning publish nothing on this
+benchmark: clips of 2 s and the rounding unit of 0.001 s are our choice.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sidelight.data.datasets.base import Benchmark, Row, Split, json_document, json_lines, shown
-
-_VIDEO = re.compile(r"v_[\w-]{11}")
-
-
-def parse(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file or of the original JSON.
-
-    Raises:
-        AnnotationError: if a JSON document cannot be read.
-    """
-    return _original(path) if path.suffix == ".json" else json_lines(path)
+from sidelight.data.datasets.base import Benchmark, Row, Split, json_document, original_or_json_lines, vid_matches
+from sidelight.io.jsonl import shown
 
 
 def _original(path: Path) -> Iterator[Row]:
@@ -35,13 +24,19 @@ def _original(path: Path) -> Iterator[Row]:
             yield Row(place=vid, problem=problem)
             continue
         for i, (window, sentence) in enumerate(zip(windows, sentences, strict=True)):
-            values = {"qid": f"{vid}_{i}", "query": sentence, "duration": fields.get("duration"), "vid": vid}
-            values["relevant_windows"] = [window]
+            values = {
+                "qid": f"{vid}_{i}",
+                "query": sentence,
+                "duration": fields.get("duration"),
+                "vid": vid,
+                "relevant_windows": [window],
+            }
             yield Row(place=f"{vid}[{i}]", raw=values, values=values)
 
 
-def _ours(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("vid"), str) and _VIDEO.fullmatch(row["vid"]) is not None
+def _is_original(document: Mapping[str, Any]) -> bool:
+    first = next(iter(document.values()), None)
+    return isinstance(first, dict) and {"timestamps", "sentences"} <= first.keys()
 
 
 ACTIVITYNET = Benchmark(
@@ -60,6 +55,7 @@ ACTIVITYNET = Benchmark(
     },
     source="Krishna, Hata, Ren, Fei-Fei, Niebles: Dense-Captioning Events in Videos, ICCV 2017",
     file_words=("activitynet", "anet"),
-    row_is_ours=_ours,
-    parse=parse,
+    row_is_ours=vid_matches(r"v_[\w-]{11}"),
+    document_is_ours=_is_original,
+    parse=original_or_json_lines(".json", _original),
 )

@@ -1,28 +1,22 @@
 """QVHighlights (Lei et al., NeurIPS 2021): moments and highlights in YouTube videos of up to 150 s.
 
-Released as JSON lines, the form that sidelight writes too. Each clip of 2 s in a window was rated by three people
-from 0 to 4. Rounding to 2 s and NMS 'normal' at 0.7: R2-Tuning (ECCV 2024). Clips and M: SDST (Tab. A).
+Released as JSON lines, the form that sidelight writes too. Three people rated each clip of 2 s in a window from 0 to 4.
+Rounding to 2 s and NMS 'normal' at 0.7: R2-Tuning (ECCV 2024). Clips and M: SDST (Tab. A).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from sidelight.data.datasets.base import Benchmark, Nms, Split
+from sidelight.data.datasets.base import Benchmark, Nms, Split, vid_matches
 
 _CUT = re.compile(r"_(\d+\.\d+)_(\d+\.\d+)$")
 
 
 def seconds_in_name(vid: str) -> float | None:
-    """Seconds between the two times in a video's name, such as 150 in ``NUsG9BgSes0_210.0_360.0``."""
-    found = _CUT.search(vid)
-    return float(found[2]) - float(found[1]) if found else None
-
-
-def _ours(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("vid"), str) and seconds_in_name(row["vid"]) is not None
+    """Return the seconds between the two times in a video's name, such as 150 for ``NUsG9BgSes0_210.0_360.0``."""
+    match = _CUT.search(vid)
+    return float(match[2]) - float(match[1]) if match else None
 
 
 QVHIGHLIGHTS = Benchmark(
@@ -45,5 +39,5 @@ QVHIGHLIGHTS = Benchmark(
     },
     source="Lei, Berg, Bansal: QVHighlights, NeurIPS 2021",
     file_words=("highlight_train", "highlight_val", "highlight_test", "qvhighlights"),
-    row_is_ours=_ours,
+    row_is_ours=vid_matches(rf".*{_CUT.pattern}"),
 )

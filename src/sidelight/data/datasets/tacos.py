@@ -1,24 +1,13 @@
 """TACoS (Regneri et al., TACL 2013): moments in 127 cooking videos, split as usual since 2D-TAN.
 
-Read from JSON lines. Clips and M: SDST (Tab. A); 'linear' soft-NMS, which knows no threshold: R2-Tuning. For the
-rounding no unit was published (R2-Tuning's released configuration sets none): 0.001 s is our choice, fine enough to
-change nothing. The video files carry the camera in their names (``VID-cam-002``); sidelight wants them named ``VID``.
+Read from JSON lines. Clips and M: SDST (Tab. A). 'linear' soft-NMS without a threshold: R2-Tuning. No rounding unit was
+published (R2-Tuning's released configuration sets none): 0.001 s is our choice, too fine to change a metric. The
+released video files have the camera in their names (``VID-cam-002``); rename them to ``VID``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
-from sidelight.data.datasets.base import Benchmark, Nms, Split
-
-_VIDEO = re.compile(r"s\d+-d\d+")
-
-
-def _ours(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("vid"), str) and _VIDEO.fullmatch(row["vid"]) is not None
-
+from sidelight.data.datasets.base import Benchmark, Nms, Split, vid_matches
 
 TACOS = Benchmark(
     name="tacos",
@@ -36,5 +25,5 @@ TACOS = Benchmark(
     },
     source="Regneri, Rohrbach, Wetzel, Thater, Schiele, Pinkal: Grounding Action Descriptions in Videos, TACL 2013",
     file_words=("tacos",),
-    row_is_ours=_ours,
+    row_is_ours=vid_matches(r"s\d+-d\d+"),
 )

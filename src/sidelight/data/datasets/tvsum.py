@@ -1,29 +1,24 @@
-"""TVSum (Song et al., CVPR 2015): how important 20 people found each 2 s of 50 YouTube videos, from 1 to 5.
+"""TVSum (Song et al., CVPR 2015): the importance of each 2 s of 50 YouTube videos, rated from 1 to 5 by 20 people.
 
-Read from JSON lines. The released ``duration`` is the number of clips, not of seconds; the reader replaces it by
-2 s times the number of rated clips, which need not be the video's length to the second. The query is the video's
-title. The ten domains are trained and scored one by one, four videos against one. No window is predicted, so there
-is neither rounding nor NMS. Clips of 2 s: R2-Tuning.
+Read from JSON lines. The released ``duration`` is the number of clips, not of seconds. The reader replaces it by 2 s
+times the number of rated clips, which may differ a little from the length of the video. The query is the title of the
+video. The ten domains are trained and scored one by one, with four videos for training and one for validation. No
+windows are predicted, so there is neither rounding nor NMS. Clips of 2 s: R2-Tuning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from sidelight.data.datasets.base import Benchmark, Row, Split, rated_rows
+from sidelight.data.datasets.base import Benchmark, Split, rated_rows
 
 CLIP_SECONDS = 2
 RATERS = 20
 
 
-def parse(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, ``label`` as ratings and the duration in seconds."""
-    return rated_rows(path, clip_seconds=CLIP_SECONDS)
-
-
-def _ours(row: Mapping[str, Any]) -> bool:
+def _is_ours(row: Mapping[str, Any]) -> bool:
     label = row.get("label")
     return isinstance(label, list) and all(isinstance(r, list) and len(r) == RATERS for r in label) and bool(label)
 
@@ -42,6 +37,6 @@ TVSUM = Benchmark(
     domains=("BK", "BT", "DS", "FM", "GA", "MS", "PK", "PR", "VT", "VU"),
     source="Song, Vallmitjana, Stent, Jaimes: TVSum: Summarizing Web Videos Using Titles, CVPR 2015",
     file_words=("tvsum",),
-    row_is_ours=_ours,
-    parse=parse,
+    row_is_ours=_is_ours,
+    parse=partial(rated_rows, clip_seconds=CLIP_SECONDS),
 )

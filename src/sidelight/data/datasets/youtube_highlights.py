@@ -1,29 +1,15 @@
-"""YouTube Highlights (Sun et al., ECCV 2014): which clips of a video show its domain's activity well.
+"""YouTube Highlights (Sun et al., ECCV 2014): the clips of a video that show the activity of its domain well.
 
-Read from JSON lines. A clip here is about 100 pictures long and begins about 50 after the one before, so clips
-overlap and their seconds differ with a video's rate: clip i is pictures ``extra["clip"][i]`` at ``extra["fps"]`` a
-second, and ``clip_seconds`` of the benchmark is none. All clips are listed, each with one rating: 1 if its ``match``
-is 1, else 0. The query is the domain, whose models are trained and scored one by one. No window is predicted, so
-there is neither rounding nor NMS. The releases differ in the videos that could still be had, so no count is published.
+Read from JSON lines. A clip is about 100 frames long and begins about 50 frames after the clip before, so clips
+overlap, and their seconds depend on the frame rate: clip i covers the frames ``extra["clip"][i]`` at ``extra["fps"]``
+frames per second. So the benchmark has no ``clip_seconds``. All clips are listed, each with one rating: 1 if its
+``match`` is 1, else 0. The query is the domain, and the domains are trained and scored one by one. No windows are
+predicted, so there is neither rounding nor NMS. The releases contain different videos, so no count is published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-from sidelight.data.datasets.base import Benchmark, Row, Split, rated_rows
-
-
-def parse(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, ``label`` as ratings."""
-    return rated_rows(path, clip_seconds=None)
-
-
-def _ours(row: Mapping[str, Any]) -> bool:
-    return "label" in row and "match" in row and "clip" in row
-
+from sidelight.data.datasets.base import Benchmark, Split, rated_rows
 
 YOUTUBE_HIGHLIGHTS = Benchmark(
     name="youtube-highlights",
@@ -36,6 +22,6 @@ YOUTUBE_HIGHLIGHTS = Benchmark(
     domains=("dog", "gymnastics", "parkour", "skating", "skiing", "surfing"),
     source="Sun, Farhadi, Seitz: Ranking Domain-Specific Highlights by Analyzing Edited Videos, ECCV 2014",
     file_words=("youtube_train", "youtube_val", "youtube-highlights", "youtube_highlights"),
-    row_is_ours=_ours,
-    parse=parse,
+    row_is_ours=lambda row: "label" in row and "match" in row and "clip" in row,
+    parse=rated_rows,
 )

@@ -1,0 +1,83 @@
+"""JSON lines: a text file with one JSON object per line. All files of that form are read and written here."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidelight.io.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a file."""
+
+    number: int
+    """Number of the line in its file, from 1; blank lines count."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The JSON object; empty if the line cannot be read."""
+    problem: str = ""
+    """Why the line cannot be read; empty if it can."""
+
+
+def read_json_lines(path: str | Path, *, lenient: bool = False) -> Iterator[Line]:
+    """Yield the lines of a file in UTF-8, except blank ones.
+
+    Only a line feed ends a line: a sentence may contain other line separators, such as U+2028. A byte order mark at
+    the start of the file is skipped.
+
+    Args:
+        path: the file.
+        lenient: yield a line that cannot be read with its problem, instead of raising an error.
+
+    Raises:
+        ValueError: if a line is not a JSON object, unless ``lenient``; names file and line.
+        OSError: if the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        for number, content in enumerate(file, start=1):
+            if number == 1:
+                content = content.removeprefix(codecs.BOM_UTF8)
+            if not content.strip():
+                continue
+            line = _parse(number, content.rstrip(b"\r\n"))
+            if line.problem and not lenient:
+                raise ValueError(f"{path}:{number}: {line.problem}; correct this line")
+            yield line
+
+
+def _parse(number: int, content: bytes) -> Line:
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        problem = "this line is not text in UTF-8"
+    except json.JSONDecodeError as error:
+        problem = f"this line is not valid JSON ({error.msg} at column {error.colno}); was the file cut short?"
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        problem = "this line is not readable JSON"
+    else:
+        if isinstance(values, dict):
+            return Line(number=number, values=values)
+        problem = f"expected a JSON object with named fields, got {shown(values)}"
+    return Line(number=number, problem=problem)
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line. The file appears complete or not at all.
+
+    Raises:
+        TypeError: if a row contains a value that JSON does not know.
+        OSError: if the file cannot be written.
+    """
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def shown(value: object) -> str:
+    """Return a value as text for a message, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
