@@ -444,7 +444,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: str) -> None
 
 
 def test_a_full_folder_is_not_written_over(original: Path, tiny: Path) -> None:
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="already exists"):
         convert_clip(original, tiny, heads=HEADS)
 
 
