@@ -35,17 +35,10 @@ from av.video.stream import VideoStream
 from torch import nn
 
 from sidelight.backbones.clip.model import CLIPBackbone
-from sidelight.backbones.internvideo2.bert import BertConfig
-from sidelight.backbones.internvideo2.model import (
-    DTYPES,
-    MEAN,
-    SIZES,
-    STD,
-    InternVideo2,
-    InternVideo2Backbone,
-    InternVideo2Config,
-    VideoConfig,
-)
+from sidelight.backbones.common import DTYPES
+from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
+from sidelight.backbones.internvideo2.config import MEAN, SIZES, STD, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.model import InternVideo2
 from sidelight.backbones.protocol import Backbone, FeatureSpec
 from sidelight.features.extract import extract
 from sidelight.video.read import frames_at, probe
@@ -234,7 +227,7 @@ def internvideo2(depth: int, dtype: str, device: str) -> InternVideo2Backbone:
     with torch.device(device):
         backbone.model = InternVideo2(InternVideo2Config(video=video, text=text))
     backbone.model.to(DTYPES[dtype]).eval().requires_grad_(False)
-    backbone._spec = FeatureSpec(
+    backbone.spec = FeatureSpec(
         backbone="internvideo2",
         weights="random",
         levels=tuple(range(-LEVELS, 0)),

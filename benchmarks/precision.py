@@ -26,9 +26,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sidelight.backbones.clip.model import CLIPBackbone, convert_clip
-from sidelight.backbones.internvideo2.bert import BertConfig, our_name
-from sidelight.backbones.internvideo2.model import SIZES, InternVideo2, InternVideo2Config, VideoConfig
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.clip.model import CLIPBackbone
+from sidelight.backbones.internvideo2.bert import our_name
+from sidelight.backbones.internvideo2.config import SIZES, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.model import InternVideo2
 from sidelight.data.annotations import read_annotations
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.metrics.evaluate import evaluate_submissions

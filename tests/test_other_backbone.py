@@ -1,4 +1,4 @@
-"""What was trained on one backbone's features refuses the other's, and says how they differ: InternVideo2 and CLIP."""
+"""Check that a model trained on features of one backbone refuses the other's features: InternVideo2 and CLIP."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from sidelight import Grounder
 from sidelight.backbones import SpecMismatchError, load_backbone
-from sidelight.backbones.clip.model import convert_clip
-from sidelight.backbones.internvideo2.model import convert_internvideo2
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.internvideo2.convert import convert_internvideo2
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
 from sidelight.features.extract import extract, find_videos
@@ -34,23 +34,23 @@ QUERIES = ("a red star", "the dog", "run", "a blue ring")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of weights of each."""
-    place = tmp_path_factory.mktemp("weights")
-    tiny_clip.write_vocabulary(place)
-    (place / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
-    torch.save(tiny_internvideo2.published_model(), place / "internvideo2.pt")
-    torch.save(tiny_clip.openai_tensors(516), place / "clip.pt")
+    """Return a folder of weights for each backbone."""
+    folder = tmp_path_factory.mktemp("weights")
+    tiny_clip.write_vocabulary(folder)
+    (folder / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
+    torch.save(tiny_internvideo2.published_model(), folder / "internvideo2.pt")
+    torch.save(tiny_clip.openai_tensors(516), folder / "clip.pt")
     return {
         "internvideo2": convert_internvideo2(
-            place / "internvideo2.pt", place / "internvideo2", config=tiny_internvideo2.CONFIG
+            folder / "internvideo2.pt", folder / "internvideo2", config=tiny_internvideo2.CONFIG
         ),
-        "clip": convert_clip(place / "clip.pt", place / "clip", heads=tiny_clip.HEADS, vocabulary=place),
+        "clip": convert_clip(folder / "clip.pt", folder / "clip", heads=tiny_clip.HEADS, vocabulary=folder),
     }
 
 
 @pytest.fixture(scope="module")
 def truth(tiny_annotations: list[Annotation], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those of the tiny world, with sentences that both tiny vocabularies can say."""
+    """Write the annotations of the tiny world, with sentences of words in both tiny vocabularies."""
     path = tmp_path_factory.mktemp("annotations") / "short.jsonl"
     rows = [replace(a, query=QUERIES[i % len(QUERIES)]).to_dict() for i, a in enumerate(tiny_annotations)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -59,39 +59,39 @@ def truth(tiny_annotations: list[Annotation], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def stores(weights: dict[str, Path], tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same videos and sentences by each."""
+    """Extract features of the same videos and sentences with each backbone."""
     files = {path.stem: path for path in sorted((tiny_world / "videos").iterdir())}
-    found = {}
+    folders = {}
     for kind in KINDS:
-        found[kind] = tmp_path_factory.mktemp("stores") / kind
+        folders[kind] = tmp_path_factory.mktemp("stores") / kind
         backbone = load_backbone(kind, weights=weights[kind], levels=3, pooling="cls")
-        _, failures = extract(find_videos(tiny_world / "videos", files), QUERIES, backbone, found[kind], workers=0)
+        _, failures = extract(find_videos(tiny_world / "videos", files), QUERIES, backbone, folders[kind], workers=0)
         assert not failures
-    return found
+    return folders
 
 
 @pytest.fixture(scope="module")
 def models(
     weights: dict[str, Path], stores: dict[str, Path], truth: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A checkpoint trained on the features of each."""
-    found = {}
+    """Train a checkpoint on the features of each backbone."""
+    checkpoints = {}
     for kind in KINDS:
-        place = tmp_path_factory.mktemp("models")
-        (place / "recipe.yaml").write_text(
+        folder = tmp_path_factory.mktemp("models")
+        (folder / "recipe.yaml").write_text(
             f"model: {{video_dim: 32, text_dim: {24 if kind == 'internvideo2' else 16}, levels: 3, hidden: 16, "
             "heads: 2, moment_queries: 4, roi_bins: 4}\n"
             f"backbone: {{name: {kind}, levels: 3, pooling: cls, weights: {weights[kind]}}}\n"
             f"data: {{train: {truth}, train_features: {stores[kind]}}}\n"
-            f"train: {{epochs: 1, batch_size: 8, accelerator: cpu, out: {place / 'run'}}}\n"
+            f"train: {{epochs: 1, batch_size: 8, accelerator: cpu, out: {folder / 'run'}}}\n"
         )
-        train(read_recipe(place / "recipe.yaml"), quiet=True)
-        found[kind] = place / "run" / "last"
-    return found
+        train(read_recipe(folder / "recipe.yaml"), quiet=True)
+        checkpoints[kind] = folder / "run" / "last"
+    return checkpoints
 
 
 def differences(kind: str) -> list[str]:
-    """What the sentence has to name."""
+    """Return the differences that the message must name."""
     text, frames = {"internvideo2": (24, 4), "clip": (16, 1)}, {"internvideo2": 4, "clip": 1}
     other = OTHER[kind]
     return [
@@ -104,7 +104,7 @@ def differences(kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_answers_by_its_own_backbone(
+def test_a_model_answers_with_its_own_backbone(
     kind: str, models: dict[str, Path], weights: dict[str, Path], tiny_world: Path
 ) -> None:
     video = next((tiny_world / "videos").iterdir())
@@ -115,11 +115,13 @@ def test_it_answers_by_its_own_backbone(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_other_backbone_is_refused(kind: str, models: dict[str, Path], weights: dict[str, Path]) -> None:
     other = load_backbone(OTHER[kind], weights=weights[OTHER[kind]], levels=3, pooling="cls")
-    with pytest.raises(SpecMismatchError) as refused:
+    with pytest.raises(SpecMismatchError) as refusal:
         Grounder(Checkpoint.from_pretrained(models[kind]), backbone=other, device="cpu")
-    said = str(refused.value)
-    assert said.startswith("the backbone's features were made by another feature spec than this model was trained on")
-    assert all(difference in said for difference in differences(kind)), said
+    message = str(refusal.value)
+    assert message.startswith(
+        "the backbone's features were made by another feature spec than this model was trained on"
+    )
+    assert all(difference in message for difference in differences(kind)), message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,11 +133,11 @@ def test_features_of_the_other_are_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = ["--model", str(models[kind]), "--annotations", str(truth), "--out", str(tmp_path / "out.jsonl")]
-    assert main(["predict", *given, "--features", str(stores[kind]), "--device", "cpu"]) == 0
+    options = ["--model", str(models[kind]), "--annotations", str(truth), "--out", str(tmp_path / "out.jsonl")]
+    assert main(["predict", *options, "--features", str(stores[kind]), "--device", "cpu"]) == 0
     (tmp_path / "out.jsonl").unlink()
     capsys.readouterr()
-    assert main(["predict", *given, "--features", str(stores[OTHER[kind]]), "--device", "cpu"]) == 2
+    assert main(["predict", *options, "--features", str(stores[OTHER[kind]]), "--device", "cpu"]) == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1 and f"the features in {stores[OTHER[kind]]}" in shown.err
     assert all(difference in shown.err for difference in differences(kind)), shown.err
@@ -151,11 +153,11 @@ def test_weights_of_the_other_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     video = str(next((tiny_world / "videos").iterdir()))
-    given = ["--model", str(models[kind]), "--backbone-weights", str(weights[OTHER[kind]]), "--device", "cpu"]
-    assert main(["ground", video, "the dog", *given]) == 2
+    options = ["--model", str(models[kind]), "--backbone-weights", str(weights[OTHER[kind]]), "--device", "cpu"]
+    assert main(["ground", video, "the dog", *options]) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and str(weights[OTHER[kind]]) in shown and "Traceback" not in shown
-    assert {"internvideo2": "it holds weights of clip", "clip": "is no CLIP: its config.json"}[kind] in shown
+    assert {"internvideo2": "it holds weights of clip", "clip": "is not CLIP: its config.json"}[kind] in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,11 +166,13 @@ def test_a_recipe_of_the_other_is_refused(
 ) -> None:
     recipe = models[kind].parent.parent / "recipe.yaml"
     before = sorted(recipe.parent.rglob("*"))
-    other = [f"--data.train_features={stores[OTHER[kind]]}", f"--train.out={recipe.parent / 'new'}"]
+    overrides = [f"--data.train_features={stores[OTHER[kind]]}", f"--train.out={recipe.parent / 'new'}"]
     for check in ([], ["--check"]):
-        assert main(["train", str(recipe), *other, *check]) == 2
-        said = f"recipe {recipe}: backbone.name says '{kind}', but the features in {stores[OTHER[kind]]} were made with"
-        assert said in capsys.readouterr().err and sorted(recipe.parent.rglob("*")) == before
+        assert main(["train", str(recipe), *overrides, *check]) == 2
+        message = (
+            f"recipe {recipe}: backbone.name says '{kind}', but the features in {stores[OTHER[kind]]} were made with"
+        )
+        assert message in capsys.readouterr().err and sorted(recipe.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,23 +189,23 @@ def test_the_store_of_the_other_is_not_filled(
 def test_types_are_no_difference(
     kind: str, dtype: str, weights: dict[str, Path], stores: dict[str, Path], tiny_world: Path, tmp_path: Path
 ) -> None:
-    """The recipe is the same, features are near, and a store that was begun in one type is filled in another."""
+    """Check that the spec is the same, that features are near, and that a store can be filled with another type."""
     half = load_backbone(kind, weights=weights[kind], levels=3, pooling="cls", dtype=dtype)
-    recipe, allowed = half.spec, {"bfloat16": 0.03, "float16": 0.004}[dtype]
+    spec, allowed = half.spec, {"bfloat16": 0.03, "float16": 0.004}[dtype]
     store = FeatureStore(shutil.copytree(stores[kind], tmp_path / "store"))
-    assert recipe == store.spec
-    wanted = {vid: store.video(vid).video_KTD.astype(np.float32) for vid in store.videos()}
-    (gone, *_), text = wanted, store.queries(QUERIES)
-    (tmp_path / "store" / "videos" / f"{gone}.safetensors").unlink()
+    assert spec == store.spec
+    stored = {vid: store.video(vid).video_KTD.astype(np.float32) for vid in store.videos()}
+    (removed, *_), text = stored, store.queries(QUERIES)
+    (tmp_path / "store" / "videos" / f"{removed}.safetensors").unlink()
     filled, failures = extract(
-        find_videos(tiny_world / "videos", wanted), ["the dog run"], half, store.folder, workers=0
+        find_videos(tiny_world / "videos", stored), ["the dog run"], half, store.folder, workers=0
     )
-    assert not failures and set(filled.videos()) == set(wanted)
-    found = filled.video(gone).video_KTD.astype(np.float32)
-    assert 0 < np.linalg.norm(found - wanted[gone]) < allowed * np.linalg.norm(wanted[gone])
-    for query, said in zip(QUERIES, half.encode_text(QUERIES), strict=True):
+    assert not failures and set(filled.videos()) == set(stored)
+    refilled = filled.video(removed).video_KTD.astype(np.float32)
+    assert 0 < np.linalg.norm(refilled - stored[removed]) < allowed * np.linalg.norm(stored[removed])
+    for query, encoded in zip(QUERIES, half.encode_text(QUERIES), strict=True):
         full = text[query].astype(np.float32)
-        assert 0 < np.linalg.norm(said.numpy() - full) < allowed * np.linalg.norm(full)
+        assert 0 < np.linalg.norm(encoded.numpy() - full) < allowed * np.linalg.norm(full)
 
 
 @pytest.mark.parametrize("kind", KINDS)

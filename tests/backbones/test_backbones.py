@@ -1,4 +1,4 @@
-"""The protocol, the recipe, and the embedded backbone behind it."""
+"""Tests of the protocol, the feature spec, and the embedded backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, load_backbone
-from sidelight.backbones.protocol import weights_digest
+from sidelight.backbones.common import weights_digest
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.backbones.shapes.tokenizer import CLS, PAD, Tokenizer
 
@@ -24,7 +24,7 @@ def clips(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (count, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_it_is_a_backbone(backbone: ShapesBackbone) -> None:
+def test_the_protocol_is_fulfilled(backbone: ShapesBackbone) -> None:
     assert isinstance(backbone, Backbone)
     assert FeatureSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
     assert backbone.spec.levels == (-4, -3, -2, -1)
@@ -32,22 +32,22 @@ def test_it_is_a_backbone(backbone: ShapesBackbone) -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "attention", "tokens"])
 def test_levels_and_poolings(tiny_backbone: Path, pooling: str) -> None:
-    whole = ShapesBackbone(weights=tiny_backbone, pooling=pooling)
-    some = ShapesBackbone(weights=tiny_backbone, pooling=pooling, levels=(-3, -1))
-    video = whole.encode_video(clips(3))
+    all_levels = ShapesBackbone(weights=tiny_backbone, pooling=pooling)
+    two_levels = ShapesBackbone(weights=tiny_backbone, pooling=pooling, levels=(-3, -1))
+    video = all_levels.encode_video(clips(3))
     assert video.shape == ((4, 3, 9, 32) if pooling == "tokens" else (4, 3, 32))
-    assert torch.equal(some.encode_video(clips(3)), video[[1, 3]])
-    (text,) = whole.encode_text(["a red square spins"])
+    assert torch.equal(two_levels.encode_video(clips(3)), video[[1, 3]])
+    (text,) = all_levels.encode_text(["a red square spins"])
     assert text.shape == (4, 5, 32)
-    assert torch.equal(some.encode_text(["a red square spins"])[0], text[[1, 3]])
+    assert torch.equal(two_levels.encode_text(["a red square spins"])[0], text[[1, 3]])
 
 
 def test_attention_pooling_of_a_level_is_the_last_levels_pool(tiny_backbone: Path) -> None:
-    tokens = ShapesBackbone(weights=tiny_backbone, pooling="tokens")
+    backbone = ShapesBackbone(weights=tiny_backbone, pooling="tokens")
     pooled = ShapesBackbone(weights=tiny_backbone, pooling="attention").encode_video(clips(2))
-    every = tokens.encode_video(clips(2))
+    tokens = backbone.encode_video(clips(2))
     for level in range(4):
-        torch.testing.assert_close(pooled[level], tokens.model.video.pool(every[level]))
+        torch.testing.assert_close(pooled[level], backbone.model.video.pool(tokens[level]))
 
 
 def test_a_clip_does_not_depend_on_its_batch(backbone: ShapesBackbone) -> None:
@@ -84,7 +84,7 @@ def test_tokenizer(sentence: str, tokens: list[str]) -> None:
 
 
 def test_tokenizer_pads() -> None:
-    ids, lengths = Tokenizer().batch(["red", "a red star"], longest=10)
+    ids, lengths = Tokenizer().batch(["red", "a red star"], max_tokens=10)
     assert lengths == [2, 4] and ids[0, 0] == CLS and ids[0, 2:].tolist() == [PAD, PAD]
 
 
@@ -100,7 +100,7 @@ def test_wrong_frames_are_refused(backbone: ShapesBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"levels": 9}, "levels"),
         ({"levels": ()}, "levels"),
@@ -108,26 +108,27 @@ def test_wrong_frames_are_refused(backbone: ShapesBackbone) -> None:
         ({"weights": "x"}, "x"),
     ],
 )
-def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         load_backbone("shapes", **{"weights": tiny_backbone, **options})
     with pytest.raises(ValueError, match="no backbone 'clop'"):
         load_backbone("clop")
 
 
-def test_a_recipe_refuses_another_and_names_each_difference(backbone: ShapesBackbone) -> None:
+def test_a_spec_refuses_another_and_names_each_difference(backbone: ShapesBackbone) -> None:
     spec = backbone.spec
     spec.require(spec)
     other = replace(spec, pooling="mean", clip_seconds=1.0)
     assert other.digest() != spec.digest()
-    with pytest.raises(SpecMismatchError, match=r"pooling is 'mean', expected 'attention'; clip_seconds is 1.0") as e:
-        other.require(other)
+    with pytest.raises(
+        SpecMismatchError, match=r"pooling is 'mean', expected 'attention'; clip_seconds is 1.0"
+    ) as refusal:
         spec.require(other)
-    assert "Extract them again" in str(e.value) or "clip_seconds" in str(e.value)
+    assert "Extract them again" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"levels": []}, "levels"),
         ({"levels": [-1, -2]}, "levels"),
@@ -137,8 +138,8 @@ def test_a_recipe_refuses_another_and_names_each_difference(backbone: ShapesBack
         ({"more": 1}, "unknown fields: more"),
     ],
 )
-def test_recipes_are_checked(backbone: ShapesBackbone, change: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_specs_are_checked(backbone: ShapesBackbone, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         FeatureSpec.from_dict({**backbone.spec.to_dict(), **change})
     with pytest.raises(ValueError, match="lacks backbone"):
         FeatureSpec.from_dict({k: v for k, v in backbone.spec.to_dict().items() if k != "backbone"})

@@ -1,4 +1,4 @@
-"""CLIP as a backbone: a tiny one with random weights and a vocabulary of bytes, made here. No network."""
+"""Tests of CLIP as a backbone, with a tiny model of random weights and a vocabulary of bytes. They need no network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 from safetensors.torch import load_file, save_file
 
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError
-from sidelight.backbones.clip import model as module
-from sidelight.backbones.clip.model import CLIP_B32, CLIPBackbone, cleaned, convert_clip, identity_of
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.clip.loading import identify_weights
+from sidelight.backbones.clip.model import CLIPBackbone, clean_text
+from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD, HUB_FILES, OPENAI_FILES
 from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
@@ -32,14 +34,14 @@ HEADS = (2, 2)
 
 
 def byte_symbols() -> list[str]:
-    """The printable characters that stand for the 256 bytes, in the order of byte-level BPE."""
+    """Return the printable characters that stand for the 256 bytes, in the order of byte-level BPE."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte) for byte in shown] + [chr(256 + i) for i in range(len(hidden))]
 
 
 def write_vocabulary(folder: Path) -> int:
-    """Bytes, bytes that end a word, two merges, start and end; returns how many tokens that is."""
+    """Write bytes, bytes that end a word, two merges, start and end; return the number of tokens."""
     symbols = byte_symbols()
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
@@ -48,13 +50,13 @@ def write_vocabulary(folder: Path) -> int:
 
 
 def openai_tensors(vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights by OpenAI's names."""
+    """Return random weights by OpenAI's names."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * 0.3
 
-    found = {
+    tensors = {
         "logit_scale": torch.tensor(2.5),
         "token_embedding.weight": draw(vocabulary, TEXT_WIDTH),
         "positional_embedding": draw(LONGEST, TEXT_WIDTH),
@@ -72,17 +74,17 @@ def openai_tensors(vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
             norms += [(f"{block}.ln_1", width), (f"{block}.ln_2", width)]
             matrices = {"mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
             for name, shape in (matrices | {"attn.out_proj": (width, width)}).items():
-                found |= {f"{block}.{name}.weight": draw(*shape), f"{block}.{name}.bias": draw(shape[0])}
-            found[f"{block}.attn.in_proj_weight"] = draw(3 * width, width)
-            found[f"{block}.attn.in_proj_bias"] = draw(3 * width)
+                tensors |= {f"{block}.{name}.weight": draw(*shape), f"{block}.{name}.bias": draw(shape[0])}
+            tensors[f"{block}.attn.in_proj_weight"] = draw(3 * width, width)
+            tensors[f"{block}.attn.in_proj_bias"] = draw(3 * width)
     for name, width in norms:
-        found |= {f"{name}.weight": 1 + draw(width), f"{name}.bias": draw(width)}
-    return found
+        tensors |= {f"{name}.weight": 1 + draw(width), f"{name}.bias": draw(width)}
+    return tensors
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict as torch.save writes it."""
+    """Write a state dict with torch.save."""
     folder = tmp_path_factory.mktemp("openai")
     path = folder / "tiny.pt"
     torch.save(openai_tensors(write_vocabulary(folder)), path)
@@ -91,7 +93,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The converted folder, with its vocabulary. Read only."""
+    """Return the converted folder with its vocabulary. Tests only read it."""
     folder = convert_clip(original, tmp_path_factory.mktemp("clip") / "tiny", heads=HEADS)
     write_vocabulary(folder)
     return folder
@@ -107,48 +109,44 @@ def clips(count: int, frames: int = 1, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, frames, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
 
 
-def copy_of(folder: Path, out: Path) -> Path:
-    shutil.copytree(folder, out)
-    return out
-
-
 # features ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_a_backbone(backbone: CLIPBackbone) -> None:
+def test_the_protocol_is_fulfilled(backbone: CLIPBackbone) -> None:
     assert isinstance(backbone, Backbone)
     assert FeatureSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
     spec = backbone.spec
     assert (spec.backbone, spec.levels, spec.resize) == ("clip", (-3, -2, -1), "crop")
     assert (spec.resolution, spec.video_dim, spec.text_dim) == (SIDE, WIDTH, TEXT_WIDTH)
-    assert spec.mean == published.CLIP_MEAN and spec.std == published.CLIP_STD
+    assert spec.mean == CLIP_MEAN and spec.std == CLIP_STD
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "tokens"])
 @pytest.mark.parametrize("frames", [1, 2])
 def test_levels_and_poolings(tiny: Path, pooling: str, frames: int) -> None:
-    """Against the plain way: every hidden state of each picture, and only then what is asked for."""
-    whole = CLIPBackbone(weights=tiny, levels=3, pooling=pooling, frames_per_clip=frames)
-    some = CLIPBackbone(weights=tiny, levels=(-3, -2), pooling=pooling, frames_per_clip=frames)
-    video = whole.encode_video(clips(3, frames))
+    """Compare with a plain reference, which computes every hidden state of each frame and then selects the levels."""
+    all_levels = CLIPBackbone(weights=tiny, levels=3, pooling=pooling, frames_per_clip=frames)
+    two_levels = CLIPBackbone(weights=tiny, levels=(-3, -2), pooling=pooling, frames_per_clip=frames)
+    video = all_levels.encode_video(clips(3, frames))
     assert video.dtype == torch.float32
     assert video.shape == ((3, 3, frames * TOKENS, WIDTH) if pooling == "tokens" else (3, 3, WIDTH))
-    assert len(some.video.blocks) == VIDEO_DEPTH - 1 and len(some.text.blocks) == TEXT_DEPTH - 1  # no idle layers
-    torch.testing.assert_close(some.encode_video(clips(3, frames)), video[:2])
+    # Unused layers are dropped.
+    assert (len(two_levels.video.blocks), len(two_levels.text.blocks)) == (VIDEO_DEPTH - 1, TEXT_DEPTH - 1)
+    torch.testing.assert_close(two_levels.encode_video(clips(3, frames)), video[:2])
 
     pixels = clips(3, frames).double() / 255
-    pixels = (pixels - torch.tensor(published.CLIP_MEAN)) / torch.tensor(published.CLIP_STD)
-    every = torch.stack(list(whole.video.hidden_states(pixels.float().flatten(0, 1).permute(0, 3, 1, 2)))[-3:])
-    every = every.unflatten(1, (3, frames))
-    plain = {"cls": every[..., 0, :].mean(2), "mean": every[..., 1:, :].mean((2, 3)), "tokens": every.flatten(2, 3)}
+    pixels = (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    states = torch.stack(list(all_levels.video.hidden_states(pixels.float().flatten(0, 1).permute(0, 3, 1, 2)))[-3:])
+    states = states.unflatten(1, (3, frames))
+    plain = {"cls": states[..., 0, :].mean(2), "mean": states[..., 1:, :].mean((2, 3)), "tokens": states.flatten(2, 3)}
     torch.testing.assert_close(video, plain[pooling], atol=1e-5, rtol=1e-4)
 
-    (text,) = whole.encode_text(["a red square"])
-    (less,) = some.encode_text(["a red square"])
-    torch.testing.assert_close(less, text[:2])
+    (text,) = all_levels.encode_text(["a red square"])
+    (two_text,) = two_levels.encode_text(["a red square"])
+    torch.testing.assert_close(two_text, text[:2])
 
 
-def test_nothing_gives_nothing(backbone: CLIPBackbone) -> None:
+def test_no_input_gives_no_features(backbone: CLIPBackbone) -> None:
     assert backbone.encode_video(clips(0)).shape == (3, 0, WIDTH)
     assert backbone.encode_text([]) == []
 
@@ -160,7 +158,7 @@ def test_a_clip_does_not_depend_on_its_batch(backbone: CLIPBackbone) -> None:
 
 
 def test_padding_does_not_change_a_sentence(backbone: CLIPBackbone) -> None:
-    """Nor does a token that comes later: the mask is causal."""
+    """Check also that a later token changes nothing, because the mask is causal."""
     alone = backbone.encode_text(["a red"])[0]
     padded, longer = backbone.encode_text(["a red", "a red square spins"])
     torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
@@ -168,13 +166,13 @@ def test_padding_does_not_change_a_sentence(backbone: CLIPBackbone) -> None:
 
 
 def test_tokens_are_counted_and_id_0_is_one(backbone: CLIPBackbone) -> None:
-    """Id 0 is a word ("!" at the start of one), not padding."""
+    """Check that id 0 is a token ("!" at the start of a word), not padding."""
     assert backbone.token_ids(["!a"]) != backbone.token_ids(["a"])
     ids = backbone.token_ids(["red", "!! red"])
     start, end = 514, 515
     assert ids[0] == [start, 513, end]
     assert ids[1] == [start, 0, 256, 513, end]
-    assert [found.shape for found in backbone.encode_text(["red", "!! red"])] == [
+    assert [features.shape for features in backbone.encode_text(["red", "!! red"])] == [
         (3, 3, TEXT_WIDTH),
         (3, 5, TEXT_WIDTH),
     ]
@@ -190,14 +188,14 @@ def test_tokens_are_counted_and_id_0_is_one(backbone: CLIPBackbone) -> None:
     ],
 )
 def test_sentences_are_cleaned(sentence: str, expected: str) -> None:
-    assert cleaned(sentence) == expected
+    assert clean_text(sentence) == expected
 
 
 @pytest.mark.parametrize(
-    ("query", "said"), [("", "empty"), (" \n", "empty"), ("a " * 23, f"25 tokens, and CLIP reads at most {LONGEST}")]
+    ("query", "message"), [("", "one word"), (" \n", "one word"), ("a " * 23, f"25 tokens, .* reads at most {LONGEST}")]
 )
-def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         backbone.encode_text(["a red square", query])
 
 
@@ -207,27 +205,27 @@ def test_the_longest_query_is_read(backbone: CLIPBackbone) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.05), ("float16", 0.01)])
 def test_dtypes(tiny: Path, backbone: CLIPBackbone, dtype: Any, tolerance: float) -> None:
-    """Same recipe, same digest, features in float32, near those of float32: in relation to the largest value."""
-    other = CLIPBackbone(weights=tiny, levels=3, dtype=dtype)
-    assert other.spec == backbone.spec
-    pairs = [(other.encode_video(clips(2)), backbone.encode_video(clips(2)))]
-    pairs += zip(other.encode_text(["a red star"]), backbone.encode_text(["a red star"]), strict=True)
-    for found, wanted in pairs:
-        assert found.dtype == torch.float32
-        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    """Check that the spec is the same, and that features are float32 and near the features of a float32 model."""
+    converted = CLIPBackbone(weights=tiny, levels=3, dtype=dtype)
+    assert converted.spec == backbone.spec
+    pairs = [(converted.encode_video(clips(2)), backbone.encode_video(clips(2)))]
+    pairs += zip(converted.encode_text(["a red star"]), backbone.encode_text(["a red star"]), strict=True)
+    for features, expected in pairs:
+        assert features.dtype == torch.float32
+        assert (features - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_on_a_gpu(tiny: Path, backbone: CLIPBackbone, dtype: Any) -> None:
-    other = CLIPBackbone(weights=tiny, levels=3, dtype=dtype).to("cuda")
-    found = other.encode_video(clips(2))
-    assert found.device.type == "cuda" and other.encode_text(["a star"])[0].device.type == "cuda"
-    wanted = backbone.encode_video(clips(2))
-    assert (found.cpu() - wanted).abs().max() <= 0.05 * wanted.abs().max()
+    on_gpu = CLIPBackbone(weights=tiny, levels=3, dtype=dtype).to("cuda")
+    features = on_gpu.encode_video(clips(2))
+    assert features.device.type == "cuda" and on_gpu.encode_text(["a star"])[0].device.type == "cuda"
+    expected = backbone.encode_video(clips(2))
+    assert (features.cpu() - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
-# what is refused ---------------------------------------------------------------------------------------------------
+# refused input ---------------------------------------------------------------------------------------------------
 
 
 def test_wrong_frames_are_refused(backbone: CLIPBackbone) -> None:
@@ -236,7 +234,7 @@ def test_wrong_frames_are_refused(backbone: CLIPBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"levels": 4}, "levels -3 to -1"),
         ({"levels": ()}, "levels"),
@@ -249,12 +247,12 @@ def test_wrong_frames_are_refused(backbone: CLIPBackbone) -> None:
         ({"weights": "no/such/folder"}, "neither a folder"),
     ],
 )
-def test_wrong_options_are_named(tiny: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_options_are_named(tiny: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CLIPBackbone(**{"weights": tiny, "levels": 1, **options})
 
 
-def test_folders_that_are_not_whole_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_incomplete_folders_are_refused(tiny: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     with pytest.raises(ValueError, match=r"config\.json is missing"):
@@ -268,15 +266,15 @@ def test_folders_that_are_not_whole_are_refused(tiny: Path, tmp_path: Path) -> N
     tensors = load_file(tiny / "model.safetensors")
     del tensors["text_model.encoder.layers.1.mlp.fc1.bias"]
     save_file(tensors, bare / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"not whole: 1 tensors .* text_model\.encoder\.layers\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(ValueError, match=r"is incomplete: 1 tensors .* text_model\.encoder\.layers\.1\.mlp\.fc1\.bias"):
         CLIPBackbone(weights=bare, levels=1)
     (bare / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"no CLIP: its config\.json says model_type 'bert'"):
+    with pytest.raises(ValueError, match=r"is not CLIP: its config\.json says model_type 'bert'"):
         CLIPBackbone(weights=bare, levels=1)
 
 
 def test_without_a_vocabulary_videos_are_read_and_sentences_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "copy")
+    folder = shutil.copytree(tiny, tmp_path / "copy")
     (folder / "merges.txt").unlink()
     bare = CLIPBackbone(weights=folder, levels=1)
     assert bare.encode_video(clips(1)).shape == (1, 1, WIDTH)
@@ -285,10 +283,10 @@ def test_without_a_vocabulary_videos_are_read_and_sentences_refused(tiny: Path, 
 
 
 def test_a_larger_vocabulary_than_the_weights_know_is_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "copy")
+    folder = shutil.copytree(tiny, tmp_path / "copy")
     tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     (folder / "vocab.json").write_text(json.dumps(tokens | {"more": len(tokens)}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocabulary of .* is not that of its weights: 517 tokens"):
+    with pytest.raises(ValueError, match=r"vocabulary of .* does not fit the weights: it has 517 tokens"):
         CLIPBackbone(weights=folder, levels=1)
 
 
@@ -305,16 +303,16 @@ def test_without_transformers_it_says_what_to_install(tiny: Path, monkeypatch: p
         CLIPBackbone(weights=tiny)
 
 
-# whose weights they are --------------------------------------------------------------------------------------------
+# names of weights --------------------------------------------------------------------------------------------
 
 
-def test_other_weights_have_another_recipe(tiny: Path, backbone: CLIPBackbone, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "tuned")
+def test_other_weights_have_another_spec(tiny: Path, backbone: CLIPBackbone, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "tuned")
     tensors = load_file(folder / "model.safetensors")
     behind = {**tensors, "visual_projection.weight": tensors["visual_projection.weight"] + 1}
     save_file(behind, folder / "model.safetensors", {"format": "pt"})
     same = CLIPBackbone(weights=folder, levels=3)
-    assert same.spec == backbone.spec  # what comes after the towers decides no feature
+    assert same.spec == backbone.spec  # weights after the towers change no feature
     tensors["text_model.encoder.layers.0.mlp.fc1.bias"][0] += 1e-6
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SpecMismatchError, match="weights is"):
@@ -322,39 +320,39 @@ def test_other_weights_have_another_recipe(tiny: Path, backbone: CLIPBackbone, t
 
 
 def test_half_precision_copies_of_half_precision_weights_are_the_same(tmp_path: Path) -> None:
-    """The released files are float16, the hub's float32: same values, same digest."""
+    """Check that equal values have equal digests. The released files are float16, the files on the hub float32."""
     half = {name: tensor.half() for name, tensor in openai_tensors(516).items()}
-    found = []
+    specs = []
     for name, tensors in (("half", half), ("full", {name: tensor.float() for name, tensor in half.items()})):
         save_file(tensors, tmp_path / f"{name}.safetensors")
         folder = convert_clip(tmp_path / f"{name}.safetensors", tmp_path / name, heads=HEADS)
-        found.append(CLIPBackbone(weights=folder, levels=1).spec)
-    assert found[0] == found[1] and len(found[0].weights) == 16
+        specs.append(CLIPBackbone(weights=folder, levels=1).spec)
+    assert specs[0] == specs[1] and len(specs[0].weights) == 16
 
 
 def test_published_models_are_named_by_their_hub_id(
     tiny: Path, backbone: CLIPBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By that id, and as a copy of the very file; a folder that only has the same name is not."""
+    """Check the name for the hub id and for a copy of the file, but not for a folder that only has the same name."""
     clip = nn.Module()
-    assert identity_of(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
-    assert identity_of("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
+    assert identify_weights(CLIP_B32, clip) == CLIP_B32 == published.CLIP_WEIGHTS
+    assert identify_weights("somebody/clip-vit-base-patch32", clip) != CLIP_B32  # a digest
     monkeypatch.chdir(tmp_path)
-    folder = copy_of(tiny, tmp_path / CLIP_B32)
+    folder = shutil.copytree(tiny, tmp_path / CLIP_B32)
     assert CLIPBackbone(weights=CLIP_B32, levels=3).spec == backbone.spec
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    monkeypatch.setitem(module.HUB_FILES, digest, CLIP_B32)
+    monkeypatch.setitem(HUB_FILES, digest, CLIP_B32)
     assert CLIPBackbone(weights=folder, levels=3).spec.weights == CLIP_B32
 
 
 def test_a_published_run_takes_its_features(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe of R2-Tuning's checkpoints and that of the backbone differ in nothing but a tiny model's sizes."""
+    """Check that the specs of R2-Tuning's checkpoints and of the backbone differ only in the tiny model's sizes."""
     run = published.R2_TUNING["qvhighlights"].features()
-    found = CLIPBackbone(weights=tiny, levels=3, pooling="tokens", clip_seconds=run.clip_seconds).spec
+    spec = CLIPBackbone(weights=tiny, levels=3, pooling="tokens", clip_seconds=run.clip_seconds).spec
     sizes: dict[str, Any] = {"resolution": 224, "video_dim": 768, "text_dim": 512, "levels": run.levels}
-    assert replace(found, weights=CLIP_B32, **sizes) == run
+    assert replace(spec, weights=CLIP_B32, **sizes) == run
     with pytest.raises(SpecMismatchError, match="weights is"):
-        run.require(replace(found, **sizes))
+        run.require(replace(spec, **sizes))
 
 
 # OpenAI's files ----------------------------------------------------------------------------------------------------
@@ -389,9 +387,9 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "message"),
     [
-        ({}, "does not hold a state dict|lacks logit_scale"),
+        ({}, r"does not hold a state dict|lacks visual\.conv1\.weight"),
         (changed(ln_final__bias=None), r"it lacks ln_final\.bias"),
         (
             changed(transformer__resblocks__1__ln_2__bias=None),
@@ -408,15 +406,15 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
         (changed(ln_final__bias=torch.zeros(TEXT_WIDTH).int()), r"ln_final\.bias is of type torch\.int32"),
     ],
 )
-def test_other_models_are_refused(tmp_path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
+def test_other_models_are_refused(tmp_path: Path, tensors: Mapping[str, Tensor], message: str) -> None:
     save_file(dict(tensors), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert_clip(tmp_path / "a.safetensors", tmp_path / "out", heads=HEADS)
     assert not (tmp_path / "out").exists()
 
 
 def test_wrappings_are_read(original: Path, tiny: Path, tmp_path: Path) -> None:
-    """A state dict inside a checkpoint, and the three numbers that released files hold beside it."""
+    """Read a state dict inside a checkpoint, and with the three settings that released files hold."""
     tensors = torch.load(original, weights_only=True)
     notes = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
     torch.save({"epoch": 3, "state_dict": tensors | notes}, tmp_path / "a.pt")
@@ -438,15 +436,15 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: str) -> None
         torch.save([1, 2], path)
     elif content == "code":
         torch.save({"a": Danger()}, path)
-    said = {"nothing": "there is no file", "list": "does not hold a state dict", "code": "none was run"}.get(
+    message = {"nothing": "there is no file", "list": "does not hold a state dict", "code": "none was run"}.get(
         content, "nothing in it was run"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert_clip(path, tmp_path / "out")
 
 
 def test_a_full_folder_is_not_written_over(original: Path, tiny: Path) -> None:
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="already exists"):
         convert_clip(original, tiny, heads=HEADS)
 
 
@@ -478,8 +476,8 @@ def test_archives_are_opened_only_if_they_are_the_released_ones(
     with pytest.raises(ValueError, match=rf"TorchScript archive, which is code, .*{digest}.*torch\.save"):
         convert_clip(path, tmp_path / "out", heads=HEADS)
 
-    monkeypatch.setitem(module.OPENAI_FILES, digest, CLIP_B32)
+    monkeypatch.setitem(OPENAI_FILES, digest, CLIP_B32)
     folder = convert_clip(path, tmp_path / "out", heads=HEADS)
     ours, theirs = load_file(folder / "model.safetensors"), load_file(tiny / "model.safetensors")
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert CLIPBackbone(weights=folder, levels=1).spec.weights == CLIP_B32  # it is known whose they are
+    assert CLIPBackbone(weights=folder, levels=1).spec.weights == CLIP_B32  # the folder remembers the hub id

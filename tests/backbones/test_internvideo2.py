@@ -1,8 +1,9 @@
-"""InternVideo2 at tiny width with random weights: conversion, loading, levels, pooling, sentences."""
+"""Tests of InternVideo2 at tiny width with random weights: conversion, loading, levels, pooling, sentences."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,24 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidelight.backbones import Backbone, FeatureSpec
-from sidelight.backbones.internvideo2.bert import BertConfig
-from sidelight.backbones.internvideo2.model import (
+from sidelight.backbones.internvideo2.backbone import (
     CLIPS_AT_ONCE,
-    MEAN,
     QUERIES_AT_ONCE,
-    SIZES,
-    STD,
-    InternVideo2,
     InternVideo2Backbone,
-    InternVideo2Config,
-    VideoConfig,
-    VideoTower,
     clean_text,
-    config_of,
-    convert_internvideo2,
-    from_published,
 )
-from sidelight.backbones.internvideo2.wordpiece import WordPiece, words
+from sidelight.backbones.internvideo2.config import MEAN, SIZES, STD, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.convert import config_of, convert_internvideo2, from_published
+from sidelight.backbones.internvideo2.model import VideoTower
+from sidelight.backbones.internvideo2.weights import load_weights
+from sidelight.backbones.internvideo2.wordpiece import WordPiece, split_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = tuple(f"##{c}" for c in ascii_lowercase)
@@ -59,7 +53,7 @@ CONFIG = InternVideo2Config(
 
 
 def published_model(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the names of the published checkpoint, with what features do not need."""
+    """Return random weights by the names of the published checkpoint, with parameters that features do not need."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         vision = VideoTower(CONFIG.video, alignment=True).state_dict()
@@ -106,10 +100,10 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
-    """A converted tiny model. Read only."""
-    place = tmp_path_factory.mktemp("internvideo2")
-    torch.save({"module": published_model(), "epoch": 3}, place / "tiny.pt")
-    return convert_internvideo2(place / "tiny.pt", place / "converted", vocabulary=vocabulary, config=CONFIG)
+    """Return a converted tiny model. Tests only read it."""
+    parent = tmp_path_factory.mktemp("internvideo2")
+    torch.save({"module": published_model(), "epoch": 3}, parent / "tiny.pt")
+    return convert_internvideo2(parent / "tiny.pt", parent / "converted", vocabulary=vocabulary, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +116,7 @@ def clips(count: int, frames: int = 4, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, frames, 28, 28, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_it_is_a_backbone(backbone: InternVideo2Backbone) -> None:
+def test_the_protocol_is_fulfilled(backbone: InternVideo2Backbone) -> None:
     assert isinstance(backbone, Backbone)
     spec = backbone.spec
     assert FeatureSpec.from_dict(spec.to_dict()) == spec
@@ -134,25 +128,25 @@ def test_it_is_a_backbone(backbone: InternVideo2Backbone) -> None:
 
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("attention", 12), ("tokens", 32)])
 def test_levels_and_poolings(folder: Path, pooling: str, width: int) -> None:
-    whole = InternVideo2Backbone(weights=folder, pooling=pooling)
-    some = InternVideo2Backbone(weights=folder / "model.safetensors", pooling=pooling, levels=(-3, -2))
-    video = whole.encode_video(clips(3))
+    all_levels = InternVideo2Backbone(weights=folder, pooling=pooling)
+    two_levels = InternVideo2Backbone(weights=folder / "model.safetensors", pooling=pooling, levels=(-3, -2))
+    video = all_levels.encode_video(clips(3))
     assert video.shape == ((4, 3, 17, width) if pooling == "tokens" else (4, 3, width))
-    assert (whole.spec.video_dim, whole.spec.text_dim) == (width, 24)
-    torch.testing.assert_close(some.encode_video(clips(3)), video[[1, 2]])
-    (text,) = whole.encode_text(["the dog"])
+    assert (all_levels.spec.video_dim, all_levels.spec.text_dim) == (width, 24)
+    torch.testing.assert_close(two_levels.encode_video(clips(3)), video[[1, 2]])
+    (text,) = all_levels.encode_text(["the dog"])
     assert text.shape == (4, 3, 24)
-    torch.testing.assert_close(some.encode_text(["the dog"])[0], text[[1, 2]])
+    torch.testing.assert_close(two_levels.encode_text(["the dog"])[0], text[[1, 2]])
 
 
-def test_what_is_pooled_are_the_tokens(folder: Path) -> None:
+def test_pooling_reads_the_tokens(folder: Path) -> None:
     def encoded(pooling: str) -> Tensor:
         return InternVideo2Backbone(weights=folder, pooling=pooling).encode_video(clips(2))
 
     tokens = encoded("tokens")
     torch.testing.assert_close(encoded("cls"), tokens[:, :, 0])
     torch.testing.assert_close(encoded("mean"), tokens[:, :, 1:].mean(2))
-    model, *_ = InternVideo2.load(folder)
+    model, *_ = load_weights(folder)
     pooled = torch.stack([model.vision_encoder.clip_projector(level) for level in tokens])
     torch.testing.assert_close(encoded("attention"), pooled)
 
@@ -182,7 +176,7 @@ def test_other_numbers_of_frames(folder: Path, frames: int) -> None:
     assert backbone.spec.frames_per_clip == frames
     before = backbone.encode_video(clips(2, frames))
     assert before.shape == (4, 2, 1 + 4 * frames, 32)
-    backbone.model.vision_encoder.img_pos_embed.add_(1.0)  # the table of images
+    backbone.model.vision_encoder.img_pos_embed.add_(1.0)  # the table of single frames
     after = backbone.encode_video(clips(2, frames))
     assert torch.equal(before, after) == (frames != 1)
 
@@ -191,17 +185,17 @@ def test_other_numbers_of_frames(folder: Path, frames: int) -> None:
 def test_half_precision(folder: Path, backbone: InternVideo2Backbone, dtype: str, allowed: float) -> None:
     half = InternVideo2Backbone(weights=folder, dtype=dtype)
     assert half.spec == backbone.spec
-    for got, wanted in (
+    for features, expected in (
         (half.encode_video(clips(2)), backbone.encode_video(clips(2))),
         (half.encode_text(["the dog"])[0], backbone.encode_text(["the dog"])[0]),
     ):
-        assert got.dtype == torch.float32
-        assert 0 < float((got - wanted).norm() / wanted.norm()) < allowed
+        assert features.dtype == torch.float32
+        assert 0 < float((features - expected).norm() / expected.norm()) < allowed
 
 
 def test_pixels_are_normalised(backbone: InternVideo2Backbone) -> None:
-    wanted = (clips(2).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    torch.testing.assert_close(backbone.normalise(clips(2)), wanted.permute(0, 1, 4, 2, 3))
+    expected = (clips(2).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(backbone.normalise(clips(2)), expected.permute(0, 1, 4, 2, 3))
 
 
 def test_sentences_keep_their_order_and_padding_changes_nothing(backbone: InternVideo2Backbone) -> None:
@@ -234,7 +228,7 @@ def test_wrong_frames_are_refused(backbone: InternVideo2Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"weights": None}, "needs weights"),
         ({"weights": "nowhere"}, r"config.json, model.safetensors, vocab.txt missing"),
@@ -247,8 +241,8 @@ def test_wrong_frames_are_refused(backbone: InternVideo2Backbone) -> None:
         ({"clip_seconds": 0}, "clip_seconds"),
     ],
 )
-def test_wrong_options_are_named(folder: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_options_are_named(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         InternVideo2Backbone(**{"weights": folder, **options})
 
 
@@ -278,7 +272,7 @@ def test_weights_keep_their_type(tmp_path: Path, vocabulary: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda s: s.pop("vision_encoder.blocks.3.ls1.gamma"),
@@ -297,19 +291,19 @@ def test_weights_keep_their_type(tmp_path: Path, vocabulary: Path) -> None:
     ids=["missing", "extra", "extra text", "shape", "many", "not finite", "whole numbers"],
 )
 def test_wrong_parameters_are_named(
-    tmp_path: Path, vocabulary: Path, change: Callable[[dict[str, Tensor]], Any], said: str
+    tmp_path: Path, vocabulary: Path, change: Callable[[dict[str, Tensor]], Any], message: str
 ) -> None:
     state = published_model()
     change(state)
     torch.save({"module": state}, tmp_path / "tiny.pt")
-    with pytest.raises(ValueError, match=said) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         convert_internvideo2(tmp_path / "tiny.pt", tmp_path / "out", vocabulary=vocabulary, config=CONFIG)
     assert "tiny.pt" in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
 class Code:
-    """Something that a pickle would have to run code to make."""
+    """An object that a pickle can make only by running code."""
 
 
 @pytest.mark.parametrize(
@@ -325,7 +319,7 @@ class Code:
     ],
     ids=["no file", "empty file", "text", "code", "no tensor", "list", "empty"],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, vocabulary: Path, write: Callable[[Path], Any]) -> None:
+def test_other_files_are_refused(tmp_path: Path, vocabulary: Path, write: Callable[[Path], Any]) -> None:
     write(tmp_path / "tiny.pt")
     with pytest.raises(ValueError, match=r"tiny\.pt"):
         convert_internvideo2(tmp_path / "tiny.pt", tmp_path / "out", vocabulary=vocabulary, config=CONFIG)
@@ -349,35 +343,28 @@ def test_the_digest_tells_weights_configuration_and_vocabulary_apart(tmp_path: P
 
     exact = replace(CONFIG, video=replace(CONFIG.video, activation="gelu"))
     (tmp_path / "other.txt").write_text("\n".join([*VOCABULARY[:-1], "new"]), encoding="utf-8")
-    found = [digest(), digest(1), digest(config=exact), digest(tokens=tmp_path / "other.txt")]
-    assert len(set(found)) == 4 and digest() == found[0]
-
-
-def copied(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in folder.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
+    digests = [digest(), digest(1), digest(config=exact), digest(tokens=tmp_path / "other.txt")]
+    assert len(set(digests)) == 4 and digest() == digests[0]
 
 
 def test_changed_weights_are_noticed(tmp_path: Path, folder: Path) -> None:
-    place = copied(folder, tmp_path / "changed")
-    tensors = load_file(place / "model.safetensors")
+    copy = shutil.copytree(folder, tmp_path / "changed")
+    tensors = load_file(copy / "model.safetensors")
     tensors["vision_encoder.blocks.2.mlp.fc1.weight"] *= 1.001
-    save_file(tensors, place / "model.safetensors")
+    save_file(tensors, copy / "model.safetensors")
     with pytest.raises(ValueError, match="have changed since they were written together"):
-        InternVideo2Backbone(weights=place)
+        InternVideo2Backbone(weights=copy)
     del tensors["temp"]
-    save_file(tensors, place / "model.safetensors")
+    save_file(tensors, copy / "model.safetensors")
     with pytest.raises(ValueError, match="lacks temp"):
-        InternVideo2Backbone(weights=place)
-    (place / "model.safetensors").write_bytes(b"none")
+        InternVideo2Backbone(weights=copy)
+    (copy / "model.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors"):
-        InternVideo2Backbone(weights=place)
+        InternVideo2Backbone(weights=copy)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c.clear(), "not as convert_internvideo2 writes it"),
         (lambda c: c["config"].pop("text"), "no configuration of InternVideo2"),
@@ -389,34 +376,34 @@ def test_changed_weights_are_noticed(tmp_path: Path, folder: Path) -> None:
     ],
 )
 def test_a_broken_configuration_is_refused(
-    tmp_path: Path, folder: Path, change: Callable[[dict[str, Any]], Any], said: str
+    tmp_path: Path, folder: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    place = copied(folder, tmp_path / "changed")
-    values = json.loads((place / "config.json").read_text())
+    copy = shutil.copytree(folder, tmp_path / "changed")
+    values = json.loads((copy / "config.json").read_text())
     change(values)
-    (place / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=said):
-        InternVideo2Backbone(weights=place)
-    (place / "config.json").write_text("{")
+    (copy / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        InternVideo2Backbone(weights=copy)
+    (copy / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not as convert_internvideo2 writes it"):
-        InternVideo2Backbone(weights=place)
+        InternVideo2Backbone(weights=copy)
 
 
 def published_shapes(config: InternVideo2Config) -> dict[str, tuple[int, ...]]:
-    """Those of a published file of another size: the tiny text tower and the video tower of ``config``."""
+    """Return the shapes of a published file with the tiny text tower and the video tower of ``config``."""
     with torch.device("meta"):
         vision = VideoTower(config.video, alignment=True).state_dict()
-    found = {name: tuple(t.shape) for name, t in published_model().items() if not name.startswith("vision_encoder.")}
-    found |= {"vision_proj.weight": (8, config.video.pool_width), "vision_proj.bias": (8,)}
-    return found | {f"vision_encoder.{name}": tuple(t.shape) for name, t in vision.items()}
+    shapes = {name: tuple(t.shape) for name, t in published_model().items() if not name.startswith("vision_encoder.")}
+    shapes |= {"vision_proj.weight": (8, config.video.pool_width), "vision_proj.bias": (8,)}
+    return shapes | {f"vision_encoder.{name}": tuple(t.shape) for name, t in vision.items()}
 
 
 @pytest.mark.parametrize(("size", "frames"), [*((size, 4) for size in SIZES), ("1b", 8)])
-def test_the_published_sizes_are_read_off_the_shapes(size: str, frames: int) -> None:
-    wanted = replace(CONFIG, video=replace(SIZES[size], frames=frames), text=replace(CONFIG.text, heads=1))
-    shapes = published_shapes(wanted)
+def test_published_sizes_are_read_off_the_shapes(size: str, frames: int) -> None:
+    expected = replace(CONFIG, video=replace(SIZES[size], frames=frames), text=replace(CONFIG.text, heads=1))
+    shapes = published_shapes(expected)
     config = config_of(shapes)
-    assert config == wanted
+    assert config == expected
     on_meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     assert all(tensor.is_meta for tensor in from_published(on_meta, config).values())
 
@@ -427,18 +414,18 @@ def test_unknown_sizes_need_a_configuration() -> None:
         ValueError, match=r"no published size has 5 blocks of width 32, .* give --heads and --pool-heads"
     ):
         config_of(shapes)
-    found = config_of(shapes, heads=2, pool_heads=4, text_heads=2)
-    assert found.text == CONFIG.text and found.joint == CONFIG.joint
-    assert found.video == replace(CONFIG.video, align_levels=6, align_width=3200, align_pool_width=768)
+    config = config_of(shapes, heads=2, pool_heads=4, text_heads=2)
+    assert config.text == CONFIG.text and config.joint == CONFIG.joint
+    assert config.video == replace(CONFIG.video, align_levels=6, align_width=3200, align_pool_width=768)
     for name, shape in (("patch_embed.proj.weight", (32, 3)), ("img_pos_embed", (1, 1, 32)), ("pos_embed", (0,))):
         with pytest.raises(ValueError, match=f"vision_encoder.{name} has"):
             config_of(shapes | {f"vision_encoder.{name}": shape}, heads=2, pool_heads=4)
-    with pytest.raises(ValueError, match=r"no vision_encoder\.patch_embed\.proj\.weight"):
+    with pytest.raises(ValueError, match=r"lacks vision_encoder\.patch_embed\.proj\.weight"):
         config_of({"weight": (3, 3)})
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "said"),
+    ("config", "options", "message"),
     [
         (VideoConfig, {"width": 30, "heads": 16}, "divisible by the 16 heads"),
         (VideoConfig, {"pool_heads": 3}, "divisible by the 3 pool_heads"),
@@ -450,8 +437,8 @@ def test_unknown_sizes_need_a_configuration() -> None:
         (InternVideo2Config, {"joint": 0}, "more than 0"),
     ],
 )
-def test_configurations_are_checked(config: type, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_configurations_are_checked(config: type, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(**options)
 
 
@@ -490,7 +477,7 @@ def test_any_text_has_tokens(text: str) -> None:
     tokenizer = WordPiece(VOCABULARY)
     ids = tokenizer(text)
     assert ids[0] == 2 and all(0 <= i < len(tokenizer) for i in ids)
-    assert all(word.split() == [word] for word in words(text))
+    assert all(word.split() == [word] for word in split_words(text))
 
 
 def test_batches_are_padded() -> None:

@@ -1,6 +1,6 @@
-"""`sidelight convert internvideo2` and `clip`: the golden files and tiny random ones; what is refused leaves nothing.
+"""Tests of `sidelight convert internvideo2` and `clip`, with golden files and tiny random files.
 
-What `sidelight convert r2-tuning` does is in test_convert.py.
+A refused file must leave nothing behind. tests/training/test_convert.py tests `sidelight convert r2-tuning`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sidelight.backbones import load_backbone
-from sidelight.backbones.internvideo2.model import InternVideo2
+from sidelight.backbones.internvideo2.weights import load_weights
 from sidelight.cli.main import main
 from sidelight.io.tensors import own_memory
 from sidelight.training.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ KINDS = tuple(HEADS)
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny vocabularies of both. Read only."""
+    """Return a folder with both tiny vocabularies. Tests only read it."""
     folder = tmp_path_factory.mktemp("words")
     tiny_clip.write_vocabulary(folder)
     (folder / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
@@ -47,7 +47,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny published file of each kind. Read only."""
+    """Return a tiny published file of each kind. Tests only read them."""
     folder = tmp_path_factory.mktemp("published")
     torch.save({"module": tiny_internvideo2.published_model(), "epoch": 3}, folder / "internvideo2.pt")
     torch.save(tiny_clip.openai_tensors(516), folder / "clip.pt")
@@ -61,26 +61,28 @@ def convert(kind: str, file: Path, out: Path, words: Path | None, *options: str)
     return main(["convert", kind, str(file), "--out", str(out), *vocabulary, *(options or HEADS[kind])])
 
 
-# what is written ---------------------------------------------------------------------------------------------------
+# written folders ---------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def test_the_golden_internvideo2(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = shared / "golden" / "internvideo2" / "whole_model"
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(75))]))
-    shutil.copy(golden / "ckpt_module_wrapped.pt", tmp_path / "golden.pt")  # a vocabulary beside the file is found
-    own = ["--heads", "4", "--pool-heads", "4", "--text-heads", "4", "--activation", "gelu"]
-    assert convert("internvideo2", tmp_path / "golden.pt", tmp_path / "out", None, *own) == 0
+    shutil.copy(
+        golden / "ckpt_module_wrapped.pt", tmp_path / "golden.pt"
+    )  # the command reads the vocabulary beside the file
+    options = ["--heads", "4", "--pool-heads", "4", "--text-heads", "4", "--activation", "gelu"]
+    assert convert("internvideo2", tmp_path / "golden.pt", tmp_path / "out", None, *options) == 0
     shown = capsys.readouterr().out
     assert "4 blocks of width 64 and 4 heads, 4 frames of 42 x 42, pool to 24; 3 layers of text of width 48" in shown
-    model, *_ = InternVideo2.load(tmp_path / "out")
-    with np.load(golden / "inputs.npz") as inputs, np.load(golden / "outputs.npz") as wanted:
+    model, *_ = load_weights(tmp_path / "out")
+    with np.load(golden / "inputs.npz") as inputs, np.load(golden / "outputs.npz") as expected:
         *_, video = model.vision_encoder.layers(torch.from_numpy(inputs["video_BTCHW"]))
         ids, mask = torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"])
         *_, text = model.text_encoder.layers(ids, mask)
-        np.testing.assert_allclose(video.numpy(), wanted["video_tokens"], atol=2e-5)
-        np.testing.assert_allclose(model.vision_encoder.clip_projector(video), wanted["video_pooled"], atol=3e-6)
-        np.testing.assert_allclose(text.numpy(), wanted["text_tokens"], atol=2e-5)
+        np.testing.assert_allclose(video.numpy(), expected["video_tokens"], atol=2e-5)
+        np.testing.assert_allclose(model.vision_encoder.clip_projector(video), expected["video_pooled"], atol=3e-6)
+        np.testing.assert_allclose(text.numpy(), expected["text_tokens"], atol=2e-5)
     assert load_backbone("internvideo2", weights=tmp_path / "out", levels=3).spec.video_dim == 24
 
 
@@ -120,9 +122,9 @@ def test_the_digest_of_r2_tunings_features_is_taken_from_a_folder(
     shared: Path, files: dict[str, Path], words: Path, tmp_path: Path
 ) -> None:
     assert convert("clip", files["clip"], tmp_path / "clip", words) == 0
-    own = ["--run", "qvhighlights", "--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights"]
+    options = ["--run", "qvhighlights", "--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights"]
     golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
-    command = ["convert", "r2-tuning", str(golden), "--out", str(tmp_path / "out"), *own, str(tmp_path / "clip")]
+    command = ["convert", "r2-tuning", str(golden), "--out", str(tmp_path / "out"), *options, str(tmp_path / "clip")]
     assert main(command) == 0
     backbone = load_backbone("clip", weights=tmp_path / "clip", levels=1)
     assert Checkpoint.from_pretrained(tmp_path / "out").features.weights == backbone.spec.weights
@@ -130,24 +132,24 @@ def test_the_digest_of_r2_tunings_features_is_taken_from_a_folder(
 
 def test_tensors_that_share_memory_are_written(words: Path, tmp_path: Path) -> None:
     tensors = tiny_internvideo2.published_model()
-    both = torch.stack([tensors["vision_proj.weight"], tensors["vision_proj.weight"] + 1])
-    tensors["vision_proj.weight"] = both[0]
+    shared = torch.stack([tensors["vision_proj.weight"], tensors["vision_proj.weight"] + 1])
+    tensors["vision_proj.weight"] = shared[0]
     tensors["vision_proj.bias"] = tensors["text_proj.bias"]
     torch.save(tensors, tmp_path / "a.pt")
     assert convert("internvideo2", tmp_path / "a.pt", tmp_path / "out", words) == 0
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert torch.equal(found["vision_proj.weight"], both[0]) and torch.equal(
-        found["vision_proj.bias"], found["text_proj.bias"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["vision_proj.weight"], shared[0]) and torch.equal(
+        written["vision_proj.bias"], written["text_proj.bias"]
     )
-    apart = own_memory({"a": both[0], "b": both[0], "c": torch.zeros(0), "d": torch.zeros(0)})
-    assert len({apart[name].untyped_storage().data_ptr() for name in "ab"}) == 2
+    separate = own_memory({"a": shared[0], "b": shared[0], "c": torch.zeros(0), "d": torch.zeros(0)})
+    assert len({separate[name].untyped_storage().data_ptr() for name in "ab"}) == 2
 
 
-# what is refused ---------------------------------------------------------------------------------------------------
+# refused files ---------------------------------------------------------------------------------------------------
 
 
 class RunsCode:
-    """Reading a pickle of this makes a file."""
+    """An object whose pickle, when read, makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,7 +159,7 @@ class RunsCode:
 
 
 def refusal(kind: str, file: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence with which the command refuses a file; nothing is written."""
+    """Return the one sentence with which the command refuses a file; check that nothing is written."""
     before = sorted(tmp_path.rglob("*"))
     assert convert(kind, file, tmp_path / "out", words) == 2
     shown = capsys.readouterr()
@@ -176,37 +178,40 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = torch.load(files[kind], weights_only=True)
-    found["hook"] = RunsCode(tmp_path / "it-ran")
-    torch.save(found, tmp_path / "tampered.pt", _use_new_zipfile_serialization=not old_form)
-    said = refusal(kind, tmp_path / "tampered.pt", words, tmp_path, capsys)
+    tensors = torch.load(files[kind], weights_only=True)
+    tensors["hook"] = RunsCode(tmp_path / "it-ran")
+    torch.save(tensors, tmp_path / "tampered.pt", _use_new_zipfile_serialization=not old_form)
+    message = refusal(kind, tmp_path / "tampered.pt", words, tmp_path, capsys)
     assert not (tmp_path / "it-ran").exists()
-    assert "is refused: besides tensors it holds" in said and "none was run" in said
+    assert "is refused: besides tensors it holds" in message and "none was run" in message
     torch.load(tmp_path / "tampered.pt", weights_only=False)  # the payload is real
     assert (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
-        (lambda path, whole: None, "there is no file"),
-        (lambda path, whole: path.mkdir(), "is a folder"),
-        (lambda path, whole: path.write_bytes(b""), "cannot be read as a PyTorch checkpoint"),
-        (lambda path, whole: path.write_bytes(b"<html>404</html>"), "cannot be read as a PyTorch checkpoint"),
-        (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "cannot be read as a PyTorch checkpoint"),
-        (lambda path, whole: torch.save([torch.ones(2)], path), "(it holds: a list)"),
-        (lambda path, whole: torch.save({}, path), "(it holds: nothing)"),
-        (lambda path, whole: torch.save({"a": 3}, path), "its entry a is no tensor"),
-        (lambda path, whole: torch.save({3: torch.ones(1)}, path), "its entry 3 is no tensor"),
-        (lambda path, whole: torch.save({"a": torch.ones(1)}, path), "has no|lacks"),
+        (lambda path, content: None, "there is no file"),
+        (lambda path, content: path.mkdir(), "is a folder"),
+        (lambda path, content: path.write_bytes(b""), "cannot be read as a PyTorch checkpoint"),
+        (lambda path, content: path.write_bytes(b"<html>404</html>"), "cannot be read as a PyTorch checkpoint"),
+        (
+            lambda path, content: path.write_bytes(content[: len(content) // 2]),
+            "cannot be read as a PyTorch checkpoint",
+        ),
+        (lambda path, content: torch.save([torch.ones(2)], path), "(it holds: a list)"),
+        (lambda path, content: torch.save({}, path), "(it holds: nothing)"),
+        (lambda path, content: torch.save({"a": 3}, path), "its entry a is no tensor"),
+        (lambda path, content: torch.save({3: torch.ones(1)}, path), "its entry 3 is no tensor"),
+        (lambda path, content: torch.save({"a": torch.ones(1)}, path), "lacks"),
     ],
     ids=["no file", "folder", "empty", "page", "cut short", "list", "empty dict", "number", "name", "another model"],
 )
-def test_what_is_no_checkpoint_is_refused(
+def test_other_files_are_refused(
     kind: str,
     write: Callable[[Path, bytes], Any],
-    said: str,
+    message: str,
     files: dict[str, Path],
     words: Path,
     tmp_path: Path,
@@ -214,11 +219,11 @@ def test_what_is_no_checkpoint_is_refused(
 ) -> None:
     write(tmp_path / "a.pt", files[kind].read_bytes())
     shown = refusal(kind, tmp_path / "a.pt", words, tmp_path, capsys)
-    assert any(part in shown for part in said.split("|")), shown
+    assert any(part in shown for part in message.split("|")), shown
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "value", "said"),
+    ("kind", "name", "value", "message"),
     [
         ("internvideo2", "vision_encoder.blocks.2.attn.q_norm.weight", None, "lacks vision_encoder.blocks.2.attn.q_n"),
         ("internvideo2", "vision_encoder.more", torch.ones(1), "has the unknown vision_encoder.more"),
@@ -242,7 +247,7 @@ def test_a_changed_file_is_refused(
     kind: str,
     name: str,
     value: Tensor | None,
-    said: str,
+    message: str,
     words: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -253,13 +258,13 @@ def test_a_changed_file_is_refused(
     else:
         tensors[name] = value
     torch.save(tensors, tmp_path / "changed.pt")
-    assert said in refusal(kind, tmp_path / "changed.pt", words, tmp_path, capsys)
+    assert message in refusal(kind, tmp_path / "changed.pt", words, tmp_path, capsys)
 
 
 def test_options_that_do_not_fit_are_named(
     files: dict[str, Path], words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, options, said in (
+    for kind, options, message in (
         ("internvideo2", ["--heads", "3", "--pool-heads", "4"], "divisible by the 3 heads"),
         ("internvideo2", ["--heads", "0", "--pool-heads", "4"], "--heads must be 1 or more, got 0"),
         ("internvideo2", ["--heads", "2"], "no published size has 5 blocks of width 32"),
@@ -268,15 +273,15 @@ def test_options_that_do_not_fit_are_named(
         ("clip", ["--heads", "3", "--text-heads", "2"], "do not divide the widths 32 and 16"),
     ):
         assert convert(kind, files[kind], tmp_path / "out", words, *options) == 2
-        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
-    for kind, vocabulary, said in (
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for kind, vocabulary, message in (
         ("internvideo2", tmp_path / "none.txt", "cannot read a vocabulary from"),
         ("internvideo2", None, "holds no vocabulary, and there is no"),
         ("clip", tmp_path, "holds no vocabulary: expected a folder with tokenizer.json, or vocab.json and merges.txt"),
     ):
-        given = [] if vocabulary is None else ["--vocabulary", str(vocabulary)]
-        assert main(["convert", kind, str(files[kind]), "--out", str(tmp_path / "out"), *given, *HEADS[kind]]) == 2
-        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+        option = [] if vocabulary is None else ["--vocabulary", str(vocabulary)]
+        assert main(["convert", kind, str(files[kind]), "--out", str(tmp_path / "out"), *option, *HEADS[kind]]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_vocabulary_of_another_clip_is_refused(
@@ -285,7 +290,7 @@ def test_a_vocabulary_of_another_clip_is_refused(
     torch.save(tiny_clip.openai_tensors(400), tmp_path / "small.pt")
     before = sorted(tmp_path.iterdir())
     assert convert("clip", tmp_path / "small.pt", tmp_path / "out", words) == 2
-    assert f"the vocabulary of {words} is not that of its weights: 516 tokens" in capsys.readouterr().err
+    assert f"the vocabulary of {words} does not fit the weights: it has 516 tokens" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -309,8 +314,8 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     def full_disk(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    writer = f"sidelight.backbones.{kind}.model.write_text"
-    for name, fails in ((writer, full), ("safetensors.torch.save_file", full_disk)):
+    failing = {"sidelight.backbones.conversion.write_text": full, "safetensors.torch.save_file": full_disk}
+    for name, fails in failing.items():
         with monkeypatch.context() as patched:
             patched.setattr(name, fails)
             assert convert(kind, files[kind], tmp_path / "out", words) == 2

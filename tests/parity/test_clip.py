@@ -1,6 +1,6 @@
-"""CLIP against OpenAI's model: every golden array of ``shared/golden/clip`` (tiny, random weights, CPU, float32).
+"""Compare CLIP with OpenAI's model: every golden array of ``shared/golden/clip`` (tiny, random weights, CPU, float32).
 
-Both forms of the same weights are read: Hugging Face's names as they are, OpenAI's by way of ``convert_clip``.
+The same weights are read in two forms: directly by Hugging Face's names, and by OpenAI's names with ``convert_clip``.
 ``pytest -s`` prints a table of the largest differences. Tolerance: 3e-5, absolute and relative to the largest value.
 """
 
@@ -22,7 +22,8 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
-from sidelight.backbones.clip.model import CLIPBackbone, convert_clip
+from sidelight.backbones.clip.convert import convert_clip
+from sidelight.backbones.clip.model import CLIPBackbone
 
 TOLERANCE = 3e-5
 DEPTH = 6
@@ -41,11 +42,11 @@ def table() -> Iterator[None]:
 
 
 def close(weights: str, name: str, ours: Tensor, golden: Any, tolerance: float = TOLERANCE) -> None:
-    """Compare, and note the difference for the table."""
-    got, wanted = ours.double().numpy(), np.asarray(golden, dtype=np.float64)
-    assert got.shape == wanted.shape, (name, got.shape, wanted.shape)
-    absolute = float(np.abs(got - wanted).max())
-    relative = absolute / float(np.abs(wanted).max())
+    """Compare two arrays, and keep the difference for the table."""
+    result, expected = ours.double().numpy(), np.asarray(golden, dtype=np.float64)
+    assert result.shape == expected.shape, (name, result.shape, expected.shape)
+    absolute = float(np.abs(result - expected).max())
+    relative = absolute / float(np.abs(expected).max())
     DIFFERENCES[weights][name] = (absolute, relative)
     assert max(absolute, relative) <= tolerance, f"{weights}, {name}: {absolute:.1e}, at most {tolerance:.0e}"
 
@@ -69,7 +70,7 @@ def outputs(golden: Path) -> Mapping[str, Any]:
 
 @pytest.fixture(scope="module", params=["hugging-face", "openai"])
 def folder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden weights as a folder, from either form."""
+    """Return the golden weights as a folder, made from one of the two forms."""
     out = tmp_path_factory.mktemp("clip") / str(request.param)
     if request.param == "openai":
         return convert_clip(golden / "weights_openai.safetensors", out, heads=HEADS)
@@ -83,7 +84,7 @@ def folder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytes
 
 
 def test_hidden_states(folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """Every layer of both towers at every place, padding too, and the embeddings they end in."""
+    """Compare every layer of both towers at every position, also at padding, and the final embeddings."""
     backbone = CLIPBackbone(weights=folder, levels=DEPTH, pooling="tokens")
     video = list(backbone.video.hidden_states(torch.tensor(inputs["pixel_values"])))
     ids = torch.tensor(inputs["input_ids"])
@@ -92,11 +93,11 @@ def test_hidden_states(folder: Path, inputs: Mapping[str, Any], outputs: Mapping
         close(folder.name, f"vision_hidden_{i}", video[i], outputs[f"vision_hidden_{i}"])
         close(folder.name, f"text_hidden_{i}", text[i], outputs[f"text_hidden_{i}"])
 
-    # Behind what a backbone returns: the rest of the file was converted as well.
-    left = load_file(folder / "model.safetensors")
-    image = normed(video[-1][:, 0], left, "vision_model.post_layernorm") @ left["visual_projection.weight"].T
+    # The projections, which a backbone does not use, were converted as well.
+    weights = load_file(folder / "model.safetensors")
+    image = normed(video[-1][:, 0], weights, "vision_model.post_layernorm") @ weights["visual_projection.weight"].T
     end = text[-1][torch.arange(len(ids)), ids.argmax(1)]
-    sentence = normed(end, left, "text_model.final_layer_norm") @ left["text_projection.weight"].T
+    sentence = normed(end, weights, "text_model.final_layer_norm") @ weights["text_projection.weight"].T
     close(folder.name, "image_embeds", image, outputs["image_embeds"])
     close(folder.name, "text_embeds", sentence, outputs["text_embeds"])
 
@@ -108,30 +109,30 @@ def normed(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 def test_levels_in_batches_of_other_lengths(
     folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What R2-Tuning reads: the last four layers, all tokens, and of a sentence those of its mask, by either batch."""
+    """Compare the features that R2-Tuning reads: all tokens of four layers, of one and of several sentences."""
     backbone = CLIPBackbone(weights=folder, levels=4, pooling="tokens")
-    found = backbone.video(torch.tensor(inputs["pixel_values"]))
-    wanted = np.stack([outputs[f"vision_hidden_{i}"] for i in range(3, 7)])
-    close(folder.name, "video, last four", found, wanted)
+    levels = backbone.video(torch.tensor(inputs["pixel_values"]))
+    expected = np.stack([outputs[f"vision_hidden_{i}"] for i in range(3, 7)])
+    close(folder.name, "video, last four", levels, expected)
 
     mask = outputs["query_mask"].astype(bool)
-    lists = [row[own].tolist() for row, own in zip(inputs["input_ids"], mask, strict=True)]
-    monkeypatch.setattr(backbone, "token_ids", lambda queries: [lists[int(query)] for query in queries])
+    id_lists = [row[row_mask].tolist() for row, row_mask in zip(inputs["input_ids"], mask, strict=True)]
+    monkeypatch.setattr(backbone, "token_ids", lambda queries: [id_lists[int(query)] for query in queries])
     together = backbone.encode_text(["0", "1", "2"])
     for i in range(3):
-        wanted = np.stack([outputs[f"text_hidden_{layer}"][i, mask[i]] for layer in range(3, 7)])
-        close(folder.name, f"sentence {i}, in a batch", together[i], wanted)
-        close(folder.name, f"sentence {i}, alone", backbone.encode_text([str(i)])[0], wanted)
-    assert [found.shape[1] for found in together] == mask.sum(1).tolist()
+        expected = np.stack([outputs[f"text_hidden_{layer}"][i, mask[i]] for layer in range(3, 7)])
+        close(folder.name, f"sentence {i}, in a batch", together[i], expected)
+        close(folder.name, f"sentence {i}, alone", backbone.encode_text([str(i)])[0], expected)
+    assert [features.shape[1] for features in together] == mask.sum(1).tolist()
 
 
 def test_pixels_are_normalised_as_clip_was_trained(inputs: Mapping[str, Any], folder: Path) -> None:
-    """From bytes: the pictures that the golden pixels come nearest to, through encode_video."""
+    """Encode uint8 frames, the nearest to the golden pixels, and compare with plain normalisation."""
     backbone = CLIPBackbone(weights=folder, levels=1, pooling="cls")
     mean, std = np.array(backbone.spec.mean), np.array(backbone.spec.std)
     pixels = inputs["pixel_values"].transpose(0, 2, 3, 1)
     frames = np.clip(np.rint((pixels * std + mean) * 255), 0, 255).astype(np.uint8)
     plain = torch.tensor((frames / 255 - mean) / std).float().permute(0, 3, 1, 2)
-    wanted = backbone.video(plain)[:, :, 0]
-    found = backbone.encode_video(torch.tensor(frames)[:, None])
-    close(folder.name, "from bytes (to plain steps)", found, wanted.numpy())
+    expected = backbone.video(plain)[:, :, 0]
+    features = backbone.encode_video(torch.tensor(frames)[:, None])
+    close(folder.name, "from bytes (to plain steps)", features, expected.numpy())

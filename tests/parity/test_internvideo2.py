@@ -1,7 +1,7 @@
-"""InternVideo2 against the published model: every golden array of ``shared/golden/internvideo2`` (CPU, float32).
+"""Compare InternVideo2 with the published model: every golden array of ``shared/golden/internvideo2`` (CPU, float32).
 
-``pytest -s`` prints a table of the largest absolute differences. Tolerances are those that come with the goldens:
-2e-5 for tokens, 3e-6 for what is pooled or projected.
+``pytest -s`` prints a table of the largest absolute differences. The tolerances come with the golden arrays: 2e-5 for
+tokens, 3e-6 for pooled and projected vectors.
 """
 
 from __future__ import annotations
@@ -23,20 +23,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sidelight.backbones.internvideo2 import bert
-from sidelight.backbones.internvideo2.bert import Bert, BertConfig
-from sidelight.backbones.internvideo2.model import (
-    SIZES,
-    InternVideo2,
-    InternVideo2Config,
-    VideoConfig,
-    VideoTower,
-    clean_text,
-    config_of,
-    convert_internvideo2,
-    fit_positions,
-    from_published,
-    sine_positions,
-)
+from sidelight.backbones.internvideo2.backbone import clean_text
+from sidelight.backbones.internvideo2.bert import Bert
+from sidelight.backbones.internvideo2.config import SIZES, BertConfig, InternVideo2Config, VideoConfig
+from sidelight.backbones.internvideo2.convert import config_of, convert_internvideo2, from_published
+from sidelight.backbones.internvideo2.model import InternVideo2, VideoTower, fit_positions, sine_positions
+from sidelight.backbones.internvideo2.weights import load_weights
 from sidelight.backbones.internvideo2.wordpiece import WordPiece
 from sidelight.core.timeline import Timeline
 
@@ -56,7 +48,7 @@ CONFIG = VideoConfig(
     align_pool_width=32,
 )
 TEXT = BertConfig(vocabulary=120, width=64, depth=4, heads=4, hidden=128, positions=40)
-WHOLE = InternVideo2Config(
+WHOLE_MODEL = InternVideo2Config(
     video=replace(CONFIG, width=64, depth=4, hidden=279, resolution=42, pool_width=24),
     text=BertConfig(vocabulary=80, width=48, depth=3, heads=4, hidden=96, positions=40),
     joint=16,
@@ -86,19 +78,19 @@ def load(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def close(part: str, name: str, ours: Tensor, wanted: Tensor, tolerance: float) -> None:
-    """Compare, and note the difference for the table."""
-    assert ours.shape == wanted.shape, (name, ours.shape, wanted.shape)
-    difference = float((ours.detach().double() - wanted.double()).abs().max())
+def close(part: str, name: str, ours: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare two arrays, and keep the difference for the table."""
+    assert ours.shape == expected.shape, (name, ours.shape, expected.shape)
+    difference = float((ours.detach().double() - expected.double()).abs().max())
     DIFFERENCES[part][name] = (difference, tolerance)
     assert difference <= tolerance, f"{part}, {name}: differs by {difference:.1e}, at most {tolerance:.0e}"
 
 
-def close_all(part: str, ours: dict[str, tuple[Tensor, float]], wanted: dict[str, Tensor]) -> None:
-    """Compare every golden array, and see that none is left out."""
-    assert set(ours) == set(wanted)
-    for name, (found, tolerance) in ours.items():
-        close(part, name, found, wanted[name], tolerance)
+def close_all(part: str, ours: dict[str, tuple[Tensor, float]], expected: dict[str, Tensor]) -> None:
+    """Compare every golden array, and check that none is left out."""
+    assert set(ours) == set(expected)
+    for name, (value, tolerance) in ours.items():
+        close(part, name, value, expected[name], tolerance)
 
 
 def tower(golden: Path, **changes: Any) -> VideoTower:
@@ -108,23 +100,23 @@ def tower(golden: Path, **changes: Any) -> VideoTower:
 
 
 def pools(model: VideoTower, layers: list[Tensor], prefix: str, frames: int) -> dict[str, tuple[Tensor, float]]:
-    """The four kinds of pooling on each of the last four blocks, by their golden names."""
-    found: dict[str, tuple[Tensor, float]] = {}
+    """Return the four kinds of pooling on each of the last four blocks, by their golden names."""
+    pooled: dict[str, tuple[Tensor, float]] = {}
     for k, tokens in enumerate(layers[-4:]):
-        found |= {
+        pooled |= {
             f"{prefix}pool_attn_{k}": (model.clip_projector(tokens), POOLED),
             f"{prefix}pool_cls_{k}": (tokens[:, 0], TOKENS),
             f"{prefix}pool_mean_all_{k}": (tokens.mean(1), TOKENS),
             f"{prefix}pool_mean_patch_{k}": (tokens[:, 1:].mean(1), TOKENS),
         }
         if not prefix:
-            found[f"pool_mean_per_frame_{k}"] = (tokens[:, 1:].unflatten(1, (frames, -1)).mean(2), TOKENS)
-    return found
+            pooled[f"pool_mean_per_frame_{k}"] = (tokens[:, 1:].unflatten(1, (frames, -1)).mean(2), TOKENS)
+    return pooled
 
 
 def internals(model: VideoTower, video: Tensor) -> dict[str, tuple[Tensor, float]]:
-    """What goes through the first block and the pool, seen by hooks."""
-    seen: dict[str, Tensor] = {}
+    """Return the values inside the first block and the pool, read by hooks."""
+    values: dict[str, Tensor] = {}
     block: Any = model.blocks[0]
     pool = model.clip_projector
     taps: dict[str, nn.Module] = {
@@ -149,30 +141,30 @@ def internals(model: VideoTower, video: Tensor) -> dict[str, tuple[Tensor, float
     }
     hooks = []
     for name, module in taps.items():
-        hooks.append(module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out})))
+        hooks.append(module.register_forward_hook(lambda _, __, out, name=name: values.update({name: out})))
     for name, module in inlets.items():
-        hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]})))
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: values.update({name: inputs[0]})))
     *_, last = model.layers(video)
     model.clip_projector(last)
     for hook in hooks:
         hook.remove()
-    seen["dbg_cp_attn_before_proj"] = seen["dbg_cp_attn_before_proj"][:, None]
-    nothing = torch.zeros_like(seen["dbg_b0_attn"])
-    seen["dbg_b0_ls1"] = block.ls1(nothing, seen["dbg_b0_attn"])
-    seen["dbg_b0_ls2"] = block.ls2(nothing, seen["dbg_b0_mlp"])
-    return {name: (value, TOKENS) for name, value in seen.items()}
+    values["dbg_cp_attn_before_proj"] = values["dbg_cp_attn_before_proj"][:, None]
+    nothing = torch.zeros_like(values["dbg_b0_attn"])
+    values["dbg_b0_ls1"] = block.ls1(nothing, values["dbg_b0_attn"])
+    values["dbg_b0_ls2"] = block.ls2(nothing, values["dbg_b0_mlp"])
+    return {name: (value, TOKENS) for name, value in values.items()}
 
 
 @torch.inference_mode()
 def test_video_tower(golden: Path) -> None:
-    inputs, wanted = load(golden / "vision" / "inputs.npz"), load(golden / "vision" / "outputs.npz")
+    inputs, expected = load(golden / "vision" / "inputs.npz"), load(golden / "vision" / "outputs.npz")
     model, fused = tower(golden), tower(golden, activation="gelu_tanh")
     ours = internals(model, inputs["video"].transpose(1, 2))
     for prefix, name in (("", "video"), ("image_", "image"), ("long_", "video_long"), ("short_", "video_short")):
         video = inputs[name].transpose(1, 2)
         layers = list(model.layers(video))
         ours |= pools(model, layers, prefix, video.shape[1])
-        ours |= {n: (x, TOKENS) for i, x in enumerate(layers) if (n := f"{prefix}block_{i}") in wanted}
+        ours |= {n: (x, TOKENS) for i, x in enumerate(layers) if (n := f"{prefix}block_{i}") in expected}
         ours[f"{prefix}x_pool"] = (model.clip_projector(layers[-1]), POOLED)
         aligned, aligned_pool = model.align(video)
         ours[f"{prefix}x_align"] = (aligned_pool, POOLED)
@@ -187,7 +179,7 @@ def test_video_tower(golden: Path) -> None:
     *_, fused_last = fused.layers(video)
     half: Any = tower(golden).to(torch.bfloat16).blocks[0]
     first: Any = model.blocks[0]
-    rms, largest = inputs["probe_rms"], float(wanted["probe_rms_norm1_bf16"].abs().max())
+    rms, largest = inputs["probe_rms"], float(expected["probe_rms_norm1_bf16"].abs().max())
     ours |= {
         "x_vis": (last, TOKENS),
         "fused_x_vis": (fused_last, TOKENS),
@@ -203,37 +195,37 @@ def test_video_tower(golden: Path) -> None:
         "probe_rms_norm1_bf16": (half.norm1(rms.bfloat16()).float(), largest / 2**7),
         "probe_ls1_bf16": (half.ls1(torch.zeros_like(rms).bfloat16(), rms.bfloat16()).float(), 0.0),
     }
-    close_all("vision", ours, wanted)
+    close_all("vision", ours, expected)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 1.0), (torch.float16, 1 / 4)])
 def test_half_precision_is_as_near_as_the_published_code(golden: Path, dtype: torch.dtype, share: float) -> None:
-    """The goldens tell how far the published model's bfloat16 is from its float32; float16 has three bits more."""
+    """Compare with the distance of the published model's bfloat16 from its float32; float16 has three bits more."""
     stats = json.loads((golden / "vision" / "meta.json").read_text())["stats"]
     video = load(golden / "vision" / "inputs.npz")["video"].transpose(1, 2)
-    wanted = load(golden / "vision" / "outputs.npz")
+    expected = load(golden / "vision" / "outputs.npz")
     model = tower(golden).to(dtype)
     *_, last = model.layers(video.to(dtype))
     assert last.dtype == dtype
     part = f"vision in {str(dtype).removeprefix('torch.')}"
-    close(part, "x_vis", last.float(), wanted["x_vis"], share * 1.5 * stats["bf16_vs_f32_x_vis_maxabs"])
+    close(part, "x_vis", last.float(), expected["x_vis"], share * 1.5 * stats["bf16_vs_f32_x_vis_maxabs"])
     pooled = model.clip_projector(last).float()
-    close(part, "x_pool", pooled, wanted["x_pool"], share * 1.5 * stats["bf16_vs_f32_pool_maxabs"])
+    close(part, "x_pool", pooled, expected["x_pool"], share * 1.5 * stats["bf16_vs_f32_pool_maxabs"])
 
 
 def text_tower(golden: Path) -> tuple[Bert, dict[str, Tensor]]:
     published = load_file(golden / "text" / "weights.safetensors")
     model = Bert(TEXT)
-    wanted = model.state_dict()
+    expected = model.state_dict()
     renamed = {bert.our_name(name.removeprefix("text_encoder.bert.")): t for name, t in published.items()}
-    model.load_state_dict({name: t for name, t in renamed.items() if name in wanted})
+    model.load_state_dict({name: t for name, t in renamed.items() if name in expected})
     return model.eval(), published
 
 
 @torch.inference_mode()
 def test_text_tower(golden: Path) -> None:
-    inputs, wanted = load(golden / "text" / "inputs.npz"), load(golden / "text" / "outputs.npz")
+    inputs, expected = load(golden / "text" / "inputs.npz"), load(golden / "text" / "outputs.npz")
     model, published = text_tower(golden)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     hidden = [model.embed(ids), *model.layers(ids, mask)]
@@ -249,7 +241,7 @@ def test_text_tower(golden: Path) -> None:
         "last_hidden_nomask": (unmasked, TOKENS),
         "short_row1_last_hidden": (alone, TOKENS),
     }
-    close_all("text", ours, wanted)
+    close_all("text", ours, expected)
 
 
 SENTENCES = (
@@ -264,20 +256,20 @@ SENTENCES = (
     "tail [SEP] inner",
     "word " * 50,
 )
-"""Sentences with the ids of the goldens, which hold the ids alone."""
+"""The sentences of the golden ids; the golden files hold only the ids."""
 
 
 def test_tokenizer(golden: Path) -> None:
-    """The published tokenizer is that of BERT without the [SEP] at the end; it cuts off at 40 tokens, ours does not."""
+    """Compare with BERT's tokenizer without the final [SEP]. The published one cuts at 40 tokens, ours does not cut."""
     tokenizer = WordPiece.read(golden / "text" / "vocab_small.txt")
     rows = [tokenizer(sentence) for sentence in SENTENCES]
     for file, end in (("official_4.28.1", []), ("hf_4.28.1", [3]), ("hf_5.23.0", [3])):
-        wanted = json.loads((golden / "text" / f"tok_{file}.json").read_text())
-        for row, (ids, mask) in zip(rows, wanted, strict=True):
+        expected = json.loads((golden / "text" / f"tok_{file}.json").read_text())
+        for row, (ids, mask) in zip(rows, expected, strict=True):
             assert row[: 40 - len(end)] + end == ids[: sum(mask)]
-    # The compiled tokenizer sees no special token inside a text, hence other ids in two of the sentences.
-    wanted = json.loads((golden / "text" / "tok_fast_4.28.1.json").read_text())
-    same = [[*row[:39], 3] == ids[: sum(mask)] for row, (ids, mask) in zip(rows, wanted, strict=True)]
+    # The compiled tokenizer ignores special tokens inside a text, so two of the sentences have other ids.
+    expected = json.loads((golden / "text" / "tok_fast_4.28.1.json").read_text())
+    same = [[*row[:39], 3] == ids[: sum(mask)] for row, (ids, mask) in zip(rows, expected, strict=True)]
     assert [i for i, equal in enumerate(same) if not equal] == [3, 8]
 
 
@@ -287,15 +279,15 @@ def test_clean_text(golden: Path) -> None:
 
 
 def test_frames_of_a_clip_are_the_published_ones_to_within_one(golden: Path) -> None:
-    """Ours are the middles of equal parts of a clip in seconds, theirs in frame numbers, rounded down twice.
+    """Compare the frames. Ours are the middles of equal parts in seconds, theirs in frame numbers, rounded down twice.
 
-    Of a clip with fewer frames than are wanted theirs repeats the last one, and ours spreads those there are.
+    If a clip has too few frames, the published code repeats the last frame, and ours spreads the frames of the clip.
     """
     for key, frames in json.loads((golden / "sampling_and_pretext.json").read_text())["middle"].items():
-        wanted, there = map(int, key.split("/"))
-        if there < wanted:
+        per_clip, in_clip = map(int, key.split("/"))
+        if in_clip < per_clip:
             continue
-        seconds = Timeline(duration=there / 30, clip_seconds=there / 30).frame_seconds(wanted)[0]
+        seconds = Timeline(duration=in_clip / 30, clip_seconds=in_clip / 30).frame_seconds(per_clip)[0]
         shown = np.floor(seconds * 30 + 1e-6).astype(int)
         assert np.isin(shown - np.array(frames), (0, 1)).all(), key
 
@@ -305,10 +297,10 @@ def test_whole_model(golden: Path, tmp_path: Path) -> None:
     folder = golden / "whole_model"
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:80]) + "\n")
     convert_internvideo2(
-        folder / "ckpt_module_wrapped.pt", tmp_path / "converted", vocabulary=tmp_path / "vocab.txt", config=WHOLE
+        folder / "ckpt_module_wrapped.pt", tmp_path / "converted", vocabulary=tmp_path / "vocab.txt", config=WHOLE_MODEL
     )
-    model, *_ = InternVideo2.load(tmp_path / "converted")
-    inputs, wanted = load(folder / "inputs.npz"), load(folder / "outputs.npz")
+    model, *_ = load_weights(tmp_path / "converted")
+    inputs, expected = load(folder / "inputs.npz"), load(folder / "outputs.npz")
     last = {}
     for name in ("video", "image", "video8"):
         *_, last[name] = model.vision_encoder.layers(inputs[f"{name}_BTCHW"])
@@ -328,7 +320,7 @@ def test_whole_model(golden: Path, tmp_path: Path) -> None:
         "sim_over_temp": (similarity / model.temp, TOKENS),
         "demo_probs_100x": ((100 * similarity).softmax(-1), TOKENS),
     }
-    close_all("whole model", ours, wanted)
+    close_all("whole model", ours, expected)
 
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(115)))
@@ -336,8 +328,8 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(
 
 @pytest.fixture(scope="module")
 def released(golden: Path) -> Arrays:
-    found: Arrays = json.loads((golden / "iv2_1b_keys.json").read_text())
-    return found
+    sizes: Arrays = json.loads((golden / "iv2_1b_keys.json").read_text())
+    return sizes
 
 
 def on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -346,18 +338,18 @@ def on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("frames", [4, 8])
 def test_the_released_video_tower(released: Arrays, frames: int) -> None:
-    """Names, shapes and counts of all 1 049 117 056 parameters; nothing is allocated."""
+    """Compare names, shapes and counts of all 1 049 117 056 parameters, without allocating memory."""
     with torch.device("meta"):
-        whole = VideoTower(replace(SIZES["1b"], frames=frames), alignment=True)
+        complete = VideoTower(replace(SIZES["1b"], frames=frames), alignment=True)
         needed = VideoTower(replace(SIZES["1b"], frames=frames))
-    assert all(p.is_meta for p in whole.parameters())
-    wanted = dict(released["vision_encoder_alone"])
+    assert all(p.is_meta for p in complete.parameters())
+    expected = dict(released["vision_encoder_alone"])
     if frames == 8:
-        wanted |= {k.removeprefix("vision_encoder."): v[1] for k, v in released["differs_with_8_frames"].items()}
-    assert {name: list(t.shape) for name, t in whole.state_dict().items()} == wanted
+        expected |= {k.removeprefix("vision_encoder."): v[1] for k, v in released["differs_with_8_frames"].items()}
+    assert {name: list(t.shape) for name, t in complete.state_dict().items()} == expected
     counts = released["param_counts"]
-    total = sum(p.numel() for p in whole.parameters())
-    assert total == counts[f"vision_encoder_total_{frames}f"] == sum(map(prod, wanted.values()))
+    total = sum(p.numel() for p in complete.parameters())
+    assert total == counts[f"vision_encoder_total_{frames}f"] == sum(map(prod, expected.values()))
     assert frames == 8 or total == 1_049_117_056
     parts = "(patch+cls+pos_embed+img_pos_embed+blocks+clip_projector)"
     name = f"vision_needed_for_features_4f {parts}" if frames == 4 else "vision_needed_8f"
@@ -368,10 +360,10 @@ def test_the_released_whole_model(released: Arrays) -> None:
     shapes = released["whole_model"]
     config = config_of(shapes)
     assert config == InternVideo2Config(video=SIZES["1b"])
-    found = from_published(on_meta(shapes), config)
+    tensors = from_published(on_meta(shapes), config)
     with torch.device("meta"):
         model = InternVideo2(config)
-    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in model.state_dict().items()}
     text = sum(p.numel() for p in model.text_encoder.parameters())
     assert text == released["param_counts"]["text_needed_for_mode_text (embeddings + 19 layers)"]
     eight = {name: both[1] for name, both in released["differs_with_8_frames"].items()}
@@ -380,7 +372,7 @@ def test_the_released_whole_model(released: Arrays) -> None:
 
 @pytest.mark.slow  # arithmetic on the meta device loads a compiler
 def test_the_arithmetic_is_the_published(released: Arrays) -> None:
-    """Operations for a clip as PyTorch counts them: those of one block, forty times, and what comes before."""
+    """Compare PyTorch's count of operations per clip: forty times one block, plus the embedding."""
 
     def operations(frames: int, depth: int) -> int:
         with torch.device("meta"):
@@ -391,5 +383,5 @@ def test_the_arithmetic_is_the_published(released: Arrays) -> None:
         return int(counter.get_total_flops())
 
     for frames, key in ((1, "1f_image_x_vis_only=True"), (4, "4f_x_vis_only=True"), (8, "8f_x_vis_only=True")):
-        one, two = operations(frames, 1), operations(frames, 2)
-        assert one + 39 * (two - one) == released["flops_torch_counter"][key]
+        one_block, two_blocks = operations(frames, 1), operations(frames, 2)
+        assert one_block + 39 * (two_blocks - one_block) == released["flops_torch_counter"][key]

@@ -24,7 +24,8 @@ from torch import Tensor
 pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
 
 from sidelight import Grounder, Grounding
-from sidelight.backbones.clip.model import CLIP_MEAN, CLIP_STD, CLIPBackbone
+from sidelight.backbones.clip.model import CLIPBackbone
+from sidelight.backbones.clip.released import CLIP_MEAN, CLIP_STD
 from sidelight.cli.main import main
 from sidelight.core.batch import Batch
 from sidelight.core.timeline import Timeline

@@ -1,4 +1,4 @@
-"""The shapes world keeps its own rules."""
+"""Tests of the shapes world: rules, queries, drawing, and writing a world."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sidelight.shapes.world import (
 from sidelight.video.read import frames_at, probe
 
 SCENES = {split: [sample_scene(seed=3, index=i, split=split) for i in range(30)] for split in ("train", "val", "test")}
-EVERY = [scene for scenes in SCENES.values() for scene in scenes]
+ALL_SCENES = [scene for scenes in SCENES.values() for scene in scenes]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_merge_windows(windows: list[tuple[float, float]], merged: list[tuple[fl
     assert merge_windows(windows) == merged
 
 
-def test_vocabulary_is_as_large_as_promised() -> None:
+def test_the_vocabulary_has_its_size() -> None:
     assert len(COLOURS) == 8 and len(SHAPES) >= 5 and len(ACTIONS) >= 8
     assert all(len(words) >= 3 for words in ACTION_WORDS.values())
     assert len(HELD_OUT) == len(COLOURS) * len(SHAPES) * len(ACTIONS) // 10
@@ -63,18 +63,18 @@ def test_scenes_are_deterministic_and_independent_of_how_many_there_are() -> Non
 
 
 def test_durations_and_at_most_two_events_at_once() -> None:
-    for scene in EVERY:
+    for scene in ALL_SCENES:
         assert 60 <= scene.duration <= 150
         assert all(0 <= e.start < e.end <= scene.duration for e in scene.events)
         for clip in range(int(scene.duration // 2)):
             assert sum(e.start <= clip * 2 < e.end for e in scene.events) <= 2
-    assert any(a.start < b.end and b.start < a.end for s in EVERY for a, b in itertools.combinations(s.events, 2))
+    assert any(a.start < b.end and b.start < a.end for s in ALL_SCENES for a, b in itertools.combinations(s.events, 2))
 
 
 def test_held_out_combinations_occur_in_the_test_split_only() -> None:
     for split, scenes in SCENES.items():
-        found = [any(e.combination in HELD_OUT for e in scene.events) for scene in scenes]
-        assert all(found) if split == "test" else not any(found)
+        has_held_out = [any(e.combination in HELD_OUT for e in scene.events) for scene in scenes]
+        assert all(has_held_out) if split == "test" else not any(has_held_out)
 
 
 def test_every_query_has_hard_negatives_and_true_windows() -> None:
@@ -82,26 +82,26 @@ def test_every_query_has_hard_negatives_and_true_windows() -> None:
         rows = annotate(scene, seed=3, index=index)
         assert rows
         for row in rows:
-            asked = [row.extra[k] for k in ("colour", "shape", "action")]
+            attributes = [row.extra[k] for k in ("colour", "shape", "action")]
             events = [e.combination for e in scene.events]
             for position in range(3):
-                if asked[position] is None:
+                if attributes[position] is None:
                     continue
                 # Something in the video differs in exactly this attribute.
                 assert any(
                     all(
                         (a is None or (a == b) != (i == position))
-                        for i, (a, b) in enumerate(zip(asked, e or (), strict=True))
+                        for i, (a, b) in enumerate(zip(attributes, e or (), strict=True))
                     )
                     for e in events
-                ), (row.query, asked)
+                ), (row.query, attributes)
             assert 1 <= len(row.relevant_windows) <= MAX_WINDOWS
             assert all(2 <= end - start <= MAX_WINDOW_SECONDS for start, end in row.relevant_windows)
-            # Windows are exactly where a matching event runs.
+            # The windows cover exactly the clips in which a matching event runs.
             for clip in range(int(scene.duration // 2)):
                 running = any(
                     e.start <= clip * 2 < e.end
-                    and all(a is None or a == b for a, b in zip(asked, e.combination or (), strict=True))
+                    and all(a is None or a == b for a, b in zip(attributes, e.combination or (), strict=True))
                     for e in scene.events
                 )
                 assert running == (clip in row.relevant_clip_ids)
@@ -120,29 +120,29 @@ def test_moments_of_all_lengths_and_ratings_of_all_kinds_occur() -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_absent_queries_are_neighbours_of_what_happens_and_never_true(split: str) -> None:
-    seen = 0
+def test_absent_queries_are_neighbours_of_events_and_never_true(split: str) -> None:
+    count = 0
     for index in range(20):
         scene = sample_scene(seed=3, index=index, split=split)
-        there = {e.combination for e in scene.events}
+        present = {e.combination for e in scene.events}
         for row in absent_queries(scene, seed=3, index=index, count=4):
-            wanted = (row.extra["colour"], row.extra["shape"], row.extra["action"])
-            assert wanted not in there
+            combination = (row.extra["colour"], row.extra["shape"], row.extra["action"])
+            assert combination not in present
             assert row.relevant_windows == ()
-            assert any(sum(a != b for a, b in zip(wanted, c, strict=True)) == 1 for c in there if c)
-            assert split == "test" or wanted not in HELD_OUT
-            seen += 1
-    assert seen == 80
+            assert any(sum(a != b for a, b in zip(combination, c, strict=True)) == 1 for c in present if c)
+            assert split == "test" or combination not in HELD_OUT
+            count += 1
+    assert count == 80
     assert absent_queries(scene, seed=3, index=index, count=0) == []
 
 
-def test_phrases_name_what_is_asked_and_nothing_else() -> None:
+def test_phrases_name_the_given_attributes_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
-    found = {phrase(rng, action="spin", colour="red", shape="square") for _ in range(200)}
-    assert len(found) > 20 and all("red" in q for q in found)
-    assert all(any(w in q for w in SHAPE_WORDS["square"]) for q in found)
-    nameless = {phrase(rng, action="spin", colour="red") for _ in range(100)}
-    assert not any(w in q.split() for q in nameless for words in SHAPE_WORDS.values() for w in words)
+    sentences = {phrase(rng, action="spin", colour="red", shape="square") for _ in range(200)}
+    assert len(sentences) > 20 and all("red" in q for q in sentences)
+    assert all(any(w in q for w in SHAPE_WORDS["square"]) for q in sentences)
+    without_shape = {phrase(rng, action="spin", colour="red") for _ in range(100)}
+    assert not any(w in q.split() for q in without_shape for words in SHAPE_WORDS.values() for w in words)
     assert phrase(rng, action="grow", colour="orange", shape="star").count("a orange") == 0
 
 
@@ -173,7 +173,7 @@ def test_each_action_changes_the_state_in_its_own_way(action: str) -> None:
     assert [name for name, yes in moved.items() if yes] == [changing]
 
 
-def test_outside_its_time_a_thing_is_not_there() -> None:
+def test_a_thing_is_invisible_outside_its_time() -> None:
     assert state_at(_thing("spin"), -0.1).opacity == 0 == state_at(_thing("spin"), 8.0).opacity
     assert state_at(_thing(None), 4.0).opacity == 1
 
@@ -215,12 +215,12 @@ def test_a_world_is_watchable_complete_and_repeatable(tiny_world: Path, tmp_path
     info = probe(files[0])
     assert info.codec == "h264" and info.width == info.height == 128 and info.pixel_format == "yuv420p"
     assert info.duration == next(r.duration for r in rows if r.vid == files[0].stem)
-    again = make_world(tmp_path, videos=1, seed=11, seconds=(20, 26), side=128, absent=2)
-    assert read_annotations(tmp_path / "with-absent.jsonl")[: len(again)] == again
-    assert len(read_annotations(tmp_path / "with-absent.jsonl")) == len(again) + 2
-    assert again == [r for r in rows if r.vid == files[0].stem]
+    repeated = make_world(tmp_path, videos=1, seed=11, seconds=(20, 26), side=128, absent=2)
+    assert read_annotations(tmp_path / "with-absent.jsonl")[: len(repeated)] == repeated
+    assert len(read_annotations(tmp_path / "with-absent.jsonl")) == len(repeated) + 2
+    assert repeated == [r for r in rows if r.vid == files[0].stem]
     assert _digest(tmp_path / "videos" / files[0].name) == _digest(files[0])
-    # The picture in the file is the one that was drawn, but for compression.
+    # The frame in the file is the frame that was drawn, except for compression.
     scene = sample_scene(seed=11, index=0, seconds=(20, 26))
     (frame,) = frames_at(files[0], [5.0])
     assert np.abs(frame.image.astype(int) - Painter(scene, 128).frame(5.0)).mean() < 6
@@ -239,7 +239,7 @@ def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("options", "message"),
     [
         ({"videos": 0}, "videos"),
         ({"absent": -1}, "absent"),
@@ -251,6 +251,6 @@ def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
         ({"seconds": (2, 60)}, "seconds"),
     ],
 )
-def test_wrong_arguments_are_named(tmp_path: Path, wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        make_world(tmp_path, **{"videos": 1, **wrong})  # type: ignore[arg-type]
+def test_wrong_arguments_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_world(tmp_path, **{"videos": 1, **options})  # type: ignore[arg-type]

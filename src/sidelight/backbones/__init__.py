@@ -1,4 +1,4 @@
-"""The backbones by name. Each is imported when it is asked for."""
+"""The backbones by name. Each backbone is imported when it is loaded. ``protocol`` says how to add a backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchErro
 
 if TYPE_CHECKING:
     from sidelight.backbones.clip.model import CLIPBackbone
-    from sidelight.backbones.internvideo2.model import InternVideo2Backbone
+    from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
     from sidelight.backbones.shapes.model import ShapesBackbone
 
 __all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "load_backbone"]
@@ -29,7 +29,7 @@ def _clip(**options: Any) -> CLIPBackbone:
 
 
 def _internvideo2(**options: Any) -> InternVideo2Backbone:
-    from sidelight.backbones.internvideo2.model import InternVideo2Backbone
+    from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
 
     return InternVideo2Backbone(**options)
 
@@ -42,32 +42,32 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
-    """The backbone of that name.
+    """Load the backbone of that name.
 
     Args:
         name: a key of :data:`BACKBONES`.
-        options: what that backbone takes: ``levels``, ``pooling``, ``weights``; all but shapes take ``clip_seconds``,
-            ``frames_per_clip`` and ``dtype`` too.
+        options: options of the backbone: ``levels``, ``pooling`` and ``weights``; all backbones except shapes also take
+            ``clip_seconds``, ``frames_per_clip`` and ``dtype``.
 
     Raises:
-        ValueError: if there is no such backbone.
+        ValueError: if there is no such backbone, or an option is wrong.
     """
     if name not in BACKBONES:
-        raise ValueError(f"there is no backbone {name!r}; known are {', '.join(BACKBONES)}")
+        raise ValueError(f"there is no backbone {name!r}; known backbones are {', '.join(BACKBONES)}")
     return BACKBONES[name](**options)
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:
-    """The backbone that makes features of ``spec``.
+    """Load the backbone that makes features of a spec.
 
     Args:
-        spec: of the features.
-        weights: a folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
+        spec: the spec of the features.
+        weights: folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
             for CLIP where the spec names a model on the hub.
 
     Raises:
-        ValueError: if there is no such backbone here, or its weights have to be given.
-        SpecMismatchError: if the backbone at hand would make other features.
+        ValueError: if sidelight has no such backbone, or ``weights`` is needed.
+        SpecMismatchError: if the loaded backbone makes other features.
     """
     options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
     if spec.backbone != "shapes":

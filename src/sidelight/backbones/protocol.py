@@ -1,6 +1,15 @@
-"""What a backbone is to the rest of sidelight, and the spec that its features carry.
+"""The protocol of backbones, and the spec that their features carry.
 
-Legend: K levels, C clips, F frames per clip, S side in pixels, L tokens, D_v / D_t widths of video and text.
+How to add a backbone:
+
+1. Make a folder ``backbones/NAME/`` with a ``model.py``, and a ``convert.py`` if published weights need a conversion.
+2. Write a class with the five members of :class:`Backbone`; ``backbones/shapes/model.py`` is the shortest example.
+3. Use ``backbones/common.py`` for levels, pooling, checks and digests, and ``backbones/conversion.py`` to convert.
+4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, imported inside a function as the others are.
+5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.
+
+Legend: K levels, C clips, F frames per clip, S side in pixels, P tokens of a clip, L tokens of a query, D_v / D_t
+widths of video and text.
 """
 
 from __future__ import annotations
@@ -20,42 +29,42 @@ RESIZES = ("stretch", "crop")
 
 
 class SpecMismatchError(ValueError):
-    """Features were made by another spec than the model was trained on."""
+    """The error for features that were made by another spec than expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """Everything that decides what numbers a backbone returns for a video and a query.
+    """The settings that decide which numbers a backbone returns for a video and a query.
 
-    Stored with features and with checkpoints; a model refuses features whose spec differs.
+    The spec is stored with features and with checkpoints. A model refuses features of another spec.
     """
 
     backbone: str
-    """Name in :data:`sidelight.backbones.BACKBONES`, or of whoever made the features."""
+    """Name in :data:`sidelight.backbones.BACKBONES`, or the name of another program that made the features."""
     weights: str
-    """Digest of the backbone's weights (SHA-256 over names, types, shapes and values, 16 hex digits), or the
-    hub id under which an official model is known.
+    """Digest of the backbone's weights (16 hex digits of the SHA-256 over names, types, shapes and values), or the hub
+    id of an official model.
     """
     levels: tuple[int, ...]
-    """Which layers, shallowest first, counted from the last: -1 is the last layer."""
+    """Layers that are read, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str
-    """How one layer's tokens of a clip become one vector: cls, mean, attention, or tokens (all are kept)."""
+    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens)."""
     clip_seconds: float
     """Length of a clip in seconds."""
     frames_per_clip: int
-    """Frames shown to the backbone per clip, evenly spread over it."""
+    """Frames per clip that the backbone reads, evenly spread over the clip."""
     resolution: int
-    """Side of the square picture in pixels."""
+    """Side of the square frame in pixels."""
     resize: Literal["stretch", "crop"]
-    """stretch: both sides to the resolution; crop: the shorter side, then the middle."""
+    """stretch: scale both sides to the resolution; crop: scale the shorter side, then crop the middle."""
     mean: tuple[float, float, float]
-    """Subtracted from RGB in [0, 1]."""
+    """Mean of RGB in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float]
-    """Divides what is left."""
+    """Standard deviation of RGB in [0, 1]; the pixels are divided by it."""
     video_dim: int
-    """D_v."""
+    """D_v, width of the video features."""
     text_dim: int
-    """D_t."""
+    """D_t, width of the query features."""
 
     def __post_init__(self) -> None:
         if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[-1] > -1:
@@ -71,12 +80,12 @@ class FeatureSpec:
                 raise ValueError(f"{field} must be more than 0, got {getattr(self, field)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the fields as plain values for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
-        """The inverse of :meth:`to_dict`.
+        """Build a spec from the values of :meth:`to_dict`.
 
         Raises:
             ValueError: for a missing or an unknown field.
@@ -90,22 +99,22 @@ class FeatureSpec:
         return cls(**fields)
 
     def digest(self) -> str:
-        """16 hex digits that change when any field does: a key for caches."""
+        """Return 16 hex digits that change with every field: a key for caches."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def require(
         self, other: FeatureSpec, *, what: str = "the features", than: str = "this model was trained on"
     ) -> None:
-        """Refuse features of another spec.
+        """Check that other features were made by this spec.
 
         Args:
-            other: the spec of what is offered.
-            what: how to call it in the message.
-            than: what this spec is there.
+            other: the spec of the other features.
+            what: name of the other features in the message.
+            than: name of this spec in the message.
 
         Raises:
-            SpecMismatchError: naming each difference.
+            SpecMismatchError: if the specs differ; the message names each difference.
         """
         differences = [
             f"{f.name} is {getattr(other, f.name)!r}, expected {getattr(self, f.name)!r}"
@@ -121,23 +130,23 @@ class FeatureSpec:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A frozen video-language model, as a side-tuner sees it."""
+    """A frozen video-language model that encodes clips and queries."""
 
     @property
     def spec(self) -> FeatureSpec:
-        """The spec of what the two encoders return."""
+        """Return the spec of the features that the two encoders make."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         ...
 
     def encode_video(self, frames_CFSS3: torch.Tensor) -> torch.Tensor:
         """Encode clips.
 
         Args:
-            frames_CFSS3: uint8 RGB pictures, already resized as the spec says; any device.
+            frames_CFSS3: uint8 RGB frames, already resized as the spec says, on any device.
 
         Returns:
             (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``.
@@ -148,26 +157,10 @@ class Backbone(Protocol):
         """Encode queries.
 
         Returns:
-            One (K, L, D_t) float32 tensor a query, without padding; token 0 is the start token.
+            One float32 tensor (K, L, D_t) per query, without padding; token 0 is the start token.
         """
         ...
 
     def to(self, device: torch.device | str) -> Backbone:
-        """Move the weights; returns itself."""
+        """Move the weights, and return the backbone itself."""
         ...
-
-
-def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """16 hex digits that identify a set of weights by names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(_bytes_dtype()).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _bytes_dtype() -> torch.dtype:
-    import torch
-
-    return torch.uint8

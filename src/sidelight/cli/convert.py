@@ -86,10 +86,11 @@ def convert_internvideo2(
         text_heads: attention heads of the text tower; one per 64 channels unless given.
         activation: gelu for weights trained without the fused kernel; gelu_tanh, as the released ones, unless given.
     """
-    from sidelight.backbones.internvideo2 import model
+    from sidelight.backbones.internvideo2 import convert as conversion
+    from sidelight.backbones.internvideo2.weights import describe_weights
 
     require_range(1, heads=heads, pool_heads=pool_heads, text_heads=text_heads)
-    model.convert_internvideo2(
+    conversion.convert_internvideo2(
         file,
         out,
         vocabulary=vocabulary,
@@ -98,7 +99,7 @@ def convert_internvideo2(
         pool_heads=pool_heads,
         text_heads=text_heads,
     )
-    print(f"wrote {out}: InternVideo2, {model.described(out)}")
+    print(f"wrote {out}: InternVideo2, {describe_weights(out)}")
     print(f"extract with --backbone internvideo2 --weights {out}")
 
 
@@ -120,7 +121,7 @@ def convert_clip(
         heads: attention heads of the vision tower; one per 64 channels unless given.
         text_heads: attention heads of the text tower; one per 64 channels unless given.
     """
-    from sidelight.backbones.clip import model
+    from sidelight.backbones.clip import convert as conversion
 
     require_range(1, heads=heads, text_heads=text_heads)
     if heads is None or text_heads is None:
@@ -129,8 +130,8 @@ def convert_clip(
         both = None
     else:
         both = (heads, text_heads)
-    model.convert_clip(file, out, heads=both, vocabulary=vocabulary)
-    print(f"wrote {out}: CLIP, {model.described(out)}")
+    conversion.convert_clip(file, out, heads=both, vocabulary=vocabulary)
+    print(f"wrote {out}: CLIP, {conversion.describe_weights(out)}")
     if vocabulary is None:
         print(f"no sentence can be read yet: put tokenizer.json, or vocab.json and merges.txt, into {out}")
     print(f"extract with --backbone clip --weights {out}")

@@ -1,4 +1,4 @@
-"""The shapes world: labelled synthetic videos without end, without downloads, without licences."""
+"""The shapes world: unlimited labelled synthetic videos, without downloads and licences."""
 
 from sidelight.shapes.generate import make_world
 from sidelight.shapes.statistics import describe

@@ -1,4 +1,4 @@
-"""Write a shapes world: videos that people can watch, and annotations in the QVHighlights form."""
+"""Write a shapes world: videos for people to watch, and annotations in the form of QVHighlights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,13 +19,11 @@ from sidelight.io.files import replacing, write_text
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
-    ACTIONS,
-    CLIP_SECONDS,
-    COLOURS,
+    ATTRIBUTES,
     HELD_OUT,
     MAX_WINDOW_SECONDS,
     MAX_WINDOWS,
-    SHAPES,
+    Combination,
     Scene,
     Thing,
     sample_scene,
@@ -49,19 +48,19 @@ def make_world(
 ) -> list[Annotation]:
     """Make ``videos`` synthetic videos under ``out/videos`` and their queries in ``out/annotations.jsonl``.
 
-    Deterministic: the same arguments give the same annotations, and the same pixels before compression.
-    Interrupted, it goes on where it stopped: a video that is there is not drawn again. Each file is written
-    beside its place and renamed, so none is ever half there.
+    The same arguments give the same annotations, and the same pixels before compression. An interrupted call can be
+    repeated: existing videos are not drawn again. Each file is written beside its place and then renamed, so every
+    file is complete.
 
     Args:
-        out: folder; made if need be.
-        videos: how many, at least 1.
-        seed: which world. Splits of one seed have no video in common.
+        out: folder; made if it does not exist.
+        videos: number of videos, at least 1.
+        seed: number of the world. Splits of one seed have no video in common.
         split: ``train``, ``val`` or ``test``; only ``test`` holds the combinations kept from training.
-        seconds: shortest and longest duration of a video.
+        seconds: shortest and longest duration of a video in seconds.
         side: width and height in pixels; even, at least 128.
-        absent: also write ``out/with-absent.jsonl``: the same queries and that many more per video which are true of
-            no moment in it, each a neighbour of one that is.
+        absent: number of queries per video that match no moment of the video, each a neighbour of a query that does.
+            They are written, with all other queries, to ``out/with-absent.jsonl``.
         workers: processes that draw at the same time.
         progress: show a progress bar.
 
@@ -80,24 +79,24 @@ def make_world(
     scenes = [sample_scene(seed=seed, index=i, split=split, seconds=seconds) for i in range(videos)]
     folder = Path(out) / "videos"
     folder.mkdir(parents=True, exist_ok=True)
-    _same_world(Path(out) / "world.json", {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
+    _check_same_world(Path(out) / "world.json", {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
-        pass  # each video is on disk when its turn is over; nothing is returned
+        pass  # videos are written to disk, and the iterator yields nothing
     if absent:
         without = [a for i, scene in enumerate(scenes) for a in absent_queries(scene, seed=seed, index=i, count=absent)]
         write_annotations(Path(out) / "with-absent.jsonl", [*annotations, *without])
-    # Last, so that an annotations file means a whole world.
+    # Last, so that an annotations file means a complete world.
     write_annotations(Path(out) / "annotations.jsonl", annotations)
     return annotations
 
 
-def _same_world(manifest: Path, settings: dict[str, object]) -> None:
-    """Refuse to mix worlds in one folder: videos that are there are kept, so they must be of this one."""
+def _check_same_world(manifest: Path, settings: dict[str, object]) -> None:
+    """Refuse a folder that holds another world, because existing videos are kept; note the world of a new folder."""
     if manifest.exists():
-        there = json.loads(manifest.read_text())
-        if there != settings:
-            raise ValueError(f"{manifest.parent} holds another world ({there}); choose another folder")
+        existing = json.loads(manifest.read_text())
+        if existing != settings:
+            raise ValueError(f"{manifest.parent} holds another world ({existing}); choose another folder")
         return
     write_text(manifest, json.dumps(settings) + "\n")
 
@@ -121,10 +120,10 @@ def _draw_one(scene: Scene, *, folder: Path, side: int) -> None:
 
 
 def draw_video(scene: Scene, path: str | Path, *, side: int = SIDE) -> None:
-    """Draw one scene as an H.264 mp4 of ``side`` x ``side`` pixels at 10 frames per second."""
+    """Draw a scene as an H.264 mp4 of ``side`` x ``side`` pixels at 10 frames per second."""
     painter = Painter(scene, side)
     with replacing(path) as beside, av.open(str(beside), "w") as container:
-        # One thread: what x264 writes depends on the number of threads.
+        # One thread, because the output of x264 depends on the number of threads.
         options = {"preset": "veryfast", "crf": "23", "threads": "1"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = side
@@ -138,28 +137,20 @@ def draw_video(scene: Scene, path: str | Path, *, side: int = SIDE) -> None:
 
 
 def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[Annotation]:
-    """The queries of one scene, each with its windows and the saliency scores of three simulated raters.
+    """Return the queries of a scene, each with its windows and the saliency scores of three simulated raters.
 
-    Every combination with at most three windows gets one query that names all of it; then come up to six
-    that leave the colour or the shape out, where hard negatives remain.
+    Each combination of the cube gets one query that names colour, shape and action. Up to six queries follow that leave
+    out the colour or the shape. Queries with too many or too long windows are dropped.
     """
     rng = np.random.default_rng([seed, index, 77])
     painter = Painter(scene, side)
     rows: list[Annotation] = []
-    for colour, shape, action in _questions(rng, scene):
+    for colour, shape, action in _sample_combinations(rng, scene):
         matching = [e for e in scene.events if _matches(e, colour, shape, action)]
         windows = merge_windows((e.start, e.end) for e in matching)
         if len(windows) > MAX_WINDOWS or any(end - start > MAX_WINDOW_SECONDS for start, end in windows):
             continue
-        clips = [c for start, end in windows for c in range(round(start / CLIP_SECONDS), round(end / CLIP_SECONDS))]
-        combination = (colour, shape, action)
-        extra = {
-            "colour": colour,
-            "shape": shape,
-            "action": action,
-            # Queries that leave something out are "unseen" for neither side.
-            "unseen": combination in HELD_OUT,
-        }
+        clips = [clip for start, end in windows for clip in scene.timeline.clips_in(start, end)]
         rows.append(
             Annotation(
                 qid=f"{scene.vid}_{len(rows):02d}",
@@ -168,31 +159,30 @@ def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[A
                 duration=_integer_if_whole(scene.duration),
                 relevant_windows=tuple((_integer_if_whole(s), _integer_if_whole(e)) for s, e in windows),
                 relevant_clip_ids=tuple(clips),
-                saliency_scores=_rate(rng, painter, matching, clips),
-                extra=extra,
+                saliency_scores=_rate_clips(rng, painter, matching, clips),
+                extra=_extra(colour, shape, action),
             )
         )
     return rows
 
 
-def absent_queries(scene: Scene, *, seed: int, index: int, count: int) -> list[Annotation]:
-    """Up to ``count`` queries that are true of no moment of the scene, hence without windows.
+def _extra(colour: str | None, shape: str | None, action: str) -> dict[str, Any]:
+    """Return the extra fields of an annotation. A query that leaves out an attribute does not count as unseen."""
+    unseen = (colour, shape, action) in HELD_OUT
+    return {"colour": colour, "shape": shape, "action": action, "unseen": unseen}
 
-    Each differs from something that happens there in one attribute only, so nothing but reading all of the sentence
-    and looking closely tells that it is not there.
+
+def absent_queries(scene: Scene, *, seed: int, index: int, count: int) -> list[Annotation]:
+    """Return up to ``count`` queries that match no moment of the scene, so they have no windows.
+
+    Each query differs from an event of the scene in one attribute only, so a model must read the full sentence and look
+    closely to reject the query.
     """
     rng = np.random.default_rng([seed, index, 78])
-    there = {e.combination for e in scene.events}
-    tables = (tuple(COLOURS), SHAPES, ACTIONS)
+    present = {e.combination for e in scene.events if e.combination}
     neighbours = sorted(
-        {
-            (*c[:i], value, *c[i + 1 :])
-            for c in there
-            if c is not None
-            for i, table in enumerate(tables)
-            for value in table
-        }
-        - there
+        {(*c[:i], value, *c[i + 1 :]) for c in present for i, table in enumerate(ATTRIBUTES) for value in table}
+        - present
     )
     allowed = [c for c in neighbours if scene.split == "test" or c not in HELD_OUT]
     chosen = [allowed[int(i)] for i in rng.permutation(len(allowed))[:count]]
@@ -202,38 +192,29 @@ def absent_queries(scene: Scene, *, seed: int, index: int, count: int) -> list[A
             query=phrase(rng, action=action, colour=colour, shape=shape),
             vid=scene.vid,
             duration=_integer_if_whole(scene.duration),
-            extra={
-                "colour": colour,
-                "shape": shape,
-                "action": action,
-                "unseen": (colour, shape, action) in HELD_OUT,
-                "absent": True,
-            },
+            extra=_extra(colour, shape, action) | {"absent": True},
         )
         for number, (colour, shape, action) in enumerate(chosen)
     ]
 
 
-def _questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str | None, str | None, str]]:
-    """What to ask of a scene: (colour or None, shape or None, action)."""
+def _sample_combinations(rng: np.random.Generator, scene: Scene) -> list[tuple[str | None, str | None, str]]:
+    """Sample the queries of a scene as (colour or None, shape or None, action)."""
     combinations = list(dict.fromkeys(e.combination for e in scene.events if e.combination))
-    # Only inside the cube are all three kinds of hard negative sure to be there.
+    # Only combinations of the cube are sure to have all three kinds of hard negatives.
     cube = [c for c in combinations if _has_hard_negatives(c, combinations)]
-    partial_ones: list[tuple[str | None, str | None, str]] = []
-    partial_ones += [(colour, None, action) for colour, _, action in cube]
-    partial_ones += [(None, shape, action) for _, shape, action in cube]
-    partial_ones = list(dict.fromkeys(partial_ones))
-    chosen = [partial_ones[int(i)] for i in rng.permutation(len(partial_ones))[:6]]
+    shorter: list[tuple[str | None, str | None, str]] = []
+    shorter += [(colour, None, action) for colour, _, action in cube]
+    shorter += [(None, shape, action) for _, shape, action in cube]
+    shorter = list(dict.fromkeys(shorter))
+    chosen = [shorter[int(i)] for i in rng.permutation(len(shorter))[:6]]
     return [*cube, *chosen]
 
 
-def _has_hard_negatives(wanted: tuple[str, str, str], there: list[tuple[str, str, str]]) -> bool:
-    def differs_only_at(position: int) -> bool:
-        return any(
-            all((a == b) != (i == position) for i, (a, b) in enumerate(zip(wanted, c, strict=True))) for c in there
-        )
-
-    return all(differs_only_at(position) for position in range(3))
+def _has_hard_negatives(combination: Combination, combinations: list[Combination]) -> bool:
+    """Check whether, for each attribute, another combination differs in exactly this attribute."""
+    different = [tuple(a != b for a, b in zip(combination, other, strict=True)) for other in combinations]
+    return all(tuple(i == position for i in range(3)) in different for position in range(3))
 
 
 def _matches(event: Thing, colour: str | None, shape: str | None, action: str) -> bool:
@@ -245,7 +226,7 @@ def _matches(event: Thing, colour: str | None, shape: str | None, action: str) -
 
 
 def merge_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Unite windows that overlap or touch; sorted by start."""
+    """Unite windows that overlap or touch, and sort them by start."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(windows):
         if merged and start <= merged[-1][1]:
@@ -255,19 +236,13 @@ def merge_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, f
     return merged
 
 
-def _rate(
+def _rate_clips(
     rng: np.random.Generator, painter: Painter, matching: list[Thing], clips: list[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """Three raters score each clip 0 to 4: what is visible, plus each rater's own bias and noise."""
+    """Return the scores 0 to 4 of three raters for each clip: the visibility, plus a bias and noise of each rater."""
+    timeline = painter.scene.timeline
     seen = np.array(
-        [
-            max(
-                visibility(painter, e, c)
-                for e in matching
-                if e.start <= c * CLIP_SECONDS and (c + 1) * CLIP_SECONDS <= e.end
-            )
-            for c in clips
-        ]
+        [max(visibility(painter, e, c) for e in matching if c in timeline.clips_in(e.start, e.end)) for c in clips]
     )
     bias = rng.normal(0.0, 0.25, size=RATERS)
     noise = rng.normal(0.0, 0.35, size=(len(clips), RATERS))

@@ -1,7 +1,7 @@
 """English for the shapes world: several phrasings for every colour, shape and action.
 
-A query names an action and, mostly, a colour and a shape; some leave one of the two out ("something red
-spins", "a square goes up"). :func:`phrase` writes one such sentence.
+A query names an action and, mostly, a colour and a shape. Some queries leave out one of the two ("something red spins",
+"a square goes up"). :func:`phrase` writes one query.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ ACTION_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def phrase(rng: np.random.Generator, *, action: str, colour: str | None = None, shape: str | None = None) -> str:
-    """One English query for an action, with the colour, the shape, both or neither named."""
+    """Write one English query for an action. It names the colour and the shape if they are given."""
     third, ing = _pick(rng, ACTION_WORDS[action])
     adjective = _pick(rng, COLOUR_WORDS[colour]) if colour else None
     if shape is None:

@@ -1,6 +1,6 @@
-"""Pixels of the shapes world: a scene and a time become a picture, a clip becomes a visibility.
+"""Pixels of the shapes world: the frame of a scene at a time, and the visibility of a thing in a clip.
 
-Legend: S side of the square picture in pixels.
+Legend: S side of the square frame in pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.timeline import clips_to_seconds
 from sidelight.shapes.world import CLIP_SECONDS, COLOURS, Scene, State, Thing, state_at
 
 Floats = npt.NDArray[np.float32]
@@ -19,10 +20,10 @@ _NOISE_FIELDS = 8
 
 
 class Painter:
-    """Draws the frames of one scene.
+    """A painter of the frames of one scene.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         side: width and height of a frame in pixels.
     """
 
@@ -35,26 +36,27 @@ class Painter:
 
     @cached_property
     def _noise(self) -> Floats:
-        """(fields, S, S, 1); made when the first frame is drawn: annotating a scene needs none."""
+        """Return the noise fields (fields, S, S, 1), computed for the first frame; annotations do not need them."""
         shape = (_NOISE_FIELDS, self.side, self.side, 1)
         rng = np.random.default_rng(self._noise_seed)
         noise: Floats = rng.standard_normal(shape, dtype=np.float32) * np.float32(self.scene.noise)
         return noise
 
     def frame(self, seconds: float) -> npt.NDArray[np.uint8]:
-        """The picture at ``seconds``: uint8 RGB (S, S, 3)."""
-        picture = self._background(seconds)
+        """Return the frame at a time: uint8 RGB (S, S, 3)."""
+        image = self._background(seconds)
         for thing in (*self.scene.distractors, *self.scene.events):
             if thing.start <= seconds < thing.end:
                 state = state_at(thing, seconds)
                 if state.opacity > 0:
-                    _draw(picture, thing, state)
-        # Which noise field comes when is decided by the time alone, so a frame never depends on the others.
+                    _draw(image, thing, state)
+        # The time alone chooses the noise field, so a frame does not depend on other frames.
         step = round(seconds * 1000)
-        picture += self._noise[(step * 2654435761 >> 7) % _NOISE_FIELDS]
-        return np.clip(picture, 0, 255).astype(np.uint8)
+        image += self._noise[(step * 2654435761 >> 7) % _NOISE_FIELDS]
+        return np.clip(image, 0, 255).astype(np.uint8)
 
     def _background(self, seconds: float) -> Floats:
+        """Return the part of the texture that the drifting camera shows at a time."""
         amplitude, period_x, period_y = self.scene.drift
         dx = self._reach + amplitude * self.side * math.sin(2 * math.pi * seconds / period_x)
         dy = self._reach + amplitude * self.side * math.sin(2 * math.pi * seconds / period_y)
@@ -66,14 +68,14 @@ class Painter:
         return blended
 
     def contrast(self, colour: str) -> float:
-        """How far a colour stands out from the background's mean, 0 to 1."""
+        """Return how far a colour stands out from the mean of the background, 0 to 1."""
         mean = self._texture.reshape(-1, 3).mean(0)
         distance = float(np.linalg.norm(np.asarray(COLOURS[colour], np.float32) - mean))
         return min(1.0, distance / 220.0)
 
 
 def _texture(rng: np.random.Generator, side: int) -> Floats:
-    """A dull, smooth texture: three octaves of interpolated noise around a muted base colour."""
+    """Return a dull, smooth texture: three octaves of interpolated noise around a muted base colour."""
     base = rng.uniform(70, 170) + rng.uniform(-18, 18, size=3)
     grain = np.zeros((side, side, 1), np.float32)
     for cells, strength in ((4, 16.0), (9, 9.0), (24, 5.0)):
@@ -83,18 +85,18 @@ def _texture(rng: np.random.Generator, side: int) -> Floats:
 
 
 def _stretch(coarse: Floats, side: int) -> Floats:
-    """Bilinear interpolation of a small square array to (side, side)."""
-    at = np.linspace(0, coarse.shape[0] - 1, side, dtype=np.float32)
-    low = np.minimum(at.astype(int), coarse.shape[0] - 2)
-    part = at - low
+    """Interpolate a small square array to (side, side), bilinearly."""
+    positions = np.linspace(0, coarse.shape[0] - 1, side, dtype=np.float32)
+    low = np.minimum(positions.astype(int), coarse.shape[0] - 2)
+    part = positions - low
     rows = coarse[low] * (1 - part)[:, None] + coarse[low + 1] * part[:, None]
     stretched: Floats = rows[:, low] * (1 - part) + rows[:, low + 1] * part
     return stretched
 
 
-def _draw(picture: Floats, thing: Thing, state: State) -> None:
-    """Paint one thing over the picture, antialiased by its signed distance."""
-    side = picture.shape[0]
+def _draw(image: Floats, thing: Thing, state: State) -> None:
+    """Paint one thing over the image, antialiased by its signed distance."""
+    side = image.shape[0]
     radius = state.radius * side
     reach = radius * 1.25 + 1
     left, right = max(0, int(state.x * side - reach)), min(side, int(state.x * side + reach) + 1)
@@ -107,12 +109,12 @@ def _draw(picture: Floats, thing: Thing, state: State) -> None:
     u, v = cos * x + sin * y, cos * y - sin * x
     body = np.clip(0.5 - _distance(thing.shape, u, v) * radius, 0, 1)[..., None] * np.float32(state.opacity)
     colour = np.clip(np.asarray(COLOURS[thing.colour], np.float32) + thing.tint, 0, 255).astype(np.float32)
-    # The mark makes a turn visible even on a circle.
-    at, size = _MARKS[thing.shape]
-    mark = np.clip(0.5 - (np.sqrt(u * u + (v + at) ** 2) - size) * radius, 0, 1)[..., None]
+    # The mark makes a turn visible, even on a circle.
+    offset, size = _MARKS[thing.shape]
+    mark = np.clip(0.5 - (np.sqrt(u * u + (v + offset) ** 2) - size) * radius, 0, 1)[..., None]
     dark = float(colour @ np.asarray([0.3, 0.59, 0.11], np.float32)) < 115
     paint = colour * (1 - mark) + np.float32(245.0 if dark else 25.0) * mark
-    region = picture[top:bottom, left:right]
+    region = image[top:bottom, left:right]
     region += (paint - region) * body
 
 
@@ -128,32 +130,32 @@ _MARKS = {
 
 
 def _distance(shape: str, u: Floats, v: Floats) -> Floats:
-    """Signed distance, in radii, to the outline of a shape; negative inside. u, v broadcast to (H, W)."""
-    found: Floats
+    """Return the signed distance, in radii, to the outline of a shape; negative inside. u, v broadcast to (H, W)."""
+    distance: Floats
     match shape:
         case "circle":
-            found = np.sqrt(u * u + v * v) - np.float32(0.95)
+            distance = np.sqrt(u * u + v * v) - np.float32(0.95)
         case "square":
-            found = np.maximum(np.abs(u), np.abs(v)) - np.float32(0.82)
+            distance = np.maximum(np.abs(u), np.abs(v)) - np.float32(0.82)
         case "triangle":
             slanted = np.float32(math.sqrt(3) / 2) * np.abs(u) - np.float32(0.5) * v
-            found = np.maximum(slanted, v) - np.float32(0.58)
+            distance = np.maximum(slanted, v) - np.float32(0.58)
         case "star":
-            found = _star(u, v)
+            distance = _star(u, v)
         case "cross":
             au, av = np.abs(u), np.abs(v)
             upright = np.maximum(au - np.float32(0.3), av - np.float32(1.0))
             lying = np.maximum(au - np.float32(1.0), av - np.float32(0.3))
-            found = np.minimum(upright, lying)
+            distance = np.minimum(upright, lying)
         case "ring":
-            found = np.abs(np.sqrt(u * u + v * v) - np.float32(0.72)) - np.float32(0.27)
+            distance = np.abs(np.sqrt(u * u + v * v) - np.float32(0.72)) - np.float32(0.27)
         case _:
-            raise ValueError(f"no shape {shape!r} in the shapes world")
-    return found
+            raise ValueError(f"there is no shape {shape!r}; known are {', '.join(_MARKS)}")
+    return distance
 
 
 def _star(u: Floats, v: Floats) -> Floats:
-    """Five points: fold the plane into one half point, then the distance to its one straight edge."""
+    """Return the distance to a five-pointed star: fold the plane to half a point, and measure to its straight edge."""
     outer, inner, half = 1.18, 0.48, math.pi / 5
     length = np.sqrt(u * u + v * v)
     angle = np.abs((np.arctan2(u, -v) + half) % (2 * half) - half)
@@ -165,14 +167,15 @@ def _star(u: Floats, v: Floats) -> Floats:
 
 
 def visibility(painter: Painter, thing: Thing, clip: int) -> float:
-    """How well a thing can be seen during one clip, 0 to 1: by its size, its contrast, how central it is.
+    """Return how well a thing is seen during one clip, 0 to 1, by its size, its contrast and its place.
 
-    The mean over those of eight instants at which it is in the picture, times up to 0.7 where it is in few.
+    The result is the mean over the instants, of eight, at which the thing is in the frame, times a factor from 1 (all
+    eight) down towards 0.7 (few).
     """
     qualities = []
     contrast = painter.contrast(thing.colour)
     for part in range(8):
-        state = state_at(thing, (clip + (part + 0.5) / 8) * CLIP_SECONDS)
+        state = state_at(thing, clips_to_seconds(clip + (part + 0.5) / 8, CLIP_SECONDS))
         reach = 0.5 * state.radius
         if state.opacity == 0 or not (-reach < state.x < 1 + reach and -reach < state.y < 1 + reach):
             continue
@@ -181,5 +184,5 @@ def visibility(painter: Painter, thing: Thing, clip: int) -> float:
         qualities.append(0.4 * size + 0.3 * contrast + 0.3 * central)
     if not qualities:
         return 0.0
-    # A thing that blinks or leaves the frame is seen less, but people forgive short absences.
+    # A thing that blinks or leaves the frame is seen less, but human raters forgive short absences.
     return sum(qualities) / len(qualities) * (0.7 + 0.3 * len(qualities) / 8)

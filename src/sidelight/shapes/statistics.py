@@ -1,4 +1,4 @@
-"""What a shapes world holds, in numbers."""
+"""Statistics of the annotations of a shapes world."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidelight.data.annotations import Annotation
 
 
 def describe(annotations: Sequence[Annotation]) -> list[tuple[str, str]]:
-    """(what, how much) rows that describe the annotations of a world; empty for none."""
+    """Return rows (name, value) that describe the annotations of a world; no rows for no annotations."""
     if not annotations:
         return []
     durations = {a.vid: a.duration for a in annotations}

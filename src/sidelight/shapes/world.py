@@ -1,14 +1,14 @@
-"""The rules of the shapes world: what there is, what it can do, and what happens in one video.
+"""The rules of the shapes world: its colours, shapes and actions, and the events of one video.
 
-A *scene* is a script for one synthetic video: a background, a slowly drifting camera, still distractors and a
-list of events. An *event* is one object (colour, shape) doing one thing (action) from ``start`` to ``end``;
-outside its events an object is not there. Scenes are sampled here and drawn in :mod:`sidelight.shapes.render`.
+A *scene* is the script of one synthetic video: a background, a slowly drifting camera, resting distractors and a list
+of events. An *event* is one object (colour, shape) with one action, from ``start`` to ``end``; outside its events an
+object is invisible. This module samples scenes, and :mod:`sidelight.shapes.render` draws them.
 
-Each scene is built around a *cube*: two colours x two shapes x two actions, all eight combinations of which
-occur. So whichever combination is asked for, the video also holds the same shape and action in another colour,
-the same colour and shape doing something else, and the same colour and action with another shape.
+Each scene is built around a *cube*: two colours x two shapes x two actions. All eight combinations occur. So for each
+queried combination, the video also holds the same shape and action in another colour, the same colour and shape with
+another action, and the same colour and action with another shape.
 
-Coordinates are fractions of the frame's side (x to the right, y down), times are seconds, angles radians.
+Coordinates are fractions of the frame's side (x to the right, y down); times are in seconds, angles in radians.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from sidelight.core.timeline import Timeline, clips_to_seconds, seconds_to_clips
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -42,6 +44,8 @@ ACTIONS: tuple[str, ...] = (
     "bounce",
     "shake",
 )
+ATTRIBUTES: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES, ACTIONS)
+"""The values of the three attributes of a combination."""
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
 CLIP_SECONDS = 2.0
@@ -53,10 +57,10 @@ Combination = tuple[str, str, str]
 
 
 def held_out_combinations() -> frozenset[Combination]:
-    """The 10 % of all combinations that never occur in the train and val splits, whatever the seed."""
-    everything = list(itertools.product(COLOURS, SHAPES, ACTIONS))
-    chosen = np.random.default_rng(2025).choice(len(everything), size=len(everything) // 10, replace=False)
-    return frozenset(everything[int(i)] for i in chosen)
+    """Return the 10 % of all combinations that occur only in the test split, the same for every seed."""
+    combinations = list(itertools.product(COLOURS, SHAPES, ACTIONS))
+    chosen = np.random.default_rng(2025).choice(len(combinations), size=len(combinations) // 10, replace=False)
+    return frozenset(combinations[int(i)] for i in chosen)
 
 
 HELD_OUT = held_out_combinations()
@@ -64,11 +68,12 @@ HELD_OUT = held_out_combinations()
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object on the screen: what it is, where it is at home, how it moves. ``action`` None: it rests."""
+    """One object on the screen. The object moves around its place and its angle."""
 
     colour: str
     shape: str
     action: str | None
+    """One of ACTIONS; None for an object that rests."""
     start: float
     end: float
     x: float
@@ -79,15 +84,17 @@ class Thing:
     """Seconds of one repetition: of a crossing, a growth, a blink, a bounce, a turn."""
     clockwise: bool = True
     tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Added to the RGB values of the colour."""
 
     @property
     def combination(self) -> Combination | None:
+        """Return (colour, shape, action); None for an object that rests."""
         return None if self.action is None else (self.colour, self.shape, self.action)
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a thing is at one instant. ``opacity`` 0 means that it cannot be seen."""
+    """Place and size of a thing at one instant. ``opacity`` 0 means that the thing is invisible."""
 
     x: float
     y: float
@@ -98,25 +105,32 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The script of one video."""
+    """The script of one video: events are things with an action, distractors are things that rest."""
 
     vid: str
     split: str
     duration: float
+    """Length in seconds, a multiple of CLIP_SECONDS."""
     events: tuple[Thing, ...]
     distractors: tuple[Thing, ...]
     background_seed: int
     noise: float
+    """Standard deviation of the pixel noise, in units of 0 to 255."""
     drift: tuple[float, float, float]
     """Amplitude (fraction of the frame) and the two periods (seconds) of the camera's drift."""
 
+    @property
+    def timeline(self) -> Timeline:
+        """Return the timeline of the annotated clips."""
+        return Timeline(duration=self.duration, clip_seconds=CLIP_SECONDS)
+
 
 _FADE_SECONDS = 0.15
-_MARGIN = 1.2  # a moving thing leaves the frame wholly, this many radii beyond the edge, before it re-enters
+_MARGIN = 1.2  # radii beyond the edge; a moving thing leaves the frame entirely before it re-enters
 
 
 def state_at(thing: Thing, seconds: float) -> State:
-    """The state of ``thing`` at ``seconds``; opacity 0 outside [start, end)."""
+    """Return the state of a thing at a time; the opacity is 0 outside [start, end)."""
     since = seconds - thing.start
     x, y, radius, angle = thing.x, thing.y, thing.radius, thing.angle
     if not 0 <= since < thing.end - thing.start:
@@ -148,7 +162,7 @@ def _wrap(position: float, radius: float) -> float:
 
 
 _PERIODS: dict[str, tuple[float, float]] = {
-    # Slow enough that four pictures a second show every action without aliasing.
+    # Slow enough that four frames a second show every action without aliasing.
     "left": (2.6, 4.2),
     "right": (2.6, 4.2),
     "up": (2.6, 4.2),
@@ -165,14 +179,13 @@ _PERIODS: dict[str, tuple[float, float]] = {
 def sample_scene(*, seed: int, index: int, split: str = "train", seconds: tuple[float, float] = (60, 150)) -> Scene:
     """Sample the script of video ``index`` of the world ``seed``.
 
-    The same arguments give the same scene on every machine, and scene ``index`` does not depend on how many
-    others are made.
+    The same arguments give the same scene on every machine. A scene does not depend on the number of scenes made.
 
     Args:
-        seed: the world; any non-negative integer.
-        index: which video of it.
+        seed: number of the world, 0 or more.
+        index: number of the video, 0 or more.
         split: ``train`` and ``val`` never contain a held-out combination; ``test`` does.
-        seconds: shortest and longest duration.
+        seconds: shortest and longest duration in seconds.
 
     Raises:
         ValueError: for an unknown split, a negative seed, or durations under 20 s or out of order.
@@ -185,15 +198,15 @@ def sample_scene(*, seed: int, index: int, split: str = "train", seconds: tuple[
     if not 20 <= shortest <= longest:
         raise ValueError(f"seconds must be (shortest, longest) with 20 <= shortest <= longest, got {seconds}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    clips = int(rng.integers(math.ceil(shortest / CLIP_SECONDS), math.floor(longest / CLIP_SECONDS) + 1))
-    duration = clips * CLIP_SECONDS
+    fewest, most = (seconds_to_clips(limit, CLIP_SECONDS) for limit in seconds)
+    clips = int(rng.integers(math.ceil(fewest), math.floor(most) + 1))
     combinations = _sample_cast(rng, split)
     distractors = _sample_distractors(rng, combinations, clips)
     events = _schedule(rng, combinations, clips, distractors)
     return Scene(
         vid=f"shapes_{split}_{seed}_{index:05d}",
         split=split,
-        duration=duration,
+        duration=clips_to_seconds(float(clips), CLIP_SECONDS),
         events=tuple(sorted(events, key=lambda e: (e.start, e.end))),
         distractors=distractors,
         background_seed=int(rng.integers(2**31)),
@@ -203,7 +216,7 @@ def sample_scene(*, seed: int, index: int, split: str = "train", seconds: tuple[
 
 
 def _sample_cast(rng: np.random.Generator, split: str) -> list[Combination]:
-    """The combinations that occur, most wanted first: the cube, then up to three from elsewhere."""
+    """Sample the combinations of a scene, the most important first: the cube, then up to three others."""
     while True:
         colours = rng.choice(list(COLOURS), size=2, replace=False)
         shapes = rng.choice(SHAPES, size=2, replace=False)
@@ -212,7 +225,7 @@ def _sample_cast(rng: np.random.Generator, split: str) -> list[Combination]:
         unseen = sum(c in HELD_OUT for c in cube)
         if (split == "test" and unseen) or (split != "test" and not unseen):
             break
-    # Held-out ones first, so that they are scheduled even where time is short.
+    # Held-out combinations first, so that they are scheduled even if time is short.
     order = sorted(rng.permutation(len(cube)).tolist(), key=lambda i: cube[i] not in HELD_OUT)
     cast = [cube[i] for i in order]
     for _ in range(int(rng.integers(0, 4))):
@@ -222,12 +235,12 @@ def _sample_cast(rng: np.random.Generator, split: str) -> list[Combination]:
     return cast
 
 
-def _sample_clips(rng: np.random.Generator) -> int:
-    """The length of one event in clips: short (< 10 s), middle, long (> 30 s) in the ratio 45 : 37 : 18."""
-    kind = rng.random()
-    if kind < 0.45:
+def _sample_length(rng: np.random.Generator) -> int:
+    """Sample the length of an event in clips: short (< 10 s), middle, long (> 30 s) in the ratio 45 : 37 : 18."""
+    share = rng.random()
+    if share < 0.45:
         return int(rng.integers(1, 5))
-    if kind < 0.82:
+    if share < 0.82:
         return int(rng.integers(5, 15))
     return int(rng.integers(16, 26))
 
@@ -235,16 +248,16 @@ def _sample_clips(rng: np.random.Generator) -> int:
 def _schedule(
     rng: np.random.Generator, cast: list[Combination], clips: int, distractors: tuple[Thing, ...]
 ) -> list[Thing]:
-    """Place every combination once to three times on two lanes, so that at most two events run at once."""
+    """Place every combination one to three times on two lanes, so that at most two events run at the same time."""
     lanes: tuple[list[Thing], list[Thing]] = ([], [])
     room = [clips, math.ceil(clips * 0.6)]  # clips left in each lane; the second is mostly empty
-    wanted = [(combination, _sample_clips(rng)) for combination in cast]
+    requested = [(combination, _sample_length(rng)) for combination in cast]
     for combination in cast:
         for _ in range(int(rng.choice(3, p=[0.62, 0.26, 0.12]))):
-            wanted.append((combination, _sample_clips(rng)))
-    # First occurrences come first in `wanted`: each must keep at least one clip and a gap.
+            requested.append((combination, _sample_length(rng)))
+    # The first occurrences come first in `requested`; each of them must keep at least one clip and a gap.
     planned: tuple[list[tuple[Combination, int]], list[tuple[Combination, int]]] = ([], [])
-    for position, (combination, length) in enumerate(wanted):
+    for position, (combination, length) in enumerate(requested):
         lane = int(np.argmax(room)) if rng.random() < 0.8 else int(rng.integers(2))
         reserve = 3 * max(0, math.ceil((len(cast) - position - 1) / 2))
         available = room[lane] - reserve - 1
@@ -271,7 +284,7 @@ def _place(
     lane: list[Thing],
     others: list[Thing],
 ) -> None:
-    """Spread the planned events over one lane in random order, with random gaps of at least one clip."""
+    """Append the planned events to a lane in random order, with random gaps of at least one clip."""
     order = rng.permutation(len(plan))
     spare = clips - sum(length for _, length in plan) - max(0, len(plan) - 1)
     cuts = np.sort(rng.integers(0, max(spare, 0) + 1, size=len(plan)))
@@ -280,15 +293,15 @@ def _place(
         combination, length = plan[int(index)]
         first = used + slot + int(cuts[slot])
         used += length
-        start, end = first * CLIP_SECONDS, (first + length) * CLIP_SECONDS
-        around = [o for o in others if o.start < end and o.end > start]
-        lane.append(_thing(rng, combination[0], combination[1], combination[2], start, end, around))
+        start, end = _seconds(first, first + length)
+        neighbours = [thing for thing in others if thing.start < end and thing.end > start]
+        lane.append(_sample_thing(rng, *combination, start, end, neighbours))
 
 
 def _sample_distractors(rng: np.random.Generator, cast: list[Combination], clips: int) -> tuple[Thing, ...]:
-    """None to two resting things, each there for at least a quarter of the video, drawn below the events.
+    """Sample zero to two resting things, each visible for at least a quarter of the video, drawn below the events.
 
-    Half of them look exactly like a thing of the cast: only what it does tells them apart.
+    Half of the distractors look exactly like a thing of the cast; only the action tells the two apart.
     """
     distractors: list[Thing] = []
     for _ in range(int(rng.integers(0, 3))):
@@ -297,27 +310,31 @@ def _sample_distractors(rng: np.random.Generator, cast: list[Combination], clips
             colour, shape, _ = cast[int(rng.integers(len(cast)))]
         length = int(rng.integers(clips // 4, clips + 1))
         first = int(rng.integers(0, clips - length + 1))
-        start, end = first * CLIP_SECONDS, (first + length) * CLIP_SECONDS
-        distractors.append(_thing(rng, colour, shape, None, start, end, distractors))
+        distractors.append(_sample_thing(rng, colour, shape, None, *_seconds(first, first + length), distractors))
     return tuple(distractors)
 
 
-def _thing(
+def _seconds(first_clip: int, end_clip: int) -> tuple[float, float]:
+    return clips_to_seconds(float(first_clip), CLIP_SECONDS), clips_to_seconds(float(end_clip), CLIP_SECONDS)
+
+
+def _sample_thing(
     rng: np.random.Generator,
     colour: str,
     shape: str,
     action: str | None,
     start: float,
     end: float,
-    around: list[Thing],
+    neighbours: list[Thing],
 ) -> Thing:
+    """Sample a thing that keeps away from its neighbours, if 20 attempts suffice."""
     radius = float(rng.uniform(0.10, 0.17)) * (0.8 if action is None else 1.0)
     low, high = 0.2, 0.8
     for _ in range(20):
         x, y = float(rng.uniform(low, high)), float(rng.uniform(low, high))
         if action == "bounce":
             y = float(rng.uniform(0.5, 0.82))
-        if all(math.hypot(x - o.x, y - o.y) > 0.38 for o in around):
+        if all(math.hypot(x - o.x, y - o.y) > 0.38 for o in neighbours):
             break
     shortest, longest = _PERIODS[action] if action else (1.0, 1.0)
     r, g, b = (float(v) for v in rng.normal(0.0, 6.0, size=3))

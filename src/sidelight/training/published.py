@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_MODELS, CLIP_STD
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig
@@ -28,14 +29,12 @@ R2_REPOSITORY = "yeliudev/R2-Tuning"
 """Model repository on the Hugging Face hub."""
 
 CLIP_BACKBONE = "clip"
-CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+CLIP_WEIGHTS = CLIP_B32
 """What stands in the field ``weights`` of the feature spec of everything converted: the name under which CLIP
 ViT-B/32 is published on the hub, in the place of a digest, for the file itself is not at hand when one converts.
 A backbone that reads these very weights names them so.
 """
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-CLIP_WIDTHS = (768, 512)
+CLIP_WIDTHS = CLIP_MODELS["b32"][1:]
 """Width of ViT-B/32's layers: of the picture's side, of the sentence's."""
 
 

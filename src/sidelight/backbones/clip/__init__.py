@@ -1,1 +1,1 @@
-"""Hold CLIP and its converter."""
+"""CLIP as a backbone: the encoder (``model``), its weights (``loading``, ``released``) and the converter."""

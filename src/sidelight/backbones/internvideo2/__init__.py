@@ -1,1 +1,1 @@
-"""Hold InternVideo2 and its converter."""
+"""InternVideo2 as a backbone: sizes, towers, tokenizer, folder of weights, converter, and ``backbone`` on top."""

@@ -1,7 +1,7 @@
-"""The text tower of BERT (Devlin et al., NAACL 2019, arXiv 1810.04805), as far as a frozen backbone needs it.
+"""The text tower, BERT (Devlin et al., NAACL 2019, arXiv 1810.04805), as far as a frozen backbone needs it.
 
-What differs from the paper: no pooler and no output head, for nobody reads them here; one segment only; no dropout,
-for it is never trained. Layers are named flatly; :func:`our_name` translates the published names.
+Differences from the paper: no pooler and no output head, because nothing reads them; one segment only; no dropout,
+because the tower is never trained. Layers have flat names; :func:`our_name` translates the published names.
 
 Legend: B sentences, L tokens, D width.
 """
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.core.options import check_types, require
+from sidelight.backbones.internvideo2.config import BertConfig
 
 _EPSILON = 1e-12
+# Published name -> our name.
 _TOP = {
     "embeddings.word_embeddings": "words",
     "embeddings.position_embeddings": "positions",
     "embeddings.token_type_embeddings": "segments",
     "embeddings.LayerNorm": "norm",
 }
-_INSIDE = {
+_IN_LAYERS = {
     "attention.self.query": "query",
     "attention.self.key": "key",
     "attention.self.value": "value",
@@ -38,39 +38,13 @@ _INSIDE = {
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BertConfig:
-    """Sizes of the tower; those of BERT-large cut after 19 of its 24 layers unless given."""
-
-    vocabulary: int = 30522
-    """Number of tokens."""
-    width: int = 1024
-    """D."""
-    depth: int = 19
-    """Layers."""
-    heads: int = 16
-    """Attention heads."""
-    hidden: int = 4096
-    """Width inside the feed-forward part."""
-    positions: int = 512
-    """Longest sentence in tokens."""
-    segments: int = 2
-    """Rows of the segment table, of which the first is used."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("vocabulary", "width", "depth", "heads", "hidden", "positions", "segments"):
-            require(self, getattr(self, name) > 0, name, "more than 0")
-        require(self, self.width % self.heads == 0, "width", f"divisible by the {self.heads} heads")
-
-
 def our_name(published: str) -> str | None:
-    """The name here of a parameter in the published code (``BertModel``); None for what has no place here."""
+    """Return our name of a parameter of the published ``BertModel``; None for a parameter that the tower lacks."""
     stem, _, kind = published.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}"
-    if (found := _LAYER.fullmatch(stem)) and found[2] in _INSIDE:
-        return f"blocks.{found[1]}.{_INSIDE[found[2]]}.{kind}"
+    if (layer := _LAYER.fullmatch(stem)) and layer[2] in _IN_LAYERS:
+        return f"blocks.{layer[1]}.{_IN_LAYERS[layer[2]]}.{kind}"
     return None
 
 
@@ -93,18 +67,18 @@ class BertLayer(nn.Module):
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11L)
         x_BLD = self.norm_1(x_BLD + self.out(attended.transpose(1, 2).flatten(2)))
-        found: Tensor = self.norm_2(x_BLD + self.down(F.gelu(self.up(x_BLD))))
-        return found
+        x_BLD = self.norm_2(x_BLD + self.down(F.gelu(self.up(x_BLD))))
+        return x_BLD
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Zeros, for weights are always loaded; random rows on the meta device would load a compiler, for seconds."""
+    """Return a table of zeros. Random rows on the meta device would load a compiler, which takes seconds."""
     table: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
     return table
 
 
 class Bert(nn.Module):
-    """Token ids to the tokens of every layer."""
+    """The text tower: token ids to the tokens of every layer."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -116,17 +90,17 @@ class Bert(nn.Module):
         self.blocks = nn.ModuleList(BertLayer(config) for _ in range(config.depth))
 
     def embed(self, ids_BL: Tensor) -> Tensor:
-        """(B, L, D), what the first layer reads."""
+        """Return the input of the first layer, (B, L, D)."""
         x_BLD = self.words(ids_BL) + self.segments.weight[0] + self.positions.weight[: ids_BL.shape[1]]
-        found: Tensor = self.norm(x_BLD)
-        return found
+        normed_BLD: Tensor = self.norm(x_BLD)
+        return normed_BLD
 
     def layers(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Iterator[Tensor]:
-        """The (B, L, D) tokens after each layer, shallowest first.
+        """Yield the tokens (B, L, D) after each layer, shallowest first.
 
         Args:
-            ids_BL: token ids, at most ``config.positions`` a sentence.
-            mask_BL: True where a token is; everywhere unless given.
+            ids_BL: token ids, at most ``config.positions`` per sentence.
+            mask_BL: True for tokens, False for padding; unless given, all ids are tokens.
         """
         mask_B11L = None if mask_BL is None else mask_BL.to(torch.bool)[:, None, None]
         x_BLD = self.embed(ids_BL)

@@ -1,12 +1,11 @@
-"""Sentences to the token ids of BERT (uncased): words, and pieces of words that are not in the vocabulary.
+"""The tokenizer of BERT (uncased): words, and pieces of words that are not in the vocabulary.
 
-The scheme is that of BERT (Devlin et al., NAACL 2019, arXiv 1810.04805): a text is cleaned, lower-cased, stripped of
-accents and split at spaces, punctuation and Chinese characters; each word then falls into the longest pieces that
-the vocabulary holds, from left to right. It is written here because it is short, and the alternative is a compiled
-dependency whose answers differ: it does not see a special token inside a text where the published code does.
+The scheme is from BERT (Devlin et al., NAACL 2019, arXiv 1810.04805). A text is cleaned, lower-cased, stripped of
+accents, and split at spaces, punctuation and Chinese characters. Each word is then split into the longest pieces that
+the vocabulary holds, from left to right. This module replaces a compiled dependency, because the scheme is short and
+the dependency gives other ids: the dependency ignores a special token inside a text, the published code does not.
 
-A row of ids begins with ``[CLS]`` and, as the published text tower of InternVideo2 wants it, does not end with
-``[SEP]``.
+A row of ids begins with ``[CLS]``. It does not end with ``[SEP]``, as in the published text tower of InternVideo2.
 
 Legend: B sentences, L tokens.
 """
@@ -21,10 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sidelight.backbones.common import pad_ids
+
 PAD, UNKNOWN, CLS = "[PAD]", "[UNK]", "[CLS]"
 SPECIAL = (PAD, UNKNOWN, CLS, "[SEP]", "[MASK]")
 LONGEST_WORD = 100
-"""Longer words, in characters, are unknown."""
+"""Most characters of a word; a longer word is unknown."""
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 # The blocks of Chinese characters in Unicode, as BERT counts them: neither kana nor hangul.
@@ -44,8 +45,8 @@ class WordPiece:
     """The tokenizer of one vocabulary.
 
     Args:
-        vocabulary: the tokens in the order of their ids; pieces inside a word begin with ``##``. Of a token
-            that is there twice the later id counts, as published.
+        vocabulary: the tokens in the order of their ids; pieces inside a word begin with ``##``. A token that occurs
+            twice has the later id, as in the published code.
 
     Raises:
         ValueError: if a special token is missing.
@@ -56,17 +57,17 @@ class WordPiece:
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if missing := [token for token in SPECIAL if token not in self._ids]:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}; is it the vocab.txt of BERT?")
-        self._longest = max(map(len, self.tokens))
+        self._longest_token = max(map(len, self.tokens))
 
     @classmethod
     def read(cls, path: str | Path) -> WordPiece:
-        """The tokenizer of a ``vocab.txt``: one token a line, UTF-8.
+        """Read a ``vocab.txt``: one token per line, UTF-8.
 
         Raises:
-            ValueError: if it is no file, or no vocabulary.
+            ValueError: if the file cannot be read, or is not a vocabulary.
         """
         try:
-            # Not splitlines: a vocabulary may hold characters that it takes for the end of a line.
+            # Not splitlines, which also splits at characters that may be tokens.
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read a vocabulary from {path}: {error}") from None
@@ -76,17 +77,17 @@ class WordPiece:
         return len(self.tokens)
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of one text, ``[CLS]`` first. A special token written out in it counts as that token."""
+        """Return the token ids of a text, ``[CLS]`` first. A special token inside the text counts as that token."""
         ids = [self._ids[CLS]]
         for part in _SPECIAL.split(text):
             if part in SPECIAL:
                 ids.append(self._ids[part])
             else:
-                ids += [i for word in words(part) for i in self._pieces(word)]
+                ids += [i for word in split_words(part) for i in self._pieces(word)]
         return ids
 
     def _pieces(self, word: str) -> list[int]:
-        """The longest known pieces from left to right; the unknown token if one part of the word has none."""
+        """Return the longest known pieces from left to right, or the unknown token if a part of the word has none."""
         unknown = [self._ids[UNKNOWN]]
         if len(word) > LONGEST_WORD:
             return unknown
@@ -94,9 +95,9 @@ class WordPiece:
         start = 0
         while start < len(word):
             prefix = "##" if start else ""
-            for end in range(min(len(word), start + self._longest), start, -1):
-                if (found := self._ids.get(prefix + word[start:end])) is not None:
-                    ids.append(found)
+            for end in range(min(len(word), start + self._longest_token), start, -1):
+                if (piece := self._ids.get(prefix + word[start:end])) is not None:
+                    ids.append(piece)
                     start = end
                     break
             else:
@@ -104,26 +105,22 @@ class WordPiece:
         return ids
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows of ids to ids_BL, padded, and mask_BL, True where a token is."""
-        longest = max((len(row) for row in rows), default=0)
-        ids_BL = torch.full((len(rows), longest), self._ids[PAD])
-        mask_BL = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids_BL[i, : len(row)] = torch.tensor(row)
-            mask_BL[i, : len(row)] = True
-        return ids_BL, mask_BL
+        """Return the rows as padded ids_BL, and mask_BL, which is True for tokens."""
+        ids_BL = pad_ids(rows, self._ids[PAD])
+        lengths_B1 = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+        return ids_BL, torch.arange(ids_BL.shape[1]) < lengths_B1
 
 
-def words(text: str) -> Iterator[str]:
-    """The words of a text in lower case without accents; each punctuation mark and Chinese character is one."""
+def split_words(text: str) -> Iterator[str]:
+    """Yield the words of a text in lower case, without accents. Punctuation marks and Chinese characters are words."""
     cleaned = "".join(_clean(character) for character in text)
     for word in cleaned.split():
-        bare = (c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
-        yield from "".join(f" {c} " if _is_punctuation(c) else c for c in bare).split()
+        plain = (c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+        yield from "".join(f" {c} " if _is_punctuation(c) else c for c in plain).split()
 
 
 def _clean(character: str) -> str:
-    """Spaces for white space, nothing for what is invisible, and space around Chinese characters."""
+    """Turn white space into a space, remove invisible characters, and put spaces around Chinese characters."""
     if character in " \t\n\r" or unicodedata.category(character) == "Zs":
         return " "
     if character == "\ufffd" or unicodedata.category(character).startswith("C"):
@@ -132,6 +129,6 @@ def _clean(character: str) -> str:
 
 
 def _is_punctuation(character: str) -> bool:
-    """Unicode's punctuation, and all of ASCII's marks, among them $, + and ^, which Unicode calls symbols."""
+    """Check for Unicode's punctuation and for all ASCII marks, also $, + and ^, which are symbols in Unicode."""
     ascii_mark = character.isascii() and character.isprintable() and not character.isalnum() and character != " "
     return ascii_mark or unicodedata.category(character).startswith("P")

@@ -1,1 +1,1 @@
-"""Hold the embedded backbone of the shapes world."""
+"""The embedded backbone of the shapes world: its model, its tokenizer and its training."""

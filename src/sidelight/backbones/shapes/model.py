@@ -1,11 +1,11 @@
-"""The embedded backbone: a small two-tower video-language transformer that knows the shapes world.
+"""The embedded backbone: a small two-tower video-language transformer for the shapes world.
 
-It is trained by ``pretrain.py`` from pixels and sentences alone, ships inside the package, and stands
-behind the same protocol as the large ones, so that everything else can be used, taught and tested offline.
+``pretrain.py`` trains it from pixels and sentences alone. The weights ship inside the package, and the backbone has the
+same protocol as the large ones, so that all of sidelight can be used, taught and tested offline.
 
-Video: each 64 x 64 picture, together with its change from the picture before, goes through a convolutional stem;
-two pictures make 16 tokens of 16 x 16 pixels. All tokens of a clip, and a CLS token, attend to one another.
-Text: words and, for unknown ones, pieces down to letters; a CLS token first.
+Video: a convolutional stem reads each 64 x 64 frame together with its difference from the previous frame. Two frames
+make 16 tokens of 16 x 16 pixels. All tokens of a clip, and a CLS token, attend to one another.
+Text: a CLS token, then words; unknown words become pieces or letters.
 
 Legend: C clips, F frames, S side, P tokens of a clip (1 + 16 F/2), B sentences, L tokens, D width, K levels.
 """
@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureSpec, weights_digest
+from sidelight.backbones.common import check_frames, choose_levels, pool_tokens, weights_digest
+from sidelight.backbones.protocol import FeatureSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
-from sidelight.io.files import replacing
+from sidelight.io.files import replacing, write_text
+from sidelight.io.tensors import write_tensors
 
 PACKAGED = Path(__file__).resolve().parents[2] / "weights" / "shapes-backbone"
 MEAN = (0.5, 0.5, 0.5)
@@ -35,11 +37,11 @@ class ShapesBackboneConfig:
     """Sizes of the two towers."""
 
     resolution: int = 64
-    """Side of a picture in pixels; a multiple of 16."""
+    """Side of a frame in pixels; a multiple of 16."""
     frames_per_clip: int = 8
-    """Pictures per clip; even."""
+    """Frames per clip; even."""
     clip_seconds: float = 2.0
-    """Seconds per clip."""
+    """Length of a clip in seconds."""
     width: int = 128
     """Width of the video tower, D_v."""
     depth: int = 5
@@ -53,9 +55,9 @@ class ShapesBackboneConfig:
     text_heads: int = 4
     """Attention heads of the text tower."""
     text_length: int = 64
-    """Longest query in tokens."""
+    """Length of the longest query in tokens."""
     joint: int = 128
-    """Width of the space in which a clip and a sentence are compared."""
+    """Width of the joint space, in which clips are compared with sentences."""
 
     def __post_init__(self) -> None:
         if self.resolution % 16:
@@ -63,7 +65,10 @@ class ShapesBackboneConfig:
         if self.frames_per_clip % 2:
             raise ValueError(f"frames_per_clip must be even, got {self.frames_per_clip}")
         if self.width % self.heads or self.text_width % self.text_heads:
-            raise ValueError("width must be divisible by heads, and text_width by text_heads")
+            raise ValueError(
+                f"width must be divisible by heads, and text_width by text_heads; got {self.width} and {self.heads}, "
+                f"{self.text_width} and {self.text_heads}"
+            )
 
 
 class Block(nn.Module):
@@ -82,12 +87,12 @@ class Block(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11L)
         x_BLD = x_BLD + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        found: Tensor = x_BLD + self.down(F.gelu(self.up(self.norm_2(x_BLD))))
-        return found
+        x_BLD = x_BLD + self.down(F.gelu(self.up(self.norm_2(x_BLD))))
+        return x_BLD
 
 
 class Stem(nn.Module):
-    """Pictures to tokens: two strided convolutions over a picture and its change, a third over two of these."""
+    """The convolutional stem: two strided convolutions on a frame and its change, then one on each pair of frames."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,7 +102,7 @@ class Stem(nn.Module):
         self.pair = nn.Conv2d(2 * 96, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, pixels_CF3SS: Tensor) -> Tensor:
-        """(C, F, 3, S, S) normalised pixels to (C, F/2, (S/16)^2, D)."""
+        """Return the tokens (C, F/2, (S/16)^2, D) of normalised pixels."""
         clips, frames = pixels_CF3SS.shape[:2]
         change = torch.zeros_like(pixels_CF3SS)
         change[:, 1:] = pixels_CF3SS[:, 1:] - pixels_CF3SS[:, :-1]
@@ -111,7 +116,7 @@ class Stem(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector from a clip's tokens: a learned question, asked of the tokens' mean too, over all of them."""
+    """One vector per clip: the query is a learned vector plus the mean of the tokens; it attends to all tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -127,12 +132,12 @@ class AttentionPool(nn.Module):
         query = self.query(self.question + tokens_CPD.mean(1)).view(clips, 1, self.heads, -1).transpose(1, 2)
         key, value = self.key_value(tokens_CPD).view(clips, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         pooled = F.scaled_dot_product_attention(query, key, value)
-        found: Tensor = self.out(pooled.transpose(1, 2).reshape(clips, width))
-        return found
+        projected: Tensor = self.out(pooled.transpose(1, 2).reshape(clips, width))
+        return projected
 
 
 class VideoTower(nn.Module):
-    """Clips of pictures to the tokens of every layer."""
+    """The video tower: clips of frames to the tokens of every layer."""
 
     def __init__(self, config: ShapesBackboneConfig) -> None:
         super().__init__()
@@ -145,9 +150,9 @@ class VideoTower(nn.Module):
         self.pool = AttentionPool(config.width, config.heads)
 
     def layers(self, frames_CFSS3: Tensor) -> Iterator[Tensor]:
-        """uint8 (C, F, S, S, 3) to the (C, P, D) tokens after each layer, shallowest first."""
+        """Yield the tokens (C, P, D) after each layer, shallowest first, for uint8 frames."""
         pixels = frames_CFSS3.permute(0, 1, 4, 2, 3).to(self.cls.dtype) / 255
-        pixels = (pixels - MEAN[0]) / STD[0]  # the same for all three channels
+        pixels = (pixels - MEAN[0]) / STD[0]  # all three channels have the same values
         tokens = (self.stem(pixels) + self.space + self.time).flatten(1, 2)
         x = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
         for block in self.blocks:
@@ -156,7 +161,7 @@ class VideoTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids to the tokens of every layer."""
+    """The text tower: token ids to the tokens of every layer."""
 
     def __init__(self, config: ShapesBackboneConfig, vocabulary: int) -> None:
         super().__init__()
@@ -166,7 +171,7 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config.text_width, config.text_heads) for _ in range(config.text_depth))
 
     def layers(self, ids_BL: Tensor) -> Iterator[Tensor]:
-        """(B, L) token ids, padded with PAD, to the (B, L, D_t) tokens after each layer."""
+        """Yield the tokens (B, L, D_t) after each layer, shallowest first, for token ids padded with PAD."""
         mask = (ids_BL != PAD)[:, None, None]
         x = self.embedding(ids_BL) + self.position[: ids_BL.shape[1]]
         for block in self.blocks:
@@ -175,7 +180,7 @@ class TextTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """Both towers and the joint space; what is trained and stored."""
+    """Both towers and their joint space: the model that is trained and stored."""
 
     def __init__(self, config: ShapesBackboneConfig) -> None:
         super().__init__()
@@ -189,34 +194,31 @@ class TwoTowers(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.6))
 
     def pool_video(self, frames_CFSS3: Tensor) -> Tensor:
-        """(C, D) vectors: the last layer's tokens, pooled."""
+        """Return one vector per clip, (C, D): the pooled tokens of the last layer."""
         *_, last = self.video.layers(frames_CFSS3)
         pooled: Tensor = self.video.pool(last)
         return pooled
 
     def join_video(self, pooled_CD: Tensor) -> Tensor:
-        """Pooled clips to (C, joint) unit vectors."""
+        """Project pooled clips to unit vectors of the joint space, (C, joint)."""
         return F.normalize(self.video_projection(pooled_CD), dim=-1)
 
     def embed_text(self, ids_BL: Tensor) -> Tensor:
-        """(B, joint) unit vectors."""
+        """Encode sentences to unit vectors of the joint space, (B, joint)."""
         *_, last = self.text.layers(ids_BL)
         return F.normalize(self.text_projection(self.text_norm(last[:, 0])), dim=-1)
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` (float16) and ``config.json``."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().half().contiguous() for k, v in self.state_dict().items()}
-        with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config:
-            config.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-            save_file(tensors, weights, {"format": "pt"})
+        with replacing(folder / "model.safetensors") as path:
+            write_tensors({k: v.detach().half() for k, v in self.state_dict().items()}, path, {"format": "pt"})
+        write_text(folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> TwoTowers:
-        """Read what :meth:`save` wrote.
+        """Read the weights that :meth:`save` wrote.
 
         Raises:
             ValueError: if the folder or one of its files is missing.
@@ -238,10 +240,9 @@ class ShapesBackbone:
     """The embedded backbone, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
     Args:
-        levels: how many of the last layers to return, or which ones (negative, -1 the last).
-        pooling: ``cls``, ``mean``, ``attention`` (the last layer's frozen pool, reused on every level) or
-            ``tokens``.
-        weights: folder of the weights; those shipped with the package unless given.
+        levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
+        pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level) or ``tokens``.
+        weights: folder of the weights; unless given, the weights shipped with the package.
 
     Raises:
         ValueError: for levels that the towers do not have, an unknown pooling, or missing weights.
@@ -256,14 +257,10 @@ class ShapesBackbone:
     ) -> None:
         self.model = TwoTowers.load(weights or PACKAGED).eval().requires_grad_(False)
         config = self.model.config
-        chosen = tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)
-        deepest = min(config.depth, config.text_depth)
-        if not chosen or min(chosen) < -deepest:
-            raise ValueError(f"the shapes backbone has levels -{deepest} to -1; got {chosen}")
-        self._spec = FeatureSpec(
+        self.spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),
-            levels=chosen,
+            levels=choose_levels(levels, min(config.depth, config.text_depth), model="the shapes backbone"),
             pooling=pooling,
             clip_seconds=config.clip_seconds,
             frames_per_clip=config.frames_per_clip,
@@ -276,52 +273,33 @@ class ShapesBackbone:
         )
 
     @property
-    def spec(self) -> FeatureSpec:
-        """The spec of the features that the two encoders return."""
-        return self._spec
-
-    @property
     def device(self) -> torch.device:
+        """Return the device of the weights."""
         return self.model.log_scale.device
 
     def to(self, device: torch.device | str) -> ShapesBackbone:
-        """Move the weights; returns itself."""
+        """Move the weights, and return the backbone itself."""
         self.model.to(device)
         return self
 
     @torch.inference_mode()
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
-        """uint8 RGB (C, F, S, S, 3) to (K, C, D_v), or (K, C, P, D_v) where pooling is ``tokens``."""
-        expected = (self.spec.frames_per_clip, self.spec.resolution, self.spec.resolution, 3)
-        if frames_CFSS3.dtype != torch.uint8 or frames_CFSS3.shape[1:] != expected:
-            raise ValueError(
-                f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
-                f"got {frames_CFSS3.dtype} {tuple(frames_CFSS3.shape)}"
-            )
+        """Encode uint8 RGB frames to (K, C, D_v), or (K, C, P, D_v) where pooling is ``tokens``."""
+        check_frames(frames_CFSS3, self.spec)
         layers = list(self.model.video.layers(frames_CFSS3.to(self.device)))
-        return torch.stack([self._pool(layers[level]) for level in self.spec.levels])
-
-    def _pool(self, tokens_CPD: Tensor) -> Tensor:
-        match self.spec.pooling:
-            case "cls":
-                return tokens_CPD[:, 0]
-            case "mean":
-                return tokens_CPD[:, 1:].mean(1)
-            case "attention":
-                pooled: Tensor = self.model.video.pool(tokens_CPD)
-                return pooled
-        return tokens_CPD
+        pooling, attention_pool = self.spec.pooling, self.model.video.pool
+        return torch.stack([pool_tokens(layers[level], pooling, attention_pool) for level in self.spec.levels])
 
     @torch.inference_mode()
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
-        """Sentences to (K, L, D_t) each, token 0 the CLS token.
+        """Encode each query to (K, L, D_t); token 0 is CLS.
 
         Raises:
-            ValueError: for a query without any letter or digit, or longer than the tower reads.
+            ValueError: for a query without a letter or digit, or longer than the text tower reads.
         """
         if not queries:
             return []
-        ids, lengths = self.model.tokenizer.batch(queries, longest=self.model.config.text_length)
+        ids, lengths = self.model.tokenizer.batch(queries, max_tokens=self.model.config.text_length)
         layers = list(self.model.text.layers(ids.to(self.device)))
-        stacked = torch.stack([layers[level] for level in self.spec.levels])
-        return [stacked[:, i, :length].clone() for i, length in enumerate(lengths)]
+        levels_KBLD = torch.stack([layers[level] for level in self.spec.levels])
+        return [levels_KBLD[:, b, :length].clone() for b, length in enumerate(lengths)]

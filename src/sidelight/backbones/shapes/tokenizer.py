@@ -1,4 +1,4 @@
-"""Words to token ids for the embedded backbone; unknown words fall apart into known pieces and letters."""
+"""The tokenizer of the embedded backbone: words to token ids; unknown words become known pieces and letters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from sidelight.backbones.common import check_tokens, pad_ids
 from sidelight.shapes.language import ACTION_WORDS, ANY_SHAPE_WORDS, COLOUR_WORDS, SHAPE_WORDS
 
 PAD, CLS = 0, 1
@@ -22,7 +23,7 @@ _FUNCTION_WORDS = (
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """All tokens: padding, CLS, the words of the shapes world, function words, letters and digits."""
+    """Return all tokens: padding, CLS, the words of the shapes world, function words, letters and digits."""
     phrases = [w for table in (COLOUR_WORDS, SHAPE_WORDS) for words in table.values() for w in words]
     phrases += [form for forms in ACTION_WORDS.values() for pair in forms for form in pair]
     phrases += [*ANY_SHAPE_WORDS, _FUNCTION_WORDS]
@@ -32,9 +33,9 @@ def vocabulary() -> tuple[str, ...]:
 
 
 class Tokenizer:
-    """Lower-cased words; an unknown word becomes the longest known pieces of it, then its letters.
+    """Lower-cased words. An unknown word becomes its longest known beginning, if any, and single letters.
 
-    Letters beyond a to z (accents are not stripped) become ``[OTHER]``. Punctuation is dropped.
+    Letters other than a to z become ``[OTHER]``, also letters with accents. Punctuation is dropped.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Tokenizer:
         return len(self.tokens)
 
     def __call__(self, query: str) -> list[int]:
-        """Token ids of one sentence, CLS first."""
+        """Return the token ids of a sentence, CLS first."""
         ids = [CLS]
         for word in re.findall(r"[^\W_]+", query.lower()):
             ids += self._word(word)
@@ -63,23 +64,13 @@ class Tokenizer:
         other = self._ids["[OTHER]"]
         return [self._ids.get(f"##{c}", other) for c in text]
 
-    def batch(self, queries: Sequence[str], *, longest: int) -> tuple[torch.Tensor, list[int]]:
-        """Ids of several sentences, (B, L) padded with PAD, and the length of each.
+    def batch(self, queries: Sequence[str], *, max_tokens: int) -> tuple[torch.Tensor, list[int]]:
+        """Return the ids of several sentences, (B, L) padded with PAD, and the length of each sentence.
 
         Raises:
-            ValueError: for a sentence without a word, or with more than ``longest`` tokens.
+            ValueError: for a sentence without a word, or with more than ``max_tokens`` tokens.
         """
         rows = [self(query) for query in queries]
         for query, row in zip(queries, rows, strict=True):
-            if len(row) == 1:
-                raise ValueError(f"a query needs at least one word, got {query!r}")
-            if len(row) > longest:
-                raise ValueError(
-                    f"the query has {len(row)} tokens, the text tower reads at most {longest}; "
-                    f"shorten it: {query[:60]!r}..."
-                )
-        lengths = [len(row) for row in rows]
-        ids = torch.full((len(rows), max(lengths)), PAD)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        return ids, lengths
+            check_tokens(query, row, max_tokens, special=1)
+        return pad_ids(rows, PAD), [len(row) for row in rows]

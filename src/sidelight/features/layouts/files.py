@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from sidelight.backbones.clip.released import CLIP_MODELS
 from sidelight.features.layouts.arrays import Array, find, mapped, members, packed, packed_shape
 from sidelight.features.store import SampleKey
 
@@ -25,14 +26,6 @@ CLIPS_OFF = 4
 """By so many clips features may be longer or shorter than their video."""
 SPEC_FILE = "feature-recipe.json"
 _FORM = "a folder, or VIDEO[+VIDEO...],TEXT with the folders of videos and of sentences"
-
-# As R2-Tuning's folders call CLIP's sizes -> hub id, widths of the two towers.
-CLIPS: dict[str, tuple[str, int, int]] = {
-    "b32": ("openai/clip-vit-base-patch32", 768, 512),
-    "b16": ("openai/clip-vit-base-patch16", 768, 512),
-    "l14": ("openai/clip-vit-large-patch14", 1024, 768),
-    "l14_336px": ("openai/clip-vit-large-patch14-336", 1024, 768),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +180,7 @@ class R2TuningLayout(Layout):
     def made_by(self) -> tuple[str, str]:
         """CLIP, of the size that the folder's name tells."""
         size = self._named[0]
-        return "clip", CLIPS.get(size, CLIPS["b32"])[0]
+        return "clip", CLIP_MODELS.get(size, CLIP_MODELS["b32"])[0]
 
     def text_names(self, asked: SampleKey) -> list[str]:
         """By qid, or by vid."""
@@ -201,7 +194,7 @@ class R2TuningLayout(Layout):
         """(T, K, P, D_v) or (L, K, 1, D_t), not yet read."""
         array = mapped(path)
         size, levels = self._named
-        width = CLIPS[size][1:][text] if size in CLIPS else None
+        width = CLIP_MODELS[size][1:][text] if size in CLIP_MODELS else None
         expected = "(tokens, levels, width)" if text else "(clips, levels, tokens, width)"
         if array.ndim == 2 and levels and width and array.shape[1] % (levels * width) == 0:
             array = array.reshape(len(array), levels, -1, width)

@@ -287,13 +287,13 @@ def _spec_of(
         return load_backbone(name, levels=levels, pooling=pooling, **options).spec
     made, resolution, resize = files.made_by()[0], 224, "crop"
     if name == "internvideo2":
-        from sidelight.backbones.internvideo2.model import MEAN as mean
-        from sidelight.backbones.internvideo2.model import STD as std
+        from sidelight.backbones.internvideo2.config import MEAN as mean
+        from sidelight.backbones.internvideo2.config import STD as std
 
         frames, resize = 4, "stretch"
     else:  # of SlowFast and others nothing is known: the numbers of CLIP stand in their place
-        from sidelight.backbones.clip.model import CLIP_MEAN as mean
-        from sidelight.backbones.clip.model import CLIP_STD as std
+        from sidelight.backbones.clip.released import CLIP_MEAN as mean
+        from sidelight.backbones.clip.released import CLIP_STD as std
 
         frames = 1
     if name in ("clip", "internvideo2") and name != made and given["weights"] is None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sidelight.backbones.clip.released import CLIP_MODELS
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.layouts.arrays import Array, safe_name
-from sidelight.features.layouts.files import CLIPS, LAYOUTS, SPEC_FILE, MomentDETRLayout, R2TuningLayout, SDSTLayout
+from sidelight.features.layouts.files import LAYOUTS, SPEC_FILE, MomentDETRLayout, R2TuningLayout, SDSTLayout
 from sidelight.features.layouts.reading import ForeignFeatures
 from sidelight.features.store import FeatureStore, HalfFeatures, SampleKey
 from sidelight.io.files import replacing, require_new_folder
@@ -122,7 +123,7 @@ def _names_for(spec: FeatureSpec, layout: str) -> tuple[str, str]:
         return "vid_feats", "txt_feats"
     if layout == MomentDETRLayout.name:
         return f"{spec.backbone}_features", f"{spec.backbone}_text_features"
-    sizes = {weights: size for size, (weights, _, _) in CLIPS.items()}
+    sizes = {weights: size for size, (weights, _, _) in CLIP_MODELS.items()}
     size = f"_{sizes[spec.weights]}" if spec.weights in sizes else ""
     name, count = spec.backbone + size, len(spec.levels)
     return f"{name}_vid_k{count}", f"{name}_txt_k{count}"

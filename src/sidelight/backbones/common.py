@@ -1,0 +1,109 @@
+"""Pieces that several backbones use: checks of options, frames and queries, padding, pooling, and digests.
+
+Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, B queries, L tokens of a query, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sidelight.backbones.protocol import FeatureSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types in which CLIP and InternVideo2 compute."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the type in which a backbone computes, by its name.
+
+    Raises:
+        ValueError: for a name other than float32, bfloat16 and float16.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}")
+    return DTYPES[name]
+
+
+def choose_levels(levels: int | Sequence[int], depth: int, *, model: str) -> tuple[int, ...]:
+    """Return the levels to read, as negative numbers.
+
+    Args:
+        levels: a number of last layers, or the levels themselves.
+        depth: layers of the shallower tower.
+        model: the model's name in the message.
+
+    Raises:
+        ValueError: if there is no level, or one is deeper than the towers.
+    """
+    chosen = tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)
+    if not chosen or min(chosen) < -depth:
+        raise ValueError(f"{model} has levels -{depth} to -1; got {chosen}")
+    return chosen
+
+
+def check_frames(frames_CFSS3: Tensor, spec: FeatureSpec) -> None:
+    """Check that frames have the type and shape of the spec: uint8, (C, F, S, S, 3).
+
+    Raises:
+        ValueError: if they do not.
+    """
+    expected = (spec.frames_per_clip, spec.resolution, spec.resolution, 3)
+    if frames_CFSS3.dtype != torch.uint8 or frames_CFSS3.shape[1:] != expected:
+        raise ValueError(
+            f"frames must be uint8 of shape (clips, {', '.join(map(str, expected))}); "
+            f"got {frames_CFSS3.dtype} {tuple(frames_CFSS3.shape)}"
+        )
+
+
+def check_tokens(query: str, ids: Sequence[int], limit: int, *, special: int) -> None:
+    """Check that a query has a word and is not longer than the text tower reads.
+
+    Args:
+        query: the query, for the message.
+        ids: its token ids.
+        limit: most tokens that the text tower reads.
+        special: number of tokens that every query has, such as the start token.
+
+    Raises:
+        ValueError: if the query is empty or too long.
+    """
+    if len(ids) <= special:
+        raise ValueError(f"a query needs at least one word, got {query!r}")
+    if len(ids) > limit:
+        raise ValueError(
+            f"the query has {len(ids)} tokens, the text tower reads at most {limit}; shorten it: {query[:60]!r}..."
+        )
+
+
+def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:
+    """Return rows of token ids as one tensor ids_BL, padded on the right."""
+    ids_BL = torch.full((len(rows), max(map(len, rows), default=0)), padding)
+    for i, row in enumerate(rows):
+        ids_BL[i, : len(row)] = torch.tensor(row)
+    return ids_BL
+
+
+def pool_tokens(tokens_CPD: Tensor, pooling: str, attention_pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return one vector per clip, (C, D), or all tokens where ``pooling`` is ``tokens``; token 0 is CLS."""
+    match pooling:
+        case "cls":
+            return tokens_CPD[:, 0]
+        case "mean":
+            return tokens_CPD[:, 1:].mean(1)
+        case "attention" if attention_pool is not None:
+            return attention_pool(tokens_CPD)
+    return tokens_CPD
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits that identify a set of weights by names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
