@@ -15,19 +15,10 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import (
-    chosen_videos,
-    clips_at_once,
-    content_digest,
-    encode_queries,
-    encode_video_file,
-    extract,
-    find_videos,
-    sampling_of,
-    videos_of,
-)
+from sidelight.features.extract import clips_at_once, encode_queries, encode_video_file, extract, sampling_of
+from sidelight.features.sources import find_videos, videos_of
 from sidelight.features.store import FeatureStore
-from sidelight.video.read import VideoError, frames_at, probe
+from sidelight.video.read import frames_at, probe
 from sidelight.video.workers import clips_of
 
 
@@ -85,24 +76,6 @@ def test_it_goes_on_where_it_stopped(video: Path, backbone: ShapesBackbone, tmp_
     assert np.array_equal(again.video("a").video_KTD, again.video("b").video_KTD)
 
 
-def test_videos_are_found_by_id(tiny_world: Path, tmp_path: Path) -> None:
-    assert find_videos(tiny_world / "videos", []) == {}
-    with pytest.raises(ValueError, match=r"lacks 1 of 1 videos, such as nowhere"):
-        find_videos(tiny_world / "videos", ["nowhere"])
-    with pytest.raises(ValueError, match="not a folder"):
-        find_videos(tmp_path / "none", ["a"])
-
-
-def test_the_content_decides_the_digest(video: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copy(video, tmp_path / "another name.mp4"))
-    assert content_digest(copy) == content_digest(video)
-    with copy.open("ab") as file:
-        file.write(b"x")
-    assert content_digest(copy) != content_digest(video)
-    with pytest.raises(VideoError, match="cannot be read"):
-        content_digest(tmp_path / "none.mp4")
-
-
 def test_other_levels_are_other_features(video: Path, tiny_backbone: Path, backbone: ShapesBackbone) -> None:
     two = load_backbone("shapes", weights=tiny_backbone, levels=2)
     assert np.array_equal(encode_video_file(video, two).video_KTD, encode_video_file(video, backbone).video_KTD[2:])
@@ -156,49 +129,6 @@ def test_sizes_are_checked(backbone: ShapesBackbone, tmp_path: Path, name: str, 
     sizes: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be"):
         extract({}, [], backbone, tmp_path, **sizes)
-
-
-def test_sources_of_videos(tmp_path: Path) -> None:
-    films = tmp_path / "films"
-    for name in ("a.mp4", "b.MKV", "deep/c.mov", "notes.txt"):
-        (films / name).parent.mkdir(parents=True, exist_ok=True)
-        (films / name).touch()
-    listed = tmp_path / "list.txt"
-    listed.write_text("# chosen\nfilms/a.mp4\n\nfilms/deep/*.mov\n")
-    table: list[tuple[list[str | Path], list[str]]] = [
-        ([], []),
-        ([films], ["a", "b"]),
-        ([films / "a.mp4"], ["a"]),
-        ([str(films / "*.mp4")], ["a"]),
-        ([str(films / "**" / "*")], ["a", "b", "c"]),
-        ([listed], ["a", "c"]),
-        ([films, films / "a.mp4", listed], ["a", "b", "c"]),
-    ]
-    for sources, ids in table:
-        assert sorted(videos_of(sources)) == ids
-    (films / "deep" / "a.mkv").touch()
-    for wrong, said in (
-        ([films / "none"], "does not exist"),
-        ([films / "deep" / "*.avi"], "matches no video files"),
-        ([tmp_path], "has no video files"),
-        ([films, films / "deep"], "would both be the video 'a'"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            videos_of([str(w) for w in wrong])
-    listed.write_text("films/none.mp4")
-    with pytest.raises(ValueError, match=r"list\.txt, line 1"):
-        videos_of([listed])
-    listed.write_text("# none\n")
-    with pytest.raises(ValueError, match="names no video"):
-        videos_of([listed])
-
-
-def test_videos_are_chosen_by_annotations() -> None:
-    found: dict[str, str | Path] = {"a": "a.mp4", "b": "b.mp4"}
-    assert chosen_videos(found, None) == (found, {})
-    assert chosen_videos(found, ["b", "c", "b"]) == ({"b": "b.mp4"}, {"c": "there is no file of that name"})
-    with pytest.raises(ValueError, match=r"none of the 1 videos .* such as 'c'"):
-        chosen_videos(found, ["c"])
 
 
 def test_a_damaged_store_is_told(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
 
     from sidelight.backbones import backbone_for
     from sidelight.data.annotations import read_annotations, write_submissions
-    from sidelight.features.extract import extract, find_videos
+    from sidelight.features.extract import extract
     from sidelight.features.layouts import durations_of, layout_of, open_features
+    from sidelight.features.sources import find_videos
     from sidelight.features.store import Features, FeatureStore
     from sidelight.io.runtime import usable_device
     from sidelight.training.checkpoint import Checkpoint

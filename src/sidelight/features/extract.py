@@ -10,7 +10,6 @@ Legend: K levels, B clips of a batch, C clips of a chunk, T clips of a video, F 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -25,8 +24,6 @@ import numpy.typing as npt
 from sidelight.core.timeline import Timeline
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
-from sidelight.io.files import VIDEO_SUFFIXES
-from sidelight.io.storage import is_address, list_files
 from sidelight.video.read import VideoError, warn
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
@@ -362,131 +359,3 @@ def put_queries(store: FeatureStore, queries: Iterable[str], backbone: Backbone)
     missing = store.missing_queries(queries)
     for first in range(0, len(missing), _QUERIES_PER_FILE):
         store.put_queries(encode_queries(missing[first : first + _QUERIES_PER_FILE], backbone))
-
-
-def content_digest(path: str | Path) -> str:
-    """32 hex digits of a file's content: a key that a copy or a new name does not change.
-
-    Raises:
-        VideoError: if the file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise VideoError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    return digest.hexdigest()
-
-
-def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
-    """The file of each video id in a folder: ``VID`` with any usual suffix.
-
-    Raises:
-        ValueError: if the folder or some file is missing; names up to three of the missing.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
-    there = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
-    wanted = list(dict.fromkeys(vids))
-    if missing := [vid for vid in wanted if vid not in there]:
-        some = ", ".join(missing[:3])
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of {len(wanted)} videos, such as {some}; "
-            f"expected files named VID with one of {', '.join(VIDEO_SUFFIXES)}"
-        )
-    return {vid: there[vid] for vid in wanted}
-
-
-def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
-    """The videos that folders, files, patterns and lists name: id (the file's name without suffix) -> file.
-
-    Args:
-        sources: each one a folder (its video files, not those of folders in it), a video file, a pattern such as
-            ``films/**/*.mp4``, a ``.txt`` list with one of these per line (relative to the list; # begins a comment),
-            or an address in object storage of a file, a folder or a pattern.
-
-    Raises:
-        ValueError: if one of them names nothing, or two files have one id.
-    """
-    found: dict[str, str | Path] = {}
-    for source in sources:
-        for path in _files_of(source):
-            vid = Path(str(path).rsplit("/", 1)[-1].split("?")[0] if is_address(path) else path).stem
-            if vid in found and str(found[vid]) != str(path):
-                raise ValueError(
-                    f"{found[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
-                    "rename one, or extract them into two stores"
-                )
-            found[vid] = path
-    return found
-
-
-def chosen_videos(
-    found: Mapping[str, str | Path], vids: Iterable[str] | None
-) -> tuple[dict[str, str | Path], dict[str, str]]:
-    """Those of the videos that are asked for, and id -> reason for each that is not there.
-
-    Args:
-        found: id -> file.
-        vids: which are asked for; all if None.
-
-    Raises:
-        ValueError: if none of them is there: that is another folder.
-    """
-    if vids is None:
-        return dict(found), {}
-    wanted = list(dict.fromkeys(vids))
-    chosen = {vid: found[vid] for vid in wanted if vid in found}
-    if wanted and not chosen:
-        raise ValueError(
-            f"none of the {len(wanted)} videos of the annotations is there, such as {wanted[0]!r}; expected files "
-            f"named by their ids, such as {wanted[0]}.mp4, so check the folder"
-        )
-    return chosen, {vid: "there is no file of that name" for vid in wanted if vid not in found}
-
-
-def _files_of(source: str | Path, *, listed: str = "") -> list[str | Path]:
-    where = f" ({listed})" if listed else ""
-    if is_address(source):
-        files: list[str | Path] = list(list_files(str(source)))
-        return _videos_only(files, source, where)
-    path = Path(source)
-    if path.is_dir():
-        return _videos_only(sorted(p for p in path.iterdir() if p.is_file() or p.is_symlink()), source, where)
-    if path.is_file():
-        return _lines_of(path) if path.suffix.lower() == ".txt" else [path]
-    if any(sign in str(source) for sign in "*?["):
-        anchor, pattern = Path(path.anchor), str(path.relative_to(path.anchor)) if path.anchor else str(path)
-        return _videos_only(sorted(p for p in anchor.glob(pattern) if p.is_file() or p.is_symlink()), source, where)
-    raise ValueError(f"{source} does not exist{where}; expected a folder, a video file, a pattern or a .txt list")
-
-
-def _lines_of(path: Path) -> list[str | Path]:
-    found: list[str | Path] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        entry = line.strip()
-        if entry and not entry.startswith("#"):
-            inner = entry if is_address(entry) else path.parent / entry
-            if Path(entry).suffix.lower() == ".txt":
-                raise ValueError(f"{path}, line {number}: a list in a list; expected a video, a folder or a pattern")
-            found += _files_of(inner, listed=f"{path}, line {number}")
-    if not found:
-        raise ValueError(f"{path} names no video; expected a path on each line")
-    return found
-
-
-def _videos_only(files: Sequence[str | Path], source: str | Path, where: str) -> list[str | Path]:
-    # Hidden ones are no videos: macOS puts a "._film.mp4" beside what it copies.
-    named = [(f, str(f).rsplit("/", 1)[-1].split("?")[0].lower()) for f in files]
-    videos = [f for f, name in named if name.endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
-    if not videos and any(sign in str(source) for sign in "*?["):
-        raise ValueError(f"{source} matches no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}")
-    if not videos:
-        raise ValueError(
-            f"{source} has no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}, in it and not in "
-            "folders below (FOLDER/**/* looks there too)"
-        )
-    return videos

@@ -21,8 +21,9 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
 from sidelight.features.layouts import layout_of
+from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.training.dataset import GroundingDataset, epoch_batches

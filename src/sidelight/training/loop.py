@@ -23,8 +23,9 @@ from sidelight.backbones import load_backbone
 from sidelight.data.annotations import Annotation, read_annotations
 from sidelight.data.datasets import benchmark
 from sidelight.data.datasets.base import Metric
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
 from sidelight.features.layouts import durations_of, layout_of, open_features
+from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
 from sidelight.io.files import replacing, write_text
 from sidelight.io.runtime import tune_cpu
