@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from sidelight.backbones.protocol import Backbone, FeatureSpec
 
-_QUERIES_PER_FILE = 4096
 _SECONDS_BETWEEN = 5.0
 """Between two writings of the failures."""
 
@@ -335,7 +334,7 @@ def extract(
         raise ValueError(f"workers must be 0 or more, got {workers}")
     encoder = BatchEncoder(backbone, batch_clips)
     store = store_at(out, backbone.spec)
-    put_queries(store, queries, backbone)
+    store.add_queries(queries, lambda part: encode_queries(part, backbone))
     todo = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     try:
@@ -352,10 +351,3 @@ def extract(
         collector.write_failures()
         shown.close()
     return store, collector.failures
-
-
-def put_queries(store: FeatureStore, queries: Iterable[str], backbone: Backbone) -> None:
-    """Encode the sentences that a store lacks, some thousand a file."""
-    missing = store.missing_queries(queries)
-    for first in range(0, len(missing), _QUERIES_PER_FILE):
-        store.put_queries(encode_queries(missing[first : first + _QUERIES_PER_FILE], backbone))

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.backbones import load_backbone
-from sidelight.features.extract import Collector, Progress, check_batch, clips_at_once, put_queries, sampling_of
+from sidelight.backbones import Backbone, load_backbone
+from sidelight.features.extract import Collector, Progress, check_batch, clips_at_once, encode_queries, sampling_of
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore
 from sidelight.io.runtime import usable_device
@@ -136,10 +136,8 @@ def extract_on_ray(
         check_batch(batch_clips)
     if Path(str(options.get("weights", ""))).exists() and options.get("weights"):
         options = {**options, "weights": str(Path(options["weights"]).resolve())}
-    made = load_backbone(backbone, **options).to(usable_device(None))
-    store, sampling = store_at(out, made.spec), sampling_of(made.spec)
-    put_queries(store, queries, made)
-    del made  # each actor has its own
+    store = _store_with_queries(out, queries, load_backbone(backbone, **options).to(usable_device(None)))
+    sampling = sampling_of(store.spec)
     todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.is_whole(v)]
     collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
     if not todo:
@@ -188,6 +186,13 @@ def extract_on_ray(
         collector.write_failures()
         shown.close()
     return store, collector.failures
+
+
+def _store_with_queries(out: str | Path, queries: Iterable[str], backbone: Backbone) -> FeatureStore:
+    """Open the store and add the queries; the backbone is freed afterwards, because each actor loads its own."""
+    store = store_at(out, backbone.spec)
+    store.add_queries(queries, lambda part: encode_queries(part, backbone))
+    return store
 
 
 def _everywhere(path: str | Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures
@@ -62,9 +63,9 @@ class RemoteStore(FeatureStore):
             self._fetched(name)
         return super().videos()
 
-    def _existing(self, vid: str) -> Path:
+    def _open_video(self, vid: str) -> Any:
         self._fetched(self._video_path(vid).name)
-        return super()._existing(vid)
+        return super()._open_video(vid)
 
     def _fetched(self, name: str) -> None:
         if name in self._there and not (self.folder / "videos" / name).exists():
