@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from sidelight.features.layouts import (
     NORMALISED,
     SPEC_FILE,
     ForeignFeatures,
+    LayoutName,
     durations_of,
     export_features,
     fitted_timeline,
@@ -175,6 +177,10 @@ def test_moment_detrs_files_are_normalised_each_then_put_together(tmp_path: Path
     assert np.array_equal(opened(where, normalise=False).video("v_1").video_KTD[0, :, :6], clip)
 
 
+def test_type_checkers_know_the_same_names() -> None:
+    assert get_args(LayoutName) == ("sidelight", *LAYOUTS) and [kind.name for kind in LAYOUTS.values()] == [*LAYOUTS]
+
+
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
@@ -299,10 +305,13 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, spoil: Callab
     ("arrays", "said"),
     [
         ({}, "must hold an array 'visual_feats_interm_pooled', got none"),
-        ({"features": numbers(CLIPS, 12)}, "'visual_feats_interm_pooled', got features; is it of this layout?"),
+        (
+            {"features": numbers(CLIPS, 12)},
+            "got features; check that it is of this layout",
+        ),
         ({"visual_feats_interm_pooled": numbers(CLIPS, 12)}, r"\(clips, levels, width\), got \(10, 12\)"),
         ({"visual_feats_interm_pooled": numbers(0, 5, 12)}, r"got \(0, 5, 12\)"),
-        ({"visual_feats_interm_pooled": numbers(CLIPS, 4, 12)}, "has 4 levels, others there 5"),
+        ({"visual_feats_interm_pooled": numbers(CLIPS, 4, 12)}, "has 4 levels, the other files have 5"),
         ({"visual_feats_interm_pooled": np.array([None] * 3)}, "it holds pickled objects"),
         ({"visual_feats_interm_pooled": np.full((CLIPS, 5, 12), 1e9)}, "float16 cannot hold"),
         (
@@ -330,7 +339,10 @@ def test_archives_likewise(tmp_path: Path, arrays: dict[str, np.ndarray], said: 
         ({"levels": (-5, -1)}, r"have the levels \(-4, -3, -2, -1\) and lack \[-5\]; choose among those"),
         ({"backbone": "internvideo2"}, "backbone.weights must name the weights of 'internvideo2'"),
         ({"backbone": "shapes"}, "are not of the backbone 'shapes'"),
-        ({"rows": [replace(ROWS[0], qid="nobody")]}, "no features of the annotations' sentences; expected nobody.npy"),
+        (
+            {"rows": [replace(ROWS[0], qid="nobody")]},
+            r"annotations' sentences; expected files such as nobody\.npy",
+        ),
         ({"rows": [replace(ROWS[0], vid="../v_1")]}, "the id '../v_1' cannot be the name of a file"),
     ],
 )
@@ -449,9 +461,12 @@ def test_what_was_written_says_what_made_it(tmp_path: Path, world: Path, tiny_st
     rows = read_annotations(world)
     export_features(FeatureStore(tiny_store), tmp_path / "out", rows, layout="sdst")
     assert opened(tmp_path / "out", rows, backbone="shapes", weights="anything").spec.pooling == "attention"
-    with pytest.raises(ValueError, match=r"feature-recipe\.json says pooling 'attention', got 'mean'"):
+    with pytest.raises(ValueError, match=r"feature-spec\.json says pooling 'attention', got 'mean'"):
         opened(tmp_path / "out", rows, pooling="mean")
-    (tmp_path / "out" / SPEC_FILE).write_text("[]")
+    # Folders of before the first release.
+    old_file = (tmp_path / "out" / SPEC_FILE).rename(tmp_path / "out" / "feature-recipe.json")
+    assert opened(tmp_path / "out", rows).spec == FeatureStore(tiny_store).spec
+    old_file.write_text("[]")
     with pytest.raises(ValueError, match="is no feature spec"):
         opened(tmp_path / "out", rows)
 

@@ -26,7 +26,7 @@ from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines, shown, video_files
 from sidelight.data.datasets.qvhighlights import seconds_in_name
-from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, described, layout_of
+from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, layout_of
 from sidelight.features.store import FeatureStore
 
 Severity = Literal["error", "warning", "note"]
@@ -684,12 +684,12 @@ def _check_layout(files: Layout, looked: Sequence[_Looked]) -> list[Finding]:
             seen["features-unreadable"].append(f"qid {qid}: {error}")
     summary = []
     for what, found, wanted in (("video", videos, clips), ("sentence", texts, asked)):
-        forms = Counter(described(shape) for shape in found.values())
+        forms = Counter(shape.describe() for shape in found.values())
         usual = forms.most_common(1)[0][0] if forms else "none"
         summary.append(f"{files.name}: {len(found):,} of {len(wanted):,} {what}s; {usual}")
-        odd = [f"{what} {name}: {described(s)}" for name, s in found.items() if described(s) != usual]
+        odd = [f"{what} {name}: {s.describe()}" for name, s in found.items() if s.describe() != usual]
         seen["features-shape"] += odd
-    if surplus := [vid for vid in files.vids() if vid not in clips and vid.removesuffix("-cam-002") not in clips]:
+    if surplus := files.surplus_vids(clips):
         seen["surplus-features"] = surplus
     findings = [Finding(kind="features-layout", file=files.where, rows=len(summary), examples=tuple(summary))]
     return findings + [_finding(kind, files.where, found) for kind, found in seen.items() if found]
