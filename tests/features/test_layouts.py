@@ -18,7 +18,7 @@ from sidelight.backbones import SpecMismatchError
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation, read_annotations, write_annotations
 from sidelight.data.labels import Binding
-from sidelight.features.data_check import check
+from sidelight.features.check import check
 from sidelight.features.layouts import (
     CLIPS_OFF,
     LAYOUTS,

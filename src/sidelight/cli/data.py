@@ -13,7 +13,7 @@ from sidelight.io.files import write_text
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from sidelight.features.data_check import Report
+    from sidelight.data.check import Report
 
 
 def add_data(parser: ArgumentParser) -> None:
@@ -54,7 +54,8 @@ def run_data(args: Namespace, _: ArgumentParser) -> int:
 
 
 def _data_check(args: Namespace) -> int:
-    from sidelight.features.data_check import SEVERITIES, check
+    from sidelight.data.check import SEVERITIES
+    from sidelight.features.check import check
 
     check_writable(args.json)
     report = check(args.folder, benchmark=args.benchmark, videos=args.videos, features=args.features)
