@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, clips_to_seconds
 from sidelight.features.layouts.arrays import halves, unit
 from sidelight.features.layouts.base import CLIPS_OFF, Layout, Shape
 from sidelight.features.layouts.registry import LAYOUTS, layout_of
@@ -203,7 +203,7 @@ def fitted_timeline(vid: str, clips: int, duration: float | None, clip_seconds: 
     Raises:
         ValueError: if the lengths differ by more than CLIPS_OFF clips.
     """
-    all_clips = Timeline(duration=clips * clip_seconds, clip_seconds=clip_seconds)
+    all_clips = Timeline(duration=clips_to_seconds(clips, clip_seconds), clip_seconds=clip_seconds)
     if duration is None:
         return all_clips
     expected = Timeline(duration=duration, clip_seconds=clip_seconds)
