@@ -150,7 +150,7 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
         if args.videos:
             files = find_videos(args.videos, (a.vid for a in annotations))
             features = checkpoint.features
-            wanted = replace(features, levels=FeatureStore.levels_there(folder, features.levels))
+            wanted = replace(features, levels=FeatureStore.levels_to_extract(folder, features.levels))
             backbone = backbone_for(wanted, weights=args.backbone_weights).to(device)
             store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
             if failures:

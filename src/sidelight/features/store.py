@@ -165,7 +165,7 @@ class FeatureStore:
         return cls(folder)
 
     @staticmethod
-    def levels_there(folder: str | Path, levels: tuple[int, ...]) -> tuple[int, ...]:
+    def levels_to_extract(folder: str | Path, levels: tuple[int, ...]) -> tuple[int, ...]:
         """Return the levels to extract into a folder.
 
         A store that has the wanted levels among others is filled with all of its levels.

@@ -190,7 +190,7 @@ class _Rehearsal(Trainer):
         """The rows whose features are in the store; if these are too few, those of two short videos, extracted."""
         files = find_videos(videos, (a.vid for a in rows))
         backbone = self.recipe.backbone
-        levels = FeatureStore.levels_there(folder, backbone.chosen)
+        levels = FeatureStore.levels_to_extract(folder, backbone.chosen)
         made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
         enough = min(STEPS * self._share, len(rows))
         if store_exists(folder):

@@ -198,7 +198,7 @@ class Trainer:
         if not videos or _holds(folder, annotations):
             return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
-            levels = FeatureStore.levels_there(folder, backbone.chosen)
+            levels = FeatureStore.levels_to_extract(folder, backbone.chosen)
             made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
             files = find_videos(videos, (a.vid for a in annotations))
             _, failures = extract(
