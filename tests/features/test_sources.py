@@ -1,4 +1,4 @@
-"""Video files are found by id, in every kind of source."""
+"""Video files are found by id in every kind of source."""
 
 from __future__ import annotations
 
