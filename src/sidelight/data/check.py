@@ -34,7 +34,7 @@ _OWN_CLIP_SECONDS = 2.0
 _SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Kind:
     """A kind of fault."""
 
@@ -50,168 +50,120 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # rows
-    "unreadable-file": Kind(severity="error", says="unreadable file", advice="correct the file, or download it again"),
-    "unreadable-row": Kind(
-        severity="error", says="unreadable rows", advice="readers stop here; correct them, or read with lenient=True"
-    ),
-    "missing-field": Kind(severity="error", says="missing fields", advice="readers stop here; add the field"),
-    "bad-field": Kind(severity="error", says="fields of a wrong form", advice="readers stop here; correct them"),
-    "duplicate-qid": Kind(
-        severity="error", says="one qid in several rows", advice="readers stop here; give each row its own qid"
-    ),
+    "unreadable-file": Kind("error", "unreadable file", "correct the file, or download it again"),
+    "unreadable-row": Kind("error", "unreadable rows", "readers stop here; correct them, or read with lenient=True"),
+    "missing-field": Kind("error", "missing fields", "readers stop here; add the field"),
+    "bad-field": Kind("error", "fields of a wrong form", "readers stop here; correct them"),
+    "duplicate-qid": Kind("error", "one qid in several rows", "readers stop here; give each row its own qid"),
     "duplicate-row": Kind(
-        severity="warning",
-        says="repeated rows",
-        advice="all are kept: each row counts in training and in scores, as in published numbers",
+        "warning", "repeated rows", "all are kept: each row counts in training and in scores, as in published numbers"
     ),
     "duplicate-query": Kind(
-        severity="note",
-        says="sentences repeated for the same video, with other labels",
-        advice="each row is a query of its own, but one answer can hardly be right for all of them",
+        "note",
+        "sentences repeated for the same video, with other labels",
+        "each row is a query of its own, but one answer can hardly be right for all of them",
     ),
     "query-spaces": Kind(
-        severity="note",
-        says="surplus spaces in sentences",
-        advice="kept as published; features are stored under the exact sentence",
+        "note", "surplus spaces in sentences", "kept as published; features are stored under the exact sentence"
     ),
-    "query-control": Kind(
-        severity="warning", says="control characters in sentences", advice="kept as published; a tokenizer may fail"
-    ),
+    "query-control": Kind("warning", "control characters in sentences", "kept as published; a tokenizer may fail"),
     "no-labels": Kind(
-        severity="note",
-        says="rows with neither windows nor ratings",
-        advice="can be predicted, but not trained on or scored",
+        "note", "rows with neither windows nor ratings", "can be predicted, but not trained on or scored"
     ),
     # windows
-    "window-beyond": Kind(
-        severity="error", says="windows that start after the video", advice="readers stop here; correct the window"
-    ),
+    "window-beyond": Kind("error", "windows that start after the video", "readers stop here; correct the window"),
     "window-ends-far": Kind(
-        severity="error",
-        says="windows that end more than a clip after the video",
-        advice="training refuses them; correct the window or the duration",
+        "error",
+        "windows that end more than a clip after the video",
+        "training refuses them; correct the window or the duration",
     ),
     "window-ends-late": Kind(
-        severity="warning",
-        says="windows that end after the video, by at most a clip",
-        advice="training cuts them at the end of the video, scores use them unchanged",
+        "warning",
+        "windows that end after the video, by at most a clip",
+        "training cuts them at the end of the video, scores use them unchanged",
     ),
-    "window-swapped": Kind(
-        severity="error", says="windows that end before they start", advice="readers stop here; swap start and end"
-    ),
-    "window-empty": Kind(
-        severity="error", says="windows without length", advice="readers stop here; correct or remove them"
-    ),
-    "window-negative": Kind(
-        severity="error", says="windows that start before 0", advice="readers stop here; correct them"
-    ),
-    "window-overlap": Kind(
-        severity="warning", says="queries with windows that overlap", advice="each window counts as a moment of its own"
-    ),
-    "window-unsorted": Kind(
-        severity="note", says="queries with windows that are not in order", advice="kept in this order"
-    ),
+    "window-swapped": Kind("error", "windows that end before they start", "readers stop here; swap start and end"),
+    "window-empty": Kind("error", "windows without length", "readers stop here; correct or remove them"),
+    "window-negative": Kind("error", "windows that start before 0", "readers stop here; correct them"),
+    "window-overlap": Kind("warning", "queries with windows that overlap", "each window counts as a moment of its own"),
+    "window-unsorted": Kind("note", "queries with windows that are not in order", "kept in this order"),
     # ratings
-    "clip-far": Kind(
-        severity="error", says="rated clips beyond the video", advice="training refuses them; correct relevant_clip_ids"
-    ),
-    "clip-late": Kind(
-        severity="warning", says="one rated clip beyond the video", advice="training ignores the ratings of this clip"
-    ),
-    "clip-twice": Kind(severity="error", says="clips rated twice", advice="readers stop here; correct them"),
+    "clip-far": Kind("error", "rated clips beyond the video", "training refuses them; correct relevant_clip_ids"),
+    "clip-late": Kind("warning", "one rated clip beyond the video", "training ignores the ratings of this clip"),
+    "clip-twice": Kind("error", "clips rated twice", "readers stop here; correct them"),
     "rating-count": Kind(
-        severity="error",
-        says="saliency_scores and relevant_clip_ids of different lengths",
-        advice="readers stop here; give one list of ratings per clip",
+        "error",
+        "saliency_scores and relevant_clip_ids of different lengths",
+        "readers stop here; give one list of ratings per clip",
     ),
     "raters-differ": Kind(
-        severity="error",
-        says="clips with different numbers of raters",
-        advice="readers stop here; give one rating per rater",
+        "error", "clips with different numbers of raters", "readers stop here; give one rating per rater"
     ),
     "clip-rated-0": Kind(
-        severity="note",
-        says="relevant clips that every rater gave 0",
-        advice="training uses 0.1 instead, so that they stay relevant",
+        "note", "relevant clips that every rater gave 0", "training uses 0.1 instead, so that they stay relevant"
     ),
     "clip-frames": Kind(
-        severity="warning",
-        says="videos whose last clip ends after the last frame",
-        advice="nothing in sidelight depends on it; cut clips at the last frame",
+        "warning",
+        "videos whose last clip ends after the last frame",
+        "nothing in sidelight depends on it; cut clips at the last frame",
     ),
     # durations
     "duration-name": Kind(
-        severity="note",
-        says="videos shorter or longer than their name says",
-        advice="sidelight uses the field duration; compare it with the video file",
+        "note",
+        "videos shorter or longer than their name says",
+        "sidelight uses the field duration; compare it with the video file",
     ),
     "duration-clips": Kind(
-        severity="note",
-        says="rows whose duration is the number of clips, not of seconds",
-        advice="the reader of TVSum uses 2 s times the rated clips; other readers get wrong seconds",
+        "note",
+        "rows whose duration is the number of clips, not of seconds",
+        "the reader of TVSum uses 2 s times the rated clips; other readers get wrong seconds",
     ),
     "duration-differs": Kind(
-        severity="warning",
-        says="videos with several durations",
-        advice="each row is read with its own duration; correct them",
+        "warning", "videos with several durations", "each row is read with its own duration; correct them"
     ),
     # files against each other and against what was published
-    "shared-video": Kind(
-        severity="warning", says="videos in two splits", advice="scores on them are too high; separate the splits"
-    ),
-    "count-differs": Kind(
-        severity="note", says="numbers that differ from the published ones", advice="scores are not quite comparable"
-    ),
+    "shared-video": Kind("warning", "videos in two splits", "scores on them are too high; separate the splits"),
+    "count-differs": Kind("note", "numbers that differ from the published ones", "scores are not quite comparable"),
     # videos and features
     "missing-video": Kind(
-        severity="error",
-        says="videos without a file",
-        advice="extraction fails for them; expected VID.mp4 or another suffix",
+        "error", "videos without a file", "extraction fails for them; expected VID.mp4 or another suffix"
     ),
-    "surplus-video": Kind(severity="note", says="video files without annotations", advice="they are not used"),
+    "surplus-video": Kind("note", "video files without annotations", "they are not used"),
     "missing-features": Kind(
-        severity="error",
-        says="videos without features",
-        advice="run `sidelight extract`; it continues where it stopped",
+        "error", "videos without features", "run `sidelight extract`; it continues where it stopped"
     ),
     "missing-query-features": Kind(
-        severity="error",
-        says="sentences without features",
-        advice="run `sidelight extract` with these annotations; the sentence must match exactly",
+        "error",
+        "sentences without features",
+        "run `sidelight extract` with these annotations; the sentence must match exactly",
     ),
-    "surplus-features": Kind(severity="note", says="features without annotations", advice="they are not used"),
+    "surplus-features": Kind("note", "features without annotations", "they are not used"),
     "features-length": Kind(
-        severity="error",
-        says="features longer or shorter than the video by more than a clip",
-        advice="windows would point to other clips; compare vid, duration and clip length, then extract again",
+        "error",
+        "features longer or shorter than the video by more than a clip",
+        "windows would point to other clips; compare vid, duration and clip length, then extract again",
     ),
-    "features-unreadable": Kind(
-        severity="error", says="features that cannot be read", advice="delete the file and extract again"
-    ),
-    "features-layout": Kind(
-        severity="note",
-        says="features in the layout of a paper",
-        advice="train, predict and features import read it",
-    ),
+    "features-unreadable": Kind("error", "features that cannot be read", "delete the file and extract again"),
+    "features-layout": Kind("note", "features in the layout of a paper", "train, predict and features import read it"),
     "features-shape": Kind(
-        severity="error",
-        says="features of other levels, tokens or width than most",
-        advice="readers stop here; download or write them again",
+        "error",
+        "features of other levels, tokens or width than most",
+        "readers stop here; download or write them again",
     ),
     "features-values": Kind(
-        severity="error",
-        says="features with values that are not finite, or too large for float16",
-        advice="training would fail; download or write them again",
+        "error",
+        "features with values that are not finite, or too large for float16",
+        "training would fail; download or write them again",
     ),
     "features-few": Kind(
-        severity="note",
-        says="features up to 4 clips longer or shorter than their video",
-        advice="surplus clips are cut; where clips are missing, the video is taken to end early",
+        "note",
+        "features up to 4 clips longer or shorter than their video",
+        "surplus clips are cut; where clips are missing, the video is taken to end early",
     ),
     "features-spec": Kind(
-        severity="error",
-        says="stores of different feature specs",
-        advice="a model takes features of one spec only; extract all with the same backbone and options",
+        "error",
+        "stores of different feature specs",
+        "a model takes features of one spec only; extract all with the same backbone and options",
     ),
 }
 

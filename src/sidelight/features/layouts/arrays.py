@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
@@ -77,27 +78,29 @@ def members(path: Path) -> list[str]:
         raise _unreadable(path, error) from None
 
 
-def _require_member(path: Path, key: str) -> None:
+@contextlib.contextmanager
+def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], int]]:
+    """Open an array of a ``.npz``, and give its size in bytes; ValueError if it is missing or damaged."""
     if key not in (names := members(path)):
         raise ValueError(
             f"{path} must hold an array {key!r}, got {', '.join(names) or 'none'}; check that it is of this layout"
         )
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+            yield file, archive.getinfo(f"{key}.npy").file_size
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
 
 
 def packed(path: Path, key: str) -> Array:
     """Read an array of a ``.npz``; ValueError if it is missing or damaged."""
-    _require_member(path, key)
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            # NumPy allocates as much memory as the header claims: a small file must not claim a huge array.
-            shape, dtype = _header(file)
-            size = archive.getinfo(f"{key}.npy").file_size
-            if math.prod(shape) * dtype.itemsize > size:
-                raise ValueError(f"its header claims {shape} numbers, but it has {size} bytes")
-            file.seek(0)
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from None
+    with _opened(path, key) as (file, size):
+        # NumPy allocates as much memory as the header claims: a small file must not claim a huge array.
+        shape, dtype = _header(file)
+        if math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"its header claims {shape} numbers, but it has {size} bytes")
+        file.seek(0)
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 
@@ -120,12 +123,8 @@ def packed_shape(path: Path, key: str, expected: str) -> tuple[tuple[int, ...], 
     Raises:
         ValueError: if the array is missing, damaged, empty, or has another number of dimensions or type.
     """
-    _require_member(path, key)
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            shape, dtype = _header(file)
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from None
+    with _opened(path, key) as (file, _):
+        shape, dtype = _header(file)
     _require_floats(path, dtype)
     if len(shape) != expected.count(",") + 1 or 0 in shape:
         raise ValueError(f"{path}: {key} must be an array {expected}, got {shape}")

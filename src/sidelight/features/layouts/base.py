@@ -132,28 +132,21 @@ class Layout(ABC):
         Raises:
             ValueError: if the file is missing.
         """
-        folder = folder or self.video_folders[0]
-        path = find(folder, self.video_names(vid), self.suffix)
-        if path is None:
-            raise ValueError(
-                f"{folder}/{vid}{self.suffix} is missing; check the annotations' vid, or get the features of this "
-                "video too"
-            )
-        return path
+        advice = "; check the annotations' vid, or get the features of this video too"
+        return self._path(folder or self.video_folders[0], self.video_names(vid), advice)
 
     def text_path(self, key: SampleKey) -> Path:
-        """Return a sentence's file.
+        """Return a sentence's file; errors as :meth:`video_path`."""
+        advice = (
+            f", the features of {key.query!r}; files are found by qid: read the annotations that these features were "
+            "made for"
+        )
+        return self._path(self.text_folder, self.text_names(key), advice)
 
-        Raises:
-            ValueError: if the file is missing.
-        """
-        names = self.text_names(key)
-        path = find(self.text_folder, names, self.suffix)
+    def _path(self, folder: Path, names: list[str], advice: str) -> Path:
+        path = find(folder, names, self.suffix)
         if path is None:
-            raise ValueError(
-                f"{self.text_folder}/{names[0]}{self.suffix} is missing, the features of {key.query!r}; files are "
-                "found by qid: read the annotations that these features were made for"
-            )
+            raise ValueError(f"{folder}/{names[0]}{self.suffix} is missing{advice}")
         return path
 
     @property

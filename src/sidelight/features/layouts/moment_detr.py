@@ -105,7 +105,6 @@ class MomentDETRLayout(Layout):
         return Shape(levels=1, length=min(lengths), tokens=1, width=width, dtype=dtypes[0])
 
     def text_shape(self, key: SampleKey) -> Shape:
-        """Return the shape of one sentence's features."""
         (length, width), dtype = packed_shape(self.text_path(key), _TEXT, "(tokens, width)")
         return Shape(levels=1, length=length, tokens=1, width=width, dtype=dtype)
 
@@ -115,7 +114,6 @@ class MomentDETRLayout(Layout):
         return [packed(self.video_path(vid, folder), _VIDEO)[:clips] for folder in self.video_folders]
 
     def video(self, vid: str, rows: Sequence[int]) -> Array:
-        """Read one video's features, (1, T, D_v)."""
         return np.concatenate(self._folder_arrays(vid), axis=1)[None]
 
     def unit_video(self, vid: str, rows: Sequence[int]) -> Array:
@@ -123,15 +121,12 @@ class MomentDETRLayout(Layout):
         return np.concatenate([unit(array) for array in self._folder_arrays(vid)], axis=1)[None]
 
     def text(self, key: SampleKey, rows: Sequence[int]) -> Array:
-        """Read one sentence's features, (1, L, D_t)."""
         self.text_shape(key)
         text_1LD: Array = packed(self.text_path(key), _TEXT)[None]
         return text_1LD
 
     def write_video(self, vid: str, video_KTD: Array) -> None:
-        """Write one video's features, (1, T, D_v)."""
         save_npz(self.video_file(vid), _VIDEO, video_KTD[0])
 
     def write_text(self, key: SampleKey, text_KLD: Array) -> None:
-        """Write one sentence's features, (1, L, D_t)."""
         save_npz(self.text_file(key), _TEXT, text_KLD[0])

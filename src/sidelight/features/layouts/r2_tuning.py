@@ -107,15 +107,12 @@ class R2TuningLayout(Layout):
         return array
 
     def video_shape(self, vid: str) -> Shape:
-        """Return the shape of one video's features."""
         return _shape_of(self._map(self.video_path(vid), text=False))
 
     def text_shape(self, key: SampleKey) -> Shape:
-        """Return the shape of one sentence's features."""
         return _shape_of(self._map(self.text_path(key), text=True))
 
     def video(self, vid: str, rows: Sequence[int]) -> Array:
-        """Read some levels of one video's features, (K, T, P, D_v)."""
         array_TKPD = self._map(self.video_path(vid), text=False)
         return np.stack([array_TKPD[:, row] for row in rows])
 
@@ -137,7 +134,6 @@ class R2TuningLayout(Layout):
         return np.stack([array_TKPD[:, row, 0] for row in rows])
 
     def text(self, key: SampleKey, rows: Sequence[int]) -> Array:
-        """Read some levels of one sentence's features, (K, L, D_t)."""
         array_LK1D = self._map(self.text_path(key), text=True)
         return np.stack([array_LK1D[:, row, 0] for row in rows])
 
@@ -147,7 +143,6 @@ class R2TuningLayout(Layout):
         save_npy(self.video_file(vid), video_KTPD.transpose(1, 0, 2, 3))
 
     def write_text(self, key: SampleKey, text_KLD: Array) -> None:
-        """Write one sentence's features, (K, L, D_t)."""
         save_npy(self.text_file(key), text_KLD.transpose(1, 0, 2))
 
 

@@ -43,35 +43,28 @@ class SDSTLayout(Layout):
 
     @classmethod
     def folder_names(cls, spec: FeatureSpec) -> tuple[str, str]:
-        """Return vid_feats and txt_feats."""
         return "vid_feats", "txt_feats"
 
     def video_shape(self, vid: str) -> Shape:
-        """Return the shape of one video's features."""
         (clips, levels, width), dtype = packed_shape(self.video_path(vid), _VIDEO, "(clips, levels, width)")
         return Shape(levels=levels, length=clips, tokens=1, width=width, dtype=dtype)
 
     def text_shape(self, key: SampleKey) -> Shape:
-        """Return the shape of one sentence's features."""
         (levels, length, width), dtype = packed_shape(self.text_path(key), _TEXT, "(levels, tokens, width)")
         return Shape(levels=levels, length=length, tokens=1, width=width, dtype=dtype)
 
     def video(self, vid: str, rows: Sequence[int]) -> Array:
-        """Read some levels of one video's features, (K, T, D_v)."""
         self.video_shape(vid)
         video_KTD: Array = packed(self.video_path(vid), _VIDEO).transpose(1, 0, 2)[list(rows)]
         return video_KTD
 
     def text(self, key: SampleKey, rows: Sequence[int]) -> Array:
-        """Read some levels of one sentence's features, (K, L, D_t)."""
         self.text_shape(key)
         text_KLD: Array = packed(self.text_path(key), _TEXT)[list(rows)]
         return text_KLD
 
     def write_video(self, vid: str, video_KTD: Array) -> None:
-        """Write one video's features, (K, T, D_v)."""
         save_npz(self.video_file(vid), _VIDEO, video_KTD.transpose(1, 0, 2))
 
     def write_text(self, key: SampleKey, text_KLD: Array) -> None:
-        """Write one sentence's features, (K, L, D_t)."""
         save_npz(self.text_file(key), _TEXT, text_KLD)
