@@ -80,9 +80,9 @@ class Features(Protocol):
     """The features that a dataset reads: a store of ours, or files in the layout of a paper."""
 
     folder: Path
-    """Where the features are, for messages."""
+    """The place of the features, for messages."""
     spec: FeatureSpec
-    """How the features were made."""
+    """The feature spec: how the features were made."""
     slack: int
     """Number of clips by which a label may lie beyond the features of its video."""
 

@@ -197,9 +197,9 @@ class Layout(ABC):
         """Read one video's features with every vector divided by its length; else as :meth:`video`."""
         return unit(self.video(vid, rows))
 
+    @abstractmethod
     def paper_backbone(self) -> tuple[str, str]:
         """Return the names of the backbone and of the weights that the paper used."""
-        return "internvideo2", "OpenGVLab/InternVideo2-Stage2_1B-224p-f4"
 
     # --- writing --------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,10 @@ class SDSTLayout(Layout):
     def folder_names(cls, spec: FeatureSpec) -> tuple[str, str]:
         return "vid_feats", "txt_feats"
 
+    def paper_backbone(self) -> tuple[str, str]:
+        """Return InternVideo2 and its weights."""
+        return "internvideo2", "OpenGVLab/InternVideo2-Stage2_1B-224p-f4"
+
     def video_shape(self, vid: str) -> Shape:
         (clips, levels, width), dtype = packed_shape(self.video_path(vid), _VIDEO, "(clips, levels, width)")
         return Shape(levels=levels, length=clips, tokens=1, width=width, dtype=dtype)
