@@ -18,7 +18,8 @@ import torch
 
 from sidelight.backbones import backbone_for
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
+from sidelight.features.sources import find_videos
 from sidelight.features.store import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
 from sidelight.shapes import make_world

@@ -87,7 +87,8 @@ def tiny_store(
 ) -> Path:
     """Return a store of the features of tiny_world by tiny_backbone. Read only."""
     from sidelight.backbones import load_backbone
-    from sidelight.features.extract import extract, find_videos
+    from sidelight.features.extract import extract
+    from sidelight.features.sources import find_videos
 
     folder = tmp_path_factory.mktemp("tiny_store")
     videos = find_videos(tiny_world / "videos", (a.vid for a in tiny_annotations))

@@ -19,7 +19,8 @@ from sidelight.backbones.clip.convert import convert_clip
 from sidelight.backbones.internvideo2.convert import convert_internvideo2
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
+from sidelight.features.sources import find_videos
 from sidelight.features.store import FeatureStore
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.loop import train

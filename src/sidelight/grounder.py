@@ -137,7 +137,8 @@ class Grounder:
         Raises:
             VideoError: if the file cannot be read as a video.
         """
-        from sidelight.features.extract import content_digest, encode_video_file
+        from sidelight.features.extract import encode_video_file
+        from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
         from sidelight.video.read import VideoWarning, probe
 

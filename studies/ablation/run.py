@@ -168,7 +168,8 @@ def prepare(runs: Iterable[Run], out: str | Path, *, say: Callable[[str], None] 
 def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, say: Callable[[str], None]) -> None:
     from sidelight.backbones import load_backbone
     from sidelight.data.annotations import read_annotations
-    from sidelight.features.extract import extract, find_videos
+    from sidelight.features.extract import extract
+    from sidelight.features.sources import find_videos
     from sidelight.features.store import FeatureStore
     from sidelight.io.runtime import usable_device
 

@@ -13,7 +13,7 @@ from sidelight.data.annotations import AnnotationError
 from sidelight.data.datasets import BENCHMARKS, benchmark, recognise
 from sidelight.data.datasets.base import DataWarning, video_files
 from sidelight.data.datasets.qvhighlights import seconds_in_name
-from sidelight.features.extract import find_videos
+from sidelight.features.sources import find_videos
 from sidelight.io.files import VIDEO_SUFFIXES
 from sidelight.models.decode.sdst import DecodeConfig
 

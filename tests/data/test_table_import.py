@@ -15,7 +15,7 @@ from sidelight.data.annotations import Annotation, AnnotationError, read_annotat
 from sidelight.data.datasets.base import DataWarning
 from sidelight.data.labels import clip_saliency
 from sidelight.data.table_import import import_file, import_table, seconds_of
-from sidelight.features.data_check import check
+from sidelight.features.check import check
 from sidelight.metrics.evaluate import evaluate_files
 from sidelight.video.read import probe
 

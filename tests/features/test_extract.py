@@ -1,4 +1,4 @@
-"""One way from files to features, for training and inference alike."""
+"""Extraction gives the same features for training and for inference."""
 
 from __future__ import annotations
 
@@ -15,19 +15,10 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import (
-    chosen_videos,
-    clips_at_once,
-    content_digest,
-    encode_queries,
-    encode_video_file,
-    extract,
-    find_videos,
-    sampling_of,
-    videos_of,
-)
+from sidelight.features.extract import clips_at_once, encode_queries, encode_video_file, extract, sampling_of
+from sidelight.features.sources import find_videos, videos_of
 from sidelight.features.store import FeatureStore
-from sidelight.video.read import VideoError, frames_at, probe
+from sidelight.video.read import frames_at, probe
 from sidelight.video.workers import clips_of
 
 
@@ -42,16 +33,16 @@ def video(tiny_world: Path) -> Path:
 
 
 def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone) -> None:
-    found = encode_video_file(video, backbone)
-    wanted = found.timeline.frame_seconds(4).reshape(-1).tolist()
-    frames = np.stack([f.image for f in frames_at(video, wanted, size=(32, 32))]).reshape(-1, 4, 32, 32, 3)
+    features = encode_video_file(video, backbone)
+    seconds = features.timeline.frame_seconds(4).reshape(-1).tolist()
+    frames = np.stack([f.image for f in frames_at(video, seconds, size=(32, 32))]).reshape(-1, 4, 32, 32, 3)
     by_hand = backbone.encode_video(torch.from_numpy(frames)).half().numpy()
-    assert found.video_KTD.shape == (4, found.timeline.num_clips, 32)
-    np.testing.assert_allclose(found.video_KTD, by_hand, atol=2e-3, rtol=2e-3)
+    assert features.video_KTD.shape == (4, features.timeline.num_clips, 32)
+    np.testing.assert_allclose(features.video_KTD, by_hand, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
-def test_chunks_do_not_change_the_pictures(video: Path, backbone: ShapesBackbone, chunk: int) -> None:
+def test_chunks_do_not_change_the_frames(video: Path, backbone: ShapesBackbone, chunk: int) -> None:
     sampling, duration = sampling_of(backbone.spec), probe(video).duration
     parts = list(clips_of(video, sampling, duration, chunk=chunk))
     assert all(len(p) <= chunk for p in parts)
@@ -60,11 +51,11 @@ def test_chunks_do_not_change_the_pictures(video: Path, backbone: ShapesBackbone
 
 def test_queries_are_encoded_once_each(backbone: ShapesBackbone) -> None:
     assert encode_queries([], backbone) == {}
-    found = encode_queries(["a red star", "spins", "a red star"], backbone, batch=1)
-    assert list(found) == ["a red star", "spins"] and found["spins"].dtype == np.float16
+    features = encode_queries(["a red star", "spins", "a red star"], backbone, batch=1)
+    assert list(features) == ["a red star", "spins"] and features["spins"].dtype == np.float16
 
 
-def test_a_bad_video_is_told_and_the_rest_goes_on(
+def test_a_bad_video_is_reported_and_the_others_are_extracted(
     tiny_world: Path, tiny_annotations: list[Annotation], backbone: ShapesBackbone, tmp_path: Path
 ) -> None:
     videos = find_videos(tiny_world / "videos", (a.vid for a in tiny_annotations))
@@ -74,7 +65,7 @@ def test_a_bad_video_is_told_and_the_rest_goes_on(
     assert store.videos() == sorted(videos) and list(failures) == ["bad"] and "empty" in failures["bad"]
 
 
-def test_it_goes_on_where_it_stopped(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+def test_a_second_run_extracts_only_missing_features(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
     files = {"a": video, "b": video}
     store, _ = extract({"a": video}, ["a star"], backbone, tmp_path)
     stamp = (store.folder / "videos" / "a.safetensors").stat().st_mtime_ns
@@ -85,24 +76,6 @@ def test_it_goes_on_where_it_stopped(video: Path, backbone: ShapesBackbone, tmp_
     assert np.array_equal(again.video("a").video_KTD, again.video("b").video_KTD)
 
 
-def test_videos_are_found_by_id(tiny_world: Path, tmp_path: Path) -> None:
-    assert find_videos(tiny_world / "videos", []) == {}
-    with pytest.raises(ValueError, match=r"lacks 1 of 1 videos, such as nowhere"):
-        find_videos(tiny_world / "videos", ["nowhere"])
-    with pytest.raises(ValueError, match="not a folder"):
-        find_videos(tmp_path / "none", ["a"])
-
-
-def test_the_content_decides_the_digest(video: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copy(video, tmp_path / "another name.mp4"))
-    assert content_digest(copy) == content_digest(video)
-    with copy.open("ab") as file:
-        file.write(b"x")
-    assert content_digest(copy) != content_digest(video)
-    with pytest.raises(VideoError, match="cannot be read"):
-        content_digest(tmp_path / "none.mp4")
-
-
 def test_other_levels_are_other_features(video: Path, tiny_backbone: Path, backbone: ShapesBackbone) -> None:
     two = load_backbone("shapes", weights=tiny_backbone, levels=2)
     assert np.array_equal(encode_video_file(video, two).video_KTD, encode_video_file(video, backbone).video_KTD[2:])
@@ -110,7 +83,7 @@ def test_other_levels_are_other_features(video: Path, tiny_backbone: Path, backb
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("batch_clips", [3, 8])
-def test_workers_and_company_change_no_bit(
+def test_workers_and_other_videos_change_no_bit(
     tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path, workers: int, batch_clips: int
 ) -> None:
     videos = {p.stem: p for p in sorted((tiny_world / "videos").iterdir())}
@@ -126,14 +99,14 @@ def test_another_size_of_batches_changes_the_last_bit_at_most(
     tiny_world: Path, backbone: ShapesBackbone, tmp_path: Path
 ) -> None:
     videos = {p.stem: p for p in sorted((tiny_world / "videos").iterdir())[:2]}
-    one, other = (extract(videos, [], backbone, tmp_path / str(n), batch_clips=n)[0] for n in (1, 16))
+    small, large = (extract(videos, [], backbone, tmp_path / str(n), batch_clips=n)[0] for n in (1, 16))
     for vid in videos:
-        first, second = one.video(vid).video_KTD, other.video(vid).video_KTD
-        # Numbers near 0 have small last places: a unit there is what was lost before, in larger numbers.
+        first, second = small.video(vid).video_KTD, large.video(vid).video_KTD
+        # Near 0 the last place is tiny, but sums of larger numbers lose more: hence atol.
         np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), rtol=2**-10, atol=1e-4)
 
 
-def test_failures_are_written_down_and_forgotten_when_they_are_mended(
+def test_failures_are_written_and_removed_when_the_video_can_be_read(
     video: Path, backbone: ShapesBackbone, tmp_path: Path
 ) -> None:
     bad = tmp_path / "b.mp4"
@@ -143,7 +116,7 @@ def test_failures_are_written_down_and_forgotten_when_they_are_mended(
     assert failures.keys() == {"b", "c"}
     rows = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert [(r["vid"], r["file"]) for r in rows] == [("b", str(bad)), ("c", "")] and "not a video" in rows[0]["reason"]
-    # Those that are not asked for stay; those that are there now go.
+    # Failures of other videos stay; failures of videos that can be read now are removed.
     bad.write_bytes(video.read_bytes())
     store, failures = extract({"b": bad}, [], backbone, out)
     assert not failures and [row["vid"] for row in store.failures()] == ["c"]
@@ -158,67 +131,24 @@ def test_sizes_are_checked(backbone: ShapesBackbone, tmp_path: Path, name: str, 
         extract({}, [], backbone, tmp_path, **sizes)
 
 
-def test_sources_of_videos(tmp_path: Path) -> None:
-    films = tmp_path / "films"
-    for name in ("a.mp4", "b.MKV", "deep/c.mov", "notes.txt"):
-        (films / name).parent.mkdir(parents=True, exist_ok=True)
-        (films / name).touch()
-    listed = tmp_path / "list.txt"
-    listed.write_text("# chosen\nfilms/a.mp4\n\nfilms/deep/*.mov\n")
-    table: list[tuple[list[str | Path], list[str]]] = [
-        ([], []),
-        ([films], ["a", "b"]),
-        ([films / "a.mp4"], ["a"]),
-        ([str(films / "*.mp4")], ["a"]),
-        ([str(films / "**" / "*")], ["a", "b", "c"]),
-        ([listed], ["a", "c"]),
-        ([films, films / "a.mp4", listed], ["a", "b", "c"]),
-    ]
-    for sources, ids in table:
-        assert sorted(videos_of(sources)) == ids
-    (films / "deep" / "a.mkv").touch()
-    for wrong, said in (
-        ([films / "none"], "does not exist"),
-        ([films / "deep" / "*.avi"], "matches no video files"),
-        ([tmp_path], "has no video files"),
-        ([films, films / "deep"], "would both be the video 'a'"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            videos_of([str(w) for w in wrong])
-    listed.write_text("films/none.mp4")
-    with pytest.raises(ValueError, match=r"list\.txt, line 1"):
-        videos_of([listed])
-    listed.write_text("# none\n")
-    with pytest.raises(ValueError, match="names no video"):
-        videos_of([listed])
-
-
-def test_videos_are_chosen_by_annotations() -> None:
-    found: dict[str, str | Path] = {"a": "a.mp4", "b": "b.mp4"}
-    assert chosen_videos(found, None) == (found, {})
-    assert chosen_videos(found, ["b", "c", "b"]) == ({"b": "b.mp4"}, {"c": "there is no file of that name"})
-    with pytest.raises(ValueError, match=r"none of the 1 videos .* such as 'c'"):
-        chosen_videos(found, ["c"])
-
-
-def test_a_damaged_store_is_told(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+def test_verify_reports_damaged_files(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
     store, _ = extract({"a": video, "b": video}, ["a star"], backbone, tmp_path)
     assert store.verify() == {}
     path = tmp_path / "videos" / "a.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))  # one bit, of a number
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))  # one bit, of a number
     assert list(store.verify()) == ["videos/a.safetensors"] and "digest" in store.verify()["videos/a.safetensors"]
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(content[: len(content) // 2])
     assert "damaged" in store.verify()["videos/a.safetensors"]
 
 
-def test_what_was_cut_off_is_done_again(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+def test_a_cut_off_file_is_extracted_again(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
     extract({"a": video, "b": video}, [], backbone, tmp_path)
     path = tmp_path / "videos" / "a.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
     store, failures = extract({"a": video, "b": video}, [], backbone, tmp_path)
-    assert not failures and path.read_bytes() == whole and not store.verify()
+    assert not failures and path.read_bytes() == content and not store.verify()
     assert path.stat().st_mode & 0o044 == 0o044 & ~os.umask(os.umask(0o022)) & 0o777
 
 
@@ -235,7 +165,7 @@ def test_ids_of_any_length_and_spelling(video: Path, backbone: ShapesBackbone, t
 
 def test_two_names_for_one_file_are_noticed(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
     store, _ = extract({"a": video}, [], backbone, tmp_path)
-    # As on a file system that does not tell capitals.
+    # As on a file system that ignores capitals.
     shutil.copy(tmp_path / "videos" / "a.safetensors", tmp_path / "videos" / "A.safetensors")
     with pytest.raises(ValueError, match="takes both names for one"):
         store.video("A")
@@ -251,13 +181,13 @@ def test_a_link_that_leads_nowhere_is_a_failure(video: Path, backbone: ShapesBac
     assert store.videos() == ["a"] and list(failures) == ["gone"]
 
 
-def test_a_store_that_cannot_be_made_is_said(backbone: ShapesBackbone, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created_is_an_error(backbone: ShapesBackbone, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="no store can be made"):
         extract({}, [], backbone, tmp_path / "file")
 
 
-def test_what_killed_processes_left_is_removed(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
+def test_partial_files_of_killed_processes_are_removed(video: Path, backbone: ShapesBackbone, tmp_path: Path) -> None:
     store, _ = extract({"a": video}, [], backbone, tmp_path)
     old = tmp_path / "videos" / ".b.000000-1-abcdef.partial.safetensors"
     old.write_bytes(b"half")

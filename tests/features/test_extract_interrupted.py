@@ -1,4 +1,4 @@
-"""Extraction that is killed, again and again, ends in the store of an unbroken run."""
+"""Extraction that is killed several times gives the same store as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 short videos, five of them bad, each in its own way."""
+    """Return a folder of 40 short videos, five of them damaged in different ways."""
     folder = tmp_path_factory.mktemp("forty")
     for i in range(35):
         encode(folder / f"good{i:02d}.mp4", Encoding(steady(200 + 30 * (i % 7))), numbered)
-    whole = (folder / "good00.mp4").read_bytes()
+    content_of_good = (folder / "good00.mp4").read_bytes()
     (folder / "bad-empty.mp4").touch()
     (folder / "bad-text.mp4").write_text("no video")
-    (folder / "bad-cut.mp4").write_bytes(whole[: len(whole) // 3])
+    (folder / "bad-cut.mp4").write_bytes(content_of_good[: len(content_of_good) // 3])
     (folder / "bad-zeros.mkv").write_bytes(bytes(5000))
     (folder / "bad-noise.webm").write_bytes(random.Random(0).randbytes(5000))
     (folder / "notes.md").write_text("not looked at")
@@ -50,12 +50,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command(forty, whole), capture_output=True, text=True, env=env)
+    ended = subprocess.run(command(forty, unbroken), capture_output=True, text=True, env=env)
     assert ended.returncode == 1 and "35 of 40 videos" in ended.stdout, ended.stderr
-    written = sorted(path.stat().st_mtime for path in (whole / "videos").iterdir())
-    each = (written[-1] - written[0]) / len(written)  # seconds for a video, on this machine
+    written = sorted(path.stat().st_mtime for path in (unbroken / "videos").iterdir())
+    seconds_per_video = (written[-1] - written[0]) / len(written)  # on this machine
     chance, seen, kills = random.Random(1), 0, 0
     while kills < KILLS:
         process = subprocess.Popen(
@@ -64,7 +64,7 @@ def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path)
         # Killed at work, not while Python starts: at a random moment after it has got one video further.
         while process.poll() is None and len(list((broken / "videos").glob("[!.]*"))) <= seen:
             time.sleep(0.005)
-        time.sleep(chance.random() * each)
+        time.sleep(chance.random() * seconds_per_video)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "too few videos for so many kills"
@@ -75,7 +75,7 @@ def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path)
     assert seen < 35
     ended = subprocess.run(command(forty, broken), capture_output=True, text=True, env=env)
     assert ended.returncode == 1, ended.stderr
-    assert content(broken) == content(whole)
+    assert content(broken) == content(unbroken)
     assert sorted(row["vid"] for row in FeatureStore(broken).failures()) == [
         "bad-cut",
         "bad-empty",
@@ -83,4 +83,4 @@ def test_killed_ten_times_it_ends_in_the_same_store(forty: Path, tmp_path: Path)
         "bad-text",
         "bad-zeros",
     ]
-    print(f"killed {kills} times, with {seen} of 35 videos done at the last: the same {len(content(whole))} files")
+    print(f"killed {kills} times, with {seen} of 35 videos done at the last: the same {len(content(unbroken))} files")

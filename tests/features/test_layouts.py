@@ -1,6 +1,6 @@
-"""Features in the layouts that papers released: what is written is read back, and training starts from each.
+"""Features in the layouts of papers: exported features are read back, and training starts from each layout.
 
-Tolerance: ours are float16, and so is what is written; every comparison of a round trip is exact.
+Tolerance: stores and exported files are float16, so every comparison of a round trip is exact.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from sidelight.backbones import SpecMismatchError
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation, read_annotations, write_annotations
 from sidelight.data.labels import Binding
-from sidelight.features.data_check import check
+from sidelight.features.check import check
 from sidelight.features.layouts import (
     CLIPS_OFF,
     LAYOUTS,
     NORMALISED,
     SPEC_FILE,
     ForeignFeatures,
+    LayoutName,
     durations_of,
     export_features,
     fitted_timeline,
@@ -106,9 +108,9 @@ RELEASED: dict[str, Callable[[Path], Path]] = {
 
 
 def opened(where: Path | str, rows: list[Annotation] = ROWS, **options: object) -> ForeignFeatures:
-    found = open_features(where, durations=durations_of(rows), keys=rows, **options)  # type: ignore[arg-type]
-    assert isinstance(found, ForeignFeatures)
-    return found
+    features = open_features(where, durations=durations_of(rows), keys=rows, **options)  # type: ignore[arg-type]
+    assert isinstance(features, ForeignFeatures)
+    return features
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -122,8 +124,8 @@ def test_r2_tunings_files(tmp_path: Path) -> None:
     video = features.video("v_1")
     assert video.video_KTD.shape == (K, CLIPS, P, 12) and video.timeline.duration == 20
     assert np.array_equal(video.video_KTD[2, 4], numbers(CLIPS, K, P, 12)[4, 2])
-    (text, other) = features.texts(ROWS[1::-1])
-    assert text.shape == other.shape == (K, L, 8)
+    (text, first_text) = features.texts(ROWS[1::-1])
+    assert text.shape == first_text.shape == (K, L, 8)
     assert np.array_equal(text, numbers(L, K, 8, seed=len(ROWS[1].query)).transpose(1, 0, 2))
     some = opened(tmp_path, levels=(-3, -1), pooling="cls")
     assert some.spec == replace(features.spec, levels=(-3, -1), pooling="cls")
@@ -133,7 +135,7 @@ def test_r2_tunings_files(tmp_path: Path) -> None:
 
 
 def test_r2_tunings_files_may_be_flat_and_named_otherwise(tmp_path: Path) -> None:
-    """Flattened, TACoS's camera, the sentences of TVSum by their video, CLIP's size in the folder's name."""
+    """Check flattened arrays, TACoS's camera, sentences named by video, and CLIP's size in the folder's name."""
     row = replace(ROWS[0], vid="s13-d21")
     save_npy(tmp_path / "clip_l14_vid_k2" / "s13-d21-cam-002.npy", numbers(CLIPS, 2 * 3 * 1024))
     save_npy(tmp_path / "clip_l14_txt_k2" / "s13-d21.npy", numbers(L, 2 * 768))
@@ -168,11 +170,15 @@ def test_moment_detrs_files_are_normalised_each_then_put_together(tmp_path: Path
     clip = numbers(CLIPS, 6)
     assert np.array_equal(raw.video("v_1").video_KTD[0, :, 9:], clip)
     np.testing.assert_allclose(video[0, :, 9:], clip / np.linalg.norm(clip.astype(float), axis=1)[:, None], atol=1e-3)
-    # Other folders, or another order, are said.
+    # Other folders, or another order, are given as VIDEO+VIDEO,TEXT.
     (tmp_path / "clip_text_features").rename(tmp_path / "text")
     where = f"{tmp_path / 'clip_features'}+{tmp_path / 'slowfast_features'},{tmp_path / 'text'}"
     assert recognise(where) == "moment-detr" and recognise(tmp_path) is None
     assert np.array_equal(opened(where, normalise=False).video("v_1").video_KTD[0, :, :6], clip)
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    assert get_args(LayoutName) == ("sidelight", *LAYOUTS) and [kind.name for kind in LAYOUTS.values()] == [*LAYOUTS]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,7 @@ def test_a_folder_is_recognised_by_what_is_in_it(tmp_path: Path, folders: list[s
     assert recognise(tmp_path) == expected
 
 
-def test_two_layouts_in_one_folder_are_a_question(tmp_path: Path) -> None:
+def test_two_layouts_in_one_folder_are_an_error(tmp_path: Path) -> None:
     released_sdst(released_r2(tmp_path))
     with pytest.raises(ValueError, match="folders of the layouts r2-tuning and sdst; give VIDEO"):
         recognise(tmp_path)
@@ -218,7 +224,7 @@ def test_two_layouts_in_one_folder_are_a_question(tmp_path: Path) -> None:
         (5, 20, None),
     ],
 )
-def test_a_few_clips_more_or_fewer_are_taken(clips: int, duration: float | None, seconds: float | None) -> None:
+def test_a_few_clips_more_or_fewer_are_accepted(clips: int, duration: float | None, seconds: float | None) -> None:
     if seconds is None:
         with pytest.raises(
             ValueError, match=rf"have {clips} clips of 2 s, but its 20 s make 10; up to 4 more or fewer"
@@ -228,7 +234,7 @@ def test_a_few_clips_more_or_fewer_are_taken(clips: int, duration: float | None,
     assert fitted_timeline("v", clips, duration, 2.0).duration == seconds
 
 
-def test_labels_in_the_clips_that_are_missing_are_cut(tmp_path: Path) -> None:
+def test_labels_in_missing_clips_are_cut(tmp_path: Path) -> None:
     released_r2(tmp_path, clips=CLIPS - CLIPS_OFF)
     late = replace(ROWS[0], relevant_windows=((10, 20), (14, 18)), relevant_clip_ids=(5, 7, 9))
     bindings: tuple[Binding, ...] = ("plain", "r2-tuning")
@@ -244,7 +250,7 @@ def test_labels_in_the_clips_that_are_missing_are_cut(tmp_path: Path) -> None:
         GroundingDataset([far], opened(tmp_path, [far]))
 
 
-# --- what is wrong ------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------------
 
 
 def _pickled(folder: Path) -> None:
@@ -265,7 +271,7 @@ def _half_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda f: (f / "clip_b32_vid_k4" / "v_1.npy").write_bytes(b""), "cannot be read as an array"),
         (lambda f: (f / "clip_b32_vid_k4" / "v_1.npy").unlink(), r"v_1\.npy is missing; check the annotations' vid"),
@@ -287,22 +293,25 @@ def _half_a_file(folder: Path) -> None:
         (lambda f: np.save(f / "clip_b32_txt_k4/7.npy", numbers(L, 3, 8)), "has 3 levels, but its folder says 4"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_a_fault_in_a_file_is_one_sentence(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
     features = opened(released_r2(tmp_path))
     spoil(tmp_path)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         features.video("v_1"), features.texts(ROWS[:1])
     assert str(tmp_path) in str(caught.value) or "v_1" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({}, "must hold an array 'visual_feats_interm_pooled', got none"),
-        ({"features": numbers(CLIPS, 12)}, "'visual_feats_interm_pooled', got features; is it of this layout?"),
+        (
+            {"features": numbers(CLIPS, 12)},
+            "got features; check that it is of this layout",
+        ),
         ({"visual_feats_interm_pooled": numbers(CLIPS, 12)}, r"\(clips, levels, width\), got \(10, 12\)"),
         ({"visual_feats_interm_pooled": numbers(0, 5, 12)}, r"got \(0, 5, 12\)"),
-        ({"visual_feats_interm_pooled": numbers(CLIPS, 4, 12)}, "has 4 levels, others there 5"),
+        ({"visual_feats_interm_pooled": numbers(CLIPS, 4, 12)}, "has 4 levels, the other files have 5"),
         ({"visual_feats_interm_pooled": np.array([None] * 3)}, "it holds pickled objects"),
         ({"visual_feats_interm_pooled": np.full((CLIPS, 5, 12), 1e9)}, "float16 cannot hold"),
         (
@@ -311,10 +320,10 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, spoil: Callab
         ),
     ],
 )
-def test_archives_likewise(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
+def test_a_fault_in_an_archive_is_one_sentence(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     features = opened(released_sdst(tmp_path))
     save_npz(tmp_path / "vid_feats" / "v_1.npz", **arrays)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         features.video("v_1")
     (tmp_path / "vid_feats" / "v_1.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match="cannot be read as an array"):
@@ -322,7 +331,7 @@ def test_archives_likewise(tmp_path: Path, arrays: dict[str, np.ndarray], said: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"layout": "umt"}, "no feature layout 'umt'; known are sidelight, r2-tuning, sdst, moment-detr"),
         ({"layout": "sidelight"}, "no feature store"),
@@ -330,13 +339,16 @@ def test_archives_likewise(tmp_path: Path, arrays: dict[str, np.ndarray], said: 
         ({"levels": (-5, -1)}, r"have the levels \(-4, -3, -2, -1\) and lack \[-5\]; choose among those"),
         ({"backbone": "internvideo2"}, "backbone.weights must name the weights of 'internvideo2'"),
         ({"backbone": "shapes"}, "are not of the backbone 'shapes'"),
-        ({"rows": [replace(ROWS[0], qid="nobody")]}, "no features of the annotations' sentences; expected nobody.npy"),
+        (
+            {"rows": [replace(ROWS[0], qid="nobody")]},
+            r"annotations' sentences; expected files such as nobody\.npy",
+        ),
         ({"rows": [replace(ROWS[0], vid="../v_1")]}, "the id '../v_1' cannot be the name of a file"),
     ],
 )
-def test_what_does_not_fit_the_files_is_said(tmp_path: Path, options: dict[str, object], said: str) -> None:
+def test_options_that_contradict_the_files_are_errors(tmp_path: Path, options: dict[str, object], message: str) -> None:
     released_r2(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         opened(tmp_path, **options)  # type: ignore[arg-type]
 
 
@@ -351,7 +363,7 @@ def test_no_id_leads_outside_the_folder(tmp_path: Path, name: str) -> None:
             features.texts([replace(ROWS[0], qid=name)])
 
 
-def test_all_tokens_cannot_be_pooled_anyhow(tmp_path: Path) -> None:
+def test_all_tokens_can_only_become_cls(tmp_path: Path) -> None:
     features = opened(released_r2(tmp_path), pooling="mean")
     with pytest.raises(ValueError, match="keeps all 3 tokens of a clip: pooling must be tokens, or cls"):
         features.video("v_1")
@@ -371,7 +383,7 @@ def test_folders_of_different_lengths_are_refused(tmp_path: Path) -> None:
             open_features(where)
 
 
-# --- a model and features that others made ------------------------------------------------------------------------
+# --- a published model ------------------------------------------------------------------------------------------
 
 
 def test_a_published_model_takes_the_published_features_and_no_others(tmp_path: Path) -> None:
@@ -390,7 +402,7 @@ def test_a_published_model_takes_the_published_features_and_no_others(tmp_path: 
 
 @pytest.fixture
 def world(tmp_path: Path, tiny_annotations: list[Annotation]) -> Path:
-    """Two queries each of two videos."""
+    """Return a file with two queries each of two videos."""
     vids = list(dict.fromkeys(a.vid for a in tiny_annotations))[:2]
     rows = [a for vid in vids for a in [b for b in tiny_annotations if b.vid == vid][:2]]
     path = tmp_path / "annotations.jsonl"
@@ -402,10 +414,10 @@ LEVEL = {"r2-tuning": None, "sdst": None, "moment-detr": -1}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_store_comes_back_whole(layout: str, tmp_path: Path, world: Path, tiny_store: Path) -> None:
+def test_export_and_import_give_the_same_store(layout: str, tmp_path: Path, world: Path, tiny_store: Path) -> None:
     rows, store = read_annotations(world), FeatureStore(tiny_store)
     level = LEVEL[layout]
-    out = tmp_path / "there"
+    out = tmp_path / "exported"
     assert export_features(store, out, rows, layout=layout, level=level) == (2, len(rows))
     assert recognise(out) == layout and not list(tmp_path.glob(".*partial"))
     kept = store if level is None else FeatureStore(tiny_store, levels=(level,))
@@ -413,14 +425,14 @@ def test_a_store_comes_back_whole(layout: str, tmp_path: Path, world: Path, tiny
     assert features.spec == kept.spec
     back = import_features(features, tmp_path / "back", rows)
     for vid in {row.vid for row in rows}:
-        for found in (features, back):
-            assert np.array_equal(found.video(vid).video_KTD, kept.video(vid).video_KTD)
-            assert found.timeline(vid).num_clips == kept.timeline(vid).num_clips
+        for copied in (features, back):
+            assert np.array_equal(copied.video(vid).video_KTD, kept.video(vid).video_KTD)
+            assert copied.timeline(vid).num_clips == kept.timeline(vid).num_clips
     for ours, theirs, again in zip(kept.texts(rows), features.texts(rows), back.texts(rows), strict=True):
         assert np.array_equal(ours, theirs) and np.array_equal(ours, again)
 
 
-def test_every_token_goes_there_and_back(tmp_path: Path) -> None:
+def test_every_token_is_imported_and_exported(tmp_path: Path) -> None:
     rows = ROWS[:1]
     features = opened(released_r2(tmp_path / "r2"), rows)
     store = import_features(features, tmp_path / "store", rows)
@@ -436,7 +448,7 @@ def test_every_token_goes_there_and_back(tmp_path: Path) -> None:
             export_features(store, tmp_path / layout, rows, layout=layout)
 
 
-def test_what_is_normalised_stays_so(tmp_path: Path) -> None:
+def test_normalised_features_stay_normalised(tmp_path: Path) -> None:
     features = opened(released_moment_detr(tmp_path / "released"))
     store = import_features(features, tmp_path / "store", ROWS)
     export_features(store, tmp_path / "again", ROWS, layout="moment-detr")
@@ -445,22 +457,25 @@ def test_what_is_normalised_stays_so(tmp_path: Path) -> None:
     assert np.array_equal(again.video("v_1").video_KTD, features.video("v_1").video_KTD)
 
 
-def test_what_was_written_says_what_made_it(tmp_path: Path, world: Path, tiny_store: Path) -> None:
+def test_an_exported_folder_has_its_feature_spec(tmp_path: Path, world: Path, tiny_store: Path) -> None:
     rows = read_annotations(world)
     export_features(FeatureStore(tiny_store), tmp_path / "out", rows, layout="sdst")
     assert opened(tmp_path / "out", rows, backbone="shapes", weights="anything").spec.pooling == "attention"
-    with pytest.raises(ValueError, match=r"feature-recipe\.json says pooling 'attention', got 'mean'"):
+    with pytest.raises(ValueError, match=r"feature-spec\.json says pooling 'attention', got 'mean'"):
         opened(tmp_path / "out", rows, pooling="mean")
-    (tmp_path / "out" / SPEC_FILE).write_text("[]")
+    # Folders of before the first release.
+    old_file = (tmp_path / "out" / SPEC_FILE).rename(tmp_path / "out" / "feature-recipe.json")
+    assert opened(tmp_path / "out", rows).spec == FeatureStore(tiny_store).spec
+    old_file.write_text("[]")
     with pytest.raises(ValueError, match="is no feature spec"):
         opened(tmp_path / "out", rows)
 
 
-def test_export_refuses_what_does_not_fit(tmp_path: Path, world: Path, tiny_store: Path) -> None:
+def test_export_refuses_features_that_do_not_fit(tmp_path: Path, world: Path, tiny_store: Path) -> None:
     rows, store, out = read_annotations(world), FeatureStore(tiny_store), tmp_path / "out"
 
-    def refused(said: str, rows: list[Annotation] = rows, store: FeatureStore = store, **options: object) -> None:
-        with pytest.raises(ValueError, match=said):
+    def refused(message: str, rows: list[Annotation] = rows, store: FeatureStore = store, **options: object) -> None:
+        with pytest.raises(ValueError, match=message):
             export_features(store, out, rows, **{"layout": "sdst", **options})  # type: ignore[arg-type]
 
     refused("there are no annotations", rows=[])
@@ -478,18 +493,18 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, world: Path, tiny_stor
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
-def test_an_interrupted_export_goes_on(
+def test_an_interrupted_export_is_continued(
     tmp_path: Path, world: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, store = read_annotations(world), FeatureStore(tiny_store)
     read: list[str] = []
-    whole = FeatureStore.video
+    read_video = FeatureStore.video
 
     def stop_at_second(self: FeatureStore, vid: str) -> object:
         read.append(vid)
         if len(read) == 2:
             raise KeyboardInterrupt
-        return whole(self, vid)
+        return read_video(self, vid)
 
     monkeypatch.setattr(FeatureStore, "video", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -507,7 +522,7 @@ def test_a_sentence_with_two_features_is_not_imported(tmp_path: Path) -> None:
         import_features(opened(tmp_path / "r2"), tmp_path / "other", ROWS)
 
 
-# --- training, prediction, the doctor, the commands ---------------------------------------------------------------
+# --- training, prediction, data check, commands -------------------------------------------------------------------
 
 RECIPES = {
     "r2-tuning": """
@@ -551,17 +566,17 @@ def test_training_starts_from_each_and_predict_reads_it(
     assert Checkpoint.from_pretrained(tmp_path / "run" / "last").features == store.spec
     again = replace(spec, train=replace(spec.train, out=str(tmp_path / "again")))
     train(replace(again, data=replace(spec.data, train_features=str(store.folder))), quiet=True)
-    other = json.loads((tmp_path / "again" / "losses.jsonl").read_text().splitlines()[0])
-    assert other["total"] == pytest.approx(rows[0]["total"], rel=1e-6)
+    first_step = json.loads((tmp_path / "again" / "losses.jsonl").read_text().splitlines()[0])
+    assert first_step["total"] == pytest.approx(rows[0]["total"], rel=1e-6)
     for source in (features, store.folder):
         command = ["predict", "--model", str(tmp_path / "run" / "last"), "--annotations", str(tmp_path / "rows.jsonl")]
         assert main([*command, "--features", str(source), "--out", str(tmp_path / "predicted.jsonl")]) == 0
         assert "wrote 3 predictions" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_a_recipe_is_said(tmp_path: Path) -> None:
+def test_features_that_contradict_a_recipe_are_an_error(tmp_path: Path) -> None:
     path = written_recipe(tmp_path, "r2-tuning", released_r2(tmp_path / "features"))
-    for options, said in (
+    for options, message in (
         (["--data.layout=sdst"], "expected the folders vid_feats and txt_feats"),
         (["--data.layout=umt"], "layout"),
         (["--backbone.levels=5"], r"lack \[-5\]"),
@@ -569,11 +584,11 @@ def test_what_does_not_fit_a_recipe_is_said(tmp_path: Path) -> None:
         (["--data.train_videos=videos"], "which are not added to; leave out data.train_videos"),
         (["--backbone.clip_seconds=1"], "have 10 clips of 1 s, but its 20 s make 20"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             train(read_recipe(path, options), quiet=True)
 
 
-def test_the_doctor_knows_them(tmp_path: Path) -> None:
+def test_the_check_of_data_reads_every_layout(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     write_annotations(rows, ROWS)
     for layout, released in RELEASED.items():
@@ -590,9 +605,9 @@ def test_the_doctor_knows_them(tmp_path: Path) -> None:
     save_npy(folder / "clip_b32_vid_k4" / "more.npy", numbers(CLIPS, K, P, 12))
     (folder / "clip_b32_txt_k4" / "9.npy").unlink()
     save_npy(folder / "clip_b32_txt_k4" / "7.npy", numbers(L, K, 9))
-    found = {f.kind: f.examples for f in check(rows, features=folder).findings}
-    assert found.pop("features-layout")[1].startswith("r2-tuning: 2 of 3 sentences")
-    assert found == {
+    findings = {f.kind: f.examples for f in check(rows, features=folder).findings}
+    assert findings.pop("features-layout")[1].startswith("r2-tuning: 2 of 3 sentences")
+    assert findings == {
         "features-values": ("video v_1",),
         "features-few": ("v_1: 8 clips, its duration makes 10",),
         "surplus-features": ("more",),
@@ -601,8 +616,8 @@ def test_the_doctor_knows_them(tmp_path: Path) -> None:
     }
     _pickled(folder)
     save_npy(folder / "clip_b32_vid_k4" / f"{VIDS[1]}.npy", numbers(30, K, P, 12))
-    found = {f.kind: f.examples for f in check(rows, features=folder).findings}
-    assert "pickled" in found["features-unreadable"][0] and "30 clips" in found["features-length"][0]
+    findings = {f.kind: f.examples for f in check(rows, features=folder).findings}
+    assert "pickled" in findings["features-unreadable"][0] and "30 clips" in findings["features-length"][0]
 
 
 def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -623,7 +638,7 @@ def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "expected one of verify, export, import"),
         (["export", "STORE"], "--layout"),
@@ -638,10 +653,15 @@ def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pyt
     ],
 )
 def test_a_mistake_is_one_sentence(
-    arguments: list[str], said: str, tmp_path: Path, world: Path, tiny_store: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    world: Path,
+    tiny_store: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     named = {"STORE": str(tiny_store), "ROWS": str(world), "OUT": str(tmp_path / "out")}
     assert main(["features", *(named.get(a, a) for a in arguments)]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("sidelight: ") and said in message and len(message.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("sidelight: ") and message in printed and len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The same store from a Ray cluster, one of whose workers is killed."""
+"""A Ray cluster fills the same store as one machine, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLING = Sampling(clip_seconds=2.0, frames_per_clip=4, resolution=32, resize="
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a store, byte for byte."""
+    """Return every file of a store, byte for byte."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
 
 
@@ -33,13 +33,13 @@ def test_rows_of_clips(tiny_world: Path, tmp_path: Path) -> None:
     video = sorted((tiny_world / "videos").iterdir())[0]
     bad = tmp_path / "bad.mp4"
     bad.write_text("no video")
-    given = {"vid": np.array(["a", "b"]), "path": np.array([str(video), str(bad)])}
-    parts = list(decode_rows(given, sampling=SAMPLING, chunk=3))
+    files = {"vid": np.array(["a", "b"]), "path": np.array([str(video), str(bad)])}
+    parts = list(decode_rows(files, sampling=SAMPLING, chunk=3))
     vids = np.concatenate([p["vid"] for p in parts])
     clips, errors = np.concatenate([p["clips"] for p in parts]), np.concatenate([p["error"] for p in parts])
     count = int((vids == "a").sum())
     assert np.concatenate([p["clip"] for p in parts])[:count].tolist() == list(range(count))
-    # Only the last row of a video says how many there were, and only a bad one has an error.
+    # Only the last row of a video has the number of clips, and only the row of a bad video has an error.
     assert clips.tolist() == [0] * (count - 1) + [count] + [0] and vids[-1] == "b" and "not a video" in errors[-1]
     assert not any(errors[:-1])
 
@@ -76,8 +76,8 @@ def test_the_same_store_with_a_worker_killed(
     videos["bad"] = bad
     queries = ["a red star", "spins"]
     options = {"weights": str(tiny_backbone)}
-    whole = tmp_path / "whole"
-    _, failures = extract(videos, queries, load_backbone("shapes", **options), whole, workers=1)
+    local = tmp_path / "local"
+    _, failures = extract(videos, queries, load_backbone("shapes", **options), local, workers=1)
     killed: list[int] = []
     stopped = threading.Event()
     out = tmp_path / "ray"
@@ -90,9 +90,9 @@ def test_the_same_store_with_a_worker_killed(
         killer.join()
     assert len(killed) == 1
     assert again == failures and list(again) == ["bad"]
-    assert content(out) == content(whole) and len(store.videos()) == 24
-    # What is gone is done again.
+    assert content(out) == content(local) and len(store.videos()) == 24
+    # A deleted file is extracted again.
     (out / "videos" / "v3.safetensors").unlink()
     extract_on_ray(videos, queries, "shapes", options, out, actors=1)
-    assert content(out) == content(whole) and not FeatureStore(out).verify()
+    assert content(out) == content(local) and not FeatureStore(out).verify()
     shutil.rmtree(out)

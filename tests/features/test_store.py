@@ -1,4 +1,4 @@
-"""Feature stores: what goes in comes out, whole and nothing else."""
+"""Feature stores return the features that were put in."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_queries_round_trip_from_many_files(store: FeatureStore) -> None:
     store.put_queries({})
     store.put_queries({q: values[q] for q in "ab"})
     store.put_queries({"c": values["c"]})
-    found = FeatureStore(store.folder).queries(["c", "a", "c"])
-    assert list(found) == ["c", "a"] and all(np.array_equal(found[q], values[q]) for q in found)
+    texts = FeatureStore(store.folder).queries(["c", "a", "c"])
+    assert list(texts) == ["c", "a"] and all(np.array_equal(texts[q], values[q]) for q in texts)
     assert store.missing_queries(["a", "d"]) == ["d"]
     with pytest.raises(ValueError, match=r"lacks 1 of 2 queries, such as 'd'"):
         store.queries(["a", "d"])
 
 
-def test_a_store_refuses_another_recipe(store: FeatureStore) -> None:
+def test_a_store_refuses_another_spec(store: FeatureStore) -> None:
     assert FeatureStore.create(store.folder, store.spec).spec == store.spec
     with pytest.raises(SpecMismatchError, match="pooling is 'attention', expected 'mean'"):
         FeatureStore.create(store.folder, replace(store.spec, pooling="mean"))
@@ -73,7 +73,7 @@ def test_every_token_of_a_clip_can_be_kept(store: FeatureStore) -> None:
     assert np.array_equal(store.video("x").video_KTD, tokens)
 
 
-def test_what_is_missing_or_damaged_is_named(store: FeatureStore, tmp_path: Path) -> None:
+def test_missing_or_damaged_files_are_named(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no feature store: manifest.json is missing"):
         FeatureStore(tmp_path)
     with pytest.raises(ValueError, match="no video 'x'"):
@@ -92,10 +92,10 @@ def test_what_is_missing_or_damaged_is_named(store: FeatureStore, tmp_path: Path
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(store: FeatureStore) -> None:
-    wrong = features()
-    wrong.video_KTD[0, 0, 0] = np.inf
+    infinite = features()
+    infinite.video_KTD[0, 0, 0] = np.inf
     with pytest.raises(ValueError, match="float16"):
-        store.put_video("x", wrong)
+        store.put_video("x", infinite)
     assert store.videos() == [] and list((store.folder / "videos").iterdir()) == []
 
 

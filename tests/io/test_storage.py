@@ -12,8 +12,9 @@ import pytest
 
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.cli.main import main
-from sidelight.features.extract import extract, videos_of
+from sidelight.features.extract import extract
 from sidelight.features.remote import RemoteStore
+from sidelight.features.sources import videos_of
 from sidelight.features.store import FeatureStore
 from sidelight.io.storage import (
     StorageError,

@@ -12,7 +12,8 @@ import pytest
 from sidelight.backbones import load_backbone
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
+from sidelight.features.sources import find_videos
 from sidelight.training.check import check_run
 from sidelight.training.loop import train
 from sidelight.training.recipe import read_recipe

@@ -21,7 +21,7 @@ from sidelight.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from sidelight.features.data_check import Report
+    from sidelight.data.check import Report
 
 
 def data_check(
@@ -41,7 +41,8 @@ def data_check(
         features: feature stores, or features in layouts that papers released.
         json: write the report as JSON; - for standard output.
     """
-    from sidelight.features.data_check import SEVERITIES, check
+    from sidelight.data.check import SEVERITIES
+    from sidelight.features.check import check
 
     require_writable(json)
     report = check(folder, benchmark=benchmark, videos=videos, features=features)

@@ -63,7 +63,8 @@ def extract(
     """
     from sidelight.backbones import load_backbone
     from sidelight.data.datasets import benchmark as benchmark_named
-    from sidelight.features.extract import chosen_videos, extract, videos_of
+    from sidelight.features.extract import extract
+    from sidelight.features.sources import chosen_videos, videos_of
     from sidelight.features.store import FAILURES
     from sidelight.io.runtime import usable_device
     from sidelight.training.recipe import BackboneConfig

@@ -101,8 +101,9 @@ def predict(
 
     from sidelight.backbones import backbone_for
     from sidelight.data.annotations import read_annotations, write_submissions
-    from sidelight.features.extract import extract, find_videos
+    from sidelight.features.extract import extract
     from sidelight.features.layouts import durations_of, layout_of, open_features
+    from sidelight.features.sources import find_videos
     from sidelight.features.store import Features, FeatureStore
     from sidelight.io.runtime import usable_device
     from sidelight.training import predict as predicting
@@ -125,7 +126,7 @@ def predict(
         folder = features or temporary
         if videos:
             files = find_videos(videos, (row.vid for row in rows))
-            stored = replace(spec, levels=FeatureStore.levels_there(folder, spec.levels))
+            stored = replace(spec, levels=FeatureStore.levels_to_extract(folder, spec.levels))
             backbone = backbone_for(stored, weights=backbone_weights).to(target_device)
             store, failures = extract(files, (row.query for row in rows), backbone, folder, progress=True)
             if failures:

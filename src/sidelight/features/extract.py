@@ -1,16 +1,14 @@
-"""Videos and queries to features: the one way there is, for training and for inference alike.
+"""Extract features: videos and queries go through a backbone, in the same way for training and for inference.
 
-Decoding runs ahead in processes of its own (``decode_workers.py``); clips of several videos go through the backbone
-together, in batches of one size. That size never changes within a run, a last batch is filled up, and so what is
-computed for a clip does not depend on which clips came with it: not on the number of workers, on what was done before
-an interruption, or on which videos there are.
+Processes of their own (``video/workers.py``) decode ahead. Clips of several videos go through the backbone together, in
+batches of one size, which never changes within a run; the last batch is filled up. So the features of a clip do not
+depend on the other clips of its batch, and neither on the number of workers, on interruptions or on the set of videos.
 
 Legend: K levels, B clips of a batch, C clips of a chunk, T clips of a video, F frames per clip, S side, D width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -22,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, clips_to_seconds
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
-from sidelight.io.files import VIDEO_SUFFIXES, videos_in
-from sidelight.io.storage import is_address, list_files
 from sidelight.video.damage import VideoError, warn
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
@@ -35,13 +31,16 @@ if TYPE_CHECKING:
 
     from sidelight.backbones.protocol import Backbone, FeatureSpec
 
-_QUERIES_PER_FILE = 4096
-_SECONDS_BETWEEN = 5.0
-"""Between two writings of the failures."""
+BATCH_UNIT = 8
+"""Backbones that split a large batch split it into parts of this many clips. A batch is smaller, or a multiple, so that
+all clips are computed in parts of the same size.
+"""
+_FAILURES_EVERY = 5.0
+"""Seconds between two writings of the failures."""
 
 
 def sampling_of(spec: FeatureSpec) -> Sampling:
-    """Which pictures a backbone wants of a video."""
+    """Return which frames of a video a backbone needs."""
     return Sampling(
         clip_seconds=spec.clip_seconds,
         frames_per_clip=spec.frames_per_clip,
@@ -50,164 +49,166 @@ def sampling_of(spec: FeatureSpec) -> Sampling:
     )
 
 
-BATCH_UNIT = 8
-"""Backbones that cut a large batch do so by this many clips: a batch is smaller, or a multiple of it, so that no clip
-is computed among more than another.
-"""
-
-
 def clips_at_once(device: str) -> int:
-    """Clips per batch on a kind of device: what fills a GPU; on a CPU few are as fast as many, and wait less."""
+    """Return the clips per batch for a kind of device: 32 fill a GPU; on a CPU 8 are as fast, and finish sooner."""
     return BATCH_UNIT if device == "cpu" else 4 * BATCH_UNIT
 
 
 def check_batch(clips: int) -> None:
-    """Refuse sizes of batches whose clips would not all be computed alike.
+    """Check that all clips of a batch of this size are computed in parts of the same size.
 
     Raises:
-        ValueError: if it is one.
+        ValueError: if not.
     """
     if clips < 1 or (clips > BATCH_UNIT and clips % BATCH_UNIT):
         raise ValueError(f"batch_clips must be 1 to {BATCH_UNIT}, or a multiple of {BATCH_UNIT}, got {clips}")
 
 
 def workers_for(backbone: Backbone) -> int:
-    """Decoding processes: one for each processor, or half as many where the model runs there too."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, there // 2) if backbone.device.type == "cpu" else min(there, 16)
+    """Return the number of decoding processes: one per processor, half as many if the backbone runs on the CPU."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // 2) if backbone.device.type == "cpu" else min(processors, 16)
 
 
 class BatchEncoder:
-    """Clips, as they come, to features, in batches of one size.
+    """Encodes a stream of clips in batches of one size.
 
-    The results of a batch are fetched when the next one has been sent off, so that an accelerator never waits for the
+    The features of a batch are fetched after the next batch was started, so that an accelerator never waits for the
     host.
 
     Args:
-        backbone: what to encode with.
+        backbone: the model.
         clips: B, the clips of each batch (:func:`check_batch`).
     """
 
     def __init__(self, backbone: Backbone, clips: int) -> None:
         check_batch(clips)
         self.backbone, self.clips = backbone, clips
-        self._waiting: deque[tuple[Any, npt.NDArray[np.uint8]]] = deque()
-        self._held = 0
-        self._sent: tuple[torch.Tensor, list[tuple[Any, int]]] | None = None
+        self._queue: deque[tuple[Any, npt.NDArray[np.uint8]]] = deque()
+        self._queued_clips = 0
+        self._started: tuple[torch.Tensor, list[tuple[Any, int]]] | None = None
 
     def put(self, key: Any, pixels_CFSS3: npt.NDArray[np.uint8]) -> Iterator[tuple[Any, HalfFeatures]]:
-        """Take clips; yields what has become ready: (key, float16 (K, C, D)), in the order in which it was put."""
-        self._waiting.append((key, pixels_CFSS3))
-        self._held += len(pixels_CFSS3)
-        while self._held >= self.clips:
-            yield from self._send()
+        """Add clips to the queue, and yield finished features: (key, float16 (K, C, D)), in the order of the clips."""
+        self._queue.append((key, pixels_CFSS3))
+        self._queued_clips += len(pixels_CFSS3)
+        while self._queued_clips >= self.clips:
+            yield from self._start_batch()
 
     def flush(self) -> Iterator[tuple[Any, HalfFeatures]]:
-        """Encode what is left; yields it."""
-        while self._held:
-            yield from self._send()
-        yield from self._fetch()
+        """Encode the rest of the queue, and yield all features that are left."""
+        while self._queued_clips:
+            yield from self._start_batch()
+        yield from self._fetch_batch()
 
-    def _send(self) -> Iterator[tuple[Any, HalfFeatures]]:
+    def _start_batch(self) -> Iterator[tuple[Any, HalfFeatures]]:
+        """Start the next batch, and yield the features of the batch before."""
         import torch
 
         parts, owners, room = [], [], self.clips
-        while room and self._waiting:
-            key, pixels = self._waiting.popleft()
+        while room and self._queue:
+            key, pixels = self._queue.popleft()
             if len(pixels) > room:
-                self._waiting.appendleft((key, pixels[room:]))
+                self._queue.appendleft((key, pixels[room:]))
                 pixels = pixels[:room]
             parts.append(pixels)
             owners.append((key, len(pixels)))
             room -= len(pixels)
-            self._held -= len(pixels)
+            self._queued_clips -= len(pixels)
         if room:
             parts.append(np.repeat(parts[-1][-1:], room, axis=0))
         pixels_BFSS3 = torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0])
         if self.backbone.device.type == "cuda":
             pixels_BFSS3 = pixels_BFSS3.pin_memory().to(self.backbone.device, non_blocking=True)
-        encoded = self.backbone.encode_video(pixels_BFSS3).to(torch.float16)
-        ready, self._sent = self._fetch(), (encoded, owners)
-        yield from ready
+        encoded_KBD = self.backbone.encode_video(pixels_BFSS3).to(torch.float16)
+        finished, self._started = self._fetch_batch(), (encoded_KBD, owners)
+        yield from finished
 
-    def _fetch(self) -> Iterator[tuple[Any, HalfFeatures]]:
-        sent, self._sent = self._sent, None
-        return _apart(*sent) if sent is not None else iter(())
+    def _fetch_batch(self) -> Iterator[tuple[Any, HalfFeatures]]:
+        """Return the features of the batch that was started, if there is one."""
+        started, self._started = self._started, None
+        return _split_batch(*started) if started is not None else iter(())
 
 
-def _apart(encoded: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tuple[Any, HalfFeatures]]:
-    """A batch's features, each owner's own."""
-    features_KBD, first = encoded.cpu().numpy(), 0
+def _split_batch(encoded_KBD: torch.Tensor, owners: list[tuple[Any, int]]) -> Iterator[tuple[Any, HalfFeatures]]:
+    """Yield each owner's part of a batch: (key, float16 (K, C, D))."""
+    features_KBD, first = encoded_KBD.cpu().numpy(), 0
     for key, count in owners:
-        # Copied: a part of it would keep the whole batch in memory until its video is done.
+        # Copied: a view would keep the batch in memory until its video is finished.
         yield key, features_KBD[:, first : first + count].copy()
         first += count
 
 
 def video_features(parts: Sequence[HalfFeatures], duration: float, clip_seconds: float) -> VideoFeatures:
-    """Chunks of one video, in order, and the duration that its file states."""
+    """Join the features of one video.
+
+    Args:
+        parts: (K, C, D) each, in order.
+        duration: seconds, as the file states them; a file that breaks off has fewer clips, and then ends with these.
+        clip_seconds: length of a clip.
+    """
     video_KTD = np.concatenate(parts, axis=1)
-    covered = min(duration, video_KTD.shape[1] * clip_seconds)  # a file that breaks off has fewer clips
-    return VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=covered, clip_seconds=clip_seconds))
+    duration = min(duration, clips_to_seconds(video_KTD.shape[1], clip_seconds))
+    return VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=duration, clip_seconds=clip_seconds))
 
 
 def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
-    """The features of one file, to the bit those that :func:`extract` stores with the same sizes of batches.
+    """Encode one video file, to the same bits as :func:`extract` with the same batch size.
 
-    Pixels never pile up: one chunk is decoded while another is encoded.
+    One chunk is decoded while another one is encoded, so a long video needs no more memory than a short one.
 
     Returns:
-        (K, T, D_v) float16 as a store would keep them, and the timeline of what could be decoded.
+        (K, T, D_v) float16 as in a store, and the timeline of the decoded clips.
 
     Raises:
-        VideoError: if the file cannot be read as a video or has no picture.
+        VideoError: if the file cannot be read as a video or has no frame.
     """
-    encoder, parts = BatchEncoder(backbone, clips_at_once(backbone.device.type)), []
-    with DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0) as chunks:
-        for part in chunks:
-            if isinstance(part, Chunk):
-                parts += [features for _, features in encoder.put(None, part.pixels_CFSS3)]
+    encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type))
+    parts: list[HalfFeatures] = []
+    duration = 0.0
+    with DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0) as decoded:
+        for item in decoded:
+            if isinstance(item, Chunk):
+                parts += [features for _, features in encoder.put(None, item.pixels_CFSS3)]
                 continue
-            if part.error:
-                raise VideoError(part.error)
-            if part.warning:
-                warn(part.warning)
-            parts += [features for _, features in encoder.flush()]
-            found = video_features(parts, part.duration, backbone.spec.clip_seconds)
-    return found
+            if item.error:
+                raise VideoError(item.error)
+            if item.warning:
+                warn(item.warning)
+            duration = item.duration
+    parts += [features for _, features in encoder.flush()]
+    return video_features(parts, duration, backbone.spec.clip_seconds)
 
 
 def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, HalfFeatures]:
-    """The features of sentences: sentence -> (K, L, D_t) float16."""
+    """Encode sentences, each once: sentence -> (K, L, D_t) float16."""
     import torch
 
-    wanted = list(dict.fromkeys(queries))
-    found: dict[str, HalfFeatures] = {}
-    for first in range(0, len(wanted), batch):
-        part = wanted[first : first + batch]
-        for query, encoded in zip(part, backbone.encode_text(part), strict=True):
-            found[query] = encoded.to(torch.float16).cpu().numpy()
-    return found
+    unique_queries = list(dict.fromkeys(queries))
+    features: dict[str, HalfFeatures] = {}
+    for first in range(0, len(unique_queries), batch):
+        part = unique_queries[first : first + batch]
+        for query, text_KLD in zip(part, backbone.encode_text(part), strict=True):
+            features[query] = text_KLD.to(torch.float16).cpu().numpy()
+    return features
 
 
 @dataclass
-class _Unfinished:
-    """A video on its way through the batches."""
-
+class _UnfinishedVideo:
     parts: list[tuple[int, HalfFeatures]] = field(default_factory=list)
-    """First clip of each, and features."""
-    done: int = 0
-    """Clips encoded."""
+    """Number of the first clip, and features."""
+    encoded_clips: int = 0
     end: End | None = None
+    """Set when the video is decoded."""
 
 
 class Collector:
-    """Features that come in pieces to a store: a video is written when it is whole.
+    """Collects the features of videos, and writes each video to a store when its last clip has arrived.
 
     Args:
-        store: where to; its ``failures.jsonl`` is kept in step.
-        videos: id -> file, of all that are asked for.
-        absent: id -> reason, of videos that have no file.
+        store: the store to fill; its ``failures.jsonl`` is kept up to date.
+        videos: id -> file, of all videos of this run.
+        absent: id -> reason, of videos without a file.
     """
 
     def __init__(
@@ -216,42 +217,43 @@ class Collector:
         self.store, self.videos = store, {**videos, **dict.fromkeys(absent or {}, "")}
         self.failures: dict[str, str] = dict(absent or {})
         self.clips = 0
-        self._unfinished: dict[str, _Unfinished] = {}
-        self._written = 0.0
+        self._unfinished: dict[str, _UnfinishedVideo] = {}
+        self._failures_written = 0.0
         self.write_failures()
 
     def add(self, vid: str, features_KCD: HalfFeatures, first: int | None = None) -> int:
-        """Take features of a video; returns how many videos this completed (0 or 1).
+        """Add features of a video, and return the number of videos that this completed (0 or 1).
 
         Args:
-            vid: whose.
-            features_KCD: of some clips that follow one another.
-            first: which clip is the first of them; the next that has not come unless given.
+            vid: id of the video.
+            features_KCD: features of consecutive clips.
+            first: number of the first of these clips; unless given, they follow the clips before.
         """
         if vid in self.failures:
-            return 0  # it failed after these were sent off
-        video = self._unfinished.setdefault(vid, _Unfinished())
-        video.parts.append((video.done if first is None else first, features_KCD))
-        video.done += features_KCD.shape[1]
+            return 0  # the video failed after these clips were sent to the backbone
+        video = self._unfinished.setdefault(vid, _UnfinishedVideo())
+        video.parts.append((video.encoded_clips if first is None else first, features_KCD))
+        video.encoded_clips += features_KCD.shape[1]
         self.clips += features_KCD.shape[1]
         return self._finish(vid, video)
 
     def end(self, end: End) -> int:
-        """A video has been decoded, or cannot be; returns how many videos this completed (0 or 1)."""
+        """Note that a video is decoded or failed, and return the number of videos that this completed (0 or 1)."""
         if end.error:
             self._unfinished.pop(end.vid, None)
             self.failures[end.vid] = end.error
-            if time.monotonic() - self._written > _SECONDS_BETWEEN:  # there may be thousands
+            if time.monotonic() - self._failures_written > _FAILURES_EVERY:  # there may be thousands of failures
                 self.write_failures()
             return 1
         if end.warning:
             warn(end.warning)
-        video = self._unfinished.setdefault(end.vid, _Unfinished())
+        video = self._unfinished.setdefault(end.vid, _UnfinishedVideo())
         video.end = end
         return self._finish(end.vid, video)
 
-    def _finish(self, vid: str, video: _Unfinished) -> int:
-        if video.end is None or video.done < video.end.clips:
+    def _finish(self, vid: str, video: _UnfinishedVideo) -> int:
+        """Write a video if all of its clips have arrived."""
+        if video.end is None or video.encoded_clips < video.end.clips:
             return 0
         del self._unfinished[vid]
         try:
@@ -262,38 +264,38 @@ class Collector:
         return 1
 
     def write_failures(self) -> None:
-        """Those of this run, and of earlier ones but for videos that are there by now or are tried again."""
-        self._written = time.monotonic()
-        before = self.store.failures()
-        rows = [row for row in before if row["vid"] not in self.videos and not self.store.has_video(row["vid"])]
+        """Write the failures of this run, and keep earlier failures of videos that are still missing."""
+        self._failures_written = time.monotonic()
+        earlier = self.store.failures()
+        rows = [row for row in earlier if row["vid"] not in self.videos and not self.store.has_video(row["vid"])]
         rows += [{"vid": v, "file": str(self.videos.get(v, "")), "reason": r} for v, r in self.failures.items()]
-        if rows or before:
+        if rows or earlier:
             self.store.put_failures(sorted(rows, key=lambda row: row["vid"]))
 
 
 class Progress:
-    """A bar: videos, clips a second, time left, failures.
+    """A progress bar with videos, clips per second, time left and failures.
 
     Args:
-        total: videos to do.
-        shown: whether to show it.
+        total: number of videos to extract.
+        shown: whether to show the bar.
     """
 
     def __init__(self, total: int, *, shown: bool) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(total=total, unit="video", desc="extracting", disable=not (shown and total), smoothing=0)
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def show(self, collector: Collector, videos: int) -> None:
-        """So many more videos are done or have failed."""
-        rate = collector.clips / max(time.perf_counter() - self._began, 1e-9)
-        said = {"clips/s": f"{rate:.1f}", **({"failed": len(collector.failures)} if collector.failures else {})}
-        self._bar.set_postfix(said, refresh=False)
+        """Advance the bar by the videos that are finished or have failed since the last call."""
+        rate = collector.clips / max(time.perf_counter() - self._start, 1e-9)
+        failed = {"failed": len(collector.failures)} if collector.failures else {}
+        self._bar.set_postfix({"clips/s": f"{rate:.1f}", **failed}, refresh=False)
         self._bar.update(videos)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Stop updating the bar."""
         self._bar.close()
 
 
@@ -308,25 +310,25 @@ def extract(
     absent: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> tuple[FeatureStore, dict[str, str]]:
-    """Fill a feature store. What it already holds is not done again, so an interrupted run goes on.
+    """Fill a feature store. Features that the store holds are not computed again, so a later call continues.
 
-    A store is the same to the bit whatever the number of workers, the order of the videos, and where a run was
-    interrupted. Another ``batch_clips`` or another device computes the same numbers in another order: float16 values
-    then differ by a unit in the last place here and there.
+    The store is the same to the bit whatever the number of workers, the order of the videos, and the place where a run
+    was interrupted. With another ``batch_clips`` or on another device, sums are computed in another order, and some
+    float16 values differ by one unit in the last place.
 
     Args:
         videos: id -> file, or address in object storage.
         queries: sentences; duplicates cost nothing.
-        backbone: what to encode with.
-        out: folder of the store, or an address in object storage; made if need be.
-        workers: processes that decode; 0 decodes within this one. Chosen by the processors there are unless given.
+        backbone: the model.
+        out: folder of the store, or an address in object storage; created if it does not exist.
+        workers: number of decoding processes; 0 decodes in this process. Depends on the processors unless given.
         batch_clips: clips that go through the backbone at once, of one or several videos: up to 8, or a multiple.
-        absent: id -> reason, of videos that are wanted and have no file; they count as failures.
+        absent: id -> reason, of videos without a file; they count as failures.
         progress: show a bar with rate and time left.
 
     Returns:
-        The store, and id -> reason for each video that could not be read (``failures.jsonl`` holds them too); the
-        others are done all the same.
+        The store, and id -> reason for each video that could not be read (also in ``failures.jsonl``); a failure does
+        not stop the other videos.
 
     Raises:
         SpecMismatchError: if ``out`` holds features of another spec.
@@ -338,155 +340,20 @@ def extract(
         raise ValueError(f"workers must be 0 or more, got {workers}")
     encoder = BatchEncoder(backbone, batch_clips)
     store = store_at(out, backbone.spec)
-    put_queries(store, queries, backbone)
-    todo = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
-    collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
+    store.add_queries(queries, lambda part: encode_queries(part, backbone))
+    missing = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
+    collector, bar = Collector(store, videos, absent), Progress(len(missing), shown=progress)
     try:
-        with DecodeWorkers(todo, sampling_of(backbone.spec), workers=workers) as decoded:
-            for part in decoded:
-                if isinstance(part, End):
-                    shown.show(collector, collector.end(part))
+        with DecodeWorkers(missing, sampling_of(backbone.spec), workers=workers) as decoded:
+            for item in decoded:
+                if isinstance(item, End):
+                    bar.show(collector, collector.end(item))
                     continue
-                for vid, features in encoder.put(part.vid, part.pixels_CFSS3):
-                    shown.show(collector, collector.add(vid, features))
+                for vid, features in encoder.put(item.vid, item.pixels_CFSS3):
+                    bar.show(collector, collector.add(vid, features))
             for vid, features in encoder.flush():
-                shown.show(collector, collector.add(vid, features))
+                bar.show(collector, collector.add(vid, features))
     finally:
         collector.write_failures()
-        shown.close()
+        bar.close()
     return store, collector.failures
-
-
-def put_queries(store: FeatureStore, queries: Iterable[str], backbone: Backbone) -> None:
-    """Encode the sentences that a store lacks, some thousand a file."""
-    missing = store.missing_queries(queries)
-    for first in range(0, len(missing), _QUERIES_PER_FILE):
-        store.put_queries(encode_queries(missing[first : first + _QUERIES_PER_FILE], backbone))
-
-
-def content_digest(path: str | Path) -> str:
-    """32 hex digits of a file's content: a key that a copy or a new name does not change.
-
-    Raises:
-        VideoError: if the file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise VideoError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    return digest.hexdigest()
-
-
-def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
-    """The file of each video id in a folder: ``VID`` with any usual suffix.
-
-    Raises:
-        ValueError: if the folder or some file is missing; names up to three of the missing.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
-    there = videos_in(folder)
-    wanted = list(dict.fromkeys(vids))
-    if missing := [vid for vid in wanted if vid not in there]:
-        some = ", ".join(missing[:3])
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of {len(wanted)} videos, such as {some}; "
-            f"expected files named VID with one of {', '.join(VIDEO_SUFFIXES)}"
-        )
-    return {vid: there[vid] for vid in wanted}
-
-
-def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
-    """The videos that folders, files, patterns and lists name: id (the file's name without suffix) -> file.
-
-    Args:
-        sources: each one a folder (its video files, not those of folders in it), a video file, a pattern such as
-            ``films/**/*.mp4``, a ``.txt`` list with one of these per line (relative to the list; # begins a comment),
-            or an address in object storage of a file, a folder or a pattern.
-
-    Raises:
-        ValueError: if one of them names nothing, or two files have one id.
-    """
-    found: dict[str, str | Path] = {}
-    for source in sources:
-        for path in _files_of(source):
-            vid = Path(str(path).rsplit("/", 1)[-1].split("?")[0] if is_address(path) else path).stem
-            if vid in found and str(found[vid]) != str(path):
-                raise ValueError(
-                    f"{found[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
-                    "rename one, or extract them into two stores"
-                )
-            found[vid] = path
-    return found
-
-
-def chosen_videos(
-    found: Mapping[str, str | Path], vids: Iterable[str] | None
-) -> tuple[dict[str, str | Path], dict[str, str]]:
-    """Those of the videos that are asked for, and id -> reason for each that is not there.
-
-    Args:
-        found: id -> file.
-        vids: which are asked for; all if None.
-
-    Raises:
-        ValueError: if none of them is there: that is another folder.
-    """
-    if vids is None:
-        return dict(found), {}
-    wanted = list(dict.fromkeys(vids))
-    chosen = {vid: found[vid] for vid in wanted if vid in found}
-    if wanted and not chosen:
-        raise ValueError(
-            f"none of the {len(wanted)} videos of the annotations is there, such as {wanted[0]!r}; expected files "
-            f"named by their ids, such as {wanted[0]}.mp4, so check the folder"
-        )
-    return chosen, {vid: "there is no file of that name" for vid in wanted if vid not in found}
-
-
-def _files_of(source: str | Path, *, listed: str = "") -> list[str | Path]:
-    where = f" ({listed})" if listed else ""
-    if is_address(source):
-        files: list[str | Path] = list(list_files(str(source)))
-        return _videos_only(files, source, where)
-    path = Path(source)
-    if path.is_dir():
-        return _videos_only(sorted(p for p in path.iterdir() if p.is_file() or p.is_symlink()), source, where)
-    if path.is_file():
-        return _lines_of(path) if path.suffix.lower() == ".txt" else [path]
-    if any(sign in str(source) for sign in "*?["):
-        anchor, pattern = Path(path.anchor), str(path.relative_to(path.anchor)) if path.anchor else str(path)
-        return _videos_only(sorted(p for p in anchor.glob(pattern) if p.is_file() or p.is_symlink()), source, where)
-    raise ValueError(f"{source} does not exist{where}; expected a folder, a video file, a pattern or a .txt list")
-
-
-def _lines_of(path: Path) -> list[str | Path]:
-    found: list[str | Path] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        entry = line.strip()
-        if entry and not entry.startswith("#"):
-            inner = entry if is_address(entry) else path.parent / entry
-            if Path(entry).suffix.lower() == ".txt":
-                raise ValueError(f"{path}, line {number}: a list in a list; expected a video, a folder or a pattern")
-            found += _files_of(inner, listed=f"{path}, line {number}")
-    if not found:
-        raise ValueError(f"{path} names no video; expected a path on each line")
-    return found
-
-
-def _videos_only(files: Sequence[str | Path], source: str | Path, where: str) -> list[str | Path]:
-    # Hidden ones are no videos: macOS puts a "._film.mp4" beside what it copies.
-    named = [(f, str(f).rsplit("/", 1)[-1].split("?")[0].lower()) for f in files]
-    videos = [f for f, name in named if name.endswith(VIDEO_SUFFIXES) and not name.startswith(".")]
-    if not videos and any(sign in str(source) for sign in "*?["):
-        raise ValueError(f"{source} matches no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}")
-    if not videos:
-        raise ValueError(
-            f"{source} has no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}, in it and not in "
-            "folders below (FOLDER/**/* looks there too)"
-        )
-    return videos

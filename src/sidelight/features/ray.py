@@ -1,10 +1,9 @@
-"""The extraction of ``extract.py`` on a Ray cluster: videos are decoded where there are processors, clips are encoded
-where there are GPUs, and the process that asked writes the store.
+"""Extract features on a Ray cluster: processors decode, GPUs encode, and the calling process writes the store.
 
-Ray Data moves the clips, keeps what waits within the memory there is, and does again what a lost process or machine
-was doing. Rows are single clips, so that the batches of the encoders are made up of several videos' clips.
+Ray Data moves the clips, limits the memory of waiting clips, and repeats the work of lost processes and machines. A row
+is one clip, so that a batch can hold clips of several videos.
 
-Legend: K levels, B clips of a batch, F frames per clip, S side, D width.
+Legend: K levels, B clips of a batch, C clips of a chunk, F frames per clip, S side, D width.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.backbones import load_backbone
-from sidelight.features.extract import Collector, Progress, check_batch, clips_at_once, put_queries, sampling_of
+from sidelight.backbones import Backbone, load_backbone
+from sidelight.features.extract import Collector, Progress, check_batch, clips_at_once, encode_queries, sampling_of
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore
 from sidelight.io.runtime import usable_device
@@ -26,55 +25,56 @@ from sidelight.io.storage import is_address
 from sidelight.video.workers import CHUNK_CLIPS, Chunk, DecodeWorkers, End, Sampling
 
 Rows = dict[str, npt.NDArray[Any]]
-"""Columns of as many rows: vid, clip (its number), pixels_FSS3 or features_KD; of a video's last row also clips (how
-many there were; else 0), duration, error and warning.
+"""Columns of a batch of rows: vid, clip (its number), and pixels_FSS3 or features_KD. The last row of a video also has
+clips (how many the video has; 0 in other rows), duration, error and warning.
 """
 
 
 def _rows(vid: str, first: int, pixels_CFSS3: npt.NDArray[np.uint8], end: End | None) -> Rows:
     count = len(pixels_CFSS3)
-    last = [None] * (count - 1) + [end]
+    ends = [None] * (count - 1) + [end]
     return {
         "vid": np.array([vid] * count),
         "clip": np.arange(first, first + count),
-        "clips": np.array([e.clips if e else 0 for e in last]),
-        "duration": np.array([e.duration if e else 0.0 for e in last]),
-        "error": np.array([e.error if e else "" for e in last]),
-        "warning": np.array([e.warning if e else "" for e in last]),
+        "clips": np.array([e.clips if e else 0 for e in ends]),
+        "duration": np.array([e.duration if e else 0.0 for e in ends]),
+        "error": np.array([e.error if e else "" for e in ends]),
+        "warning": np.array([e.warning if e else "" for e in ends]),
         "pixels_FSS3": pixels_CFSS3,
     }
 
 
 def decode_rows(videos: Rows, *, sampling: Sampling, chunk: int = CHUNK_CLIPS) -> Iterator[Rows]:
-    """The clips of some videos (columns vid and path), as Ray Data moves them.
+    """Yield the clips of some videos (columns vid and path) as rows.
 
-    They are decoded in a process of its own here too: a file that crashes it costs itself, and not the run.
+    A process of its own decodes: a file that crashes the decoder is one failed video, and the run continues.
     """
     files: dict[str, str | Path] = dict(zip(videos["vid"].tolist(), videos["path"].tolist(), strict=True))
     blank = np.zeros((1, sampling.frames_per_clip, sampling.resolution, sampling.resolution, 3), np.uint8)
-    # One chunk is held back: the last one carries what is known at the end.
-    held: npt.NDArray[np.uint8] | None = None
+    # One chunk is held back, because the last row of a video carries its end.
+    held_chunk: npt.NDArray[np.uint8] | None = None
     first = 0
-    with DecodeWorkers(files, sampling, workers=1, chunk=chunk) as parts:
-        for part in parts:
-            if isinstance(part, Chunk):
-                if held is not None:
-                    yield _rows(part.vid, first, held, None)
-                    first += len(held)
-                held = part.pixels_CFSS3
+    with DecodeWorkers(files, sampling, workers=1, chunk=chunk) as decoded:
+        for item in decoded:
+            if isinstance(item, Chunk):
+                if held_chunk is not None:
+                    yield _rows(item.vid, first, held_chunk, None)
+                    first += len(held_chunk)
+                held_chunk = item.pixels_CFSS3
             else:
-                # A row without a clip, for a video that failed: its pixels mean nothing.
-                yield _rows(part.vid, first, blank if part.error or held is None else held, part)
-                held, first = None, 0
+                # A failed video has one row, with blank pixels.
+                last_chunk = blank if item.error or held_chunk is None else held_chunk
+                yield _rows(item.vid, first, last_chunk, item)
+                held_chunk, first = None, 0
 
 
 class Encoder:
-    """A backbone, as one process of the cluster runs it.
+    """A backbone in one process of the cluster.
 
     Args:
-        name: of the backbone.
-        options: what it takes.
-        clips: B; smaller batches are filled up, so that what is computed for a clip never depends on its company.
+        name: name of the backbone.
+        options: options of the backbone.
+        clips: B; smaller batches are filled up, so that the features of a clip do not depend on the other clips.
         device: cpu or cuda.
     """
 
@@ -82,6 +82,7 @@ class Encoder:
         self.backbone, self.clips = load_backbone(name, **options).to(device), clips
 
     def __call__(self, rows: Rows) -> Rows:
+        """Return the rows with features_KD instead of pixels_FSS3."""
         import torch
 
         pixels = rows.pop("pixels_FSS3")
@@ -103,18 +104,18 @@ def extract_on_ray(
     absent: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> tuple[FeatureStore, dict[str, str]]:
-    """Fill a feature store on a Ray cluster: that of ``RAY_ADDRESS``, or one on this machine.
+    """Fill a feature store on a Ray cluster: the cluster of ``RAY_ADDRESS``, or a new one on this machine.
 
     Args:
         videos: id -> file that every machine of the cluster can read, or address in object storage.
-        queries: sentences; they are encoded here.
-        backbone: its name.
-        options: what it takes; weights must be where every machine can read them.
-        out: folder of the store, or an address; it is written from here.
-        workers: videos that are decoded at once; as many as there are processors unless given.
+        queries: sentences; this process encodes them.
+        backbone: name of the backbone.
+        options: options of the backbone; every machine must be able to read the weights.
+        out: folder of the store, or an address; this process writes it.
+        workers: number of videos that are decoded at once; one per processor unless given.
         batch_clips: clips that go through a backbone at once.
-        actors: backbones; one for each GPU, or one on a processor where there is none, unless given.
-        absent: id -> reason, of videos that are wanted and have no file.
+        actors: number of backbones; unless given, one per GPU, or one on a processor if there is no GPU.
+        absent: id -> reason, of videos without a file.
         progress: show a bar with rate and time left.
 
     Returns:
@@ -134,48 +135,37 @@ def extract_on_ray(
             raise ValueError(f"{name} must be 1 or more with Ray, got {value}")
     if batch_clips is not None:
         check_batch(batch_clips)
-    if Path(str(options.get("weights", ""))).exists() and options.get("weights"):
+    if options.get("weights") and Path(str(options["weights"])).exists():
         options = {**options, "weights": str(Path(options["weights"]).resolve())}
-    made = load_backbone(backbone, **options).to(usable_device(None))
-    store, sampling = store_at(out, made.spec), sampling_of(made.spec)
-    put_queries(store, queries, made)
-    del made  # each actor has its own
-    todo = [{"vid": v, "path": _everywhere(path)} for v, path in videos.items() if not store.is_whole(v)]
-    collector, shown = Collector(store, videos, absent), Progress(len(todo), shown=progress)
-    if not todo:
+    store = _store_with_queries(out, queries, load_backbone(backbone, **options).to(usable_device(None)))
+    missing = [{"vid": v, "path": _absolute(path)} for v, path in videos.items() if not store.is_whole(v)]
+    collector, bar = Collector(store, videos, absent), Progress(len(missing), shown=progress)
+    if not missing:
         return store, collector.failures
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    there = ray.cluster_resources()
-    gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-    actors = actors or max(1, gpus)
-    if processors <= actors or (gpus and actors > gpus):
-        raise ValueError(
-            f"the Ray cluster has {processors} processors and {gpus} GPUs: too few for {actors} backbones (each takes "
-            "a processor, and a GPU if there are any) and a decoder; give fewer --actors, or more machines"
-        )
+    actors, gpus = _actors_and_gpus(ray.cluster_resources(), actors)
     device = "cuda" if gpus else "cpu"
     clips = batch_clips or clips_at_once(device)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own bar says how far it is
-    encoder = {"name": backbone, "options": dict(options), "clips": clips, "device": device}
+    ray.data.DataContext.get_current().enable_progress_bars = False  # our own bar shows the progress
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     batches = (
-        ray.data.from_items(todo, override_num_blocks=min(len(todo), 1000))
+        ray.data.from_items(missing, override_num_blocks=min(len(missing), 1000))
         .map_batches(
             decode_rows,
             batch_size=None,
-            fn_kwargs={"sampling": sampling},
+            fn_kwargs={"sampling": sampling_of(store.spec)},
             compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=1,
         )
         .map_batches(
             Encoder,
             batch_size=clips,
-            fn_constructor_kwargs=encoder,
+            fn_constructor_kwargs={"name": backbone, "options": dict(options), "clips": clips, "device": device},
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
-            # Over all machines; and steps that are placed alike would be made one, so that encoders decoded.
+            # Spreads the encoders over all machines. Without it Ray would fuse both steps, and encoders would decode.
             scheduling_strategy="SPREAD",
         )
         .iter_batches(batch_size=None)
@@ -183,25 +173,44 @@ def extract_on_ray(
     try:
         for rows in batches:
             for i, vid in enumerate(rows["vid"].tolist()):
-                shown.show(collector, _take(collector, rows, i, vid))
+                bar.show(collector, _collect_row(collector, rows, i, vid))
     finally:
         collector.write_failures()
-        shown.close()
+        bar.close()
     return store, collector.failures
 
 
-def _everywhere(path: str | Path) -> str:
-    """A path that does not depend on where a process works."""
+def _store_with_queries(out: str | Path, queries: Iterable[str], backbone: Backbone) -> FeatureStore:
+    """Open the store and add the queries; the backbone is freed afterwards, because each actor loads its own."""
+    store = store_at(out, backbone.spec)
+    store.add_queries(queries, lambda part: encode_queries(part, backbone))
+    return store
+
+
+def _absolute(path: str | Path) -> str:
+    """Return a path that means the same file in every working folder."""
     return str(path) if is_address(path) else str(Path(path).resolve())
 
 
-def _take(collector: Collector, rows: Rows, i: int, vid: str) -> int:
-    """One row; returns how many videos it completed."""
+def _actors_and_gpus(resources: Mapping[str, float], actors: int | None) -> tuple[int, int]:
+    """Return the number of backbones and of GPUs; ValueError if the cluster is too small."""
+    gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    actors = actors or max(1, gpus)
+    if processors <= actors or (gpus and actors > gpus):
+        raise ValueError(
+            f"the Ray cluster has {processors} processors and {gpus} GPUs: too few for {actors} backbones (each takes "
+            "a processor, and a GPU if there are any) and a decoder; give fewer --actors, or more machines"
+        )
+    return actors, gpus
+
+
+def _collect_row(collector: Collector, rows: Rows, i: int, vid: str) -> int:
+    """Add one row to the collector, and return the number of videos that this completed."""
     error, clips = str(rows["error"][i]), int(rows["clips"][i])
     if error:
         return collector.end(End(vid=vid, error=error))
-    done = collector.add(vid, rows["features_KD"][i][:, None], int(rows["clip"][i]))
+    completed = collector.add(vid, rows["features_KD"][i][:, None], int(rows["clip"][i]))
     if clips:
         warning = str(rows["warning"][i])
-        done += collector.end(End(vid=vid, clips=clips, duration=float(rows["duration"][i]), warning=warning))
-    return done
+        completed += collector.end(End(vid=vid, clips=clips, duration=float(rows["duration"][i]), warning=warning))
+    return completed

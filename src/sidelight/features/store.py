@@ -1,15 +1,15 @@
-"""Features with their spec, and the store that keeps them on disk.
+"""Features with their feature spec, and the store that keeps them on disk.
 
 A store is a folder:
 
-    manifest.json               what made the features: the feature spec
-    videos/VID.safetensors      "video" (K, T, D_v) float16, or (K, T, P, D_v), and the duration in the header
-    queries/NAME.safetensors    many queries a file: digest of the sentence -> (K, L, D_t) float16
-    failures.jsonl              the videos that could not be read, and why, if there are any
+    manifest.json               the feature spec
+    videos/VID.safetensors      "video" (K, T, D_v) float16, or (K, T, P, D_v); the duration is in the header
+    queries/NAME.safetensors    several thousand queries a file: digest of the sentence -> (K, L, D_t) float16
+    failures.jsonl              the videos that could not be read, each with the reason; absent if there are none
 
-One file a video, because a video is what is read at once, written at once, and lost at once if a machine stops;
-safetensors, because it is read through a memory map and cannot carry code. Every file is written beside its place
-and renamed, so several processes can read while another one adds.
+Each video has its own file, because a video is read, written, and lost in a crash, on its own. The format is
+safetensors, because it can be memory-mapped and cannot carry code. Every file is written beside its place and renamed,
+so several processes can read while another one adds files.
 
 Legend: K levels, T clips, P tokens of a clip where all were kept, L tokens, D_v / D_t widths of video and text.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,83 +35,86 @@ from sidelight.io.jsonl import read_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
 
 HalfFeatures = npt.NDArray[np.float16]
+"""An array of float16 features."""
 FORMAT = "sidelight.features/1"
+FAILURES = "failures.jsonl"
+"""The file of a store with the videos that could not be read."""
+QUERIES_PER_FILE = 4096
 _LONGEST_NAME = 180
 """Bytes of a file's name that come from a video's id; most file systems allow 255 in all."""
-FAILURES = "failures.jsonl"
-"""The file of a store that says which videos could not be read, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFeatures:
-    """What a backbone returned for one video, at every level, and the timeline of its clips."""
+    """The features of one video at every level, with the timeline of its clips."""
 
     video_KTD: HalfFeatures
+    """(K, T, D_v), or (K, T, P, D_v) where all tokens are kept."""
     timeline: Timeline
+    """T clips."""
 
     def __post_init__(self) -> None:
         if self.video_KTD.ndim not in (3, 4) or self.video_KTD.shape[1] != self.timeline.num_clips:
             raise ValueError(
                 f"video features must be (levels, {self.timeline.num_clips} clips, width), or (levels, clips, tokens, "
-                "width), for "
-                f"{self.timeline.duration:g} s; got {self.video_KTD.shape}"
+                f"width), for {self.timeline.duration:g} s; got {self.video_KTD.shape}"
             )
 
 
 class SampleKey(Protocol):
-    """What features are found by: an annotation, or whatever has these three."""
+    """The key by which features are found: an annotation, or any object with these three attributes."""
 
     @property
     def qid(self) -> int | str:
-        """Identifies the query."""
+        """Return the id of the query."""
 
     @property
     def query(self) -> str:
-        """The sentence."""
+        """Return the sentence."""
 
     @property
     def vid(self) -> str:
-        """Identifies the video."""
+        """Return the id of the video."""
 
 
 class Features(Protocol):
-    """What a dataset reads features from: a store of ours, or files in a layout that others released."""
+    """The features that a dataset reads: a store of ours, or files in the layout of a paper."""
 
     folder: Path
-    """Where they are, for messages."""
+    """The place of the features, for messages."""
     spec: FeatureSpec
-    """What made them."""
+    """The feature spec: how the features were made."""
     slack: int
-    """By so many clips a label may lie beyond the features of its video."""
+    """Number of clips by which a label may lie beyond the features of its video."""
 
     def has_video(self, vid: str) -> bool:
-        """Whether there are features of it."""
+        """Check whether there are features of a video."""
 
     def video(self, vid: str) -> VideoFeatures:
-        """One video's features; ValueError if they are missing or damaged."""
+        """Read one video's features; ValueError if they are missing or damaged."""
 
     def timeline(self, vid: str) -> Timeline:
-        """One video's timeline, without its features being read; ValueError likewise."""
+        """Return one video's timeline without reading its features; ValueError if they are missing or damaged."""
 
-    def texts(self, asked: Iterable[SampleKey]) -> list[HalfFeatures]:
-        """(K, L, D_t) of each one's sentence, in their order; ValueError if one is missing or damaged."""
+    def texts(self, keys: Iterable[SampleKey]) -> list[HalfFeatures]:
+        """Read (K, L, D_t) of each key's sentence, in the order of the keys; ValueError if one is missing."""
 
 
 class FeatureStore:
-    """Features on disk, with the spec that made them.
+    """Features on disk, with their feature spec.
 
     Args:
         folder: an existing store, or its address in object storage, which is copied to the user's cache.
-        levels: read only these of its levels (places from the end: -1 is the last); all unless given.
+        levels: the levels to read (places from the end: -1 is the last); all unless given.
 
     Raises:
-        ValueError: if the folder is no store, or of a newer format, or lacks one of the levels.
+        ValueError: if the folder is no store, has another format, or lacks one of the levels.
     """
 
     slack = 1
 
     def __init__(self, folder: str | Path, *, levels: tuple[int, ...] | None = None) -> None:
-        # Read at random, many times over: of a store in object storage a copy on this machine is read.
+        # Training reads at random and many times over, so a store in object storage is copied first.
         self.folder = cached(str(folder), ("videos", "queries")) if is_address(folder) else Path(folder)
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
@@ -124,9 +127,10 @@ class FeatureStore:
             raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
         if values.get("format") != FORMAT:
             raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {values.get('format')!r}")
-        # Stores of before the first release call it "recipe".
+        # Stores written before the first release have the key "recipe".
         self.spec = FeatureSpec.from_dict(values["spec"] if "spec" in values else values["recipe"])
         self._rows: list[int] | None = None
+        """Places of the levels to read; None for all."""
         if levels is not None and levels != self.spec.levels:
             if missing := set(levels) - set(self.spec.levels):
                 raise ValueError(
@@ -135,15 +139,16 @@ class FeatureStore:
                 )
             self._rows = [self.spec.levels.index(level) for level in levels]
             self.spec = replace(self.spec, levels=levels)
-        self._queries: dict[str, Path] = {}
-        self._shards_seen: set[Path] = set()
+        self._query_files: dict[str, Path] = {}
+        self._indexed_files: set[Path] = set()
 
     @classmethod
     def create(cls, folder: str | Path, spec: FeatureSpec) -> FeatureStore:
-        """Make a store, or open one that is there.
+        """Create a store, or open the one in the folder.
 
         Raises:
-            SpecMismatchError: if the store that is there has another spec.
+            SpecMismatchError: if the store in the folder has another spec.
+            ValueError: if the folder cannot be created.
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
@@ -157,58 +162,83 @@ class FeatureStore:
                 (folder / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"no store can be made in {folder} ({error.strerror}); give another folder") from None
-        text = json.dumps({"format": FORMAT, "spec": spec.to_dict()}, indent=2) + "\n"
-        with replacing(folder / "manifest.json") as temporary:
-            temporary.write_text(text)
+        write_text(folder / "manifest.json", json.dumps({"format": FORMAT, "spec": spec.to_dict()}, indent=2) + "\n")
         return cls(folder)
 
     @staticmethod
-    def levels_there(folder: str | Path, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """The levels to extract into a folder: those of the store that is there, if it has the wanted ones among
-        others, for such a store serves too and is filled as it is; else the wanted ones.
+    def levels_to_extract(folder: str | Path, levels: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the levels to extract into a folder.
+
+        A store that has the wanted levels among others is filled with all of its levels.
+
+        Args:
+            folder: a store, or a folder without one.
+            levels: the wanted levels.
         """
         if not store_exists(folder):
-            return wanted
-        there = FeatureStore(folder).spec.levels
-        return there if set(wanted) <= set(there) else wanted
+            return levels
+        stored_levels = FeatureStore(folder).spec.levels
+        return stored_levels if set(levels) <= set(stored_levels) else levels
 
-    def _chosen(self, levels_first: HalfFeatures) -> HalfFeatures:
-        """The levels that are read."""
-        return levels_first if self._rows is None else levels_first[self._rows]
+    def _select_levels(self, array: HalfFeatures) -> HalfFeatures:
+        return array if self._rows is None else array[self._rows]
 
-    def _require_whole(self) -> None:
+    def _require_all_levels(self) -> None:
         if self._rows is not None:
             raise ValueError(f"{self.folder} was opened for some of its levels only: open all of them to add features")
+
+    # --- videos ---------------------------------------------------------------------------------------------------
 
     def _video_path(self, vid: str) -> Path:
         # Quoted, so that no id can name a file outside the folder.
         name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
         name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
-        if len(name) > _LONGEST_NAME:  # the file's header says which id it is; %% is in no quoted name
+        if len(name) > _LONGEST_NAME:  # the file's header has the id; no quoted name has %%
             name = f"{name[: _LONGEST_NAME // 2]}%%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         return self.folder / "videos" / f"{name}.safetensors"
 
+    def _open_video(self, vid: str) -> Any:
+        """Open a video's file.
+
+        Raises:
+            ValueError: if the file is missing, damaged, or another video's: some file systems confuse "a" and "A".
+        """
+        path = self._video_path(vid)
+        if not path.is_file():
+            raise ValueError(
+                f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
+            )
+        file = _open(path)
+        if (stored_vid := _metadata(file).get("vid", vid)) != vid:
+            raise ValueError(
+                f"the feature store {self.folder} has {stored_vid!r} where {vid!r} should be: this file system takes "
+                "both names for one; extract them into two stores"
+            )
+        return file
+
     def has_video(self, vid: str) -> bool:
+        """Check whether there is a file of a video; :meth:`is_whole` also opens it."""
         return self._video_path(vid).is_file()
 
     def is_whole(self, vid: str) -> bool:
-        """Whether a video is there and its file not cut off; numbers are compared by :meth:`verify` alone."""
+        """Check whether a video's file exists and is complete; only :meth:`verify` checks the numbers."""
         try:
-            self._of(vid)
+            self._open_video(vid)
         except ValueError:
             return False
         return True
 
     def videos(self) -> list[str]:
-        """The ids of all videos, sorted."""
+        """Return the ids of all videos, sorted."""
         files = (self.folder / "videos").glob("[!.]*.safetensors")
         return sorted(
-            _about(_opened(p))["vid"] if "%%" in p.stem else unquote(p.stem, errors="surrogateescape") for p in files
+            _metadata(_open(path))["vid"] if "%%" in path.stem else unquote(path.stem, errors="surrogateescape")
+            for path in files
         )
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         """Add or replace one video's features."""
-        self._require_whole()
+        self._require_all_levels()
         metadata = {
             "vid": vid,
             "duration": repr(features.timeline.duration),
@@ -217,145 +247,123 @@ class FeatureStore:
         _save(self._video_path(vid), {"video": features.video_KTD}, metadata)
 
     def video(self, vid: str) -> VideoFeatures:
-        """One video's features, read through a memory map.
+        """Read one video's features through a memory map.
 
         Raises:
             ValueError: if the store has no such video, or its file is damaged.
         """
-        file = self._of(vid)
-        return VideoFeatures(video_KTD=self._chosen(file.get_tensor("video")), timeline=_timeline(_about(file)))
+        file = self._open_video(vid)
+        video_KTD = self._select_levels(file.get_tensor("video"))
+        return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))
 
     def timeline(self, vid: str) -> Timeline:
-        """One video's timeline, from the header alone.
+        """Return one video's timeline from the file's header.
 
         Raises:
             ValueError: as :meth:`video`.
         """
-        return _timeline(_about(self._of(vid)))
-
-    def _of(self, vid: str) -> Any:
-        """A video's file; ValueError if it is another's, as where a file system does not tell "a" from "A"."""
-        file = _opened(self._existing(vid))
-        if (other := _about(file).get("vid", vid)) != vid:
-            raise ValueError(
-                f"the feature store {self.folder} has {other!r} where {vid!r} should be: this file system takes both "
-                "names for one; extract them into two stores"
-            )
-        return file
-
-    def _existing(self, vid: str) -> Path:
-        path = self._video_path(vid)
-        if not path.is_file():
-            raise ValueError(
-                f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
-            )
-        return path
-
-    def _index(self) -> dict[str, Path]:
-        """Digest of every stored query -> its file; looks for new files each time something is missing."""
-        for path in sorted((self.folder / "queries").glob("[!.]*.safetensors")):
-            if path not in self._shards_seen:
-                self._queries.update(dict.fromkeys(_opened(path).keys(), path))
-                self._shards_seen.add(path)
-        return self._queries
+        return _timeline(_metadata(self._open_video(vid)))
 
     def failures(self) -> list[dict[str, str]]:
-        """The videos that could not be read when they were extracted: vid, file and reason of each."""
+        """Return vid, file and reason of each video that could not be read during extraction."""
         path = self.folder / FAILURES
         if not path.is_file():
             return []
         return [dict(line.values) for line in read_json_lines(path)]
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Replace what :meth:`failures` says."""
+        """Replace the rows that :meth:`failures` returns."""
         lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
         # File names that are not UTF-8 become JSON's own escapes.
         write_text(self.folder / FAILURES, lines.encode("utf-8", "backslashreplace").decode("utf-8"))
 
-    def verify(self) -> dict[str, str]:
-        """Read everything and see whether it is what was written: shapes, widths and, but for files of older
-        versions, the digest of the content.
+    # --- queries --------------------------------------------------------------------------------------------------
 
-        Returns:
-            File, relative to the store -> what is wrong with it; empty if nothing is.
-        """
-        wrong: dict[str, str] = {}
-        for path in sorted(
-            [*self.folder.glob("videos/[!.]*.safetensors"), *self.folder.glob("queries/[!.]*.safetensors")]
-        ):
-            try:
-                self._verify_file(path)
-            except (ValueError, KeyError, OSError) as error:
-                wrong[str(path.relative_to(self.folder))] = " ".join(str(error).split())
-        return wrong
-
-    def _verify_file(self, path: Path) -> None:
-        file, whole = _opened(path), FeatureStore(self.folder).spec if self._rows is not None else self.spec
-        # A safetensors file has keys() and is no mapping.
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = _about(file)
-        said = metadata.get("digest")
-        if said is not None and said != _content_digest(tensors):
-            raise ValueError("the content is not what was written (digest); delete the file and extract again")
-        video = path.parent.name == "videos"
-        width, levels = whole.video_dim if video else whole.text_dim, len(whole.levels)
-        for name, values in tensors.items():
-            if len(values) != levels or values.shape[-1] != width or not np.isfinite(values).all():
-                raise ValueError(
-                    f"{name}: expected {levels} levels of width {width}, all finite; got {values.shape}; delete the "
-                    "file and extract again"
-                )
-        if video:
-            VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata))
+    def _index(self) -> dict[str, Path]:
+        """Return the file of every stored query, by digest; files that appeared since the last call are added."""
+        for path in sorted((self.folder / "queries").glob("[!.]*.safetensors")):
+            if path not in self._indexed_files:
+                self._query_files.update(dict.fromkeys(_open(path).keys(), path))
+                self._indexed_files.add(path)
+        return self._query_files
 
     def missing_queries(self, queries: Iterable[str]) -> list[str]:
-        """Those sentences, each once, that the store lacks."""
+        """Return the sentences that the store lacks, each once."""
         index = self._index()
-        return [q for q in dict.fromkeys(queries) if query_digest(q) not in index]
+        return [query for query in dict.fromkeys(queries) if query_digest(query) not in index]
 
     def put_queries(self, features: Mapping[str, HalfFeatures]) -> None:
         """Add the (K, L, D_t) features of many sentences as one file."""
-        self._require_whole()
+        self._require_all_levels()
         if not features:
             return
-        tensors = {query_digest(q): value for q, value in features.items()}
+        tensors = {query_digest(query): text_KLD for query, text_KLD in features.items()}
         name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
         _save(self.folder / "queries" / f"{name}.safetensors", tensors, {})
 
+    def add_queries(self, queries: Iterable[str], encode: Callable[[list[str]], Mapping[str, HalfFeatures]]) -> None:
+        """Encode the sentences that the store lacks and add them, a few thousand a file.
+
+        Args:
+            queries: sentences.
+            encode: returns the (K, L, D_t) features of each sentence of a list.
+        """
+        missing = self.missing_queries(queries)
+        for first in range(0, len(missing), QUERIES_PER_FILE):
+            self.put_queries(encode(missing[first : first + QUERIES_PER_FILE]))
+
     def queries(self, queries: Iterable[str]) -> dict[str, HalfFeatures]:
-        """Sentence -> (K, L, D_t), for many at once: each file is opened once.
+        """Read the features of many sentences, opening each file once: sentence -> (K, L, D_t).
 
         Raises:
             ValueError: if the store lacks one of them.
         """
-        wanted = list(dict.fromkeys(queries))
-        if missing := self.missing_queries(wanted):
+        wanted_queries = list(dict.fromkeys(queries))
+        if missing := self.missing_queries(wanted_queries):
             raise ValueError(
-                f"the feature store {self.folder} lacks {len(missing)} of {len(wanted)} queries, "
+                f"the feature store {self.folder} lacks {len(missing)} of {len(wanted_queries)} queries, "
                 f"such as {missing[0]!r}; run `sidelight extract` with these annotations"
             )
         by_file: dict[Path, list[str]] = {}
-        for query in wanted:
-            by_file.setdefault(self._queries[query_digest(query)], []).append(query)
-        found: dict[str, HalfFeatures] = {}
-        for path, names in by_file.items():
-            file = _opened(path)
-            found.update({q: self._chosen(file.get_tensor(query_digest(q))) for q in names})
-        return found
+        for query in wanted_queries:
+            by_file.setdefault(self._query_files[query_digest(query)], []).append(query)
+        features: dict[str, HalfFeatures] = {}
+        for path, file_queries in by_file.items():
+            file = _open(path)
+            features.update({q: self._select_levels(file.get_tensor(query_digest(q))) for q in file_queries})
+        return features
 
-    def texts(self, asked: Iterable[SampleKey]) -> list[HalfFeatures]:
-        """(K, L, D_t) of each one's sentence, in their order.
+    def texts(self, keys: Iterable[SampleKey]) -> list[HalfFeatures]:
+        """Read (K, L, D_t) of each key's sentence, in the order of the keys.
 
         Raises:
             ValueError: as :meth:`queries`.
         """
-        sentences = [one.query for one in asked]
-        found = self.queries(sentences)
-        return [found[query] for query in sentences]
+        sentences = [key.query for key in keys]
+        features = self.queries(sentences)
+        return [features[query] for query in sentences]
+
+    # --- check ----------------------------------------------------------------------------------------------------
+
+    def verify(self) -> dict[str, str]:
+        """Read every file and check shapes, widths and the digest of the content (files of older versions have none).
+
+        Returns:
+            File, relative to the store -> fault; empty if the store is faultless.
+        """
+        faults: dict[str, str] = {}
+        spec = self.spec if self._rows is None else FeatureStore(self.folder).spec
+        for part in ("queries", "videos"):
+            for path in sorted((self.folder / part).glob("[!.]*.safetensors")):
+                try:
+                    _verify_file(path, spec)
+                except (ValueError, KeyError, OSError) as error:
+                    faults[str(path.relative_to(self.folder))] = " ".join(str(error).split())
+        return faults
 
 
 def store_exists(folder: str | Path) -> bool:
-    """Whether there is a store, in a folder or at an address.
+    """Check whether there is a store in a folder or at an address.
 
     Raises:
         StorageError: if the storage of an address cannot be reached.
@@ -366,7 +374,7 @@ def store_exists(folder: str | Path) -> bool:
 
 
 def query_digest(query: str) -> str:
-    """The key of a sentence: 20 hex digits of its SHA-256."""
+    """Return the key of a sentence: 20 hex digits of its SHA-256."""
     return hashlib.sha256(query.encode()).hexdigest()[:20]
 
 
@@ -374,39 +382,24 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    halves = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in tensors.items()}
-    for name, values in halves.items():
+    half_tensors = {name: np.ascontiguousarray(values, dtype=np.float16) for name, values in tensors.items()}
+    for name, values in half_tensors.items():
         if not np.isfinite(values).all():
             raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
+    # safetensors writes several entries in any order; with one entry, equal features are equal files.
+    about = json.dumps({**metadata, "digest": _content_digest(half_tensors)}, sort_keys=True)
     with replacing(path) as temporary:
-        # One entry, for several would be written in any order: equal features are equal files.
-        about = {**metadata, "digest": _content_digest(halves)}
         try:
-            save_file(halves, temporary, {"about": json.dumps(about, sort_keys=True)})
-        except SafetensorError as error:  # its own word for a full disk
+            save_file(half_tensors, temporary, {"about": about})
+        except SafetensorError as error:  # raised for a full disk too
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from None
 
 
-def _about(file: Any) -> dict[str, str]:
-    """What stands in a file beside its tensors; older files have it entry by entry."""
-    metadata: dict[str, str] = file.metadata() or {}
-    return dict(json.loads(metadata["about"])) if "about" in metadata else metadata
-
-
-def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """32 hex digits of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape};".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
-    return digest.hexdigest()
-
-
-def _opened(path: Path) -> Any:
-    """A safetensors file, mapped into memory; ValueError if it is damaged."""
+def _open(path: Path) -> Any:
+    """Map a safetensors file into memory; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    if not os.access(path, os.R_OK):  # else it is said not to be there
+    if not os.access(path, os.R_OK):  # safetensors reports such a file as missing
         raise ValueError(f"{path} cannot be read; you need the right to")
     try:
         return safe_open(path, framework="numpy")
@@ -414,5 +407,41 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); delete it and extract again") from None
 
 
+def _metadata(file: Any) -> dict[str, str]:
+    """Return the metadata of a file; files of older versions have several entries."""
+    metadata: dict[str, str] = file.metadata() or {}
+    return dict(json.loads(metadata["about"])) if "about" in metadata else metadata
+
+
 def _timeline(metadata: Mapping[str, str]) -> Timeline:
     return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]))
+
+
+def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return 32 hex digits of names, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape};".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _verify_file(path: Path, spec: FeatureSpec) -> None:
+    """Check one file against the spec; ValueError or KeyError if it is not as written."""
+    file = _open(path)
+    # A safetensors file has keys() and is no mapping.
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata = _metadata(file)
+    digest = metadata.get("digest")
+    if digest is not None and digest != _content_digest(tensors):
+        raise ValueError("the content is not what was written (digest); delete the file and extract again")
+    video = path.parent.name == "videos"
+    width, levels = spec.video_dim if video else spec.text_dim, len(spec.levels)
+    for name, values in tensors.items():
+        if len(values) != levels or values.shape[-1] != width or not np.isfinite(values).all():
+            raise ValueError(
+                f"{name}: expected {levels} levels of width {width}, all finite; got {values.shape}; delete the file "
+                "and extract again"
+            )
+    if video:
+        VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata))

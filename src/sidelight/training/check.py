@@ -21,8 +21,9 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
 from sidelight.features.layouts import layout_of
+from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.training.dataset import GroundingDataset, epoch_batches
@@ -189,7 +190,7 @@ class _Rehearsal(Trainer):
         """The rows whose features are in the store; if these are too few, those of two short videos, extracted."""
         files = find_videos(videos, (a.vid for a in rows))
         backbone = self.recipe.backbone
-        levels = FeatureStore.levels_there(folder, backbone.chosen)
+        levels = FeatureStore.levels_to_extract(folder, backbone.chosen)
         made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
         enough = min(STEPS * self._share, len(rows))
         if store_exists(folder):

@@ -23,8 +23,9 @@ from sidelight.backbones import load_backbone
 from sidelight.data.annotations import Annotation, read_annotations
 from sidelight.data.datasets import benchmark
 from sidelight.data.datasets.base import Metric
-from sidelight.features.extract import extract, find_videos
+from sidelight.features.extract import extract
 from sidelight.features.layouts import durations_of, layout_of, open_features
+from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
 from sidelight.io.files import replacing, write_text
 from sidelight.io.runtime import tune_cpu
@@ -197,7 +198,7 @@ class Trainer:
         if not videos or _holds(folder, annotations):
             return FeatureStore(folder, levels=backbone.chosen)
         if self.fabric.is_global_zero:
-            levels = FeatureStore.levels_there(folder, backbone.chosen)
+            levels = FeatureStore.levels_to_extract(folder, backbone.chosen)
             made = load_backbone(backbone.name, **{**backbone.options(), "levels": levels})
             files = find_videos(videos, (a.vid for a in annotations))
             _, failures = extract(

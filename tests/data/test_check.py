@@ -1,40 +1,19 @@
-"""The doctor: every kind of finding is triggered by a folder of our own, and a clean one triggers none."""
+"""Each kind of finding about annotations and video files has a file that triggers it; clean files trigger none."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from sidelight.backbones.protocol import FeatureSpec
-from sidelight.cli.main import main
-from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import AnnotationError
-from sidelight.features.data_check import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report, check
-from sidelight.features.store import FeatureStore, VideoFeatures
-
-RECIPE = FeatureSpec(
-    backbone="shapes",
-    weights="0" * 16,
-    levels=(-1,),
-    pooling="cls",
-    clip_seconds=2.0,
-    frames_per_clip=4,
-    resolution=32,
-    resize="stretch",
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-    video_dim=2,
-    text_dim=2,
-)
+from sidelight.data.check import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report, check_data
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """A faultless row of own data, 20 s long; a value of ... takes the field away."""
+    """Return a faultless row of own data, 20 s long; a value of ... removes the field."""
     values = {
         "qid": 1,
         "query": "a dog barks",
@@ -47,9 +26,9 @@ def row(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in {**values, **changes}.items() if v is not ...}
 
 
-def windows(*given: Any, **changes: Any) -> dict[str, Any]:
-    """A row without ratings."""
-    return row(relevant_windows=list(given), relevant_clip_ids=..., saliency_scores=..., **changes)
+def windows(*spans: Any, **changes: Any) -> dict[str, Any]:
+    """Return a row without ratings."""
+    return row(relevant_windows=list(spans), relevant_clip_ids=..., saliency_scores=..., **changes)
 
 
 CUT = {"vid": "abc_0.0_150.0", "duration": 150}
@@ -57,7 +36,7 @@ RATED = {"qid": 1, "query": "dog", "duration": 9.0, "vid": "a", "label": [[0], [
 CLIPS = {**RATED, "frames": 120.0, "fps": 30.0, "clip": [[0, 100], [50, 120]]}
 TVSUM = {"qid": 1, "query": "How to", "duration": 2.0, "vid": "a", "label": [[1] * 20, [2] * 20], "domain": "VU"}
 
-# file, its rows, kinds found in it
+# file, its rows, kinds of findings
 FILES: list[tuple[str, list[Any], list[str]]] = [
     ("annotations.jsonl", [], ["unreadable-file"]),
     ("annotations.jsonl", [row()], []),
@@ -120,6 +99,10 @@ FILES: list[tuple[str, list[Any], list[str]]] = [
 ]
 
 
+def check(*args: Any, **options: Any) -> Report:
+    return check_data(*args, **options).report()
+
+
 def folder_with(folder: Path, name: str, rows: list[Any]) -> Path:
     text = [line if isinstance(line, str) else json.dumps(line) for line in rows]
     (folder / name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
@@ -134,11 +117,11 @@ def test_kinds_of_findings(tmp_path: Path, name: str, rows: list[Any], kinds: li
 
 
 def test_every_kind_is_tested_and_explained() -> None:
-    elsewhere = {"shared-video", "missing-video", "surplus-video", "missing-features", "missing-query-features"}
-    elsewhere |= {"surplus-features", "features-length", "features-unreadable", "features-recipe"}
-    # tests/test_layouts.py
-    elsewhere |= {"features-layout", "features-shape", "features-values", "features-few"}
-    assert {kind for _, _, kinds in FILES for kind in kinds} | elsewhere == KINDS.keys()
+    # Below, in tests/features/test_check.py and in tests/features/test_layouts.py.
+    tested_elsewhere = {"shared-video", "missing-video", "surplus-video", "missing-features", "missing-query-features"}
+    tested_elsewhere |= {"surplus-features", "features-length", "features-unreadable", "features-spec"}
+    tested_elsewhere |= {"features-layout", "features-shape", "features-values", "features-few"}
+    assert {kind for _, _, kinds in FILES for kind in kinds} | tested_elsewhere == KINDS.keys()
     for kind in KINDS.values():
         assert kind.severity in SEVERITIES and kind.says and kind.advice
 
@@ -146,10 +129,10 @@ def test_every_kind_is_tested_and_explained() -> None:
 def test_a_bad_row_does_not_hide_the_rest(tmp_path: Path) -> None:
     rows = [row(), "{", windows([6, 2], qid=2), row(qid=3, query=" a"), *(windows([5, 5], qid=q) for q in range(4, 9))]
     report = check(folder_with(tmp_path, "annotations.jsonl", rows))
-    found = {f.kind: f for f in report.findings}
-    assert list(found) == ["unreadable-row", "window-swapped", "window-empty", "query-spaces"]
-    assert found["window-swapped"].examples == ("annotations.jsonl:3 qid 2: [6, 2]",)
-    assert found["window-empty"].rows == 5 and len(found["window-empty"].examples) == EXAMPLES
+    findings = {f.kind: f for f in report.findings}
+    assert list(findings) == ["unreadable-row", "window-swapped", "window-empty", "query-spaces"]
+    assert findings["window-swapped"].examples == ("annotations.jsonl:3 qid 2: [6, 2]",)
+    assert findings["window-empty"].rows == 5 and len(findings["window-empty"].examples) == EXAMPLES
     (file,) = report.files
     assert (file.rows, file.usable, file.windows, file.rated_clips, file.videos) == (9, 2, 4, 6, 1)
     assert (file.benchmark, file.split, file.published_queries) == (OWN_DATA, None, None)
@@ -160,8 +143,8 @@ def test_a_bad_row_does_not_hide_the_rest(tmp_path: Path) -> None:
 def test_a_video_in_two_splits(tmp_path: Path) -> None:
     for name in ("train.jsonl", "train-more.jsonl", "val.jsonl", "annotations.jsonl"):
         folder_with(tmp_path, name, [row(), row(qid=2, vid=f"only in {name}")])
-    found = [f for f in check(tmp_path).findings if f.kind == "shared-video"]
-    assert [(Path(f.file).name, f.rows, f.examples) for f in found] == [
+    findings = [f for f in check(tmp_path).findings if f.kind == "shared-video"]
+    assert [(Path(f.file).name, f.rows, f.examples) for f in findings] == [
         ("val.jsonl", 1, ("yard is in train-more.jsonl",)),
         ("val.jsonl", 1, ("yard is in train.jsonl",)),
     ]
@@ -171,11 +154,11 @@ def test_both_validations_of_activitynet_share_their_videos(tmp_path: Path) -> N
     for name in ("val_1.json", "val_2.json", "train.json"):
         video = {"duration": 20, "timestamps": [[1, 2]], "sentences": ["a dog"]}
         folder_with(tmp_path, name, [{"v_abcdefghijk": video}])
-    found = [f for f in check(tmp_path).findings if f.kind == "shared-video"]
-    assert [(Path(f.file).name, f.rows) for f in found] == [("val_1.json", 1), ("val_2.json", 1)]
+    findings = [f for f in check(tmp_path).findings if f.kind == "shared-video"]
+    assert [(Path(f.file).name, f.rows) for f in findings] == [("val_1.json", 1), ("val_2.json", 1)]
 
 
-def test_which_files_are_looked_at(tmp_path: Path) -> None:
+def test_which_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"has no annotations; expected \.jsonl, or the original files"):
         check(tmp_path)
     with pytest.raises(AnnotationError, match=r"there is no folder .*nowhere"):
@@ -197,16 +180,16 @@ def test_which_files_are_looked_at(tmp_path: Path) -> None:
     assert len(check(tmp_path / "sub" / "deeper" / "annotations.jsonl").files) == 1
 
 
-def test_the_benchmark_can_be_said(tmp_path: Path) -> None:
+def test_the_benchmark_can_be_given(tmp_path: Path) -> None:
     folder_with(tmp_path, "charades_test.jsonl", [windows([2, 6])])
     assert check(tmp_path).files[0].benchmark == "charades-sta"
-    assert check(tmp_path, benchmark="tacos").files[0].benchmark == "tacos"
-    assert check(tmp_path, benchmark=OWN_DATA).files[0].benchmark == OWN_DATA
+    assert check(tmp_path, benchmark_name="tacos").files[0].benchmark == "tacos"
+    assert check(tmp_path, benchmark_name=OWN_DATA).files[0].benchmark == OWN_DATA
     with pytest.raises(AnnotationError, match="there is no benchmark 'charades'; known are"):
-        check(tmp_path, benchmark="charades")
+        check(tmp_path, benchmark_name="charades")
 
 
-def kinds_beside_annotations(report: Report) -> dict[str, tuple[int, tuple[str, ...]]]:
+def rows_and_examples(report: Report) -> dict[str, tuple[int, tuple[str, ...]]]:
     return {f.kind: (f.rows, f.examples) for f in report.findings}
 
 
@@ -218,103 +201,17 @@ def test_videos(tmp_path: Path) -> None:
         (videos / name).touch()
     assert not check(tmp_path, videos=videos).findings
     (videos / "yard.mp4").rename(videos / "Yard.mp4")
-    found = kinds_beside_annotations(check(tmp_path, videos=videos))
-    assert found == {"missing-video": (1, ("yard",)), "surplus-video": (1, ("Yard.mp4",))}
+    findings = rows_and_examples(check(tmp_path, videos=videos))
+    assert findings == {"missing-video": (1, ("yard",)), "surplus-video": (1, ("Yard.mp4",))}
     with pytest.raises(AnnotationError, match="is not a folder"):
         check(tmp_path, videos=tmp_path / "nowhere")
-
-
-def store_with(folder: Path, seconds: dict[str, float], queries: list[str], **changes: Any) -> Path:
-    spec = dataclasses.replace(RECIPE, **changes)
-    store = FeatureStore.create(folder, spec)
-    for vid, duration in seconds.items():
-        timeline = Timeline(duration=duration, clip_seconds=spec.clip_seconds)
-        array = np.zeros((1, timeline.num_clips, 2), np.float16)
-        store.put_video(vid, VideoFeatures(video_KTD=array, timeline=timeline))
-    store.put_queries({q: np.zeros((1, 3, 2), np.float16) for q in queries})
-    return folder
-
-
-def test_features(tmp_path: Path) -> None:
-    folder_with(tmp_path, "annotations.jsonl", [row(), row(qid=2, vid="street", query="a cat")])
-    good = store_with(tmp_path / "good", {"yard": 20, "street": 21.9}, ["a dog barks", "a cat"])
-    assert not check(tmp_path, features=good).findings
-    bad = store_with(tmp_path / "bad", {"yard": 16, "roof": 20, "street": 20}, ["a dog barks"])
-    (bad / "videos" / "street.safetensors").write_bytes(b"damaged")
-    found = kinds_beside_annotations(check(tmp_path, features=bad))
-    assert found.pop("features-unreadable")[1][0].startswith("street: ")
-    assert found == {
-        "features-length": (1, ("yard: 8 clips, 20 s are 10",)),
-        "missing-query-features": (1, ("'a cat'",)),
-        "surplus-features": (1, ("roof",)),
-    }
-    empty = store_with(tmp_path / "empty", {}, [])
-    found = kinds_beside_annotations(check(tmp_path, features=empty))
-    assert found["missing-features"] == (2, ("yard", "street")) and found["missing-query-features"][0] == 2
-    with pytest.raises(ValueError, match="is no feature store"):
-        check(tmp_path, features=tmp_path)
-
-
-def test_stores_together(tmp_path: Path) -> None:
-    folder_with(tmp_path, "annotations.jsonl", [row(), row(qid=2, vid="street", query="a cat")])
-    one = store_with(tmp_path / "one", {"yard": 20}, ["a dog barks"])
-    two = store_with(tmp_path / "two", {"street": 20}, ["a cat"])
-    assert not check(tmp_path, features=[one, two]).findings
-    other = store_with(tmp_path / "other", {"street": 20}, ["a cat"], clip_seconds=1.0, pooling="mean")
-    (finding,) = check(tmp_path, features=[one, other]).findings
-    assert (finding.kind, finding.rows, finding.file) == ("features-recipe", 2, str(other))
-    assert finding.examples == (f"pooling is 'mean', in {one} 'cls'", f"clip_seconds is 1.0, in {one} 2.0")
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    folder_with(data, "annotations.jsonl", [row(), row(qid=2, query="a  [bold]dog", vid="street")])
-    target = tmp_path / "report.json"
-    assert main(["data", "check", str(data), "--json", str(target)]) == 0
-    shown = capsys.readouterr().out
-    assert "a  [bold]dog" in shown and "0 errors, 0 warnings, 1 note" in shown and "annotations.jsonl" in shown
-    assert json.loads(target.read_text()) == check(data).to_dict()
-    folder_with(data, "val.jsonl", [windows([6, 2], qid=q) for q in range(5)])
-    folder_with(data, "losses.jsonl", [{"step": 1}])
-    assert main(["data", "check", str(data), "--benchmark", OWN_DATA]) == 1
-    shown = capsys.readouterr().out
-    assert "windows that end before they start (5)" in shown and "and 2 more" in shown and "not looked at" in shown
-    assert main(["data", "check", str(data), "--json", "-"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "window-swapped"
-    store = store_with(tmp_path / "store", {}, [])
-    assert main(["data", "check", str(data), "--features", str(store), str(store)]) == 1
-    capsys.readouterr()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "expected one of check, import"),
-        (["check"], "folder"),
-        (["chek"], "chek"),
-        (["check", "nowhere"], "there is no folder nowhere"),
-        (["check", "DATA", "--benchmark", "x"], "there is no benchmark 'x'"),
-        (["check", "DATA", "--videos", "nowhere"], "nowhere is not a folder"),
-        (["check", "DATA", "--features", "nowhere"], "nowhere is no feature store"),
-        (["check", "DATA", "--json", "no/such/folder.json"], "there is no folder"),
-        (["check", "DATA", "--nonsense"], "nonsense"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder_with(tmp_path, "annotations.jsonl", [row()])
-    assert main(["data", *(str(tmp_path) if a == "DATA" else a for a in arguments)]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("sidelight: ") and said in message and len(message.strip().splitlines()) == 1
 
 
 def test_the_published_files(shared: Path) -> None:
     report = check(shared / "data")
     assert not report.errors and not report.skipped
-    found = {(Path(f.file).stem, f.kind): f.rows for f in report.findings}
-    assert found == {
+    counts = {(Path(f.file).stem, f.kind): f.rows for f in report.findings}
+    assert counts == {
         ("activitynet_val", "window-ends-late"): 5,
         ("activitynet_val", "query-control"): 2,
         ("activitynet_val", "query-spaces"): 11693,
