@@ -102,8 +102,8 @@ def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> No
     # Slowed down, so that the kill comes in mid-epoch; the numbers do not depend on it.
     code = (
         "import sys, time, sidelight.training.loop as t, sidelight.training.recipe as r\n"
-        "step = t.Trainer._step\n"
-        "t.Trainer._step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
+        "step = t.Trainer.train_step\n"
+        "t.Trainer.train_step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
         "t.train(r.read_recipe(sys.argv[1]), quiet=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(broken)], env={**os.environ})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sidelight.cli.shared import add_backbone_weights, add_model, check_writable
@@ -123,11 +122,8 @@ def add_predict(parser: ArgumentParser) -> None:
 def run_predict(args: Namespace, _: ArgumentParser) -> int:
     import tempfile
 
-    from sidelight.backbones import backbone_for
     from sidelight.data.annotations import read_annotations, write_submissions
-    from sidelight.features.extract import extract, find_videos
-    from sidelight.features.layouts import durations_of, layout_of, open_features
-    from sidelight.features.store import Features, FeatureStore
+    from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.runtime import usable_device
     from sidelight.training.checkpoint import Checkpoint
     from sidelight.training.convert import published_checkpoint
@@ -137,36 +133,17 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     if not args.videos and not args.features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     check_writable(args.out, args.annotations)
-    foreign = args.features is not None and layout_of(args.features) != "sidelight"
-    if foreign and args.videos:
-        raise ValueError(f"{args.features} is no store of ours, nothing is extracted into it; leave out --videos")
     annotations = read_annotations(args.annotations)
     device = usable_device(args.device)
-    store: Features
     checkpoint = Checkpoint.from_pretrained(published_checkpoint(args.model) or args.model).to(device)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.features or temporary
-        if args.videos:
-            files = find_videos(args.videos, (a.vid for a in annotations))
-            features = checkpoint.features
-            wanted = replace(features, levels=FeatureStore.levels_there(folder, features.levels))
-            backbone = backbone_for(wanted, weights=args.backbone_weights).to(device)
-            store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
-            if failures:
-                vid, reason = next(iter(failures.items()))
-                raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
-        elif foreign:
-            # Its files do not say what made them: what can be compared is, the rest is taken on trust.
-            durations = durations_of(annotations)
-            store = open_features(folder, durations=durations, keys=annotations, spec=checkpoint.features)
-        else:
-            store = FeatureStore(folder)
-        if set(checkpoint.features.levels) < set(store.spec.levels):
-            store = FeatureStore(folder, levels=checkpoint.features.levels)
-        checkpoint.features.require(store.spec, what=f"the features in {folder}")
+        source = FeatureSource.of_spec(
+            checkpoint.features, args.features or temporary, videos=args.videos, weights=args.backbone_weights
+        )
+        features = open_features_for(annotations, source, device=device, progress=True)
         submissions = predict(
             checkpoint.model,
-            GroundingDataset(annotations, store, targets=False),
+            GroundingDataset(annotations, features, targets=False),
             checkpoint.decode,
             window_clips=checkpoint.window_clips,
             progress=True,
