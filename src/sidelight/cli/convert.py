@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 _USAGE = {
-    "r2-tuning": "FILE.pth --recipe NAME --out DIR [--video-dim N] [--text-dim N] [--hidden N] [--weights NAME|DIR] "
+    "r2-tuning": "FILE.pth --run NAME --out DIR [--video-dim N] [--text-dim N] [--hidden N] [--weights NAME|DIR] "
     "[--padding independent|exact]",
     "internvideo2": "FILE.pt --out DIR [--vocabulary vocab.txt] [--heads N] [--pool-heads N] [--text-heads N] "
     "[--activation gelu_tanh|gelu]",
@@ -48,7 +48,7 @@ def add_convert(parser: ArgumentParser) -> None:
 
 def _r2_tuning_options(parser: ArgumentParser) -> None:
     named = "qvhighlights, charades-sta, tacos, ego4d-nlq, youtube-highlights-DOMAIN, tvsum-DOMAIN"
-    parser.add_argument("--recipe", required=True, metavar="NAME", help=f"the published run that it is: {named}")
+    parser.add_argument("--run", required=True, metavar="NAME", help=f"the published run that it is: {named}")
     own = "for a run of your own, which is otherwise as the recipe says"
     parser.add_argument("--video-dim", type=int, help=f"width of the backbone's video features (768), {own}")
     parser.add_argument("--text-dim", type=int, help=f"width of its text features (512), {own}")
@@ -91,7 +91,7 @@ def _r2_tuning(args: Namespace) -> None:
     made = convert_r2_tuning(
         args.file,
         args.out,
-        recipe=args.recipe,
+        run=args.run,
         video_dim=args.video_dim,
         text_dim=args.text_dim,
         hidden=args.hidden,
@@ -100,7 +100,7 @@ def _r2_tuning(args: Namespace) -> None:
     )
     count = sum(p.numel() for p in made.model.parameters())
     features = made.features
-    print(f"wrote {args.out}: r2-tuning by the recipe {args.recipe}, {count:,} parameters")
+    print(f"wrote {args.out}: r2-tuning, published run {args.run}, {count:,} parameters")
     print(
         f"reads {features.backbone} ({features.weights}), levels {', '.join(map(str, features.levels))}, all tokens, "
         f"{features.frames_per_clip} frame per clip of {features.clip_seconds:g} s"
