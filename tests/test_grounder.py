@@ -73,7 +73,7 @@ def test_the_cache_goes_by_content(
 
 @pytest.fixture
 def damaged_video(video: Path, tmp_path: Path) -> Path:
-    """A video with one packet of zeros in the middle."""
+    """Write a copy of the video with zeros in one packet of its second half."""
     with av.open(str(video)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     data, packet = video.read_bytes(), max(packets[len(packets) // 2 :], key=len)
@@ -85,7 +85,7 @@ def damaged_video(video: Path, tmp_path: Path) -> Path:
 def test_features_of_a_damaged_video_are_not_cached(
     checkpoint: Checkpoint, backbone: ShapesBackbone, damaged_video: Path, video: Path, tmp_path: Path
 ) -> None:
-    """Each query on a damaged file warns about the damage, because the file is decoded each time."""
+    """Check that each query on a damaged file warns about the damage, because the file is decoded each time."""
     grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
     store = FeatureStore.create(tmp_path / "cache" / backbone.spec.digest(), backbone.spec)
     groundings = []
@@ -107,9 +107,9 @@ def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: Shape
 
 
 def test_another_backbone_is_refused(checkpoint: Checkpoint, tiny_backbone: Path) -> None:
-    other = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
+    mean_pooled = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
     with pytest.raises(SpecMismatchError, match="pooling is 'mean', expected 'attention'"):
-        Grounder(checkpoint, backbone=other, device="cpu")
+        Grounder(checkpoint, backbone=mean_pooled, device="cpu")
     # The packaged backbone has other weights than the tiny one.
     with pytest.raises(SpecMismatchError, match="weights"):
         Grounder(checkpoint, device="cpu")

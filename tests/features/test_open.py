@@ -1,4 +1,4 @@
-"""Features of annotations are opened by one function, which first extracts what a store lacks."""
+"""One function opens the features of annotations, and first extracts the features that a store lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sidelight.features.store import FeatureStore, store_exists
 
 @pytest.fixture
 def source(tiny_store: Path, tiny_world: Path, tiny_backbone: Path) -> FeatureSource:
-    """The complete store of the tiny world, with its videos."""
+    """Return the complete store of the tiny world, with its videos."""
     return FeatureSource(
         folder=tiny_store,
         videos=tiny_world / "videos",
@@ -54,7 +54,7 @@ def test_a_complete_store_needs_neither_videos_nor_backbone(
 def test_missing_features_are_extracted(
     source: FeatureSource, tiny_annotations: list[Annotation], tmp_path: Path
 ) -> None:
-    """All levels of a store are filled, and only the wanted ones are opened."""
+    """Check that all levels of a store are filled, and only the wanted ones are opened."""
     new = replace(source, folder=tmp_path / "new")
     some = [a for a in tiny_annotations if a.vid == tiny_annotations[0].vid]
     assert new.lacks_features(some)

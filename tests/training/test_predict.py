@@ -33,6 +33,7 @@ class Alive:
         self.most = 0
 
     def add(self, thing: Any) -> None:
+        """Count another object."""
         gc.collect()
         self.references = [*(r for r in self.references if r() is not None), weakref.ref(thing)]
         self.most = max(self.most, len(self.references))
@@ -83,7 +84,7 @@ class CountingModel(nn.Module):
 
 @pytest.fixture
 def annotations(tiny_annotations: list[Annotation]) -> list[Annotation]:
-    """24 annotations, the videos mixed."""
+    """Return 24 annotations, with the videos mixed."""
     by_video: dict[str, list[Annotation]] = {}
     for row in tiny_annotations:
         by_video.setdefault(row.vid, []).append(row)
@@ -113,14 +114,14 @@ def test_batches_of_long_videos_are_smaller(
     submissions = predict(model, dataset, DecodeConfig())
     assert [size for size, _ in dataset.sizes] == [2] * 12
     assert all(size * clips < 3 * longest for size, clips in dataset.sizes)
-    for submission, other in zip(submissions, expected, strict=True):
-        assert submission.qid == other.qid and submission.vid == other.vid
+    for submission, larger_batch in zip(submissions, expected, strict=True):
+        assert submission.qid == larger_batch.qid and submission.vid == larger_batch.vid
 
 
 def test_windows_of_a_long_video_are_read_in_batches(
     annotations: list[Annotation], tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One video longer than the model's input: the windows in a batch are limited too."""
+    """Check that the windows of a batch are limited too, for a video longer than the model's input."""
     dataset, model = CountingDataset(annotations[:1], CountingStore(tiny_store)), CountingModel()
     monkeypatch.setattr(prediction, "VECTORS_AT_ONCE", 8)
     sizes: list[tuple[int, ...]] = []
