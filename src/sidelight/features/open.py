@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidelight.backbones import Backbone, FeatureSpec, backbone_for, load_backbone
 from sidelight.features.extract import extract, find_videos
@@ -35,7 +35,7 @@ class FeatureSource:
     frames_per_clip: int | None = None
     """Frames that the backbone sees of each clip; the backbone's own if None."""
     weights: str | Path | None = None
-    """Folder or hub id of the backbone's weights; the backbone's own if None."""
+    """Folder or name of the backbone's weights; the backbone's own if None."""
     spec: FeatureSpec | None = None
     """The only feature spec that is accepted; any that fits the fields above if None."""
     videos: str | Path | None = None
@@ -82,22 +82,16 @@ class FeatureSource:
         levels = FeatureStore.levels_there(self.folder, self.levels)
         if self.spec is not None:
             return backbone_for(replace(self.spec, levels=levels), weights=self.weights)
-        options = {
-            "clip_seconds": self.clip_seconds,
-            "frames_per_clip": self.frames_per_clip,
-            "weights": self.weights,
-        }
-        stated = {name: value for name, value in options.items() if value}
-        return load_backbone(self.backbone, levels=levels, pooling=self.pooling, **stated)
+        options = {name: getattr(self, name) for name in ("clip_seconds", "frames_per_clip", "weights")}
+        chosen = {name: value for name, value in options.items() if value}
+        return load_backbone(self.backbone, levels=levels, pooling=self.pooling, **chosen)
 
     def lacks_features(self, annotations: Sequence[Annotation]) -> bool:
         """Check whether the store is missing, or lacks a video or a query of the annotations."""
         if not store_exists(self.folder):
             return True
-        store = FeatureStore(self.folder)
-        if store.missing_queries(a.query for a in annotations):
-            return True
-        return not all(store.is_whole(vid) for vid in dict.fromkeys(a.vid for a in annotations))
+        store, vids = FeatureStore(self.folder), dict.fromkeys(a.vid for a in annotations)
+        return bool(store.missing_queries(a.query for a in annotations)) or not all(map(store.is_whole, vids))
 
 
 def open_features_for(
@@ -141,7 +135,16 @@ def open_features_for(
         backbone.spec.require(FeatureStore(source.folder).spec, what=features, than="the backbone makes")
     if source.videos:
         if extracts and source.lacks_features(annotations):
-            _extract_missing(annotations, source, backbone or source.load_backbone(), device, workers, progress)
+            files = find_videos(source.videos, (a.vid for a in annotations))
+            backbone = (backbone or source.load_backbone()).to(device)
+            queries = (a.query for a in annotations)
+            _, failures = extract(files, queries, backbone, source.folder, workers=workers, progress=progress)
+            if failures:
+                vid, reason = next(iter(failures.items()))
+                raise ValueError(
+                    f"{len(failures)} of {len(files)} videos could not be read; the first is {vid}: {reason}; repair "
+                    "or replace the files, or leave out their annotations"
+                )
         if barrier is not None:
             barrier()
     return _open_store(source)
@@ -154,43 +157,14 @@ def _open_layout(annotations: Sequence[Annotation], source: FeatureSource) -> Fe
             f"{source.folder} has features in the layout {layout}, which are not added to; leave out "
             "data.train_videos and data.val_videos (in a recipe) or --videos, or name a feature store"
         )
-    durations = durations_of(annotations)
     if source.spec is not None:
         # The files do not say what made them: what can be compared with the spec is compared.
-        return open_features(source.folder, layout=layout, durations=durations, keys=annotations, spec=source.spec)
-    return open_features(
-        source.folder,
-        layout=layout,
-        durations=durations,
-        keys=annotations,
-        backbone=source.backbone,
-        weights=str(source.weights) if source.weights else None,
-        levels=source.levels,
-        pooling=source.pooling,
-        clip_seconds=source.clip_seconds,
-        frames_per_clip=source.frames_per_clip,
-        normalise=source.normalise,
-    )
-
-
-def _extract_missing(
-    annotations: Sequence[Annotation],
-    source: FeatureSource,
-    backbone: Backbone,
-    device: str | torch.device,
-    workers: int | None,
-    progress: bool,
-) -> None:
-    assert source.videos is not None
-    files = find_videos(source.videos, (a.vid for a in annotations))
-    queries = (a.query for a in annotations)
-    _, failures = extract(files, queries, backbone.to(device), source.folder, workers=workers, progress=progress)
-    if failures:
-        vid, reason = next(iter(failures.items()))
-        raise ValueError(
-            f"{len(failures)} of {len(files)} videos could not be read; the first is {vid}: {reason}; repair or "
-            "replace the files, or leave out their annotations"
-        )
+        description: dict[str, Any] = {"spec": source.spec}
+    else:
+        fields = ("backbone", "weights", "levels", "pooling", "clip_seconds", "frames_per_clip", "normalise")
+        description = {name: getattr(source, name) for name in fields}
+    durations = durations_of(annotations)
+    return open_features(source.folder, layout=layout, durations=durations, keys=annotations, **description)
 
 
 def _open_store(source: FeatureSource) -> FeatureStore:

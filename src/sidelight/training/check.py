@@ -153,12 +153,13 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         trainer = Trainer(recipe, fabric, data, quiet=True)
         losses, step_seconds, peak_bytes = _take_steps(trainer)
         scored, val_seconds = _validate_some(trainer, val) if val else (0, 0.0)
-        if resume and train.is_complete and (out / STATE).exists():
+        # A state is compared with all training annotations, so it can be compared only if the check opened all.
+        if resume and len(train.samples) == len(train.annotations) and (out / STATE).exists():
             load_state(out / STATE, recipe, data)
     return RunCheck(
         recipe=recipe,
-        train=train.summary(),
-        val=val.summary() if val else None,
+        train=train.summary,
+        val=val.summary if val else None,
         features=data.spec,
         parameters=sum(p.numel() for p in trainer.bare.parameters()),
         device=str(fabric.device),
@@ -188,20 +189,7 @@ class _SplitData:
     annotations: list[Annotation]
     """All annotations of the split."""
     samples: GroundingDataset
-    ready_videos: int
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.samples) == len(self.annotations)
-
-    def summary(self) -> SplitSummary:
-        seconds = {a.vid: a.duration for a in self.annotations}
-        return SplitSummary(
-            queries=len(self.annotations),
-            videos=len(seconds),
-            hours=sum(seconds.values()) / 3600,
-            ready_videos=self.ready_videos,
-        )
+    summary: SplitSummary
 
 
 def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) -> _SplitData:
@@ -214,7 +202,14 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
         some, store = annotations, open_features_for(annotations, source)
         ready_videos = len({a.vid for a in annotations})
     samples = GroundingDataset(some, store, in_memory=False, seed=recipe.train.seed, binding=recipe.data.binding)
-    return _SplitData(annotations=annotations, samples=samples, ready_videos=ready_videos)
+    seconds = {a.vid: a.duration for a in annotations}
+    summary = SplitSummary(
+        queries=len(annotations),
+        videos=len(seconds),
+        hours=sum(seconds.values()) / 3600,
+        ready_videos=ready_videos,
+    )
+    return _SplitData(annotations=annotations, samples=samples, summary=summary)
 
 
 def _extract_some(

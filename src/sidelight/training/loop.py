@@ -238,25 +238,23 @@ class Trainer:
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
-            state = State(
-                model=self.bare.state_dict(),
-                optimiser=self.optimiser.state_dict(),
-                average=self.average,
-                scaler=self.fabric._precision.state_dict() or None,
-                progress=self.progress,
-            )
-            save_state(self.out / STATE, state, self.recipe, self.data)
+            state: State = {
+                "model": self.bare.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "average": self.average,
+                "scaler": self.fabric._precision.state_dict() or None,
+            }
+            save_state(self.out / STATE, state, self.progress, self.recipe, self.data)
         self.fabric.barrier()
 
     def _load(self, path: Path) -> None:
-        state = load_state(path, self.recipe, self.data)
-        self.bare.load_state_dict(state.model)
-        self.optimiser.load_state_dict(dict(state.optimiser))
-        if state.average is not None:
-            self.average = {k: v.to(self.fabric.device) for k, v in state.average.items()}
-        if state.scaler is not None:
-            self.fabric._precision.load_state_dict(dict(state.scaler))
-        self.progress = state.progress
+        state, self.progress = load_state(path, self.recipe, self.data)
+        self.bare.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if state["average"] is not None:
+            self.average = {k: v.to(self.fabric.device) for k, v in state["average"].items()}
+        if state["scaler"] is not None:
+            self.fabric._precision.load_state_dict(state["scaler"])
 
 
 def _load_start(model: nn.Module, name: str, data: TrainingData) -> None:

@@ -240,16 +240,9 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
     parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
     # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
-    sections = {
-        "model": kind.config,
-        "losses": kind.loss_config,
-        "decode": kind.decode_config,
-        "backbone": BackboneConfig,
-        "data": DataConfig,
-        "train": TrainConfig,
-    }
-    for section, config in sections.items():
-        parser.add_class_arguments(config, section, fail_untyped=True)
+    sections = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
+    for name, config in {**sections, "backbone": BackboneConfig, "data": DataConfig, "train": TrainConfig}.items():
+        parser.add_class_arguments(config, name, fail_untyped=True)
     parser.add_argument("--window_clips", type=int, default=75, help="longest input of the model, in clips")
 
 

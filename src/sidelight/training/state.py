@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,29 +37,24 @@ class Progress:
     """The scores of each validation."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """All that a run needs to go on."""
+class State(TypedDict):
+    """Everything that a run needs to go on."""
 
-    model: Mapping[str, Tensor]
+    model: dict[str, Any]
     """State of the model."""
-    optimiser: Mapping[str, Any]
+    optimiser: dict[str, Any]
     """State of the optimiser."""
-    average: Mapping[str, Tensor] | None
+    average: dict[str, Tensor] | None
     """Moving average of the weights, if the recipe asks for one."""
-    scaler: Mapping[str, Any] | None
+    scaler: dict[str, Any] | None
     """State of the loss scaling of float16, if the run uses it."""
-    progress: Progress
 
 
-def save_state(path: Path, state: State, recipe: Recipe, data: TrainingData) -> None:
+def save_state(path: Path, state: State, progress: Progress, recipe: Recipe, data: TrainingData) -> None:
     """Write the state of a run, whole or not at all."""
     values = {
-        "model": state.model,
-        "optimiser": state.optimiser,
-        "average": state.average,
-        "scaler": state.scaler,
-        "progress": json.dumps(vars(state.progress)),
+        **state,
+        "progress": json.dumps(vars(progress)),
         "recipe": json.dumps(_fixed_values(recipe, data)),
         "best_by": json.dumps(_selection(recipe, data)),
     }
@@ -67,8 +62,8 @@ def save_state(path: Path, state: State, recipe: Recipe, data: TrainingData) -> 
         torch.save(values, beside)
 
 
-def load_state(path: Path, recipe: Recipe, data: TrainingData) -> State:
-    """Read the state of a run, on the CPU.
+def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, Progress]:
+    """Read the state of a run, on the CPU, and how far it is.
 
     With another validation metric or other validation data, the best score so far is forgotten: the new scores
     cannot be compared with it.
@@ -88,13 +83,7 @@ def load_state(path: Path, recipe: Recipe, data: TrainingData) -> State:
     progress = Progress(**json.loads(values["progress"]))
     if json.loads(values["best_by"]) != _selection(recipe, data):
         progress.best, progress.best_epoch = -1.0, -1
-    return State(
-        model=values["model"],
-        optimiser=values["optimiser"],
-        average=values["average"],
-        scaler=values["scaler"],
-        progress=progress,
-    )
+    return values, progress
 
 
 def _fixed_values(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
