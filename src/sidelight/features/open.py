@@ -158,7 +158,7 @@ def _open_layout(annotations: Sequence[Annotation], source: FeatureSource) -> Fe
             "data.train_videos and data.val_videos (in a recipe) or --videos, or name a feature store"
         )
     if source.spec is not None:
-        # The files do not say what made them: what can be compared with the spec is compared.
+        # Released files hold no spec: only widths and levels can be compared with the spec.
         description: dict[str, Any] = {"spec": source.spec}
     else:
         fields = ("backbone", "weights", "levels", "pooling", "clip_seconds", "frames_per_clip", "normalise")

@@ -184,7 +184,7 @@ def _check_out(out: Path, *, resume: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _SplitData:
-    """A split of a recipe, and those of its samples that the check reads."""
+    """A split of a recipe, and the samples of it that the check reads."""
 
     annotations: list[Annotation]
     """All annotations of the split."""
@@ -193,7 +193,10 @@ class _SplitData:
 
 
 def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) -> _SplitData:
-    """Open a split; of a store that the run will fill, the samples that it has, or a few extracted ones."""
+    """Open a split.
+
+    Of a store that the run will fill, open only the samples that have features; if they are too few, extract some.
+    """
     annotations = read_split(recipe, split)
     source = feature_source(recipe, split)
     if source.videos and source.is_store:

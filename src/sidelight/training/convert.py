@@ -137,7 +137,7 @@ def published_tensors(data: bytes, file: str | Path) -> dict[str, Tensor]:
 
     Args:
         data: content of the file.
-        file: its name, for messages.
+        file: name of the file, for messages.
 
     Raises:
         ValueError: if it is no PyTorch checkpoint, holds anything but tensors and plain values, or has no such entry.

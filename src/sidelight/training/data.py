@@ -74,7 +74,7 @@ def read_split(recipe: Recipe, split: Split) -> list[Annotation]:
     data = recipe.data
     path = getattr(data, split) or _raise_missing(f"data.{split}")
     if data.domain and not data.benchmark:
-        raise ValueError("recipe: data.domain needs data.benchmark, which says what a domain is")
+        raise ValueError("recipe: data.domain needs data.benchmark, which defines the domains; set both or neither")
     if data.benchmark:
         annotations = benchmark(data.benchmark).read(path, domain=data.domain or None)
     else:

@@ -6,8 +6,8 @@ from its configurations, github.com/yeliudev/R2-Tuning. ``convert.py`` converts 
 The published configurations leave three values open. Here they are:
 
 - ``window_clips``. The published code always reads a whole video, up to 1024 clips. Here it is the length of the
-  longest video of the benchmark (all splits), so that no video is cut in two. The durations of Ego4D-NLQ are not
-  known to us; there it is 1024.
+  longest video of the benchmark (all splits), so that no video is cut in two. On Ego4D-NLQ, whose
+  files were not at hand, it is 1024.
 - ``clip_seconds`` on YouTube Highlights. R2-Tuning took one frame per labelled clip, and clips begin about 50 frames
   apart: 1.7 s or more, depending on the frame rate. Here it is 50 frames at 30 frames a second.
 - The instant of a clip. The published extraction reduces the frame rate with ffmpeg, which takes the last frame before
