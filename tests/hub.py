@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: files by HEAD and GET, with what the hub's client asks for."""
+"""A small Hugging Face hub on this machine. It answers HEAD and GET with the headers that the hub's client needs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """One model repository. ``endpoint`` goes into HF_ENDPOINT."""
+    """One model repository."""
 
     repository: str
     files: dict[str, bytes] = field(default_factory=dict)
-    """Path -> content; change it at any time."""
+    """Path -> content; may be changed at any time."""
     cut_after: int | None = None
-    """If given, a download gets so many bytes of the file, and from there on none: the connection closes."""
+    """Bytes of a file after which a download breaks off; never if None."""
     log: list[str] = field(default_factory=list)
     """Method and path of every request."""
     endpoint: str = ""
+    """Address of the hub, for HF_ENDPOINT."""
 
     def gets(self) -> int:
-        """How many times a file was asked for (the client asks for other things too)."""
+        """Return the number of requests for a file's content; the client sends other requests too."""
         return sum(line.startswith("GET ") and "/resolve/" in line for line in self.log)
 
 
@@ -45,7 +46,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def _answer(self, *, body: bool) -> None:
             hub.log.append(f"{self.command} {self.path}")
-            content = self._found()
+            content = self._content()
             if content is None:
                 known = self.path.startswith(f"/{hub.repository}/")
                 self.send_response(404)
@@ -56,14 +57,14 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.end_headers()
                 return
             start = 0
-            if (wanted := self.headers.get("Range")) and wanted.startswith("bytes="):
-                start = int(wanted.removeprefix("bytes=").split("-")[0])
-            self.send_response(206 if wanted else 200)
+            if (byte_range := self.headers.get("Range")) and byte_range.startswith("bytes="):
+                start = int(byte_range.removeprefix("bytes=").split("-")[0])
+            self.send_response(206 if byte_range else 200)
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(content) - start))
-            if wanted:
+            if byte_range:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             if body:
@@ -71,13 +72,13 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.wfile.write(content[start : max(start, end)])
                 self.close_connection = True
 
-        def _found(self) -> bytes | None:
+        def _content(self) -> bytes | None:
             before, _, after = self.path.partition("/resolve/")
             _, _, path = after.partition("/")  # any revision
             return hub.files.get(path) if before == f"/{hub.repository}" else None
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,10 +1,10 @@
-"""The main job: a video file and a sentence become a Grounding.
+"""Find the moments of a video file by a sentence.
 
 from sidelight import Grounder
 
 grounder = Grounder.from_pretrained("shapes")
-answer = grounder.ground("video.mp4", "a red square spins")
-print(answer.moments[0])
+grounding = grounder.ground("video.mp4", "a red square spins")
+print(grounding.moments[0])
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
     from sidelight.features.store import HalfFeatures, VideoFeatures
     from sidelight.training.checkpoint import Checkpoint
 
-
 DEFAULT_CACHE = "default"
+"""Stands for :func:`default_cache`."""
 
 
 class CacheWarning(UserWarning):
-    """Features could not be kept; everything else goes on."""
+    """Warning that features could not be cached; the answer is not affected."""
 
 
 class Grounder:
-    """A backbone and the side-tuner that was trained on its features, together.
+    """A backbone together with the side-tuner that was trained on its features.
 
     Args:
         checkpoint: the side-tuner.
-        backbone: its backbone; found by the checkpoint's feature spec unless given.
-        cache: folder in which a video's features are kept, by the file's content and the spec, so that the next
-            query on the same file answers at once; :func:`default_cache` unless given, None for no cache.
-        device: where to compute.
+        backbone: its backbone; the one that the checkpoint's feature spec names unless given.
+        cache: folder in which features of videos are kept, by the content of the file and the feature spec, so that
+            the next query on the same file is answered at once; :func:`default_cache` unless given, None for no cache.
+        device: where to compute; the best device here unless given.
 
     Raises:
         SpecMismatchError: if the backbone makes other features than the side-tuner was trained on.
+        ValueError: if the backbone's weights are needed, or the device cannot be used.
     """
 
     def __init__(
@@ -72,19 +73,19 @@ class Grounder:
         revision: str | None = None,
         backbone_weights: str | Path | None = None,
     ) -> Grounder:
-        """Load a model: ``shapes`` (ships with sidelight), a checkpoint's folder, a hub id, or a published run such as
-        ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
+        """Load a model.
 
         Args:
-            name: which one.
+            name: ``shapes`` (ships with sidelight), the folder of a checkpoint, a hub id, or a published run such as
+                ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
             cache: folder for features; see the class.
-            device: ``cpu``, ``cuda``, ``mps``, ...; the best there is unless given.
-            revision: of a hub id.
-            backbone_weights: folder of the backbone's weights, where they neither ship with sidelight nor are known
-                by their hub id.
+            device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
+            revision: branch, tag or commit of a hub id.
+            backbone_weights: folder of the backbone's weights. Needed unless they ship with sidelight or the
+                checkpoint names them by a hub id.
 
         Raises:
-            ValueError: if there is no such model, or the backbone's weights have to be given.
+            ValueError: if there is no such model, or the backbone's weights must be given.
         """
         from sidelight.backbones import backbone_for
         from sidelight.training.checkpoint import Checkpoint
@@ -104,11 +105,11 @@ class Grounder:
         """Find the moments of a video in which a sentence is true.
 
         Args:
-            video: a video file of any length. One of more than the model's window is read in overlapping windows.
-            query: a sentence, or several, which then share the video's features.
+            video: a video file of any length. A video longer than the model's window is read in overlapping windows.
+            query: a sentence, or several, which share the features of the video.
 
         Returns:
-            A Grounding for a sentence, a list of them for several.
+            A Grounding for one sentence, a list of Groundings for several.
 
         Raises:
             VideoError: if the file cannot be read as a video.
@@ -117,22 +118,23 @@ class Grounder:
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("there is no query; expected a sentence or a list of sentences")
-        for sentence in queries:
-            if not sentence.strip():
-                raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
+        if not all(sentence.strip() for sentence in queries):
+            raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
         text = self.encode(queries)
-        found = self.ground_features(self.features(video), text, queries, video_name=str(video))
-        return found[0] if isinstance(query, str) else found
+        groundings = self.ground_features(self.features(video), text, queries, video_name=str(video))
+        return groundings[0] if isinstance(query, str) else groundings
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
-        """The (K, L, D_t) features of each sentence."""
+        """Return the (K, L, D_t) features of each sentence."""
         from sidelight.features.extract import encode_queries
 
-        found = encode_queries(queries, self.backbone)
-        return [found[query] for query in queries]
+        encoded = encode_queries(queries, self.backbone)
+        return [encoded[query] for query in queries]
 
     def features(self, video: str | Path) -> VideoFeatures:
-        """The features of a video file, from the cache if it holds them.
+        """Return the (K, T, D_v) features of a video file, from the cache if they are in it.
+
+        Features of a damaged file are not cached, so that each call warns about the damage.
 
         Raises:
             VideoError: if the file cannot be read as a video.
@@ -144,7 +146,7 @@ class Grounder:
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
-        probe(video)  # says best what is wrong with a file that is none
+        probe(video)  # has the best messages for a file that is not a video
         key = content_digest(video)
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
@@ -153,15 +155,14 @@ class Grounder:
             return encode_video_file(video, self.backbone)
         if store.has_video(key):
             return store.video(key)
-        with warnings.catch_warnings(record=True) as lost:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
-            found = encode_video_file(video, self.backbone)
-        for warning in lost:
+            features = encode_video_file(video, self.backbone)
+        for warning in caught:
             warnings.warn(warning.message, stacklevel=3)
-        # What a damaged file lost is told each time, so its features are not kept.
-        if not any(issubclass(warning.category, VideoWarning) for warning in lost):
-            store.put_video(key, found)
-        return found
+        if not any(issubclass(warning.category, VideoWarning) for warning in caught):
+            store.put_video(key, features)
+        return features
 
     def ground_features(
         self,
@@ -171,7 +172,14 @@ class Grounder:
         *,
         video_name: str | None = None,
     ) -> list[Grounding]:
-        """Groundings from features at hand: one for each query."""
+        """Return the grounding of each query in a video, from features.
+
+        Args:
+            video: features of the video.
+            text: (K, L, D_t) features of each query.
+            queries: the sentences.
+            video_name: name of the video, for the groundings.
+        """
         from sidelight.training.dataset import collate, unlabelled
         from sidelight.training.predict import ground_batch
 
@@ -188,7 +196,7 @@ class Grounder:
 
 
 def default_cache() -> Path:
-    """Where features are kept: SIDELIGHT_CACHE, else the user's cache folder."""
+    """Return the folder in which features are kept: below SIDELIGHT_CACHE, else below the user's cache folder."""
     from sidelight.io.files import cache_folder
 
     return cache_folder("features")

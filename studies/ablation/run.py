@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidelight.io.files import write_text
-from sidelight.training.recipe import Recipe, read_recipe
+from sidelight.training.recipe import BackboneConfig, Recipe, read_recipe
 from studies.ablation.variants import ABLATIONS, TESTED, Ablation, Variant, chosen_levels, digest, overridden
 
 if TYPE_CHECKING:
@@ -166,11 +166,8 @@ def prepare(runs: Iterable[Run], out: str | Path, *, say: Callable[[str], None] 
 
 
 def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, say: Callable[[str], None]) -> None:
-    from sidelight.backbones import load_backbone
     from sidelight.data.annotations import read_annotations
-    from sidelight.features.extract import extract
-    from sidelight.features.sources import find_videos
-    from sidelight.features.store import FeatureStore
+    from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.runtime import usable_device
 
     data = recipe["data"]
@@ -178,20 +175,13 @@ def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, 
         if not data[name]:
             raise ValueError(f"the recipe of an ablation needs data.{name}; set it in the YAML")
     annotations = read_annotations(data[part])
-    vids, queries = dict.fromkeys(a.vid for a in annotations), [a.query for a in annotations]
+    config = BackboneConfig(**{**recipe["backbone"], "levels": levels})
     folder = store_folder(out, part, recipe)
-    backbone = {name: value for name, value in recipe["backbone"].items() if value}  # without what is not given
-    made = load_backbone(**{**backbone, "levels": levels})
-    there = FeatureStore.create(folder, made.spec)
-    missing = sum(not there.has_video(vid) for vid in vids)
-    if not missing and not there.missing_queries(queries):
-        return
-    say(f"extracting {missing} videos into {folder}")
-    files = find_videos(data[f"{part}_videos"], vids)
-    _, failures = extract(files, queries, made.to(usable_device(None)), folder, progress=True)
-    if failures:
-        vid, reason = next(iter(failures.items()))
-        raise ValueError(f"{len(failures)} videos could not be read; the first: {vid}: {reason}")
+    source = FeatureSource(folder=folder, videos=data[f"{part}_videos"], backbone=config.name, **config.options())
+    if source.lacks_features(annotations):
+        say(f"extracting features into {folder}")
+    # With the backbone loaded, a complete store of other weights is refused too.
+    open_features_for(annotations, source, backbone=source.load_backbone(), device=usable_device(None), progress=True)
 
 
 def located(run: Run, *, threads: int | None = None) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], 'expected "subcommand" to be one of {check,import}'),
+        ([], "expected one of check, import"),
         (["check"], "folder"),
         (["chek"], "chek"),
         (["check", "nowhere"], "there is no folder nowhere"),

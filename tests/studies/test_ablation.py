@@ -586,6 +586,7 @@ def _first_rows(recipe: Path, count: int) -> list[str]:
 def test_an_interrupted_run_goes_on(toy: Path, tmp_path: Path) -> None:
     from lightning_fabric import Fabric
 
+    from sidelight.training.data import open_data
     from sidelight.training.loop import Trainer
 
     runs = run.plan(ABLATIONS["J"], toy, tmp_path / "out", [0])
@@ -594,7 +595,8 @@ def test_an_interrupted_run_goes_on(toy: Path, tmp_path: Path) -> None:
     left = {path.name for path in runs[0].folder.iterdir()}
     assert left >= {"result.json", "recipe.yaml", "last", "best", "predictions.jsonl"} and "state.pt" not in left
     moved = replace(runs[0], folder=tmp_path / "out" / "again-0")
-    trainer = Trainer(run.checked(run.located(moved)), Fabric(accelerator="cpu", devices=1), quiet=True)
+    recipe, fabric = run.checked(run.located(moved)), Fabric(accelerator="cpu", devices=1)
+    trainer = Trainer(recipe, fabric, open_data(recipe, fabric, quiet=True), quiet=True)
     trainer.run(stop_after=1)
     assert (moved.folder / "state.pt").exists() and not moved.finished
     resumed = run.train_run(moved, quiet=True)

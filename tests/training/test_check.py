@@ -1,4 +1,4 @@
-"""`sidelight train --check`: two real steps, nothing kept; and errors that name the recipe's file."""
+"""`sidelight train --check` takes two real steps and keeps nothing; errors name the file of the recipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def recipe(tiny_world: Path, tiny_store: Path, tiny_backbone: Path, tmp_path: Pa
 
 @pytest.fixture
 def check(recipe: Path, tmp_path: Path) -> Check:
-    """Run the command; nothing may be written, whatever it says."""
+    """Return a function that runs the command and checks that it writes nothing."""
 
     def run(*options: str) -> int:
         before = sorted(tmp_path.rglob("*"))
@@ -55,7 +55,7 @@ def check(recipe: Path, tmp_path: Path) -> Check:
     return run
 
 
-def test_it_tells_what_the_run_will_be(
+def test_it_describes_the_run(
     check: Check, recipe: Path, tiny_annotations: list[Annotation], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check() == 0
@@ -71,13 +71,13 @@ def test_it_tells_what_the_run_will_be(
 
 
 def test_the_losses_are_those_of_the_run(recipe: Path) -> None:
-    one = read_recipe(recipe, ["--train.epochs=1"])
-    found = check_run(one)
-    assert found.steps >= 2 and found.step_seconds > 0 and found.val_seconds > 0
-    assert found.run_seconds == pytest.approx(found.steps * found.step_seconds + found.val_seconds)
-    train(one, quiet=True)
-    rows = [json.loads(line) for line in (Path(one.train.out) / "losses.jsonl").read_text().splitlines()]
-    assert found.losses == pytest.approx([row["total"] for row in rows[:2]], rel=1e-5)
+    short = read_recipe(recipe, ["--train.epochs=1"])
+    check = check_run(short)
+    assert check.steps >= 2 and check.step_seconds > 0 and check.val_seconds > 0
+    assert check.run_seconds == pytest.approx(check.steps * check.step_seconds + check.val_seconds)
+    train(short, quiet=True)
+    rows = [json.loads(line) for line in (Path(short.train.out) / "losses.jsonl").read_text().splitlines()]
+    assert check.losses == pytest.approx([row["total"] for row in rows[:2]], rel=1e-5)
 
 
 def test_without_validation_and_with_few_samples(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_without_validation_and_with_few_samples(check: Check, capsys: pytest.Ca
     assert "validation  none" in shown and "1 steps an epoch" in shown and "decoded" not in shown
 
 
-def test_of_videos_without_features_two_are_extracted(
+def test_without_features_two_videos_are_extracted(
     check: Check, recipe: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = [f"--data.{part}_videos={tiny_world / 'videos'}" for part in ("train", "val")]
@@ -107,25 +107,25 @@ def test_a_store_that_is_half_filled_serves(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    one = tiny_annotations[0].vid
+    vid = tiny_annotations[0].vid
     queries = [a.query for a in tiny_annotations]
     backbone = load_backbone("shapes", weights=tiny_backbone)
-    extract(find_videos(tiny_world / "videos", [one]), queries, backbone, tmp_path / "half", workers=0)
+    extract(find_videos(tiny_world / "videos", [vid]), queries, backbone, tmp_path / "half", workers=0)
     options = [f"--data.train_videos={tiny_world / 'videos'}", f"--data.train_features={tmp_path / 'half'}"]
     assert check(*options, "--data.val=", "--train.batch_size=2") == 0
     assert "features of 1 are there, the others come first" in capsys.readouterr().out
-    # Without the videos the run would stop, and so does the check.
+    # Without the videos, the run would fail, and so does the check.
     assert check(options[1]) == 2
     assert "has no video" in capsys.readouterr().err
-    # Features of another recipe are no beginning.
-    other = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
-    extract({}, queries[:1], other, tmp_path / "other", workers=0)
+    # A store of another feature spec cannot be filled.
+    mean_pooled = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
+    extract({}, queries[:1], mean_pooled, tmp_path / "other", workers=0)
     assert check(options[0], f"--data.train_features={tmp_path / 'other'}") == 2
     assert "pooling is 'mean', expected 'attention'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--model.video_dim=64"], "tiny.yaml: model.video_dim is 64, but the features in"),
         (["--backbone.pooling=mean"], "tiny.yaml: backbone.pooling says 'mean'"),
@@ -137,15 +137,15 @@ def test_a_store_that_is_half_filled_serves(
         (["--train.lr=1e30", "--train.warmup_steps=0", "--train.weight_decay=0"], "of step 1 is nan"),
     ],
 )
-def test_what_would_stop_the_run_is_one_sentence(
-    check: Check, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_that_would_stop_the_run_is_one_sentence(
+    check: Check, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(*options) == 2
     shown = capsys.readouterr()
-    assert said in shown.err and shown.err.count("\n") == 1 and "ready" not in shown.out
+    assert message in shown.err and shown.err.count("\n") == 1 and "ready" not in shown.out
 
 
-def test_a_place_that_is_taken_is_named(
+def test_a_folder_that_is_taken_is_named(
     check: Check, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -160,7 +160,7 @@ def test_a_place_that_is_taken_is_named(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("model: {video_dim: 32\n", "Problems parsing config"),
         ("- 1\n- 2\n", "Unexpected config"),
@@ -175,13 +175,13 @@ def test_a_place_that_is_taken_is_named(
 )
 @pytest.mark.parametrize("command", ["train", "summary"])
 def test_mistakes_of_a_recipe_name_its_file(
-    command: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert main([command, str(path)]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith(f"sidelight: recipe {path}: ") and said in shown and shown.count("\n") == 1
+    assert shown.startswith(f"sidelight: recipe {path}: ") and message in shown and shown.count("\n") == 1
     with pytest.raises(ValueError, match=r"recipe .*wrong\.yaml: "):
         read_recipe(path)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: saved and loaded as the hub expects, and refused when something is off."""
+"""Checkpoints are saved and loaded as the hub expects; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
-from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.checkpoint import PACKAGED, Checkpoint
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 
@@ -51,7 +51,9 @@ def _change(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_what_is_wrong_is_named(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_checkpoint_is_refused_by_name(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "c"
     checkpoint.save_pretrained(folder)
     for name in ("nothing", "./nothing", "a/b/c"):
@@ -80,7 +82,7 @@ def test_what_is_wrong_is_named(checkpoint: Checkpoint, tmp_path: Path, monkeypa
         Checkpoint.from_pretrained(folder)
 
 
-def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_that_cannot_be_downloaded_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
     def offline(*_: object, **__: object) -> str:
@@ -91,25 +93,23 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyP
         Checkpoint.from_pretrained("user/model")
 
 
-def test_a_hub_id_is_downloaded_without_anything_else(
+def test_only_the_two_files_of_a_hub_id_are_downloaded(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import huggingface_hub
 
     checkpoint.save_pretrained(tmp_path / "snapshot")
-    asked: list[object] = []
+    downloads: list[object] = []
 
     def download(name: str, **options: object) -> str:
-        asked.append((name, options))
+        downloads.append((name, options))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Checkpoint.from_pretrained("user/model", revision="v1").decode == checkpoint.decode
-    assert asked == [("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
+    assert downloads == [("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
 
 
 def test_packaged_weights_are_small() -> None:
-    import sidelight.training.checkpoint as module
-
-    files = list(module.PACKAGED.rglob("*.safetensors"))
+    files = list(PACKAGED.rglob("*.safetensors"))
     assert files and sum(f.stat().st_size for f in files) < 20e6

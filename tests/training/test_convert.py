@@ -1,4 +1,4 @@
-"""Published checkpoints become ours: the golden one by hand and from a hub on this machine, and what is refused."""
+"""Published checkpoints are converted, by the command and from a hub on this machine; wrong files are refused."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.convert import (
     convert_r2_tuning,
     models_cache,
-    own_run,
     published_checkpoint,
     published_shapes,
     published_tensors,
+    with_widths,
 )
 from sidelight.training.published import R2_REPOSITORY, R2_TUNING
 from tests.hub import Hub, serving
@@ -52,8 +52,8 @@ def highlights(shared: Path) -> Path:
     return shared / "golden" / "r2" / "tiny_highlights"
 
 
-def command(file: Path, out: Path, recipe: str = "qvhighlights", options: list[str] = OPTIONS) -> int:
-    return main(["convert", "r2-tuning", str(file), "--run", recipe, "--out", str(out), *options])
+def command(file: Path, out: Path, run: str = "qvhighlights", options: list[str] = OPTIONS) -> int:
+    return main(["convert", "r2-tuning", str(file), "--run", run, "--out", str(out), *options])
 
 
 # what is written ---------------------------------------------------------------------------------------------------
@@ -67,11 +67,11 @@ def test_the_command_converts_the_golden_checkpoint(
     assert "r2-tuning of the run qvhighlights, 164,850 parameters" in shown and "1 frame per clip of 2 s" in shown
     assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == ["config.json", "model.safetensors"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
-    found = Checkpoint.from_pretrained(tmp_path / "new" / "out")
-    assert found.model_name == "r2-tuning" and found.window_clips == 75 and not found.model.training
-    assert found.model_config["padding"] == "independent"
-    assert found.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0)
-    assert found.features == FeatureSpec(
+    checkpoint = Checkpoint.from_pretrained(tmp_path / "new" / "out")
+    assert checkpoint.model_name == "r2-tuning" and checkpoint.window_clips == 75 and not checkpoint.model.training
+    assert checkpoint.model_config["padding"] == "independent"
+    assert checkpoint.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0)
+    assert checkpoint.features == FeatureSpec(
         backbone="clip",
         weights="tiny",
         levels=(-4, -3, -2, -1),
@@ -85,13 +85,13 @@ def test_the_command_converts_the_golden_checkpoint(
         video_dim=48,
         text_dim=32,
     )
-    source = found.recipe["converted_from"]
+    source = checkpoint.recipe["converted_from"]
     assert source["sha256"] == hashlib.sha256((tiny / "checkpoint.pth").read_bytes()).hexdigest()
-    assert source["published"] is None  # a run of one's own
+    assert source["published"] is None  # no published file has this content
 
 
 def batch_of(arrays: Any, samples: list[int], tokens: int = 5) -> Batch:
-    """The golden inputs, padded with zeros to the longest."""
+    """Return the golden inputs, padded with zeros to the longest."""
     parts: list[Tensor] = []
     for name, inner in (("video", (tokens, 48)), ("query", (32,))):
         rows = [torch.tensor(arrays[f"{name}_{i}"].astype(np.float32)).view(-1, 4, *inner) for i in samples]
@@ -114,30 +114,28 @@ def test_the_converted_checkpoint_answers_as_the_published_one(tiny: Path, tmp_p
         model = Checkpoint.from_pretrained(folder).model
         with torch.no_grad():
             if padding == "exact":
-                found = model(batch_of(inputs, [0, 1, 2]))
-                close(found.logits_BN, padded["out_class"][..., 0])
-                close(found.distances_BN2, padded["out_coord"])
+                predictions = model(batch_of(inputs, [0, 1, 2]))
+                close(predictions.logits_BN, padded["out_class"][..., 0])
+                close(predictions.distances_BN2, padded["out_coord"])
             for i in range(3):  # a sample alone has no padding
-                found = model(batch_of(inputs, [i]))
-                close(point_windows(found, 0, 2.0), single[f"boundary_{i}"])
-                close(saliency(found)[0], single[f"saliency_{i}"])
+                predictions = model(batch_of(inputs, [i]))
+                close(point_windows(predictions, 0, 2.0), single[f"boundary_{i}"])
+                close(saliency(predictions)[0], single[f"saliency_{i}"])
 
 
 def test_a_highlights_checkpoint_answers_as_the_published_one(highlights: Path, tmp_path: Path) -> None:
-    assert command(highlights / "checkpoint.pth", tmp_path / "out", recipe="tvsum-BK") == 0
+    assert command(highlights / "checkpoint.pth", tmp_path / "out", run="tvsum-BK") == 0
     checkpoint, golden = Checkpoint.from_pretrained(tmp_path / "out"), np.load(highlights / "hl.npz")
     with torch.no_grad():
         for i in range(3):
             close(saliency(checkpoint.model(batch_of(golden, [i])))[0], golden[f"val_saliency_{i}"])
 
 
-@pytest.mark.parametrize(
-    ("folder", "recipe"), [("tiny", "qvhighlights"), ("tiny_highlights", "youtube-highlights-dog")]
-)
-def test_the_names_and_shapes_are_the_published_ones(shared: Path, folder: str, recipe: str) -> None:
+@pytest.mark.parametrize(("folder", "run"), [("tiny", "qvhighlights"), ("tiny_highlights", "youtube-highlights-dog")])
+def test_the_names_and_shapes_are_the_published_ones(shared: Path, folder: str, run: str) -> None:
     file = shared / "golden" / "r2" / folder / "checkpoint.pth"
     tensors = published_tensors(file.read_bytes(), file)
-    expected = published_shapes(own_run(R2_TUNING[recipe], **WIDTHS).model)
+    expected = published_shapes(with_widths(R2_TUNING[run], **WIDTHS).model)
     assert expected == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -170,7 +168,7 @@ def test_a_file_of_the_published_size_converts_without_options(tmp_path: Path) -
 
 
 class RunsCode:
-    """Reading a pickle of this makes a file."""
+    """An object whose pickle makes a file when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -179,15 +177,15 @@ class RunsCode:
         return Path.touch, (self.path,)
 
 
-class Runs(RunsCode):
-    """The same by a shell."""
+class RunsShell(RunsCode):
+    """An object whose pickle makes a file by a shell command when it is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch '{self.path}'",)
 
 
 def refusal(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
-    """The one sentence with which the command refuses a file; nothing is written."""
+    """Return the one sentence with which the command refuses a file; check that nothing is written."""
     before = sorted(tmp_path.rglob("*"))
     assert command(file, tmp_path / "out", **options) == 2
     shown = capsys.readouterr()
@@ -197,18 +195,18 @@ def refusal(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], **op
 
 
 @pytest.mark.parametrize("old_form", [False, True])
-@pytest.mark.parametrize("kind", [RunsCode, Runs])
+@pytest.mark.parametrize("kind", [RunsCode, RunsShell])
 def test_a_file_that_would_run_code_is_refused_and_runs_none(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[RunsCode], old_form: bool
 ) -> None:
-    found = torch.load(tiny / "checkpoint.pth", weights_only=True)
-    found["meta"]["hook"] = kind(tmp_path / "it-ran")
+    content = torch.load(tiny / "checkpoint.pth", weights_only=True)
+    content["meta"]["hook"] = kind(tmp_path / "it-ran")
     file = tmp_path / "tampered.pth"
-    torch.save(found, file, _use_new_zipfile_serialization=not old_form)
-    said = refusal(file, tmp_path, capsys)
+    torch.save(content, file, _use_new_zipfile_serialization=not old_form)
+    message = refusal(file, tmp_path, capsys)
     assert not (tmp_path / "it-ran").exists()
-    assert "is refused: besides tensors it holds" in said and "none was run" in said
-    # The payload is real: a reader without our care runs it.
+    assert "is refused: besides tensors it holds" in message and "none was run" in message
+    # The file is dangerous: an unprotected reader does run the code.
     torch.load(file, weights_only=False)
     assert (tmp_path / "it-ran").exists()
 
@@ -217,56 +215,55 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(
 def test_a_bare_pickle_is_refused_and_runs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: int
 ) -> None:
-    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Runs(tmp_path / "it-ran"), protocol))
-    assert (
-        "none was run" in (said := refusal(tmp_path / "bare.pth", tmp_path, capsys)) or "nothing in it was run" in said
-    )
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(RunsShell(tmp_path / "it-ran"), protocol))
+    message = refusal(tmp_path / "bare.pth", tmp_path, capsys)
+    assert "none was run" in message or "nothing in it was run" in message
     assert not (tmp_path / "it-ran").exists()
 
 
-def saved(found: Any) -> bytes:
+def saved(content: Any) -> bytes:
     data = io.BytesIO()
-    torch.save(found, data)
+    torch.save(content, data)
     return data.getvalue()
 
 
-def _without_state(found: Any) -> None:
-    found["weights"] = found.pop("state_dict")
+def _without_state(content: Any) -> None:
+    content["weights"] = content.pop("state_dict")
 
 
-def _missing(found: Any) -> None:
-    del found["state_dict"]["adapter.gate"]
+def _missing(content: Any) -> None:
+    del content["state_dict"]["adapter.gate"]
 
 
-def _extra(found: Any) -> None:
-    found["state_dict"]["clip.logit_scale"] = torch.ones(1)
+def _extra(content: Any) -> None:
+    content["state_dict"]["clip.logit_scale"] = torch.ones(1)
 
 
-def _shape(found: Any) -> None:
-    found["state_dict"]["class_head.module.3.weight"] = torch.ones(2, 64, 3)
+def _shape(content: Any) -> None:
+    content["state_dict"]["class_head.module.3.weight"] = torch.ones(2, 64, 3)
 
 
-def _flat(found: Any) -> None:
-    found["state_dict"]["adapter.query_map.0.weight"] = torch.tensor(1.0)
+def _flat(content: Any) -> None:
+    content["state_dict"]["adapter.query_map.0.weight"] = torch.tensor(1.0)
 
 
-def _not_finite(found: Any) -> None:
-    found["state_dict"]["adapter.q_map.bias"][3] = float("nan")
+def _not_finite(content: Any) -> None:
+    content["state_dict"]["adapter.q_map.bias"][3] = float("nan")
 
 
-def _whole_numbers(found: Any) -> None:
-    found["state_dict"]["adapter.gate"] = torch.ones(3, dtype=torch.int64)
+def _whole_numbers(content: Any) -> None:
+    content["state_dict"]["adapter.gate"] = torch.ones(3, dtype=torch.int64)
 
 
-def _no_tensor(found: Any) -> None:
-    found["state_dict"]["adapter.gate"] = [0.0, 0.0, 0.0]
+def _no_tensor(content: Any) -> None:
+    content["state_dict"]["adapter.gate"] = [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (_without_state, "has no entry 'state_dict' with tensors, as R2-Tuning saves them (it has: meta, weights)"),
-        (_missing, "does not fit the recipe 'qvhighlights': it lacks adapter.gate; download it again"),
+        (_missing, "does not fit the published run 'qvhighlights': it lacks adapter.gate; download it again"),
         (_extra, "it has clip.logit_scale too many"),
         (_shape, "class_head.module.3.weight has shape (2, 64, 3), expected (1, 64, 3); download it again"),
         (_flat, "adapter.query_map.0.weight has shape (), expected (32,)"),
@@ -282,9 +279,9 @@ def test_a_changed_checkpoint_is_refused(
     change: Callable[[Any], None],
     sentence: str,
 ) -> None:
-    found = torch.load(tiny / "checkpoint.pth", weights_only=True)
-    change(found)
-    (tmp_path / "changed.pth").write_bytes(saved(found))
+    content = torch.load(tiny / "checkpoint.pth", weights_only=True)
+    change(content)
+    (tmp_path / "changed.pth").write_bytes(saved(content))
     assert sentence in refusal(tmp_path / "changed.pth", tmp_path, capsys)
 
 
@@ -293,24 +290,26 @@ def test_a_changed_checkpoint_is_refused(
     [b"", b"hello", b"<html>404</html>", saved({"state_dict": {"a": torch.ones(99)}})[:-40], saved([1]), saved({})],
     ids=["empty", "text", "page", "cut short", "list", "empty dict"],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    said = refusal(tmp_path / "a.pth", tmp_path, capsys)
-    assert "cannot be read as a PyTorch checkpoint" in said or "has no entry 'state_dict'" in said
+    message = refusal(tmp_path / "a.pth", tmp_path, capsys)
+    assert "cannot be read as a PyTorch checkpoint" in message or "has no entry 'state_dict'" in message
 
 
-def test_a_wrong_recipe_is_refused(
+def test_a_wrong_run_is_refused(
     tiny: Path, highlights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tiny / "checkpoint.pth"
-    said = refusal(file, tmp_path, capsys, options=[])
-    assert "adapter.video_map.0.weight has shape (50,), expected (770,)" in said
-    assert "give its widths: --video-dim 48 --text-dim 32 --hidden 64" in said
-    said = refusal(file, tmp_path, capsys, recipe="tvsum-BK")
-    assert "its tensors are those of qvhighlights and others" in said
-    said = refusal(highlights / "checkpoint.pth", tmp_path, capsys)
-    assert "it lacks " in said and "its tensors are those of youtube-highlights-dog and others" in said
-    assert command(file, tmp_path / "out", recipe="else") == 2
+    message = refusal(file, tmp_path, capsys, options=[])
+    assert "adapter.video_map.0.weight has shape (50,), expected (770,)" in message
+    assert "give its widths: --video-dim 48 --text-dim 32 --hidden 64" in message
+    message = refusal(file, tmp_path, capsys, run="tvsum-BK")
+    assert "its tensors are those of qvhighlights and others" in message
+    message = refusal(highlights / "checkpoint.pth", tmp_path, capsys)
+    assert "it lacks " in message and "its tensors are those of youtube-highlights-dog and others" in message
+    assert command(file, tmp_path / "out", run="else") == 2
     assert "there is no published run 'else' of R2-Tuning; known are qvhighlights" in capsys.readouterr().err
 
 
@@ -330,8 +329,8 @@ def test_a_file_must_be_what_its_name_says(
     assert "begins with 00000000, but it begins with" in refusal(tmp_path / "run-00000000.pth", tmp_path, capsys)
     file = f"checkpoints/some-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     monkeypatch.setitem(R2_TUNING, "tacos", replace(R2_TUNING["tacos"], file=file))
-    said = refusal(tiny / "checkpoint.pth", tmp_path, capsys)
-    assert "is the published file of tacos, not of qvhighlights: give --run tacos" in said
+    message = refusal(tiny / "checkpoint.pth", tmp_path, capsys)
+    assert "is the published file of tacos, not of qvhighlights: give --run tacos" in message
 
 
 def test_nothing_is_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +355,7 @@ def test_a_conversion_that_fails_leaves_nothing(tiny: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(Checkpoint, "save_pretrained", full)
     with pytest.raises(OSError, match="no space left"):
-        convert_r2_tuning(tiny / "checkpoint.pth", tmp_path / "out", recipe="qvhighlights", weights="tiny", **WIDTHS)
+        convert_r2_tuning(tiny / "checkpoint.pth", tmp_path / "out", run="qvhighlights", weights="tiny", **WIDTHS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -365,25 +364,25 @@ def test_a_conversion_that_fails_leaves_nothing(tiny: Path, tmp_path: Path, monk
 
 @pytest.fixture
 def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with the golden checkpoint as the file of the run ``golden``, asked by this process's client."""
+    """Serve a hub with the golden checkpoint as the file of the run ``golden``; this process's client asks it."""
     import huggingface_hub
 
     data = (tiny / "checkpoint.pth").read_bytes()
     file = f"checkpoints/r2_tuning_golden-{hashlib.sha256(data).hexdigest()[:8]}.pth"
-    run = own_run(R2_TUNING["qvhighlights"], **WIDTHS)
+    run = with_widths(R2_TUNING["qvhighlights"], **WIDTHS)
     monkeypatch.setitem(R2_TUNING, "golden", replace(run, file=file))
     monkeypatch.setattr("sidelight.training.convert.CLIP_WIDTHS", (48, 32))
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own tries
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its tries
     download = huggingface_hub.hf_hub_download
     with serving(Hub(R2_REPOSITORY, {file: data})) as served:
-        # The client reads HF_ENDPOINT once, when it is imported; these say the same to one call.
-        place = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **place))
+        # The client reads HF_ENDPOINT once, when it is imported; these arguments do the same for one call.
+        arguments = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **arguments))
         yield served
 
 
 def problem() -> str:
-    """The sentence with which the run cannot be had; no checkpoint is left, whole or in part."""
+    """Return the message with which the run ``golden`` fails; check that no part of a checkpoint is left."""
     with pytest.raises(ValueError) as caught:
         published_checkpoint("r2-tuning/golden")
     assert not models_cache().exists() or list(models_cache().iterdir()) == []
@@ -391,36 +390,36 @@ def problem() -> str:
     return str(caught.value)
 
 
-def test_the_first_use_downloads_and_the_second_asks_nobody(hub: Hub) -> None:
+def test_the_first_use_downloads_and_the_second_asks_no_hub(hub: Hub) -> None:
     folder = published_checkpoint("r2-tuning/golden")
     assert folder is not None and folder.parent == models_cache() and hub.gets() == 1
-    asked = len(hub.log)
-    assert published_checkpoint("r2-tuning/golden") == folder and len(hub.log) == asked
-    found = Checkpoint.from_pretrained(folder)
-    assert found.features.weights == "openai/clip-vit-base-patch32"
-    assert found.recipe["converted_from"]["published"] == f"{R2_REPOSITORY}/{next(iter(hub.files))}"
-    (folder / "model.safetensors").unlink()  # somebody tidied up
+    requests = len(hub.log)
+    assert published_checkpoint("r2-tuning/golden") == folder and len(hub.log) == requests
+    checkpoint = Checkpoint.from_pretrained(folder)
+    assert checkpoint.features.weights == "openai/clip-vit-base-patch32"
+    assert checkpoint.recipe["converted_from"]["published"] == f"{R2_REPOSITORY}/{next(iter(hub.files))}"
+    (folder / "model.safetensors").unlink()  # as if somebody tidied up
     assert published_checkpoint("r2-tuning/golden") == folder and hub.gets() == 1  # the client kept the file
     Checkpoint.from_pretrained(folder)
 
 
 def test_an_interrupted_download_leaves_nothing_broken(hub: Hub) -> None:
     hub.cut_after = 100_000
-    said = problem()
-    assert "r2-tuning/golden: checkpoints/r2_tuning_golden-" in said and "the download broke off" in said
+    message = problem()
+    assert "r2-tuning/golden: checkpoints/r2_tuning_golden-" in message and "the download broke off" in message
     hub.cut_after = None
     folder = published_checkpoint("r2-tuning/golden")
     assert folder is not None
     Checkpoint.from_pretrained(folder)
 
 
-def test_a_file_that_the_hub_has_not_is_one_sentence(hub: Hub) -> None:
-    kept, hub.files = hub.files, {}
-    assert "yeliudev/R2-Tuning has no such file on the hub" in (said := problem())
-    assert "sidelight convert r2-tuning FILE.pth --run golden --out DIR" in said
+def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub) -> None:
+    files, hub.files = hub.files, {}
+    assert "yeliudev/R2-Tuning has no such file on the hub" in (message := problem())
+    assert "sidelight convert r2-tuning FILE.pth --run golden --out DIR" in message
     hub.repository = "else/where"
-    assert "yeliudev/R2-Tuning is not on the hub, or not for everybody" in problem()
-    hub.repository, hub.files = R2_REPOSITORY, kept
+    assert "yeliudev/R2-Tuning is not on the hub, or not public" in problem()
+    hub.repository, hub.files = R2_REPOSITORY, files
     assert published_checkpoint("r2-tuning/golden") is not None
 
 
@@ -429,22 +428,16 @@ def test_without_a_network_there_is_one_sentence(
 ) -> None:
     import huggingface_hub
 
-    nobody = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nobody)
+    unreachable = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     assert "the hub cannot be reached; check the connection" in problem()
     row = {"qid": 1, "query": "a dog", "vid": "a", "duration": 10, "relevant_windows": [[0, 2]]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
-    files = [
-        "--annotations",
-        str(tmp_path / "a.jsonl"),
-        "--features",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "p.jsonl"),
-    ]
-    assert main(["predict", "--model", "r2-tuning/golden", *files]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("sidelight: r2-tuning/golden: ") and said.count("\n") == 1
+    files = {"--annotations": tmp_path / "a.jsonl", "--features": tmp_path, "--out": tmp_path / "p.jsonl"}
+    options = [str(part) for option in files.items() for part in option]
+    assert main(["predict", "--model", "r2-tuning/golden", *options]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sidelight: r2-tuning/golden: ") and message.count("\n") == 1
 
 
 def test_a_file_of_other_content_is_not_used_nor_kept(hub: Hub) -> None:
@@ -464,14 +457,14 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
         published_checkpoint("r2-tuning/golden")
 
 
-def test_other_names_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_other_models_are_not_published_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shapes", "user/model", "r2-tuning", Path("runs/a")):
         assert published_checkpoint(name) is None
     with pytest.raises(ValueError, match="no published run 'else' of R2-Tuning; known are qvhighlights"):
         published_checkpoint("r2-tuning/else")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r2-tuning" / "else").mkdir(parents=True)
-    assert published_checkpoint("r2-tuning/else") is None  # a folder of one's own
+    assert published_checkpoint("r2-tuning/else") is None  # a folder of the user's
 
 
 def test_models_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -491,7 +484,7 @@ from sidelight.backbones import BACKBONES
 from sidelight.training.published import R2_TUNING
 
 sidelight.training.convert.CLIP_WIDTHS = (48, 32)
-run = sidelight.training.convert.own_run(R2_TUNING["qvhighlights"], 48, 32, 64)
+run = sidelight.training.convert.with_widths(R2_TUNING["qvhighlights"], 48, 32, 64)
 R2_TUNING["golden"] = replace(run, file=sys.argv[1])
 
 class Stub:
@@ -510,26 +503,30 @@ print(type(grounder.checkpoint.model).__name__, grounder.checkpoint.recipe["name
 
 @pytest.mark.slow
 def test_a_grounder_from_the_hub_by_its_environment_variable(hub: Hub, tmp_path: Path) -> None:
-    """In processes of their own, as a person has it: HF_ENDPOINT, a cache, one after the other."""
-    place = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "SIDELIGHT_CACHE": str(tmp_path / "cache")}
+    """Run two processes, one after the other, that share a cache and read HF_ENDPOINT, as for a user."""
+    environment = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "SIDELIGHT_CACHE": str(tmp_path / "cache"),
+    }
 
-    def ask() -> subprocess.CompletedProcess[str]:
+    def run_script() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", SCRIPT, *hub.files],
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ, **place},
+            env={**os.environ, **environment},
         )
 
     for _ in range(2):
-        done = ask()
+        done = run_script()
         assert done.returncode == 0 and done.stdout.strip() == "R2Tuning r2-tuning/golden", done.stderr
     assert hub.gets() == 1, hub.log
     written = next((tmp_path / "cache" / "models").iterdir())
     assert json.loads((written / "config.json").read_text())["features"]["backbone"] == "clip"
 
 
-def test_from_published_leaves_out_what_is_not_the_models(tiny: Path) -> None:
+def test_from_published_leaves_out_the_tensor_of_a_loss(tiny: Path) -> None:
     tensors = published_tensors((tiny / "checkpoint.pth").read_bytes(), "checkpoint.pth")
     assert len(from_published(tensors)) == len(tensors) - 1

@@ -1,4 +1,4 @@
-"""Annotations and features become batches; the order of an epoch is the same everywhere."""
+"""Annotations and features become batches; the order of an epoch is the same on every machine."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_a_batch_holds_its_samples_and_zeros(dataset: GroundingDataset) -> None:
         torch.testing.assert_close(batch.video_KBTD[:, row, :clips], torch.from_numpy(sample.video_KTD).float())
         assert not batch.video_KBTD[:, row, clips:].any() and not batch.text_KBLD[:, row, tokens:].any()
         assert batch.targets.spans_mask_BG[row].sum() == spans
-        # Seconds come back from the model's units.
+        # The spans in the model's units are the windows in seconds.
         center, width = sample.spans_G2.T
         seconds = dataset.timeline(index).to_seconds(np.stack([center - width / 2, center + width / 2], 1))
         np.testing.assert_allclose(seconds, dataset.annotations[index].relevant_windows, atol=1e-4)
 
 
 def test_positive_clips_are_relevant_and_change_with_the_epoch(dataset: GroundingDataset) -> None:
-    found = np.array([[dataset.sample(i, e).positive for e in range(5)] for i in range(len(dataset))])
-    for row, annotation in zip(found, dataset.annotations, strict=True):
+    positives = np.array([[dataset.sample(i, e).positive for e in range(5)] for i in range(len(dataset))])
+    for row, annotation in zip(positives, dataset.annotations, strict=True):
         assert set(row) <= set(annotation.relevant_clip_ids)
-    assert (found != found[:, :1]).any()
-    assert np.array_equal(found[:, 3], [dataset.sample(i, 3).positive for i in range(len(dataset))])
+    assert (positives != positives[:, :1]).any()
+    assert np.array_equal(positives[:, 3], [dataset.sample(i, 3).positive for i in range(len(dataset))])
 
 
 def test_memory_or_map_make_no_difference(dataset: GroundingDataset) -> None:
@@ -58,7 +58,7 @@ def annotation(**changes: object) -> Annotation:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("labelled", "expected"),
     [
         (annotation(), {}),
         (annotation(relevant_windows=((2, 6),)), {1: 1.0, 2: 1.0}),
@@ -73,12 +73,12 @@ def annotation(**changes: object) -> Annotation:
         ),
     ],
 )
-def test_clip_saliency(given: Annotation, expected: dict[int, float]) -> None:
-    found = clip_saliency(given, TEN)
-    assert {i: round(float(v), 3) for i, v in enumerate(found) if v} == expected
+def test_clip_saliency(labelled: Annotation, expected: dict[int, float]) -> None:
+    saliency_T = clip_saliency(labelled, TEN)
+    assert {i: round(float(v), 3) for i, v in enumerate(saliency_T) if v} == expected
 
 
-def test_what_does_not_fit_is_named(dataset: GroundingDataset) -> None:
+def test_data_that_does_not_fit_is_named(dataset: GroundingDataset) -> None:
     row = dataset.annotations[0]
     with pytest.raises(ValueError, match="no annotations"):
         GroundingDataset([], dataset.store)
@@ -111,7 +111,7 @@ def test_epochs_differ_and_repeat() -> None:
     assert first == epoch_batches(clips, epoch=0, batch_size=8)
     assert first != epoch_batches(clips, epoch=1, batch_size=8)
     assert first != epoch_batches(clips, epoch=0, batch_size=8, seed=1)
-    # Batches hold videos of like length.
+    # The videos of a batch are similarly long.
     assert np.mean([np.ptp(clips[b]) for b in first]) < 0.6 * np.ptp(clips)
     with pytest.raises(ValueError, match="too few"):
         epoch_batches(clips[:1], epoch=0, batch_size=8, world=2)
@@ -123,7 +123,10 @@ def test_in_order(count: int, expected: list[list[int]]) -> None:
 
 
 def test_labels_can_be_bound_as_r2_tuning_does(tiny_annotations: list[Annotation], tiny_store: Path) -> None:
-    """A short window grows to a clip; ratings are their sum over 12, and those of 0 stay 0 but may be drawn."""
+    """Check that a short window grows to a clip, and that saliency is the sum of the ratings over 12.
+
+    A clip rated 0 stays 0, but may be drawn as the positive clip.
+    """
     first = tiny_annotations[0]
     short = replace(
         first,
@@ -152,12 +155,12 @@ def test_labels_of_benchmarks_that_rate_every_clip() -> None:
         saliency_scores=((1, 1), (5, 5), (3, 1), (2, 2)),
     )
     timeline = Timeline(duration=8, clip_seconds=2)
-    found = bind(tvsum, timeline, "tvsum")
-    assert found.saliency_T.tolist() == [0, 1, 0.25, 0.25] and found.windows_G2.shape == (0, 2)
-    assert found.positives.tolist() == [1]  # 0.25 is the lower median and no more than itself
+    labels = bind(tvsum, timeline, "tvsum")
+    assert labels.saliency_T.tolist() == [0, 1, 0.25, 0.25] and labels.windows_G2.shape == (0, 2)
+    assert labels.positives.tolist() == [1]  # 0.25 is the lower median and no more than itself
     youtube = replace(tvsum, saliency_scores=((0,), (1,), (0,), (1,)), extra={"match": [-1, 1, 0, 1]})
-    found = bind(youtube, timeline, "youtube-highlights")
-    assert found.saliency_T.tolist() == [0, 1, 0.5, 1] and found.positives.tolist() == [1, 3]
+    labels = bind(youtube, timeline, "youtube-highlights")
+    assert labels.saliency_T.tolist() == [0, 1, 0.5, 1] and labels.positives.tolist() == [1, 3]
     longer = bind(tvsum, Timeline(duration=12, clip_seconds=2), "tvsum")
     assert longer.saliency_T.tolist() == [0, 1, 0.25, 0.25, 0, 0] and longer.positives.tolist() == [1]
     with pytest.raises(ValueError, match="rates 4 clips, but the features of its video 'v' have 9"):
@@ -169,7 +172,7 @@ def test_labels_of_benchmarks_that_rate_every_clip() -> None:
     for binding in ("tvsum", "youtube-highlights"):
         with pytest.raises(ValueError, match="must rate every clip"):
             bind(some, timeline, binding)
-    # One rater's 4 is as much as three raters' 4.
+    # The number of raters does not matter: a 4 by one rater is as much as a 4 by three.
     assert bind(some, timeline, "r2-tuning").saliency_T.tolist() == [0, 0, 1, 0.5]
 
 

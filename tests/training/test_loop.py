@@ -1,4 +1,4 @@
-"""Training: a run goes on after a kill with exactly the losses that it would have had."""
+"""A recipe trains every side-tuner; a killed run goes on with exactly the losses that it would have had."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tiny_world: Path, tiny_store: Path, tmp_path: Path) -> Write:
-    """Write the tiny recipe with an output folder of that name."""
+    """Return a function that writes the tiny recipe for an output folder of the given name."""
 
-    def to(out: str) -> Path:
+    def write_recipe(out: str) -> Path:
         path = tmp_path / f"{out}.yaml"
         text = TINY.replace("WORLD", str(tiny_world)).replace("STORE", str(tiny_store))
         path.write_text(text.replace("OUT", str(tmp_path / out)))
         return path
 
-    return to
+    return write_recipe
 
 
 def losses(recipe: Recipe) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(recipe.train.out) / "losses.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_promises_and_learns(write: Write) -> None:
+def test_a_run_learns_and_leaves_its_files(write: Write) -> None:
     recipe = read_recipe(write("run"), ["--train.epochs=5"])
     progress = train(recipe, quiet=True)
     out = Path(recipe.train.out)
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_it_promises_and_learns(write: Write) -> None:
     brief = best.metrics["brief"]
     assert brief["MR-full-mAP"] == progress.best == max(h["MR-full-mAP"] for h in progress.history)
     assert best.recipe["train"]["lr"] == 1e-3 and (out / "last" / "model.safetensors").is_file()
-    # The stored model gives the stored numbers.
+    # The saved model has the saved scores.
     annotations = read_annotations(recipe.data.val)
     dataset = GroundingDataset(annotations, FeatureStore(recipe.data.train_features))
     assert evaluate_qvhighlights(predict(best.model, dataset, best.decode), annotations)["brief"] == brief
@@ -85,28 +85,28 @@ def test_training_can_start_from_a_checkpoint(write: Write) -> None:
     before, after = (Checkpoint.from_pretrained(f"{r.train.out}/last").model.state_dict() for r in (first, still))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-5)
-    other = read_recipe(write("third"), [start, "--model.hidden=16"])
+    smaller = read_recipe(write("third"), [start, "--model.hidden=16"])
     with pytest.raises(ValueError, match=r"train.init: .* is a model of other sizes"):
-        train(other, quiet=True)
+        train(smaller, quiet=True)
 
 
 def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> None:
     whole, broken = write("whole"), write("broken")
-    # Each run in a process of its own, as it is with people: within one, what ran before moves tensors to other
-    # addresses, and sums may then be taken in another order, which the last bit of a loss shows.
-    again = "import sys, sidelight.training.loop as t, sidelight.training.recipe as r\n"
-    again += "t.train(r.read_recipe(sys.argv[1]), resume=len(sys.argv) > 2, quiet=True)"
-    subprocess.run([sys.executable, "-c", again, str(whole)], check=True, timeout=240)
+    # Each run has a process of its own, as for a user. Within one process, earlier runs move tensors to other
+    # addresses; sums may then be taken in another order, which changes the last bit of a loss.
+    code = "import sys, sidelight.training.loop as t, sidelight.training.recipe as r\n"
+    code += "t.train(r.read_recipe(sys.argv[1]), resume=len(sys.argv) > 2, quiet=True)"
+    subprocess.run([sys.executable, "-c", code, str(whole)], check=True, timeout=240)
     expected = losses(read_recipe(whole))
     out = Path(read_recipe(broken).train.out)
-    # Slowed down, so that the kill comes in mid-epoch; the numbers do not depend on it.
-    code = (
+    # Slowed down, so that the kill comes in mid-epoch; the numbers do not depend on the speed.
+    slow_code = (
         "import sys, time, sidelight.training.loop as t, sidelight.training.recipe as r\n"
-        "step = t.Trainer._step\n"
-        "t.Trainer._step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
+        "step = t.Trainer.train_step\n"
+        "t.Trainer.train_step = lambda *a: (time.sleep(0.3), step(*a))[1]\n"
         "t.train(r.read_recipe(sys.argv[1]), quiet=True)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(broken)], env={**os.environ})
+    process = subprocess.Popen([sys.executable, "-c", slow_code, str(broken)], env={**os.environ})
     log, deadline = out / "losses.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) >= 3:
@@ -116,7 +116,7 @@ def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(write: Write) -> No
     process.wait()
     killed_at = len(losses(read_recipe(broken)))
     assert 3 <= killed_at < len(expected)
-    subprocess.run([sys.executable, "-c", again, str(broken), "--resume"], check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code, str(broken), "--resume"], check=True, timeout=240)
     assert losses(read_recipe(broken)) == expected
 
 
@@ -133,7 +133,7 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["--train.lr=fast"], "train.lr"),
         (["--train.epochs=0"], "epochs must be at least 1"),
@@ -161,9 +161,9 @@ def test_a_finished_run_is_not_overwritten(write: Write) -> None:
         (["--train.accelerator=tpu"], "'tpu' with train.devices 1 cannot be used here"),
     ],
 )
-def test_mistakes_are_named(write: Write, overrides: list[str], said: str) -> None:
+def test_mistakes_are_named(write: Write, overrides: list[str], message: str) -> None:
     path = write("wrong")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         train(read_recipe(path, overrides), quiet=True)
     with pytest.raises(ValueError, match="there is no recipe"):
         read_recipe("nowhere.yaml")
@@ -215,21 +215,21 @@ def test_fewer_levels_than_a_store_has(write: Write) -> None:
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(recipes.FOLDER.glob("r2-tuning-*.yaml"))])
 def test_published_recipes_are_what_was_published(name: str) -> None:
-    """Model, losses, decoding and features are those by which a published file is converted; so is the window."""
+    """Check that a recipe and the conversion of the published file agree."""
     recipe = read_recipe(f"{name}")
     run = R2_TUNING[name.removeprefix("r2-tuning-") + (f"-{recipe.data.domain}" if recipe.data.domain else "")]
     assert (recipe.model, recipe.losses, recipe.decode) == (run.model, run.losses, run.decode)
     assert recipe.window_clips == run.window_clips and recipe.data.benchmark in BENCHMARKS
-    made, features = recipe.backbone, run.features()
-    assert (made.name, made.chosen, made.pooling) == (features.backbone, features.levels, features.pooling)
-    assert made.clip_seconds == pytest.approx(features.clip_seconds, rel=1e-4)
-    assert made.frames_per_clip == features.frames_per_clip
-    its = BENCHMARKS[recipe.data.benchmark]
+    backbone, features = recipe.backbone, run.features()
+    assert (backbone.name, backbone.chosen, backbone.pooling) == (features.backbone, features.levels, features.pooling)
+    assert backbone.clip_seconds == pytest.approx(features.clip_seconds, rel=1e-4)
+    assert backbone.frames_per_clip == features.frames_per_clip
+    splits = BENCHMARKS[recipe.data.benchmark].splits
     for file in (recipe.data.train, recipe.data.val):
-        assert any(Path(file).name in split.files for split in its.splits.values()), file
+        assert any(Path(file).name in split.files for split in splits.values()), file
 
 
-def test_a_loss_without_a_least_value_is_refused(write: Write) -> None:
+def test_bce_needs_saliency_between_0_and_1(write: Write) -> None:
     path = write("bce")
     text = path.read_text().replace("moment_queries: 6, roi_bins: 4", "strides: [1]")
     path.write_text(f"side_tuner: r2-tuning\nlosses: {{class_loss: bce}}\n{text}")
@@ -256,12 +256,12 @@ def test_other_ratings_are_another_run_and_another_metric_starts_anew(write: Wri
 
 
 def test_highlight_benchmarks_train_without_moments(write: Write, tmp_path: Path) -> None:
-    """TVSum as released: ratings of every clip, no window, its own metric."""
+    """Train on TVSum as released: ratings of every clip, no windows, a metric of its own."""
     recipe = read_recipe(write("tvsum"))
     store = FeatureStore(recipe.data.train_features)
-    seen = {a.vid: a for a in read_annotations(recipe.data.train)}
+    by_vid = {a.vid: a for a in read_annotations(recipe.data.train)}
     rows = []
-    for i, (vid, a) in enumerate(seen.items()):
+    for i, (vid, a) in enumerate(by_vid.items()):
         clips = store.timeline(vid).num_clips
         label = [[(i + clip + rater) % 5 + 1 for rater in range(20)] for clip in range(clips)]
         rows.append({"qid": i, "query": a.query, "vid": vid, "duration": clips, "domain": "BK", "label": label})

@@ -1,4 +1,4 @@
-"""The recipes of the published runs: what papers say is in them, and the commands in their heads exist."""
+"""The recipes of the published runs hold the values of the papers, and the commands in their heads exist."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SDST = {
     "sdst-charades-sta": ("charades-sta", 1.0, 30, 50, 2.5e-4, 30, 0.1),
     "sdst-tacos": ("tacos", 2.0, 5, 150, 1e-4, 20, None),
 }
-"""Table A of the SDST paper, then the unit of rounding, which is R2-Tuning's: benchmark, seconds of a clip, moment
-queries, epochs, learning rate, epochs between drops, rounding."""
+"""Benchmark, seconds of a clip, moment queries, epochs, learning rate and epochs between drops, of Table A of the SDST
+paper; then the unit of rounding, of R2-Tuning."""
 R2_BENCHMARKS = ("qvhighlights", "charades-sta", "tacos", "ego4d-nlq", "youtube-highlights", "tvsum")
 PUBLISHED = (*SDST, *(f"r2-tuning-{name}" for name in R2_BENCHMARKS))
 
@@ -43,14 +43,14 @@ def test_sdst_is_as_table_a_says(name: str) -> None:
         droppath=0.25,
         roi_width=1.5,  # of TadTR's code, not of the table
     )
-    made = recipe.backbone
-    assert (made.name, made.chosen, made.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")
-    assert made.clip_seconds == seconds == BENCHMARKS[benchmark].clip_seconds
+    backbone = recipe.backbone
+    assert (backbone.name, backbone.chosen, backbone.pooling) == ("internvideo2", (-4, -3, -2, -1), "attention")
+    assert backbone.clip_seconds == seconds == BENCHMARKS[benchmark].clip_seconds
     assert queries == BENCHMARKS[benchmark].moment_queries and unit in (BENCHMARKS[benchmark].unit, None)
-    wanted: dict[str, Any] = {"lr_drop": 0.1, "warmup_steps": 2000, "warmup_ratio": 0.001, "weight_decay": 1e-4}
-    wanted |= {"epochs": epochs, "batch_size": 32, "lr": lr, "lr_drop_epochs": drop, "clip_norm": 35.0}
-    wanted |= {"precision": "16-mixed", "out": f"runs/{name}", "best_by": recipe.train.best_by}
-    assert recipe.train == TrainConfig(**wanted)
+    values: dict[str, Any] = {"lr_drop": 0.1, "warmup_steps": 2000, "warmup_ratio": 0.001, "weight_decay": 1e-4}
+    values |= {"epochs": epochs, "batch_size": 32, "lr": lr, "lr_drop_epochs": drop, "clip_norm": 35.0}
+    values |= {"precision": "16-mixed", "out": f"runs/{name}", "best_by": recipe.train.best_by}
+    assert recipe.train == TrainConfig(**values)
     assert recipe.decode == DecodeConfig(round_to=unit) and recipe.losses == SDSTLossConfig()
     assert recipe.data.min_duration == 5 and recipe.data.binding == "plain"
 
@@ -75,7 +75,7 @@ def test_it_starts_from_annotations_and_features(name: str) -> None:
 
 
 def shown_commands(path: Path) -> list[list[str]]:
-    """The commands in the head of a recipe: lines indented by three, gone on with after a backslash."""
+    """Return the commands in the head of a recipe; a backslash continues a line."""
     head = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(head).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.strip().startswith("sidelight ")]
@@ -94,11 +94,11 @@ def test_its_head_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[st
             main([command, "--help"])
         shown = capsys.readouterr().out
         assert all(argument in shown for argument in arguments if argument.startswith("--")), arguments
-    said = dict(zip(extracts, [*extracts[1:], ""], strict=True))
-    assert said["--out"] == recipe.data.train_features and said["--backbone"] == recipe.backbone.name
-    assert float(said["--clip-seconds"]) == recipe.backbone.clip_seconds
-    assert int(said["--levels"]) == len(recipe.backbone.chosen)
-    assert said.get("--pooling", "attention") == recipe.backbone.pooling
+    options = dict(zip(extracts, [*extracts[1:], ""], strict=True))
+    assert options["--out"] == recipe.data.train_features and options["--backbone"] == recipe.backbone.name
+    assert float(options["--clip-seconds"]) == recipe.backbone.clip_seconds
+    assert int(options["--levels"]) == len(recipe.backbone.chosen)
+    assert options.get("--pooling", "attention") == recipe.backbone.pooling
     assert {recipe.data.train, recipe.data.val} <= set(extracts)
 
 

@@ -5,9 +5,8 @@ Nothing in such a file is executed. The result appears whole or not at all.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from sidelight.cli.parser import Group, Option
 from sidelight.cli.shared import Count, Folder, Name, require_range
@@ -44,12 +43,10 @@ def convert_r2_tuning(
         from sidelight.backbones import load_backbone
 
         weights = load_backbone("clip", weights=weights, levels=1, pooling="tokens").spec.weights
-    parameters = inspect.signature(converting.convert_r2_tuning).parameters
-    published: dict[str, Any] = {"run" if "run" in parameters else "recipe": run}
     checkpoint = converting.convert_r2_tuning(
         file,
         out,
-        **published,
+        run=run,
         video_dim=video_dim,
         text_dim=text_dim,
         hidden=hidden,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, Store, require_writable
@@ -99,12 +98,8 @@ def predict(
     """
     import tempfile
 
-    from sidelight.backbones import backbone_for
     from sidelight.data.annotations import read_annotations, write_submissions
-    from sidelight.features.extract import extract
-    from sidelight.features.layouts import durations_of, layout_of, open_features
-    from sidelight.features.sources import find_videos
-    from sidelight.features.store import Features, FeatureStore
+    from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.runtime import usable_device
     from sidelight.training import predict as predicting
     from sidelight.training.checkpoint import Checkpoint
@@ -114,32 +109,14 @@ def predict(
     if not videos and not features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     require_writable(out, annotations)
-    foreign = features is not None and layout_of(features) != "sidelight"
-    if foreign and videos:
-        raise ValueError(f"{features} is not a store of ours, so nothing is extracted into it; leave out --videos")
     rows = read_annotations(annotations)
     target_device = usable_device(device)
-    store: Features
     checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)
-    spec = checkpoint.features
     with tempfile.TemporaryDirectory() as temporary:
-        folder = features or temporary
-        if videos:
-            files = find_videos(videos, (row.vid for row in rows))
-            stored = replace(spec, levels=FeatureStore.levels_to_extract(folder, spec.levels))
-            backbone = backbone_for(stored, weights=backbone_weights).to(target_device)
-            store, failures = extract(files, (row.query for row in rows), backbone, folder, progress=True)
-            if failures:
-                vid, reason = next(iter(failures.items()))
-                raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
-        elif foreign:
-            # These files hold no feature spec, so only what can be compared with the checkpoint's spec is checked.
-            store = open_features(folder, durations=durations_of(rows), keys=rows, spec=spec)
-        else:
-            store = FeatureStore(folder)
-        if set(spec.levels) < set(store.spec.levels):
-            store = FeatureStore(folder, levels=spec.levels)
-        spec.require(store.spec, what=f"the features in {folder}")
+        source = FeatureSource.of_spec(
+            checkpoint.features, features or temporary, videos=videos, weights=backbone_weights
+        )
+        store = open_features_for(rows, source, device=target_device, progress=True)
         submissions = predicting.predict(
             checkpoint.model,
             GroundingDataset(rows, store, targets=False),

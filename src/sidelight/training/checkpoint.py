@@ -1,7 +1,7 @@
 """Checkpoints: a folder with ``model.safetensors`` and ``config.json``, as the Hugging Face hub expects.
 
-``config.json`` holds the model's name and resolved configuration, the feature spec that it was trained on, how its
-predictions are decoded, its metrics, and the recipe of the run. A model reads no features of another recipe.
+``config.json`` holds the model's name and resolved configuration, the spec of the features that it was trained on, how
+its predictions are decoded, its metrics, and the recipe of the run. A model refuses features of another spec.
 """
 
 from __future__ import annotations
@@ -22,38 +22,42 @@ from sidelight.models.registry import build_model, side_tuner
 
 PACKAGED = Path(__file__).resolve().parent.parent / "weights"
 FORMAT = "sidelight.checkpoint/1"
-_FILES = ("config.json", "model.safetensors")
+FILES = ("config.json", "model.safetensors")
+"""The files of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained side-tuner with all that is needed to use it."""
+    """A trained side-tuner, and everything that is needed to use it."""
 
     model: nn.Module
     model_name: str
     """Key of :data:`sidelight.models.registry.SIDE_TUNERS`."""
     model_config: Mapping[str, Any]
-    """What the model was built with."""
+    """The configuration that the model was built with."""
     features: FeatureSpec
-    """What made the features that it was trained on."""
+    """Spec of the features that it was trained on."""
     decode: AnswerConfig
-    """How its predictions become moments."""
+    """How predictions become moments."""
     window_clips: int = 75
-    """The longest stretch, in clips, that it saw in training; longer videos are cut into overlapping windows."""
+    """Longest input in clips; longer videos are cut into overlapping windows."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Its scores on validation."""
+    """Scores on the validation data."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved recipe of the run that made it."""
+    """The resolved recipe of the run, as plain values."""
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write the folder; each file beside its place, then renamed, the weights last.
+        """Write the checkpoint into a folder. Each file is written beside its place, then renamed.
 
         Args:
             folder: made if need be.
-            half: store float16.
-            weights: instead of the model's own (an average of them, say).
+            half: store the weights as float16.
+            weights: name -> tensor, stored instead of the model's own weights, such as their average.
+
+        Raises:
+            OSError: if the disk is full or cannot be written.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -77,7 +81,7 @@ class Checkpoint:
             config.write_text(json.dumps(values, indent=2) + "\n")
             try:
                 save_file(tensors, model, {"format": "pt"})
-            except SafetensorError as error:  # its own word for a full disk
+            except SafetensorError as error:  # safetensors' own error for a full disk
                 raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
 
     @classmethod
@@ -86,17 +90,21 @@ class Checkpoint:
 
         A hub id is downloaded once, into the Hugging Face cache. Weights are read as safetensors only.
 
+        Args:
+            name: the checkpoint.
+            revision: branch, tag or commit of a hub id.
+
         Raises:
-            ValueError: if there is no such checkpoint, or a file of it is missing or does not fit.
+            ValueError: if there is no such checkpoint, or one of its files is missing or does not fit.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        folder = _find(str(name), revision)
-        for file in _FILES:
+        folder = _locate(str(name), revision)
+        for file in FILES:
             if not (folder / file).is_file():
                 raise ValueError(
-                    f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {_FILES}"
+                    f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {FILES}"
                 )
         try:
             values = json.loads((folder / "config.json").read_text())
@@ -133,7 +141,7 @@ class Checkpoint:
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload to the Hugging Face hub (you need to be logged in); returns the address of the commit."""
+        """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
         import tempfile
 
         from huggingface_hub import HfApi
@@ -145,15 +153,15 @@ class Checkpoint:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
 
     def to(self, device: torch.device | str) -> Checkpoint:
-        """Move the model; returns itself."""
+        """Move the model to a device; return the checkpoint itself."""
         self.model.to(device)
         return self
 
 
-def _find(name: str, revision: str | None) -> Path:
-    """The folder of a checkpoint: a folder that is there, a packaged name, or a download."""
+def _locate(name: str, revision: str | None) -> Path:
+    """Return the folder of a checkpoint: of a packaged name, a folder, or a download from the hub."""
     packaged = sorted(p.parent.name for p in PACKAGED.glob("*/config.json") if "-backbone" not in p.parent.name)
-    # First the names we know: a folder that happens to be called so must not change what a command does.
+    # Packaged names come first: a folder of the same name must not change the result of a command.
     if name in packaged:
         return PACKAGED / name
     if Path(name).is_dir():
@@ -166,9 +174,10 @@ def _find(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({first})"
+            f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({reason}); check the "
+            "name and the connection"
         ) from None

@@ -1,7 +1,7 @@
-"""Annotations and features to batches.
+"""Turn annotations and features into batches.
 
-Everything random is seeded by (seed, epoch, index), so that an epoch is the same on one machine or four, and a run
-that was interrupted goes on with exactly the samples it would have had.
+Everything random is seeded by (seed, epoch, index). So an epoch is the same on one machine or four, and an interrupted
+run goes on with exactly the samples that it would have had.
 
 Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
 """
@@ -23,6 +23,7 @@ from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
 
 NO_POSITIVE = -1
+"""The positive clip of a sample that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +38,20 @@ class Sample:
 
 
 class GroundingDataset:
-    """The samples of some annotations, with features from a store.
+    """The samples of annotations, with features from a store.
 
     Args:
         annotations: one sample each.
-        store: features of their videos and queries, of any layout.
-        in_memory: read all features once; else each is read through a memory map when it is wanted.
+        store: features of their videos and queries, in any layout.
+        in_memory: read the features of all videos once; otherwise read a video each time a sample needs it.
         seed: of the positive clips.
-        targets: read the ground truth too; without it windows are neither checked nor returned (for prediction).
-        binding: how labels become what a model learns, a key of ``data.labels.BINDINGS``. Where that wants a
-            rating of every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
+        targets: read the ground truth too; without it, windows are neither checked nor returned (for prediction).
+        binding: how labels become targets, a key of ``data.labels.BINDINGS``. With a binding that needs a rating of
+            every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
 
     Raises:
-        ValueError: if there is no annotation, if the store lacks a video or a query, or if a window lies outside
-            its video.
+        ValueError: if there are no annotations, the store lacks a video or a query, or a window lies outside its
+            video.
     """
 
     def __init__(
@@ -72,21 +73,22 @@ class GroundingDataset:
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
         if binding in ALL_RATED:
             for annotation in self.annotations:
-                whole = self._timelines[annotation.vid]
-                self._timelines[annotation.vid] = whole.first(rated_clips(annotation, whole.num_clips))
-        self._video: dict[str, VideoFeatures] | None = {v: self._read(v) for v in vids} if in_memory else None
-        self._labelled: list[Annotation] = []
-        if targets:
-            for annotation in self.annotations:
-                self._check(annotation)
+                timeline = self._timelines[annotation.vid]
+                self._timelines[annotation.vid] = timeline.first(rated_clips(annotation, timeline.num_clips))
+        self._in_memory: dict[str, VideoFeatures] = {vid: self._read_video(vid) for vid in vids} if in_memory else {}
+        self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
 
-    def _read(self, vid: str) -> VideoFeatures:
+    def _features(self, vid: str) -> VideoFeatures:
+        return self._in_memory.get(vid) or self._read_video(vid)
+
+    def _read_video(self, vid: str) -> VideoFeatures:
         features, timeline = self.store.video(vid), self._timelines[vid]
         if features.timeline == timeline:
             return features
         return VideoFeatures(video_KTD=features.video_KTD[:, : timeline.num_clips], timeline=timeline)
 
-    def _check(self, annotation: Annotation) -> None:
+    def _checked(self, annotation: Annotation) -> Annotation:
+        """Return the annotation that targets are made of, without labels of clips that the features lack."""
         timeline = self._timelines[annotation.vid]
         for start, end in annotation.relevant_windows:
             if end > timeline.extent + self.store.slack * timeline.clip_seconds:
@@ -96,35 +98,34 @@ class GroundingDataset:
                 )
         if self.store.slack > 1 and self.binding not in ALL_RATED:
             annotation = _without_late_labels(annotation, timeline, self.store.slack)
-        bind(annotation, timeline, self.binding)  # what is wrong with a label is said before the first step
-        self._labelled.append(annotation)
+        bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
+        return annotation
 
     def __len__(self) -> int:
+        """Return the number of samples."""
         return len(self.annotations)
 
     def timeline(self, index: int) -> Timeline:
-        """The timeline of a sample's video."""
+        """Return the timeline of a sample's video."""
         return self._timelines[self.annotations[index].vid]
 
     def num_clips(self) -> npt.NDArray[np.int64]:
-        """(samples,) clips of each sample's video."""
+        """Return the number of clips of each sample's video, (samples,)."""
         return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
 
     def tokens(self) -> int:
-        """Vectors kept of each clip: 1, or P where the backbone's tokens were not pooled."""
+        """Return the number of vectors of each clip: 1, or P where the backbone's tokens were not pooled."""
         if self.store.spec.pooling != "tokens":
             return 1
-        vid = self.annotations[0].vid
-        return int((self._video[vid] if self._video else self._read(vid)).video_KTD.shape[2])
+        return int(self._features(self.annotations[0].vid).video_KTD.shape[2])
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """One sample; ``epoch`` decides which relevant clip is its positive."""
-        annotation = self.annotations[index]
-        features = self._video[annotation.vid] if self._video else self._read(annotation.vid)
+        """Return a sample; ``epoch`` decides which relevant clip is its positive."""
+        features = self._features(self.annotations[index].vid)
         timeline = features.timeline
         if not self.targets:
             return unlabelled(features, self._text[index])
-        labels = bind(self._labelled[index], timeline, self.binding)
+        labels = bind(self._labels[index], timeline, self.binding)
         positive = NO_POSITIVE
         if len(labels.positives):
             rng = np.random.default_rng([self.seed, epoch, index])
@@ -139,31 +140,31 @@ class GroundingDataset:
         )
 
     def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
-        """Several samples, padded."""
+        """Return samples as one batch, padded."""
         return collate([self.sample(i, epoch) for i in indices])
 
 
 def _without_late_labels(annotation: Annotation, timeline: Timeline, slack: int) -> Annotation:
-    """The annotation without what lies in the clips, up to ``slack``, that features lack at the video's end.
+    """Return the annotation without the labels that begin up to ``slack`` clips after the end of the features.
 
-    Windows that begin before stay, and are cut where the features end.
+    Windows that begin earlier stay; ``sample`` cuts them where the features end.
     """
     clips = timeline.num_clips
-    late = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + slack}
+    late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + slack}
     windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
-    if not late and len(windows) == len(annotation.relevant_windows):
+    if not late_clips and len(windows) == len(annotation.relevant_windows):
         return annotation
-    places = [i for i, clip in enumerate(annotation.relevant_clip_ids) if clip not in late]
+    kept = [i for i, clip in enumerate(annotation.relevant_clip_ids) if clip not in late_clips]
     return replace(
         annotation,
         relevant_windows=windows,
-        relevant_clip_ids=tuple(annotation.relevant_clip_ids[i] for i in places),
-        saliency_scores=tuple(annotation.saliency_scores[i] for i in places) if annotation.saliency_scores else (),
+        relevant_clip_ids=tuple(annotation.relevant_clip_ids[i] for i in kept),
+        saliency_scores=tuple(annotation.saliency_scores[i] for i in kept) if annotation.saliency_scores else (),
     )
 
 
 def unlabelled(features: VideoFeatures, text_KLD: HalfFeatures) -> Sample:
-    """A sample without ground truth."""
+    """Return a sample without ground truth."""
     return Sample(
         video_KTD=features.video_KTD,
         text_KLD=text_KLD,
@@ -174,17 +175,17 @@ def unlabelled(features: VideoFeatures, text_KLD: HalfFeatures) -> Sample:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad samples to common lengths, as one batch of float32 features."""
+    """Return samples as one batch of float32 features, padded to common lengths."""
     size = len(samples)
     levels, _, *inner = samples[0].video_KTD.shape  # (D_v), or (P, D_v) where all tokens were kept
     text_width = samples[0].text_KLD.shape[2]
     clips = max(s.video_KTD.shape[1] for s in samples)
     tokens = max(s.text_KLD.shape[1] for s in samples)
-    most = max(len(s.spans_G2) for s in samples)
+    most_spans = max(len(s.spans_G2) for s in samples)
     video = np.zeros((levels, size, clips, *inner), np.float16)
     text = np.zeros((levels, size, tokens, text_width), np.float16)
     video_mask, text_mask = np.zeros((size, clips), bool), np.zeros((size, tokens), bool)
-    truth, truth_mask = np.zeros((size, most, 2), np.float32), np.zeros((size, most), bool)
+    truth, truth_mask = np.zeros((size, most_spans, 2), np.float32), np.zeros((size, most_spans), bool)
     saliency = np.zeros((size, clips), np.float32)
     for i, s in enumerate(samples):
         t, n, g = s.video_KTD.shape[1], s.text_KLD.shape[1], len(s.spans_G2)
@@ -215,19 +216,22 @@ def epoch_batches(
     rank: int = 0,
     world: int = 1,
 ) -> list[list[int]]:
-    """The order of one training epoch: for each step the samples of this process.
+    """Return the batches of one training epoch: for each step, the samples of this process.
 
     Samples are shuffled, then sorted by length within groups of eight batches, so that little is padded; then the
-    batches are shuffled. All processes get the same number of batches; what does not fill a batch for each is left
-    out of this epoch (another part each time).
+    batches are shuffled. All processes get the same number of batches. Samples that fill no batch for every process
+    are left out of this epoch; each epoch leaves out others.
 
     Args:
-        num_clips: (samples,) length of each.
-        epoch: counts from 0.
-        batch_size: samples per process and step; a dataset that is smaller gives one smaller batch.
+        num_clips: (samples,) clips of each sample.
+        epoch: number of the epoch, from 0.
+        batch_size: samples per process and step; a smaller dataset gives one smaller batch.
         seed: of the order.
-        rank: this process.
+        rank: number of this process.
         world: number of processes.
+
+    Raises:
+        ValueError: if there are fewer samples than processes.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(num_clips))
@@ -235,8 +239,8 @@ def epoch_batches(
     if len(order) < step:
         step = len(order) // world * world
         if not step:
-            raise ValueError(f"{len(order)} samples are too few for {world} processes")
-    # What fills no batch is left out before sorting by length, so that it is not always the longest.
+            raise ValueError(f"{len(order)} samples are too few for {world} processes; set train.devices lower")
+    # Samples that fill no batch are left out before sorting by length; otherwise they would always be the longest.
     order = order[: len(order) // step * step]
     group = 8 * step
     batches: list[npt.NDArray[np.int64]] = []
@@ -248,6 +252,6 @@ def epoch_batches(
 
 
 def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
-    """Batches of consecutive samples, the last one smaller: for prediction."""
+    """Yield batches of consecutive samples, the last one smaller."""
     for first in range(0, count, batch_size):
         yield list(range(first, min(first + batch_size, count)))

@@ -1,4 +1,4 @@
-"""Predict for annotations, or for a batch of videos of any length: the workflow behind `sidelight predict`."""
+"""Predict moments for annotations, or for a batch of videos of any length."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sidelight.models.decode.sdst import AnswerConfig, merge_windows
 from sidelight.models.registry import decoder_of
 from sidelight.training.dataset import GroundingDataset, in_order
 
-_WINDOWS_AT_ONCE = 32
-VECTORS_AT_ONCE = 2**16
-"""Vectors of one level (clips times tokens) that are predicted from at once: with every token of long videos, a fixed
-number of samples would need tens of gigabytes.
-"""
-
 if TYPE_CHECKING:
     from torch import nn
+
+_WINDOWS_AT_ONCE = 32
+VECTORS_AT_ONCE = 2**16
+"""Largest number of vectors of one level (samples x clips x tokens) in a batch. Without this limit, 64 long videos with
+all their tokens would need tens of gigabytes.
+"""
 
 
 @torch.inference_mode()
@@ -36,10 +36,19 @@ def ground_batch(
     window_clips: int,
     videos: Sequence[str | None] | None = None,
 ) -> list[Grounding]:
-    """Groundings of a batch of videos of any length.
+    """Return the groundings of a batch of videos of any length.
 
-    Videos of up to ``window_clips`` clips are read at once; in a longer one, overlapping windows are read and
-    merged without seams.
+    Videos of up to ``window_clips`` clips are read whole. Longer ones are read in overlapping windows, whose answers
+    are merged without seams.
+
+    Args:
+        model: the side-tuner.
+        batch: features of B samples.
+        timelines: of each sample's video.
+        queries: the sentence of each sample.
+        config: how predictions become moments.
+        window_clips: longest input of the model, in clips.
+        videos: names of the videos, for the groundings.
     """
     device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
@@ -61,40 +70,41 @@ def _ground_long(
     window_clips: int,
     video: str | None,
 ) -> Grounding:
-    """One sample of any length: its windows are read as batches, then merged."""
+    """Return the grounding of one sample of any length: read its windows in batches, then merge their answers."""
     windows = timeline.windows(window_clips)
     tokens = sample.video_KBTD.shape[3] if sample.video_KBTD.ndim == 5 else 1
     at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (window_clips * tokens)))
     device = next(model.parameters()).device
+    starts = timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
     for first in range(0, len(windows), at_once):
         part = windows[first : first + at_once]
-        count = len(part)
-        clips = part[0][1].num_clips
-        starts = torch.tensor([start for start, _ in part])
-        rows = starts[:, None] + torch.arange(clips)
-        cut = Batch(
-            video_KBTD=sample.video_KBTD[:, 0][:, rows],
+        count, clips = len(part), part[0][1].num_clips
+        first_clips = [clip for clip, _ in part]
+        window_timelines = [window for _, window in part]
+        clips_BT = torch.tensor(first_clips)[:, None] + torch.arange(clips)
+        batch = Batch(
+            video_KBTD=sample.video_KBTD[:, 0][:, clips_BT],
             video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
             text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
         )
-        inside = [window for _, window in part]
-        decoded = decoder_of(config)(model(cut.to(device)), inside, [query] * count, config, [video] * count)
-        answers += [(float(timeline.clip_spans()[start, 0]), d) for (start, _), d in zip(part, decoded, strict=True)]
+        decode = decoder_of(config)
+        groundings = decode(model(batch.to(device)), window_timelines, [query] * count, config, [video] * count)
+        answers += [(float(starts[clip]), answer) for clip, answer in zip(first_clips, groundings, strict=True)]
     if len(answers) == 1:
         return answers[0][1]
     return merge_windows(answers, timeline, config)
 
 
 def _sample(batch: Batch, b: int) -> Batch:
-    """One sample of a batch, without its padding."""
-    here, clips, tokens = slice(b, b + 1), int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
+    """Return one sample of a batch, without its padding."""
+    row, clips, tokens = slice(b, b + 1), int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
     return Batch(
-        video_KBTD=batch.video_KBTD[:, here, :clips],
-        video_mask_BT=batch.video_mask_BT[here, :clips],
-        text_KBLD=batch.text_KBLD[:, here, :tokens],
-        text_mask_BL=batch.text_mask_BL[here, :tokens],
+        video_KBTD=batch.video_KBTD[:, row, :clips],
+        video_mask_BT=batch.video_mask_BT[row, :clips],
+        text_KBLD=batch.text_KBLD[:, row, :tokens],
+        text_mask_BL=batch.text_mask_BL[row, :tokens],
     )
 
 
@@ -107,18 +117,26 @@ def predict(
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[Submission]:
-    """Predictions for every annotation of a dataset, in its order.
+    """Return a prediction for every annotation of a dataset, in its order.
 
-    ``batch_size`` samples at once, or fewer where they are long (``VECTORS_AT_ONCE``).
+    The features of one batch are in memory at a time, besides those that the dataset itself keeps.
+
+    Args:
+        model: the side-tuner.
+        dataset: the samples.
+        config: how predictions become moments.
+        window_clips: longest input of the model, in clips.
+        batch_size: samples of a batch; fewer where videos are long (``VECTORS_AT_ONCE``).
+        progress: show a progress bar.
     """
     from tqdm import tqdm
 
     was_training = model.training
     model.eval()
     order = sorted(range(len(dataset)), key=lambda i: dataset.timeline(i).num_clips)
-    found: dict[int, Submission] = {}
-    longest = dataset.timeline(order[-1]).num_clips * dataset.tokens()
-    batch_size = max(1, min(batch_size, VECTORS_AT_ONCE // longest))
+    submissions: dict[int, Submission] = {}
+    most_vectors = dataset.timeline(order[-1]).num_clips * dataset.tokens()
+    batch_size = max(1, min(batch_size, VECTORS_AT_ONCE // most_vectors))
     with tqdm(total=len(order), unit="query", desc="predicting", disable=not progress) as bar:
         for rows in in_order(len(order), batch_size):
             indices = [order[row] for row in rows]
@@ -132,7 +150,7 @@ def predict(
                 window_clips=window_clips,
             )
             for i, annotation, grounding in zip(indices, annotations, groundings, strict=True):
-                found[i] = Submission.from_grounding(annotation, grounding)
+                submissions[i] = Submission.from_grounding(annotation, grounding)
             bar.update(len(indices))
     model.train(was_training)
-    return [found[i] for i in range(len(dataset))]
+    return [submissions[i] for i in range(len(dataset))]

@@ -1,18 +1,18 @@
-"""The runs that others published, and what made their features: facts, no code that reads a file.
+"""The published runs of R2-Tuning, with the spec of their features: facts only, no code that reads a file.
 
-R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801). File names are those of its README's model zoo, everything else
-that of its configurations, github.com/yeliudev/R2-Tuning. ``convert.py`` turns the files into checkpoints of ours.
+R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801). File names come from the model zoo in its README, everything else
+from its configurations, github.com/yeliudev/R2-Tuning. ``convert.py`` converts the files into checkpoints of sidelight.
 
-Where ours has to say more than the published configurations do:
+The published configurations leave three values open. Here they are:
 
-- ``window_clips``. The published code always reads a whole video, up to 1024 clips. Here it is the longest video of
-  the benchmark as far as we know its durations (all splits), so that none of its videos is cut in two; on Ego4D-NLQ,
-  whose files were not at hand, 1024.
-- ``clip_seconds`` on YouTube Highlights. There one frame was taken per labelled clip, which begins about 50 pictures
-  after the one before: from 1.7 s on, by the video's rate. Ours is 50 pictures at 30 a second.
-- Which instant of a clip. The published extraction reduces the rate with ffmpeg, which shows the last picture before
-  the middle of each clip; ours takes the picture at the middle. (The published *inference script* takes the clip's
-  first picture, crops before it scales, and rounds mean and deviation; the models were not trained so.)
+- ``window_clips``. The published code always reads a whole video, up to 1024 clips. Here it is the length of the
+  longest video of the benchmark (all splits), so that no video is cut in two. On Ego4D-NLQ, whose
+  files were not at hand, it is 1024.
+- ``clip_seconds`` on YouTube Highlights. R2-Tuning took one frame per labelled clip, and clips begin about 50 frames
+  apart: 1.7 s or more, depending on the frame rate. Here it is 50 frames at 30 frames a second.
+- The instant of a clip. The published extraction reduces the frame rate with ffmpeg, which takes the last frame before
+  the middle of each clip; sidelight takes the frame at the middle. (The published *inference script* takes the first
+  frame of the clip, crops before it scales, and rounds mean and deviation; the models were not trained that way.)
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ R2_REPOSITORY = "yeliudev/R2-Tuning"
 
 CLIP_BACKBONE = "clip"
 CLIP_WEIGHTS = CLIP_B32
-"""What stands in the field ``weights`` of the feature spec of everything converted: the name under which CLIP
-ViT-B/32 is published on the hub, in the place of a digest, for the file itself is not at hand when one converts.
-A backbone that reads these very weights names them so.
+"""The field ``weights`` in the feature spec of converted checkpoints: the hub id of CLIP ViT-B/32 instead of a digest,
+because the weights are not at hand during the conversion. A backbone that reads these weights uses the same name.
 """
 CLIP_WIDTHS = CLIP_MODELS["b32"][1:]
-"""Width of ViT-B/32's layers: of the picture's side, of the sentence's."""
+"""Widths of the layers of ViT-B/32: video side, text side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +42,24 @@ class PublishedRun:
     """One published run of R2-Tuning."""
 
     file: str
-    """Its path in the model repository; the name ends in the first 8 hex digits of the file's SHA-256."""
+    """Path in the model repository; the name ends in the first 8 hex digits of the file's SHA-256."""
     model: R2TuningConfig
-    """The model, with what was dropped out in training."""
+    """The model, with the dropout of its training."""
     losses: R2LossConfig
-    """What it was trained with."""
+    """The losses that it was trained with."""
     decode: R2DecodeConfig
-    """How its predictions become moments."""
+    """How predictions become moments."""
     clip_seconds: float
-    """One frame was taken in each clip of so many seconds."""
+    """Length of a clip in seconds; one frame was taken of each."""
     window_clips: int
-    """The longest video, in clips, that is not cut into windows."""
+    """Longest video in clips that is not cut into windows."""
 
     def features(self, weights: str = CLIP_WEIGHTS) -> FeatureSpec:
-        """What made the features: every token of every frame, from CLIP's last K blocks, before the last LayerNorm.
+        """Return the spec of the features: every token of every frame, from CLIP's last K blocks, before the last
+        LayerNorm.
 
-        Pictures are scaled by their shorter side to 224 and cropped in the middle (``tools/extract_frames.py``), then
-        normalised as CLIP's (``tools/extract_feat.py``).
+        Frames are scaled by their shorter side to 224 pixels and cropped in the middle
+        (``tools/extract_frames.py``), then normalised as CLIP's (``tools/extract_feat.py``).
         """
         return FeatureSpec(
             backbone=CLIP_BACKBONE,
@@ -115,7 +115,7 @@ _MOMENTS = {
     ),
 }
 
-# Domain -> what its file is called after "r2_tuning_youtube_" and "r2_tuning_tvsum_".
+# Domain -> the file's name after "r2_tuning_youtube_" or "r2_tuning_tvsum_".
 _YOUTUBE = {
     "dog": "dog-702bd293",
     "gymnastics": "gym-ff68b1b3",
@@ -139,7 +139,7 @@ _TVSUM = {
 
 
 def _highlights(file: str, clip_seconds: float, window_clips: int) -> PublishedRun:
-    """A run that answers with a highlight curve only: nothing is rounded or suppressed."""
+    """Return a run that predicts only a highlight curve: nothing is rounded or suppressed."""
     return PublishedRun(
         file=f"checkpoints/r2_tuning_{file}.pth",
         model=replace(_MODEL, strides=(1,), endpoint_features=False, boundary_head=False),
@@ -158,4 +158,4 @@ R2_TUNING: dict[str, PublishedRun] = {
     },
     **{f"tvsum-{domain}": _highlights(f"tvsum_{file}", 2.0, 323) for domain, file in _TVSUM.items()},
 }
-"""Every published run, by the name after ``r2-tuning/``."""
+"""The published runs, by the name after ``r2-tuning/``."""

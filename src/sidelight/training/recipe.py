@@ -1,4 +1,4 @@
-"""A recipe: one training run, whole, as a YAML file and as typed values."""
+"""A recipe: everything that makes one training run, as a YAML file and as typed values."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where a run's data lies. Paths are relative to where the command runs."""
+    """Where the data of a run is. Paths are relative to the current folder."""
 
     train: str = ""
     """Training annotations, JSONL in the QVHighlights form."""
     val: str = ""
-    """Validation annotations, likewise."""
+    """Validation annotations, in the same form."""
     train_features: str = ""
-    """Features of the training videos and queries: a store, or a folder in another layout, or of such its parts as
-    VIDEO[+VIDEO...],TEXT.
+    """Features of the training videos and queries: a store, a folder in a layout that a paper released, or the parts
+    of such a folder as VIDEO[+VIDEO...],TEXT.
     """
     val_features: str = ""
-    """Features of the validation ones; those of training unless given."""
+    """Features of the validation videos and queries; train_features unless given."""
     layout: LayoutName | None = None
-    """How the features lie there: a store of ours, or as R2-Tuning, SDST or Moment-DETR released theirs, which the
-    section backbone then has to describe; recognised unless given.
+    """The layout of the features: sidelight for a feature store, or a layout that R2-Tuning, SDST or Moment-DETR
+    released, whose features the section backbone must then describe; recognised unless given.
     """
     normalise: bool = True
-    """Of the layout moment-detr: divide every vector by its length, as published loaders do."""
+    """Divide every vector of the layout moment-detr by its length, as published loaders do."""
     train_videos: str = ""
-    """Folder of the training videos: with it, `sidelight train` extracts what the store lacks."""
+    """Folder of the training videos: with it, `sidelight train` extracts the features that the store lacks."""
     val_videos: str = ""
-    """Folder of the validation videos, likewise."""
+    """Folder of the validation videos, for the same purpose."""
     in_memory: bool = True
-    """Read all features once; else through a memory map as they are wanted."""
+    """Read all features once; otherwise read a video each time a sample needs it."""
     binding: Binding = "plain"
-    """How labels become what a model learns: windows as they are and the raters' mean; or as R2-Tuning's published
-    code does, on benchmarks with moments (r2-tuning), on tvsum or on youtube-highlights.
+    """How labels become targets: plain takes windows as they are and the raters' mean; the others do as R2-Tuning's
+    published code, on benchmarks with moments (r2-tuning), on tvsum and on youtube-highlights.
     """
     benchmark: str = ""
-    """Whose files train and val are, as they were released; in the QVHighlights form unless given."""
+    """The benchmark whose released files train and val are; the QVHighlights form unless given."""
     min_duration: float = 0.0
-    """Queries on training videos shorter than so many seconds are left out (5 in R2-Tuning's and SDST's runs)."""
+    """Shortest training video in seconds; queries on shorter ones are left out (5 in R2-Tuning's and SDST's runs)."""
     domain: str = ""
-    """Of youtube-highlights or tvsum: read that one only."""
+    """The only domain of youtube-highlights or tvsum to read; all unless given."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -65,20 +65,20 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which backbone makes the features."""
+    """The backbone that makes the features."""
 
     name: str = "shapes"
     """Key of sidelight.backbones.BACKBONES."""
     levels: int | list[int] = 4
-    """How many of its last layers, K, or which ones: -1 is the last, ascending."""
+    """The number of last layers to read, K; or the layers themselves, ascending, where -1 is the last."""
     pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
-    """How a layer's tokens become one vector a clip; or tokens, to keep all (R2-Tuning chooses among them)."""
+    """How a layer's tokens become one vector a clip; tokens keeps all of them, for R2-Tuning."""
     clip_seconds: float | None = None
     """Length of a clip in seconds; the backbone's own unless given."""
     frames_per_clip: int | None = None
-    """Pictures shown to the backbone per clip; the backbone's own unless given."""
+    """Frames shown to the backbone per clip; the backbone's own unless given."""
     weights: str = ""
-    """Folder of its weights, or a hub id; the backbone's own unless given."""
+    """Folder or hub id of the weights; the backbone's own unless given."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -89,19 +89,19 @@ class BackboneConfig:
         require(self, valid, "levels", "at least 1, or different negative numbers in ascending order")
 
     def options(self) -> dict[str, Any]:
-        """What :func:`sidelight.backbones.load_backbone` takes besides the name: only what was given."""
-        given = {"clip_seconds": self.clip_seconds, "frames_per_clip": self.frames_per_clip, "weights": self.weights}
-        return {"levels": self.chosen, "pooling": self.pooling, **{k: v for k, v in given.items() if v}}
+        """Return the options of :func:`sidelight.backbones.load_backbone`, without those that are not given."""
+        options = {"clip_seconds": self.clip_seconds, "frames_per_clip": self.frames_per_clip, "weights": self.weights}
+        return {"levels": self.chosen, "pooling": self.pooling, **{k: v for k, v in options.items() if v}}
 
     @property
     def chosen(self) -> tuple[int, ...]:
-        """The layers by their places from the end, as a feature spec has them."""
+        """Return the levels as a feature spec has them, counted from the last: (-4, -3, -2, -1)."""
         return tuple(range(-self.levels, 0)) if isinstance(self.levels, int) else tuple(self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation."""
+    """How a run is optimised, validated and saved."""
 
     epochs: int = 60
     """Passes over the training annotations."""
@@ -110,37 +110,37 @@ class TrainConfig:
     lr: float = 1e-4
     """Learning rate after warm-up."""
     lr_drop_epochs: int = 20
-    """Epochs between two drops of the learning rate."""
+    """Epochs from one drop of the learning rate to the next."""
     lr_drop: float = 0.1
-    """Factor of a drop."""
+    """Factor by which a drop multiplies the learning rate."""
     warmup_steps: int = 2000
     """Steps of linear warm-up."""
     warmup_ratio: float = 0.001
-    """Share of the learning rate at which warm-up starts."""
+    """Share of the learning rate at the first step of the warm-up."""
     weight_decay: float = 1e-4
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     clip_norm: float = 35.0
     """Largest gradient norm."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then validated and kept; 0 for none."""
+    """Decay of an exponential moving average of the weights, which is validated and saved instead; 0 for none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it."""
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: int = 1
-    """Processes, each with a device."""
+    """Number of processes, each with its device."""
     threads: int = 0
     """CPU threads per process; 0 leaves PyTorch's default."""
     seed: int = 0
-    """Of weights, order, dropout and positive clips."""
+    """Seed of the weights, the order, dropout and positive clips."""
     val_every: int = 1
-    """Epochs between two validations."""
+    """Epochs from one validation to the next."""
     best_by: str = "MR-full-mAP"
-    """The metric, a key of the evaluation's "brief" part, whose best epoch is kept."""
+    """The metric that chooses the best epoch: a key of the part "brief" of an evaluation."""
     save_every: int = 100
-    """Steps between two saved states, besides the end of each epoch."""
+    """Steps from one saved state to the next; the end of each epoch is saved too."""
     init: str = ""
-    """A checkpoint (folder, packaged name or hub id) whose weights training starts from, instead of random ones."""
+    """Checkpoint (folder, packaged name or hub id) with the weights to start from; random weights unless given."""
     out: str = "runs/run"
     """Folder of the run."""
 
@@ -164,21 +164,21 @@ class Recipe:
     """One training run."""
 
     side_tuner: str = "sdst"
-    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`; says what the three next fields are."""
+    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`; decides the types of the next three fields."""
     model: Any
     """The side-tuner's configuration."""
     losses: Any = None
-    """Weights and options of its losses; the defaults unless given."""
+    """Weights and options of the losses; the side-tuner's defaults unless given."""
     decode: AnswerConfig | None = None
-    """How its predictions become moments; the defaults unless given."""
+    """How predictions become moments; the side-tuner's defaults unless given."""
     backbone: BackboneConfig = BackboneConfig()
-    """What makes its features."""
+    """The backbone that makes the features."""
     data: DataConfig = DataConfig()
     """Annotations and features."""
     train: TrainConfig = TrainConfig()
-    """Optimisation."""
+    """Optimisation, validation and saving."""
     window_clips: int = 75
-    """Longest stretch that the model is asked about at once, in clips."""
+    """Longest input of the model, in clips; longer videos are cut into overlapping windows."""
 
     def __post_init__(self) -> None:
         kind = side_tuner(self.side_tuner)
@@ -196,17 +196,17 @@ class Recipe:
         self._check_together()
 
     def _check_together(self) -> None:
-        """What single fields cannot see."""
-        rated = self.data.binding in ALL_RATED
+        """Check fields that must fit each other."""
+        needs_bce = self.data.binding in ALL_RATED
         if self.data.benchmark in ALL_RATED and self.data.binding != self.data.benchmark:
             raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
         if getattr(self.losses, "class_loss", "") == "bce":
-            # Its target is a saliency between 0 and 1; that of raters' means has no least value.
+            # The targets of bce are saliencies in [0, 1]; with raters' means above 1, this loss has no minimum.
             if self.data.binding == "plain":
                 raise ValueError("recipe: losses.class_loss bce needs saliency in [0, 1]: set data.binding to another")
             if self.model.boundary_head:
                 raise ValueError("recipe: losses.class_loss bce trains no boundaries: set model.boundary_head: false")
-        elif rated:
+        elif needs_bce:
             raise ValueError(
                 f"recipe: data.binding {self.data.binding} has no moments; it needs losses.class_loss: bce"
             )
@@ -215,45 +215,44 @@ class Recipe:
 
     @property
     def decoding(self) -> AnswerConfig:
-        """``decode``, which is there once the recipe is built."""
+        """Return ``decode``, which is never None in a built recipe."""
         assert self.decode is not None
         return self.decode
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and YAML."""
+        """Return plain values, for JSON and YAML."""
         return dataclasses.asdict(self)
 
 
 def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
-    """Let a command take ``--config RECIPE.yaml`` and a typed option for every field, such as ``--train.lr``.
+    """Add ``--config RECIPE.yaml`` and a typed option for every field, such as ``--train.lr``, to a command.
 
     Args:
         parser: gets the options.
-        arguments: those that it will parse: which options a model, its losses and its decoding have depends on
-            the side-tuner that they, or the recipe that they name, ask for.
+        arguments: the arguments that it will parse. They, or the recipe that they name, choose the side-tuner, and
+            the side-tuner decides the options of model, losses and decoding.
 
     Raises:
         ValueError: for an unknown side-tuner.
     """
-    name = _asked_side_tuner(arguments)
+    name = _chosen_side_tuner(arguments)
     kind = side_tuner(name)
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
-    parser.add_argument("--side_tuner", default=name, help=f"which one: {', '.join(SIDE_TUNERS)}")
+    parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
     # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
-    for part, kind_of_part in (("model", kind.config), ("losses", kind.loss_config), ("decode", kind.decode_config)):
-        parser.add_class_arguments(kind_of_part, part, fail_untyped=True)
-    for part, kind_of_part in (("backbone", BackboneConfig), ("data", DataConfig), ("train", TrainConfig)):
-        parser.add_class_arguments(kind_of_part, part, fail_untyped=True)
-    parser.add_argument("--window_clips", type=int, default=75, help="longest stretch asked about at once, in clips")
+    sections = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
+    for name, config in {**sections, "backbone": BackboneConfig, "data": DataConfig, "train": TrainConfig}.items():
+        parser.add_class_arguments(config, name, fail_untyped=True)
+    parser.add_argument("--window_clips", type=int, default=75, help="longest input of the model, in clips")
 
 
-def _asked_side_tuner(arguments: Sequence[str]) -> str:
-    """What ``--side_tuner``, or else the recipe file, says."""
-    said = dict(zip(arguments, [*arguments[1:], ""], strict=False))
-    said |= {name: value for name, found, value in (a.partition("=") for a in arguments) if found}
-    if "--side_tuner" in said:
-        return said["--side_tuner"]
-    path = said.get("--config", "")
+def _chosen_side_tuner(arguments: Sequence[str]) -> str:
+    """Return the value of ``--side_tuner``, else that of the recipe file."""
+    options = dict(zip(arguments, [*arguments[1:], ""], strict=False))
+    options |= {name: value for name, sign, value in (a.partition("=") for a in arguments) if sign}
+    if "--side_tuner" in options:
+        return options["--side_tuner"]
+    path = options.get("--config", "")
     if not Path(path).is_file():
         return "sdst"
     import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
@@ -261,12 +260,12 @@ def _asked_side_tuner(arguments: Sequence[str]) -> str:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return "sdst"  # the parser says better what is wrong with it
+        return "sdst"  # the parser has the better message for a broken file
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
 
 
 def recipe_from(parsed: Namespace, parser: ArgumentParser) -> Recipe:
-    """The recipe that the arguments of :func:`add_recipe_arguments` say.
+    """Build the recipe from the parsed options of :func:`add_recipe_arguments`.
 
     Raises:
         ValueError: if fields do not fit together; names the file, if one was read.
@@ -277,29 +276,33 @@ def recipe_from(parsed: Namespace, parser: ArgumentParser) -> Recipe:
 
 
 def file_of(parsed: Namespace) -> str | None:
-    """The recipe's file, as it was given; None if there is none."""
+    """Return the path of the recipe as the user wrote it; None if there is no file."""
     files = parsed.get("config") or []
     return str(files[-1]) if files else None
 
 
 @contextlib.contextmanager
 def naming(path: object) -> Iterator[None]:
-    """Say in which recipe a mistake is, in errors that are of one: those of its fields, and "recipe: ...".
+    """Put the name of the recipe file into errors about a recipe: about its fields, and "recipe: ...".
 
     Args:
-        path: the file; None if there is none.
+        path: the file; None leaves errors as they are.
     """
     try:
         yield
     except ValueError as error:
-        said = " ".join(str(error).split())
-        if path is None or not re.match(r"recipe: |\w+Config\.", said):
+        message = " ".join(str(error).split())
+        if path is None or not re.match(r"recipe: |\w+Config\.", message):
             raise
-        raise ValueError(f"recipe {path}: {said.removeprefix('recipe: ')}") from None
+        raise ValueError(f"recipe {path}: {message.removeprefix('recipe: ')}") from None
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, a YAML file or the name of a shipped one, with overrides such as ``--train.lr=2e-4``.
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: the file, or the name of a recipe that ships with sidelight.
+        overrides: options such as ``--train.lr=2e-4``, which win over the file.
 
     Raises:
         ValueError: if the file is missing, or a field is unknown, of the wrong type or out of its range.
@@ -315,5 +318,5 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         add_recipe_arguments(parser, arguments)
         return recipe_from(parser.parse_args(arguments), parser)
     except (ArgumentError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(said if said.startswith(f"recipe {path}: ") else f"recipe {path}: {said}") from None
+        message = " ".join(str(error).split()).removeprefix(f"recipe {path}: ")
+        raise ValueError(f"recipe {path}: {message}") from None
