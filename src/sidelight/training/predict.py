@@ -11,8 +11,8 @@ from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Submission
-from sidelight.models.decode.sdst import AnswerConfig, merge_windows
-from sidelight.models.registry import decoder_of
+from sidelight.models.decode.answer import AnswerConfig
+from sidelight.models.decode.windows import merge_windows
 from sidelight.training.dataset import GroundingDataset, in_order
 
 _WINDOWS_AT_ONCE = 32
@@ -44,7 +44,7 @@ def ground_batch(
     device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
     if longest <= window_clips:
-        return decoder_of(config)(model(batch.to(device)), timelines, queries, config, videos)
+        return config.decode(model(batch.to(device)), timelines, queries, videos)
     names = videos or [None] * batch.size
     return [
         _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
@@ -80,7 +80,7 @@ def _ground_long(
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
         )
         inside = [window for _, window in part]
-        decoded = decoder_of(config)(model(cut.to(device)), inside, [query] * count, config, [video] * count)
+        decoded = config.decode(model(cut.to(device)), inside, [query] * count, [video] * count)
         answers += [(float(timeline.clip_spans()[start, 0]), d) for (start, _), d in zip(part, decoded, strict=True)]
     if len(answers) == 1:
         return answers[0][1]
