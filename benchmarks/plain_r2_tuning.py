@@ -228,30 +228,30 @@ class PlainR2Tuning(nn.Module):
 
 def plain_losses(predictions: PlainPredictions, targets: Targets, config: R2LossConfig) -> dict[str, Tensor]:
     """Return the five losses (Sec. 3.4) and their weighted sum; every sample needs a positive clip and a moment."""
-    goal_BN, goal_BN2 = plain_assignment(predictions, targets, config.center_radius)
+    goal_BN, goal_distances_BN2 = plain_assignment(predictions, targets, config.center_radius)
     focal_BN = F.binary_cross_entropy_with_logits(predictions.logits_BN, goal_BN, reduction="none")
     focal_BN = focal_BN * (goal_BN - predictions.logits_BN.sigmoid()).abs() ** config.focal_gamma
     rows = torch.arange(len(targets.positive_B))
     cosine_BT = F.cosine_similarity(predictions.video_BTF, predictions.text_BF[:, None], dim=-1)
     video_KBF = F.normalize(predictions.level_video_KBTF[:, rows, targets.positive_B], dim=-1)
     text_KBF = F.normalize(predictions.level_text_KBF, dim=-1)
-    cosine_KBB = video_KBF @ text_KBF.transpose(1, 2) / config.alignment_temperature
-    cosine_BKK = video_KBF.transpose(0, 1) @ text_KBF.permute(1, 2, 0) / config.alignment_temperature
+    logits_KBB = video_KBF @ text_KBF.transpose(1, 2) / config.alignment_temperature
+    logits_BKK = video_KBF.transpose(0, 1) @ text_KBF.permute(1, 2, 0) / config.alignment_temperature
     losses = {
         "class": focal_BN[predictions.point_mask_BN].mean(),
-        "l1": (predictions.distances_BN2 - goal_BN2)[goal_BN > 0].abs().mean(),
+        "l1": (predictions.distances_BN2 - goal_distances_BN2)[goal_BN > 0].abs().mean(),
         "saliency": plain_sampled_nce(cosine_BT, predictions.video_mask_BT, targets, config.nce_temperature),
-        "alignment_batch": torch.stack([plain_info_nce(cosine) for cosine in cosine_KBB]).mean(),
-        "alignment_levels": torch.stack([plain_info_nce(cosine) for cosine in cosine_BKK]).mean(),
+        "alignment_batch": torch.stack([plain_info_nce(logits) for logits in logits_KBB]).mean(),
+        "alignment_levels": torch.stack([plain_info_nce(logits) for logits in logits_BKK]).mean(),
     }
     losses["total"] = sum((getattr(config, f"weight_{n}") * loss for n, loss in losses.items()), torch.zeros(()))
     return losses
 
 
-def plain_info_nce(cosine_NN: Tensor) -> Tensor:
+def plain_info_nce(logits_NN: Tensor) -> Tensor:
     """Return the mean of two cross-entropies: the diagonal against its row, and against its column."""
-    index = torch.arange(len(cosine_NN))
-    return (F.cross_entropy(cosine_NN, index) + F.cross_entropy(cosine_NN.t(), index)) / 2
+    index = torch.arange(len(logits_NN))
+    return (F.cross_entropy(logits_NN, index) + F.cross_entropy(logits_NN.t(), index)) / 2
 
 
 def plain_sampled_nce(cosine_BT: Tensor, mask_BT: Tensor, targets: Targets, temperature: float) -> Tensor:
@@ -267,7 +267,7 @@ def plain_sampled_nce(cosine_BT: Tensor, mask_BT: Tensor, targets: Targets, temp
 @torch.no_grad()
 def plain_assignment(predictions: PlainPredictions, targets: Targets, radius: float) -> tuple[Tensor, Tensor]:
     """Return 1 for positive points and 0 for others, and distances to start and end in strides."""
-    goal_BN, goal_BN2 = torch.zeros_like(predictions.logits_BN), torch.zeros_like(predictions.distances_BN2)
+    goal_BN, goal_distances_BN2 = torch.zeros_like(predictions.logits_BN), torch.zeros_like(predictions.distances_BN2)
     position, low, high, stride = predictions.points_N4.unbind(1)
     for b, length in enumerate(predictions.video_mask_BT.sum(1).tolist()):
         shortest = torch.full_like(position, math.inf)
@@ -280,5 +280,5 @@ def plain_assignment(predictions: PlainPredictions, targets: Targets, radius: fl
             fits = (before >= 0) & (after >= 0) & ((position - (start + end) / 2).abs() <= stride * radius)
             fits &= (reach >= low) & (reach <= high) & (end - start < shortest)
             shortest[fits], goal_BN[b, fits] = end - start, 1
-            goal_BN2[b, fits] = (torch.stack([before, after], -1) / stride[:, None])[fits]
-    return goal_BN, goal_BN2
+            goal_distances_BN2[b, fits] = (torch.stack([before, after], -1) / stride[:, None])[fits]
+    return goal_BN, goal_distances_BN2

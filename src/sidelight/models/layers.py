@@ -155,6 +155,28 @@ class MultiHeadAttention(nn.Module):
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(-2, -3)
 
 
+class TemporalBlock(nn.Module):
+    """Clips read the query, then each other, then pass a feed-forward layer (post-norm)."""
+
+    def __init__(self, width: int, heads: int, ffn_ratio: int, droppath: float) -> None:
+        super().__init__()
+        self.text_attention = MultiHeadAttention(width, heads)
+        self.text_norm = AddNorm(width, droppath)
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.self_norm = AddNorm(width, droppath)
+        self.ffn = FeedForward(width, ffn_ratio)
+        self.ffn_norm = AddNorm(width, droppath)
+
+    def states(
+        self, clips_BTF: Tensor, code_BTF: Tensor, text: KeysValues, video_mask_BT: Tensor, text_mask_BL: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the clips (B, T, F) after each sub-block: "ca" (the query), "sa" (each other) and "ffn"."""
+        ca = self.text_norm(clips_BTF, self.text_attention.attend(clips_BTF + code_BTF, text, text_mask_BL))
+        coded = ca + code_BTF
+        sa = self.self_norm(ca, self.self_attention(coded, coded, ca, video_mask_BT))
+        return {"ca": ca, "sa": sa, "ffn": self.ffn_norm(sa, self.ffn(sa))}
+
+
 class AttentionPool(nn.Module):
     """Attention pooling: one linear score per token, softmax over real tokens, weighted mean."""
 
@@ -185,7 +207,7 @@ def sinusoid(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor
 
 
 def unit_clip_centers(lengths_B: Tensor, clips: int) -> Tensor:
-    """Return the middle of each clip in units of its sample's extent, (B, T); those of padded clips lie beyond 1."""
+    """Return the middle of each clip in units of its sample's extent, (B, T); above 1 for padded clips."""
     middles = torch.arange(clips, device=lengths_B.device, dtype=torch.float32) + 0.5
     return middles / lengths_B.unsqueeze(1)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
 from sidelight.core.options import check_types, require
-from sidelight.models.layers import AddNorm, FeedForward, KeysValues, MultiHeadAttention, check_features, sinusoid
+from sidelight.models.layers import KeysValues, TemporalBlock, check_features, sinusoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,28 +125,18 @@ def clip_vectors(video_KBTPD: Tensor, ends_BT2: Tensor, config: PointConfig) -> 
     return torch.cat([video_KBTD, ends_BT2.expand(len(video_KBTD), -1, -1, -1)], -1)
 
 
-class TemporalLayer(nn.Module):
-    """Clips read the query, then each other, then pass a feed-forward layer (post-norm)."""
+class TemporalLayer(TemporalBlock):
+    """R2-Tuning's transformer layer over time."""
 
     def __init__(self, config: PointConfig) -> None:
-        super().__init__()
-        width = config.hidden
-        self.text_attention = MultiHeadAttention(width, config.heads)
-        self.text_norm = AddNorm(width, config.droppath)
-        self.self_attention = MultiHeadAttention(width, config.heads)
-        self.self_norm = AddNorm(width, config.droppath)
-        self.ffn = FeedForward(width, config.ffn_ratio)
-        self.ffn_norm = AddNorm(width, config.droppath)
+        super().__init__(config.hidden, config.heads, config.ffn_ratio, config.droppath)
         for layer in (self.ffn.expand, self.ffn.contract):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(
         self, clips_BTF: Tensor, code_BTF: Tensor, text: KeysValues, video_mask_BT: Tensor, text_mask_BL: Tensor
     ) -> Tensor:
-        x = self.text_norm(clips_BTF, self.text_attention.attend(clips_BTF + code_BTF, text, text_mask_BL))
-        coded_BTF = x + code_BTF
-        x = self.self_norm(x, self.self_attention(coded_BTF, coded_BTF, x, video_mask_BT))
-        return cast(Tensor, self.ffn_norm(x, self.ffn(x)))
+        return self.states(clips_BTF, code_BTF, text, video_mask_BT, text_mask_BL)["ffn"]
 
 
 class Halve(nn.Module):
@@ -252,8 +242,8 @@ class PointModel(nn.Module):
 def make_points(clips: int, strides: tuple[int, ...]) -> Tensor:
     """Return position, least and greatest reach, and stride of each point, in clips, (N, 4).
 
-    A point predicts moments whose farther edge lies within its reach. A level whose stride is
-    greater than the number of clips has no points.
+    A point predicts moments whose farther edge lies within its reach. A level has no points if its stride is greater
+    than the number of clips.
     """
     edges = (0.0, *(float(stride) for stride in strides[1:]), math.inf)
     levels = []

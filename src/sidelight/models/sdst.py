@@ -61,6 +61,7 @@ from sidelight.models.layers import (
     InputMap,
     KeysValues,
     MultiHeadAttention,
+    TemporalBlock,
     check_features,
     inverse_sigmoid,
     sinusoid,
@@ -173,26 +174,13 @@ class Context(NamedTuple):
     """True for the tokens that the dense stream reads: all but CLS, or CLS if it is the only token."""
 
 
-class DenseStream(nn.Module):
+class DenseStream(TemporalBlock):
     """Eq. 4: clips read the query, then each other, then pass a feed-forward layer."""
-
-    def __init__(self, config: SDSTConfig) -> None:
-        super().__init__()
-        width = config.hidden
-        self.text_attention = MultiHeadAttention(width, config.heads)
-        self.text_norm = AddNorm(width, config.droppath)
-        self.self_attention = MultiHeadAttention(width, config.heads)
-        self.self_norm = AddNorm(width, config.droppath)
-        self.ffn = FeedForward(width, config.ffn_ratio)
-        self.ffn_norm = AddNorm(width, config.droppath)
 
     def forward(self, dense: Tensor, text: KeysValues, context: Context) -> dict[str, Tensor]:
         """Return D (B, T, F) after each sub-block, by name."""
-        code = context.clips.code_BTF
-        ca = self.text_norm(dense, self.text_attention.attend(dense + code, text, context.words_mask_BL))
-        coded = ca + code
-        sa = self.self_norm(ca, self.self_attention(coded, coded, ca, context.clips.mask_BT))
-        return {"ca": ca, "sa": sa, "ffn": self.ffn_norm(sa, self.ffn(sa))}
+        clips = context.clips
+        return self.states(dense, clips.code_BTF, text, clips.mask_BT, context.words_mask_BL)
 
 
 class SparseStream(nn.Module):
@@ -225,19 +213,19 @@ class SparseStream(nn.Module):
         text: KeysValues,
         context: Context,
     ) -> Tensor:
-        x_BMF = moment_queries_BMF
         for name in self.order:
-            block, coded_BMF = cast(Any, self.blocks[name]), x_BMF + reference_code_BMF
+            block = cast(Any, self.blocks[name])
+            coded_BMF = moment_queries_BMF + reference_code_BMF
             if name == "ca":
                 update = block.attend(coded_BMF, text, context.text_mask_BL)
             elif name == "sa":
-                update = block(coded_BMF, coded_BMF, x_BMF, None)
+                update = block(coded_BMF, coded_BMF, moment_queries_BMF, None)
             elif name == "rdsa":
                 update = block.read_video(coded_BMF, references_BM2, video_BTF, context.clips)
             else:
-                update = block(x_BMF)
-            x_BMF = self.norms[name](x_BMF, update)
-        return x_BMF
+                update = block(moment_queries_BMF)
+            moment_queries_BMF = self.norms[name](moment_queries_BMF, update)
+        return moment_queries_BMF
 
 
 class PlainAttention(MultiHeadAttention):
@@ -277,7 +265,7 @@ class Level(nn.Module):
         extra = 2 if config.endpoint_features else 0
         self.map_video = InputMap(config.video_dim + extra, config.hidden, config.dropout)
         self.map_text = InputMap(config.text_dim, config.hidden, config.dropout)
-        self.dense = DenseStream(config)
+        self.dense = DenseStream(config.hidden, config.heads, config.ffn_ratio, config.droppath)
         self.sparse = SparseStream(config)
 
     def read(self, video: Tensor, text: Tensor) -> Reading:
@@ -318,10 +306,7 @@ class QuerySelection(nn.Module):
         self.map, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
         self.class_head = nn.Linear(width, 1)
         self.span_head = MLP(width, width, width, 2)
-        nn.init.constant_(self.class_head.bias, math.log(config.class_prior / (1 - config.class_prior)))
-        last = cast(nn.Linear, self.span_head.layers[-1])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        _init_heads(self.class_head, self.span_head, config.class_prior)
 
     def forward(
         self, memory_BTF: Tensor, references_BM2: Tensor, moment_queries_BMF: Tensor, clips: Clips
@@ -333,9 +318,8 @@ class QuerySelection(nn.Module):
         mapped_BTF = self.norm(self.map(memory_BTF))
         logits_BT = self.class_head(mapped_BTF).squeeze(-1)
         count = moment_queries_BMF.shape[1]
-        best = (
-            logits_BT.float().masked_fill(~clips.mask_BT, -math.inf).topk(min(count, clips.mask_BT.shape[1]), 1).indices
-        )
+        candidates_BT = logits_BT.float().masked_fill(~clips.mask_BT, -math.inf)
+        best = candidates_BT.topk(min(count, candidates_BT.shape[1]), 1).indices
         missing = (0, count - best.shape[1])
         chosen_BM = F.pad(best, missing)
         real_BM = F.pad(clips.mask_BT.gather(1, best), missing, value=False)
@@ -348,6 +332,14 @@ class QuerySelection(nn.Module):
             torch.where(real_BM.unsqueeze(-1), _rows_of(spans_BT2, chosen_BM), references_BM2),
             torch.where(real_BM.unsqueeze(-1), _rows_of(mapped_BTF, chosen_BM).detach(), moment_queries_BMF),
         )
+
+
+def _init_heads(class_head: nn.Linear, span_head: MLP, class_prior: float) -> None:
+    """Make the first class probability ``class_prior``, and the first span the reference itself."""
+    nn.init.constant_(class_head.bias, math.log(class_prior / (1 - class_prior)))
+    last = cast(nn.Linear, span_head.layers[-1])
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
 
 
 def _rows_of(values_BTN: Tensor, index_BM: Tensor) -> Tensor:
@@ -374,10 +366,7 @@ class SDST(nn.Module):
         self.span_head = MLP(width, width, width, 2)
         self.actionness_head = MLP(config.roi_bins * width, width, width, 1)
         self.text_pool = AttentionPool(width)
-        nn.init.constant_(self.class_head.bias, math.log(config.class_prior / (1 - config.class_prior)))
-        last = cast(nn.Linear, self.span_head.layers[-1])
-        nn.init.zeros_(last.weight)  # so that the first prediction is the reference itself
-        nn.init.zeros_(last.bias)
+        _init_heads(self.class_head, self.span_head, config.class_prior)
         # Built last, so that the other modules draw the same first weights with and without it.
         self.selection = QuerySelection(config) if config.query_init != "learned" else None
 
