@@ -1,10 +1,10 @@
-"""R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801) written down plainly, to measure the package's model against.
+"""A plain version of R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801), to measure the package's model against.
 
-Every formula of the paper is one line of PyTorch, in the order of the paper, and autograd keeps what it wants: all
-tokens of every frame are mapped to the end, then once more for the attention; the query is repeated for every clip;
-softmax attention is a product, a softmax and a product; dropout is ``nn.Dropout``. That is also how the published
-code goes about it, and what it does in a padded batch, so that this is ``R2Tuning`` with ``padding="exact"``.
-Parameters have the names they have there: ``load_state_dict`` takes one model's weights into the other.
+Every formula of the paper is one line of PyTorch, in the order of the paper, and autograd keeps the tensors that it
+needs: all tokens of every frame are mapped to the end, then once more for the attention; the query is repeated for
+every clip; attention is a product, a softmax and a product; dropout is ``nn.Dropout``. The published code does the
+same, also in a padded batch, so this model is ``R2Tuning`` with ``padding="exact"``. The parameters have the same
+names, so ``load_state_dict`` copies the weights of one model to the other.
 
 Shape legend: B batch, K levels, T clips, P tokens of a frame (token 0 is CLS), L query tokens, N points, G
 ground-truth spans, F hidden width, D input width.
@@ -25,7 +25,7 @@ from sidelight.models.r2_tuning import R2TuningConfig
 
 
 class PlainPredictions(NamedTuple):
-    """What the losses read."""
+    """The inputs of the losses."""
 
     logits_BN: Tensor
     distances_BN2: Tensor
@@ -39,7 +39,7 @@ class PlainPredictions(NamedTuple):
 
 
 class PlainMap(nn.Module):
-    """Features -> the model's width."""
+    """Map from the features' width to the model's."""
 
     def __init__(self, width_in: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class PlainMap(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Attention of several heads, with a mask of what may be read."""
+    """Attention of several heads; the mask is True for keys that may be read."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainNorm(nn.Module):
-    """Residual, stochastic depth, LayerNorm."""
+    """Stochastic depth, residual, LayerNorm."""
 
     def __init__(self, width: int, droppath: float) -> None:
         super().__init__()
@@ -139,27 +139,27 @@ class PlainBlock(nn.Module):
         ends_T2 = torch.stack([starts, starts + 1 / clips], -1)
         ends_BTP2 = ends_T2[:, None].expand(size, clips, tokens, 2)
         code_TF = self.position_code(clips)
-        last, every_cls, every_text = None, [], []
+        last, level_cls, level_text = None, [], []
         for level in reversed(range(self.config.levels)):
             video_BTPF = self.video_map(torch.cat([batch.video_KBTD[level], ends_BTP2], -1))
             text_BLF = self.text_map(batch.text_KBLD[level])
-            every_cls.append(video_BTPF[:, :, 0])
-            every_text.append(text_BLF)
+            level_cls.append(video_BTPF[:, :, 0])
+            level_text.append(text_BLF)
             patches_NPF = video_BTPF.flatten(0, 1)
             query_NLF = text_BLF.repeat_interleave(clips, 0)
             scores = self.q_map(query_NLF) @ self.v_map(patches_NPF).transpose(1, 2) / math.sqrt(self.config.hidden)
             pooled_NF = (scores.softmax(-1) @ patches_NPF + query_NLF).amax(1)
-            seen = (patches_NPF[:, 0] + self.scales_K[level].tanh() * pooled_NF).unflatten(0, (size, clips))
+            clips_BTF = (patches_NPF[:, 0] + self.scales_K[level].tanh() * pooled_NF).unflatten(0, (size, clips))
             if last is not None:
                 gate = self.gates_K[level].sigmoid()
-                seen = gate * seen + (1 - gate) * last
-            last = self.temporal(seen, code_TF, text_BLF, batch.video_mask_BT, batch.text_mask_BL)
-        return last, torch.stack(every_cls), torch.stack(every_text)
+                clips_BTF = gate * clips_BTF + (1 - gate) * last
+            last = self.temporal(clips_BTF, code_TF, text_BLF, batch.video_mask_BT, batch.text_mask_BL)
+        return last, torch.stack(level_cls), torch.stack(level_text)
 
     def position_code(self, clips: int) -> Tensor:
         width = self.config.hidden
-        place = 2 * math.pi * torch.arange(1, clips + 1) / (clips + 1e-6)
-        angles = place[:, None] / 10000 ** (2 * torch.arange(width // 2) / width)
+        positions = 2 * math.pi * torch.arange(1, clips + 1) / (clips + 1e-6)
+        angles = positions[:, None] / 10000 ** (2 * torch.arange(width // 2) / width)
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
@@ -226,59 +226,59 @@ class PlainR2Tuning(nn.Module):
         )
 
 
-def plain_losses(found: PlainPredictions, targets: Targets, config: R2LossConfig) -> dict[str, Tensor]:
-    """The five losses (Sec. 3.4) and their weighted sum; every sample needs a positive clip and a moment."""
-    goal_BN, wanted_BN2 = plain_assignment(found, targets, config.center_radius)
-    focal_BN = F.binary_cross_entropy_with_logits(found.logits_BN, goal_BN, reduction="none")
-    focal_BN = focal_BN * (goal_BN - found.logits_BN.sigmoid()).abs() ** config.focal_gamma
+def plain_losses(predictions: PlainPredictions, targets: Targets, config: R2LossConfig) -> dict[str, Tensor]:
+    """Return the five losses (Sec. 3.4) and their weighted sum; every sample needs a positive clip and a moment."""
+    goal_BN, goal_distances_BN2 = plain_assignment(predictions, targets, config.center_radius)
+    focal_BN = F.binary_cross_entropy_with_logits(predictions.logits_BN, goal_BN, reduction="none")
+    focal_BN = focal_BN * (goal_BN - predictions.logits_BN.sigmoid()).abs() ** config.focal_gamma
     rows = torch.arange(len(targets.positive_B))
-    cosine_BT = F.cosine_similarity(found.video_BTF, found.text_BF[:, None], dim=-1)
-    video_KBF = F.normalize(found.level_video_KBTF[:, rows, targets.positive_B], dim=-1)
-    text_KBF = F.normalize(found.level_text_KBF, dim=-1)
-    alike_KBB = video_KBF @ text_KBF.transpose(1, 2) / config.alignment_temperature
-    alike_BKK = video_KBF.transpose(0, 1) @ text_KBF.permute(1, 2, 0) / config.alignment_temperature
+    cosine_BT = F.cosine_similarity(predictions.video_BTF, predictions.text_BF[:, None], dim=-1)
+    video_KBF = F.normalize(predictions.level_video_KBTF[:, rows, targets.positive_B], dim=-1)
+    text_KBF = F.normalize(predictions.level_text_KBF, dim=-1)
+    logits_KBB = video_KBF @ text_KBF.transpose(1, 2) / config.alignment_temperature
+    logits_BKK = video_KBF.transpose(0, 1) @ text_KBF.permute(1, 2, 0) / config.alignment_temperature
     losses = {
-        "class": focal_BN[found.point_mask_BN].mean(),
-        "l1": (found.distances_BN2 - wanted_BN2)[goal_BN > 0].abs().mean(),
-        "saliency": plain_sampled_nce(cosine_BT, found.video_mask_BT, targets, config.nce_temperature),
-        "alignment_batch": torch.stack([plain_info_nce(alike) for alike in alike_KBB]).mean(),
-        "alignment_levels": torch.stack([plain_info_nce(alike) for alike in alike_BKK]).mean(),
+        "class": focal_BN[predictions.point_mask_BN].mean(),
+        "l1": (predictions.distances_BN2 - goal_distances_BN2)[goal_BN > 0].abs().mean(),
+        "saliency": plain_sampled_nce(cosine_BT, predictions.video_mask_BT, targets, config.nce_temperature),
+        "alignment_batch": torch.stack([plain_info_nce(logits) for logits in logits_KBB]).mean(),
+        "alignment_levels": torch.stack([plain_info_nce(logits) for logits in logits_BKK]).mean(),
     }
     losses["total"] = sum((getattr(config, f"weight_{n}") * loss for n, loss in losses.items()), torch.zeros(()))
     return losses
 
 
-def plain_info_nce(alike_NN: Tensor) -> Tensor:
-    """The diagonal against its row and against its column, the mean of both."""
-    own = torch.arange(len(alike_NN))
-    return (F.cross_entropy(alike_NN, own) + F.cross_entropy(alike_NN.t(), own)) / 2
+def plain_info_nce(logits_NN: Tensor) -> Tensor:
+    """Return the mean of two cross-entropies: the diagonal against its row, and against its column."""
+    index = torch.arange(len(logits_NN))
+    return (F.cross_entropy(logits_NN, index) + F.cross_entropy(logits_NN.t(), index)) / 2
 
 
 def plain_sampled_nce(cosine_BT: Tensor, mask_BT: Tensor, targets: Targets, temperature: float) -> Tensor:
-    """The positive clip against clips of its video, and against its clip index in the other samples."""
-    own = torch.arange(len(cosine_BT))
-    bar_B1 = targets.saliency_BT[own, targets.positive_B][:, None]
-    logits_BT = (cosine_BT / temperature).masked_fill(~mask_BT | (targets.saliency_BT > bar_B1), -1e4)
+    """Compare the positive clip with clips of its video, and with its clip index in the other samples."""
+    index = torch.arange(len(cosine_BT))
+    limit_B1 = targets.saliency_BT[index, targets.positive_B][:, None]
+    logits_BT = (cosine_BT / temperature).masked_fill(~mask_BT | (targets.saliency_BT > limit_B1), -1e4)
     row = F.cross_entropy(logits_BT, targets.positive_B)
     columns_BB = logits_BT[:, targets.positive_B].t()  # row b: the clip index of sample b's positive
-    return row + F.cross_entropy(columns_BB, own)
+    return row + F.cross_entropy(columns_BB, index)
 
 
 @torch.no_grad()
-def plain_assignment(found: PlainPredictions, targets: Targets, radius: float) -> tuple[Tensor, Tensor]:
-    """Which points are positive, and their distances to start and end in strides."""
-    goal_BN, wanted_BN2 = torch.zeros_like(found.logits_BN), torch.zeros_like(found.distances_BN2)
-    place, low, high, stride = found.points_N4.unbind(1)
-    for b, length in enumerate(found.video_mask_BT.sum(1).tolist()):
-        shortest = torch.full_like(place, math.inf)
+def plain_assignment(predictions: PlainPredictions, targets: Targets, radius: float) -> tuple[Tensor, Tensor]:
+    """Return 1 for positive points and 0 for others, and distances to start and end in strides."""
+    goal_BN, goal_distances_BN2 = torch.zeros_like(predictions.logits_BN), torch.zeros_like(predictions.distances_BN2)
+    position, low, high, stride = predictions.points_N4.unbind(1)
+    for b, length in enumerate(predictions.video_mask_BT.sum(1).tolist()):
+        shortest = torch.full_like(position, math.inf)
         for center, width in targets.spans_BG2[b][targets.spans_mask_BG[b]].double().tolist():
-            # Edges lie on a grain of 1/1024 clip: (center, width) loses their last bits.
+            # Edges are rounded to 1/1024 clip, since (center, width) loses their last bits.
             start = round((center - width / 2) * length * 1024) / 1024
             end = round((center + width / 2) * length * 1024) / 1024
-            before, after = place - start, end - place
+            before, after = position - start, end - position
             reach = torch.maximum(before, after)
-            fits = (before >= 0) & (after >= 0) & ((place - (start + end) / 2).abs() <= stride * radius)
+            fits = (before >= 0) & (after >= 0) & ((position - (start + end) / 2).abs() <= stride * radius)
             fits &= (reach >= low) & (reach <= high) & (end - start < shortest)
             shortest[fits], goal_BN[b, fits] = end - start, 1
-            wanted_BN2[b, fits] = (torch.stack([before, after], -1) / stride[:, None])[fits]
-    return goal_BN, wanted_BN2
+            goal_distances_BN2[b, fits] = (torch.stack([before, after], -1) / stride[:, None])[fits]
+    return goal_BN, goal_distances_BN2

@@ -1,4 +1,4 @@
-"""Deformable attention and RDSA against slow references that loop over samples, moments, heads and points."""
+"""Deformable attention and RDSA against slow versions that loop over samples, moments, heads and points."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ B, T, M, F = 3, 7, 5, 16
 
 
 def slow_read(features_TF: Tensor, position: float, length: int, outside: Outside) -> Tensor:
-    """Features at a position in [0, 1] of the sample's own extent, by linear interpolation."""
+    """Read features at a position in [0, 1] of the sample's extent, by linear interpolation."""
 
     def clip(index: int) -> Tensor:
         if outside == "zero" and not 0 <= index < length:
@@ -38,23 +38,24 @@ def slow_read(features_TF: Tensor, position: float, length: int, outside: Outsid
 
 
 def slow_deformable(
-    attention: DeformableAttention, query: Tensor, references: Tensor, video: Tensor, lengths: Tensor
+    attention: DeformableAttention, chooser: Tensor, references: Tensor, video: Tensor, lengths: Tensor
 ) -> Tensor:
     heads, points = attention.heads, attention.points
-    out = torch.zeros(query.shape[0], query.shape[1], video.shape[2])
-    for b in range(query.shape[0]):
+    out = torch.zeros(chooser.shape[0], chooser.shape[1], video.shape[2])
+    for b in range(chooser.shape[0]):
         values = attention.value(video[b])
-        for m in range(query.shape[1]):
+        for m in range(chooser.shape[1]):
             center, width = references[b, m].tolist()
-            offsets = attention.offsets(query[b, m]).view(heads, points)
-            weights = attention.weights(query[b, m]).view(heads, points).softmax(-1)
+            offsets = attention.offsets(chooser[b, m]).view(heads, points)
+            weights = attention.weights(chooser[b, m]).view(heads, points).softmax(-1)
             read = []
             for h, part in enumerate(values.chunk(heads, -1)):
-                places = [center + offset * width / 2 for offset in offsets[h].tolist()]
+                positions = [center + offset * width / 2 for offset in offsets[h].tolist()]
                 length, outside = int(lengths[b]), attention.outside
                 read.append(
                     sum(
-                        w * slow_read(part, place, length, outside) for w, place in zip(weights[h], places, strict=True)
+                        w * slow_read(part, position, length, outside)
+                        for w, position in zip(weights[h], positions, strict=True)
                     )
                 )
             out[b, m] = attention.output(torch.cat(read))
@@ -62,11 +63,11 @@ def slow_deformable(
 
 
 def slow_context(context: LocalContext, x_TF: Tensor) -> Tensor:
-    """The CNN on one sample without padding."""
+    """Apply the CNN to one sample without padding."""
 
     def neighbours(x: Tensor, t: int) -> list[Tensor]:
-        reach = context.kernel // 2
-        return [x[s] if 0 <= s < len(x) else torch.zeros_like(x[0]) for s in range(t - reach, t + reach + 1)]
+        half = context.kernel // 2
+        return [x[s] if 0 <= s < len(x) else torch.zeros_like(x[0]) for s in range(t - half, t + half + 1)]
 
     clips = range(len(x_TF))
     if context.kind == "separable":
@@ -83,7 +84,7 @@ def slow_context(context: LocalContext, x_TF: Tensor) -> Tensor:
 
 
 def scene() -> tuple[Tensor, Tensor, Tensor]:
-    """Features whose padding is garbage, their mask, and references that reach beyond both ends."""
+    """Return features whose padding is garbage, their mask, and references that reach beyond both ends."""
     torch.manual_seed(0)
     video = torch.randn(B, T, F)
     mask = torch.arange(T) < LENGTHS.unsqueeze(1)
@@ -95,7 +96,7 @@ def scene() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Away from the initialisation, where offsets would not depend on the query."""
+    """Fill a module with random weights; as initialised, its offsets would not depend on its input."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module
@@ -128,7 +129,7 @@ def test_rows_are_differentiable_in_positions() -> None:
     torch.testing.assert_close(positions.grad, torch.tensor([[[0.4 * 5, 0.6 * 5]]]))
 
 
-def test_a_position_that_is_no_number_shows_in_the_result() -> None:
+def test_a_nan_position_gives_a_nan_result() -> None:
     rows = interpolation_matrix(torch.full((1, 1, 1), float("nan")), 1.0, torch.tensor([4]), 4, "zero")
     assert rows.isnan().any()
 
@@ -138,9 +139,9 @@ def test_deformable_attention_equals_the_slow_one(outside: Outside) -> None:
     video, _, references = scene()
     attention = randomised(DeformableAttention(6, F, 4, 3, outside=outside))
     assert isinstance(attention, DeformableAttention)
-    query = torch.randn(B, M, 6)
-    fast = attention(query, references, video, LENGTHS)
-    slow = slow_deformable(attention, query, references, video, LENGTHS)
+    chooser = torch.randn(B, M, 6)
+    fast = attention(chooser, references, video, LENGTHS)
+    slow = slow_deformable(attention, chooser, references, video, LENGTHS)
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
 
 
@@ -159,9 +160,9 @@ def test_rdsa_equals_the_slow_one(kind: str | None, points: tuple[str, ...]) -> 
         for m in range(M):
             center, width = references[b, m].tolist()
             read = [slow_read(source, center + steps[name] * width, length, "zero") for name in points]
-            query = rdsa.query(torch.cat(read)).view(1, 1, -1)  # type: ignore[operator]
-            one = slow_deformable(attention, query, references[b : b + 1, m : m + 1], real[None], LENGTHS[b : b + 1])
-            torch.testing.assert_close(fast[b, m], one[0, 0], atol=1e-4, rtol=1e-4)
+            chooser = rdsa.query(torch.cat(read)).view(1, 1, -1)  # type: ignore[operator]
+            slow = slow_deformable(attention, chooser, references[b : b + 1, m : m + 1], real[None], LENGTHS[b : b + 1])
+            torch.testing.assert_close(fast[b, m], slow[0, 0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["separable", "full"])
@@ -200,6 +201,6 @@ def test_roi_align_averages_points_of_each_bin(samples: int) -> None:
             center, width = references[b, m].tolist()
             start, end = max(center - width / 2, 0), min(center + width / 2, 1)
             for k in range(4):
-                places = [start + (end - start) * (k + (s + 0.5) / samples) / 4 for s in range(samples)]
-                reads = [slow_read(video[b], place, length, "clamp") for place in places]
+                positions = [start + (end - start) * (k + (s + 0.5) / samples) / 4 for s in range(samples)]
+                reads = [slow_read(video[b], position, length, "clamp") for position in positions]
                 torch.testing.assert_close(fast[b, m, k], torch.stack(reads).mean(0), atol=1e-5, rtol=1e-4)

@@ -14,10 +14,10 @@ from sidelight.models.layers import (
     Dropout,
     DropPath,
     MultiHeadAttention,
-    clip_centers,
     inverse_sigmoid,
     parameter_table,
     sinusoid,
+    unit_clip_centers,
 )
 
 
@@ -80,12 +80,12 @@ def test_pooling_is_a_weighted_mean_of_real_tokens() -> None:
     torch.testing.assert_close(out[1, 1], (weights * tokens[1, 1, :2]).sum(0))
 
 
-def test_sinusoid_and_clip_centers_by_hand() -> None:
+def test_sinusoid_and_unit_clip_centers_by_hand() -> None:
     assert sinusoid(torch.zeros(0), 4).shape == (0, 4)
     slow = 2 * math.pi / 100
     expected = [math.sin(math.pi / 2), math.sin(slow / 4), math.cos(math.pi / 2), math.cos(slow / 4)]
     assert sinusoid(torch.tensor([0.25]), 4)[0].tolist() == pytest.approx(expected, abs=1e-6)
-    centers = clip_centers(torch.tensor([2, 4]), 4)
+    centers = unit_clip_centers(torch.tensor([2, 4]), 4)
     assert centers.tolist() == [[0.25, 0.75, 1.25, 1.75], [0.125, 0.375, 0.625, 0.875]]
 
 

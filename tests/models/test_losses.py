@@ -1,4 +1,4 @@
-"""The losses against their formulas, written with loops, and at their edges."""
+"""The losses of SDST and the contrastive losses: against formulas written with loops, and in edge cases."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sidelight.core.batch import Batch, Predictions, Targets
+from sidelight.models.losses.contrastive import alignment_losses, sampled_nce_loss
 from sidelight.models.losses.sdst import (
     SDSTLossConfig,
     actionness_loss,
-    alignment_losses,
     focal_loss,
     match,
-    sampled_nce_loss,
     sdst_losses,
     span_losses,
 )
@@ -31,14 +30,14 @@ K, B, T, M, F = 2, 3, 6, 4, 8
 
 def make_targets(span_counts: tuple[int, ...] = (2, 1, 0), padded_spans: int = 0) -> Targets:
     torch.manual_seed(1)
-    most = max(span_counts) + padded_spans
-    spans = 0.2 + 0.3 * torch.rand(B, most, 2)
-    mask = torch.arange(most) < torch.tensor(span_counts).unsqueeze(1)
+    columns = max(span_counts) + padded_spans
+    spans = 0.2 + 0.3 * torch.rand(B, columns, 2)
+    mask = torch.arange(columns) < torch.tensor(span_counts).unsqueeze(1)
     saliency = torch.tensor([[0.0, 1, 3, 3, 0, 0], [0, 0, 0, 2, 0, 0], [0.0] * 6])
     return Targets(spans_BG2=spans, spans_mask_BG=mask, saliency_BT=saliency, positive_B=torch.tensor([2, 3, -1]))
 
 
-def make(targets: Targets | None = None, seed: int = 0) -> tuple[Predictions, Batch]:
+def make_batch(targets: Targets | None = None, seed: int = 0) -> tuple[Predictions, Batch]:
     torch.manual_seed(seed)
     mask = torch.arange(T) < torch.tensor([6, 4, 5]).unsqueeze(1)
     predictions = Predictions(
@@ -71,8 +70,8 @@ def edges(span: Tensor) -> tuple[float, float]:
     return center - width / 2, center + width / 2
 
 
-def overlap(one: Tensor, two: Tensor, *, generalised: bool = False) -> float:
-    (a, b), (c, d) = edges(one), edges(two)
+def overlap(span_1: Tensor, span_2: Tensor, *, generalised: bool = False) -> float:
+    (a, b), (c, d) = edges(span_1), edges(span_2)
     both = max(0.0, min(b, d) - max(a, c))
     union = b - a + d - c - both
     hull = max(b, d) - min(a, c)
@@ -80,7 +79,7 @@ def overlap(one: Tensor, two: Tensor, *, generalised: bool = False) -> float:
 
 
 def test_matching_is_the_cheapest() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
     matched, count = match(predictions, targets, CONFIG)
@@ -102,7 +101,7 @@ def test_matching_is_the_cheapest() -> None:
 
 
 def test_matching_with_more_spans_than_moment_queries_and_padded_ones_between() -> None:
-    predictions, _ = make()
+    predictions, _ = make_batch()
     targets = make_targets((7, 1, 0))
     holes = targets.spans_mask_BG.clone()
     holes[1] = torch.tensor([False, False, True, False, True, False, False])
@@ -114,7 +113,7 @@ def test_matching_with_more_spans_than_moment_queries_and_padded_ones_between() 
 
 
 def test_matching_without_any_span() -> None:
-    predictions, _ = make()
+    predictions, _ = make_batch()
     for targets in (make_targets((0, 0, 0)), make_targets((0, 0, 0), padded_spans=2)):
         matched, count = match(predictions, targets, CONFIG)
         assert (matched == -1).all()
@@ -122,7 +121,7 @@ def test_matching_without_any_span() -> None:
 
 
 def test_matching_survives_a_diverged_model() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     broken = replace(predictions, spans_KBM2=torch.full((K, B, M, 2), float("nan")))
     losses = sdst_losses(broken, batch, CONFIG)
     assert losses["l1"].isnan()
@@ -131,7 +130,7 @@ def test_matching_survives_a_diverged_model() -> None:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("alpha", [0.25, None])
 def test_focal(alpha: float | None, reduction: str) -> None:
-    predictions, _ = make()
+    predictions, _ = make_batch()
     positive = torch.rand(K, B, M) > 0.6
     config = SDSTLossConfig(focal_alpha=alpha, level_reduction=reduction)  # type: ignore[arg-type]
     expected = 0.0
@@ -155,7 +154,7 @@ def test_focal_survives_certain_logits() -> None:
 
 @pytest.mark.parametrize("kind", ["iou", "giou"])
 def test_span_losses(kind: str) -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
     config = SDSTLossConfig(iou_kind=kind)  # type: ignore[arg-type]
@@ -163,20 +162,20 @@ def test_span_losses(kind: str) -> None:
     l1, iou = 0.0, 0.0
     for k, b, m in itertools.product(range(K), range(B), range(M)):
         if (g := int(matched[k, b, m])) >= 0:
-            got, wanted = predictions.spans_KBM2[k, b, m], targets.spans_BG2[b, g]
-            l1 += (got - wanted).abs().sum().item() / count
-            iou += (1 - overlap(got, wanted, generalised=kind == "giou")) / count
+            span, goal = predictions.spans_KBM2[k, b, m], targets.spans_BG2[b, g]
+            l1 += (span - goal).abs().sum().item() / count
+            iou += (1 - overlap(span, goal, generalised=kind == "giou")) / count
     losses = span_losses(predictions.spans_KBM2, matched, targets, count, config)
     assert losses["l1"].item() == pytest.approx(l1, rel=1e-5)
     assert losses["iou"].item() == pytest.approx(iou, rel=1e-5)
 
 
 def test_actionness() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
     last = predictions.spans_KBM2[-1]
-    last[0, 0] = torch.tensor([0.95, 0.4])  # reaches beyond the end: only what lies inside counts
+    last[0, 0] = torch.tensor([0.95, 0.4])  # reaches beyond the end of the video
     expected = 0.0
     for b, m in itertools.product(range(B), range(M)):
         start, end = (min(max(edge, 0), 1) for edge in edges(last[b, m]))
@@ -185,6 +184,35 @@ def test_actionness() -> None:
         goal = max((overlap(inside, span) for span in spans), default=0.0)
         expected += abs(predictions.actionness_BM[b, m].item() - goal) / (B * M)
     assert actionness_loss(predictions, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("span", "truth", "goal"),
+    [
+        ((0.5, 0.4), (0.5, 0.2), 0.5),  # inside the video
+        ((0.95, 0.4), (0.9, 0.2), 0.8),  # [0.75, 1.15] counts as [0.75, 1]; unclamped the IoU is 0.5
+        ((0.05, 0.4), (0.1, 0.2), 0.8),  # [-0.15, 0.25] counts as [0, 0.25]; unclamped the IoU is 0.5
+        ((0.5, 2.0), (0.5, 1.0), 1.0),  # beyond both ends; unclamped the IoU is 0.5
+        ((1.3, 0.2), (0.9, 0.2), 0.0),  # outside the video
+    ],
+)
+def test_actionness_counts_only_the_part_inside_the_video(
+    span: tuple[float, float], truth: tuple[float, float], goal: float
+) -> None:
+    """Predict an actionness of 0, so that the loss is its goal."""
+    predictions, batch = make_batch()
+    predictions = replace(
+        predictions,
+        spans_KBM2=torch.tensor(span).expand(K, B, M, 2),
+        actionness_BM=torch.zeros(B, M),
+    )
+    assert batch.targets is not None
+    targets = replace(
+        batch.targets,
+        spans_BG2=torch.tensor(truth).expand(B, 1, 2),
+        spans_mask_BG=torch.ones(B, 1, dtype=torch.bool),
+    )
+    assert actionness_loss(predictions, targets).item() == pytest.approx(goal, abs=1e-6)
 
 
 def slow_nce(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> float:
@@ -198,8 +226,8 @@ def slow_nce(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> 
             return False
         if (p := int(targets.positive_B[b])) < 0:
             return True
-        here, bar = targets.saliency_BT[b, t], targets.saliency_BT[b, p]
-        return bool(here <= bar if config.nce_ties == "negative" else here < bar)
+        saliency, limit = targets.saliency_BT[b, t], targets.saliency_BT[b, p]
+        return bool(saliency <= limit if config.nce_ties == "negative" else saliency < limit)
 
     for b in range(B):
         if (p := int(targets.positive_B[b])) < 0:
@@ -218,21 +246,21 @@ def slow_nce(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> 
 @pytest.mark.parametrize("directions", [("row", "col"), ("row",), ["col"]])
 def test_sampled_nce(ties: Any, directions: Any) -> None:
     config = SDSTLossConfig(nce_ties=ties, nce_directions=directions)
-    predictions, batch = make()
+    predictions, batch = make_batch()
     assert batch.targets is not None
-    got = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, batch.targets, config)
-    assert got.item() == pytest.approx(slow_nce(predictions, batch, config), rel=1e-5)
+    loss = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, batch.targets, config, ties=ties)
+    assert loss.item() == pytest.approx(slow_nce(predictions, batch, config), rel=1e-5)
 
 
 @pytest.mark.parametrize("ties", ["ignore", "negative"])
 def test_every_positive_is_the_sampled_loss_over_all_of_them(ties: Any) -> None:
-    """Each relevant clip in turn as the one drawn, weighted by its saliency."""
-    every = SDSTLossConfig(nce_ties=ties, nce_directions=("row",), nce_positives="all")
-    drawn = SDSTLossConfig(nce_ties=ties, nce_directions=("row",))
-    predictions, batch = make()
+    """Take each relevant clip in turn as the drawn clip, weighted by its saliency."""
+    config = SDSTLossConfig(nce_directions=("row",))
+    predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
-    got = sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, targets, every)
+    inputs = predictions.saliency_BT, batch.video_mask_BT
+    loss = sampled_nce_loss(*inputs, targets, config, ties=ties, positives="all")
     expected, valid = 0.0, 0
     for b in range(B):
         if targets.positive_B[b] < 0:
@@ -242,25 +270,35 @@ def test_every_positive_is_the_sampled_loss_over_all_of_them(ties: Any) -> None:
         weights = torch.tensor([float(targets.saliency_BT[b, t]) for t in clips])
         losses = []
         for clip in clips:
-            one = torch.full_like(targets.positive_B, -1)
-            one[b] = clip
-            alone = replace(targets, positive_B=one)
-            losses.append(sampled_nce_loss(predictions.saliency_BT, batch.video_mask_BT, alone, drawn))
+            positive_B = torch.full_like(targets.positive_B, -1)
+            positive_B[b] = clip
+            losses.append(sampled_nce_loss(*inputs, replace(targets, positive_B=positive_B), config, ties=ties))
         expected += float((torch.stack(losses) * weights).sum() / weights.sum())
-    assert got.item() == pytest.approx(expected / valid, rel=1e-5)
+    assert loss.item() == pytest.approx(expected / valid, rel=1e-5)
+
+
+@pytest.mark.parametrize("ties", ["ignore", "negative"])
+@pytest.mark.parametrize("positives", ["sampled", "all"])
+def test_sdst_chooses_ties_and_positives(ties: Any, positives: Any) -> None:
+    predictions, batch = make_batch()
+    assert batch.targets is not None
+    inputs = predictions.saliency_BT, batch.video_mask_BT, batch.targets, CONFIG
+    expected = sampled_nce_loss(*inputs, ties=ties, positives=positives)
+    config = SDSTLossConfig(nce_ties=ties, nce_positives=positives)
+    assert torch.equal(sdst_losses(predictions, batch, config)["saliency"], expected)
 
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_sampled_nce_gradients_are_finite_whatever_is_masked(data: st.DataObject) -> None:
-    """Also where a clip index is no candidate in any sample, a sample has one clip, or none is positive."""
-    predictions, _ = make()
+    """Include clip indices masked in every sample, samples of one clip, and batches without a positive clip."""
+    predictions, _ = make_batch()
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
     positive = torch.tensor([data.draw(st.integers(-1, n - 1)) for n in lengths.tolist()])
     flat = st.lists(st.integers(0, 2), min_size=B * T, max_size=B * T)
     targets = replace(make_targets(), positive_B=positive, saliency_BT=torch.tensor(data.draw(flat)).view(B, T).float())
     saliency = predictions.saliency_BT.clone().requires_grad_()
-    loss = sampled_nce_loss(saliency, torch.arange(T) < lengths.unsqueeze(1), targets, CONFIG)
+    loss = sampled_nce_loss(saliency, torch.arange(T) < lengths.unsqueeze(1), targets, CONFIG, ties="ignore")
     loss.backward()
     assert loss.isfinite()
     assert loss >= 0
@@ -271,7 +309,7 @@ def test_sampled_nce_gradients_are_finite_whatever_is_masked(data: st.DataObject
 
 
 def test_alignment() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
     losses = alignment_losses(predictions.video_KBTF, predictions.text_KBF, targets, CONFIG)
@@ -292,15 +330,15 @@ def test_alignment() -> None:
         across_batch += nll(own, [logit(k, o, k, b) for o in valid]) / 2
         across_levels += nll(own, [logit(k, b, o, b) for o in range(K)]) / 2
         across_levels += nll(own, [logit(o, b, k, b) for o in range(K)]) / 2
-    assert losses["alignment_batch"].item() == pytest.approx(across_batch, rel=1e-4)
-    assert losses["alignment_levels"].item() == pytest.approx(across_levels, rel=1e-4)
+    assert losses["alignment_batch"].sum().item() == pytest.approx(across_batch, rel=1e-4)
+    assert losses["alignment_levels"].sum().item() == pytest.approx(across_levels, rel=1e-4)
 
 
 @pytest.mark.parametrize("span_counts", [(0, 0, 0), (0, 1, 0), (2, 1, 3)])
 @pytest.mark.parametrize("positive", [[-1, -1, -1], [2, -1, -1], [0, 3, 4]])
 def test_everything_is_finite_with_and_without_ground_truth(span_counts: tuple[int, ...], positive: list[int]) -> None:
     targets = replace(make_targets(span_counts), positive_B=torch.tensor(positive))
-    predictions, batch = make(targets)
+    predictions, batch = make_batch(targets)
     predictions = requiring_grad(predictions)
     losses = sdst_losses(predictions, batch, CONFIG)
     losses["total"].backward()
@@ -313,7 +351,7 @@ def test_everything_is_finite_with_and_without_ground_truth(span_counts: tuple[i
 
 
 def test_total_is_the_weighted_sum() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     names = ["class", "l1", "saliency", "alignment_batch", "alignment_levels", "iou", "actionness"]
     default = [1.0, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0]
     assert [getattr(CONFIG, f"weight_{name}") for name in names] == default
@@ -327,7 +365,7 @@ def test_total_is_the_weighted_sum() -> None:
 
 def test_a_perfect_model_has_little_loss() -> None:
     targets = make_targets((2, 1, 0))
-    predictions, batch = make(targets)
+    predictions, batch = make_batch(targets)
     spans = torch.full((K, B, M, 2), 0.99)
     spans[:, :, :2] = targets.spans_BG2
     right = torch.zeros(B, M, dtype=torch.bool)
@@ -344,15 +382,15 @@ def test_a_perfect_model_has_little_loss() -> None:
 
 
 def test_half_precision_predictions_give_float32_losses() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     expected = sdst_losses(predictions, batch, CONFIG)["total"]
-    got = sdst_losses(predictions.to("cpu", torch.float16), batch.to("cpu", torch.float16), CONFIG)["total"]
-    assert got.dtype == torch.float32
-    assert got.item() == pytest.approx(expected.item(), rel=1e-2)
+    total = sdst_losses(predictions.to("cpu", torch.float16), batch.to("cpu", torch.float16), CONFIG)["total"]
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
 def test_a_batch_without_targets_is_refused() -> None:
-    predictions, batch = make()
+    predictions, batch = make_batch()
     with pytest.raises(ValueError, match="need a batch with targets"):
         sdst_losses(predictions, replace(batch, targets=None), CONFIG)
 

@@ -1,4 +1,4 @@
-"""SDST: a plain forward pass beside it, padding that changes nothing, every option, the golden step."""
+"""SDST: comparison with a plain forward pass, effect of padding, every option, the golden step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PUBLISHED_PARAMETERS = 4.10 * 2**20
 
 
 def tiny_model(**changes: Any) -> SDST:
-    """Weights away from their initialisation, which hides mistakes (zero offsets, zero boundary head)."""
+    """Build a model with weights away from their initialisation, which hides mistakes (zero offsets, zero heads)."""
     torch.manual_seed(0)
     model = SDST(replace(TINY, **changes))
     with torch.no_grad():
@@ -48,12 +48,12 @@ def tiny_model(**changes: Any) -> SDST:
 def tiny_batch(
     clips: tuple[int, ...] = (6, 3, 1, 5), tokens: tuple[int, ...] = (4, 1, 2, 3), padding: int = 0
 ) -> Batch:
-    """Samples of different lengths; each one's numbers do not depend on the padding, which is garbage."""
+    """Build samples of different lengths. Padding is garbage, and the real numbers do not depend on it."""
     size, levels, spans = len(clips), TINY.levels, 2 + padding
-    most_clips, most_tokens = max(clips) + padding, max(tokens) + padding
-    video = torch.full((levels, size, most_clips, TINY.video_dim), 7.0)
-    text = torch.full((levels, size, most_tokens, TINY.text_dim), -9.0)
-    spans_BG2, saliency = torch.full((size, spans, 2), 0.9), torch.zeros(size, most_clips)
+    padded_clips, padded_tokens = max(clips) + padding, max(tokens) + padding
+    video = torch.full((levels, size, padded_clips, TINY.video_dim), 7.0)
+    text = torch.full((levels, size, padded_tokens, TINY.text_dim), -9.0)
+    spans_BG2, saliency = torch.full((size, spans, 2), 0.9), torch.zeros(size, padded_clips)
     positive = torch.zeros(size, dtype=torch.int64)
     span_counts = [(2, 1, 0, 1)[b % 4] for b in range(size)]
     for b, (n, m) in enumerate(zip(clips, tokens, strict=True)):
@@ -65,9 +65,9 @@ def tiny_batch(
         positive[b] = saliency[b].argmax() if span_counts[b] else -1
     return Batch(
         video_KBTD=video,
-        video_mask_BT=torch.arange(most_clips) < torch.tensor(clips).unsqueeze(1),
+        video_mask_BT=torch.arange(padded_clips) < torch.tensor(clips).unsqueeze(1),
         text_KBLD=text,
-        text_mask_BL=torch.arange(most_tokens) < torch.tensor(tokens).unsqueeze(1),
+        text_mask_BL=torch.arange(padded_tokens) < torch.tensor(tokens).unsqueeze(1),
         targets=Targets(
             spans_BG2=spans_BG2,
             spans_mask_BG=torch.arange(spans) < torch.tensor(span_counts).unsqueeze(1),
@@ -78,7 +78,7 @@ def tiny_batch(
 
 
 def plain_attention(block: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one unpadded sample, head by head."""
+    """Compute the attention of one unpadded sample, head by head."""
     heads: list[Tensor] = []
     parts = [layer(x) for layer, x in ((block.query, queries), (block.key, keys), (block.value, values))]
     for q, k, v in zip(*(part.chunk(block.heads, -1) for part in parts), strict=True):
@@ -93,7 +93,7 @@ def plain_code(values: Tensor, width: int) -> Tensor:
 
 
 def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, Tensor]:
-    """One sample, no padding, no batching, written down equation by equation. RDSA has its own slow test."""
+    """Predict for one sample, without padding or batching, equation by equation. RDSA has its own slow test."""
     config: SDSTConfig = model.config
     level: Any = model.levels[0]
     clips = video_KTD.shape[1]
@@ -143,7 +143,7 @@ def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, 
 
 
 def sample_of(batch: Batch, b: int) -> Batch:
-    """Sample ``b`` alone, without its padding."""
+    """Return sample ``b`` without padding."""
     clips, tokens = int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
     targets = batch.targets
     assert targets is not None
@@ -176,7 +176,7 @@ def test_forward_equals_the_plain_one(roi_width: float) -> None:
         alone = sample_of(batch, b)
         clips = alone.video_KBTD.shape[2]
         plain = plain_forward(model, alone.video_KBTD[:, 0], alone.text_KBLD[:, 0])
-        got = {
+        values = {
             "logits": predictions.logits_KBM[:, b],
             "spans": predictions.spans_KBM2[:, b],
             "actionness": predictions.actionness_BM[b],
@@ -184,20 +184,20 @@ def test_forward_equals_the_plain_one(roi_width: float) -> None:
             "video": predictions.video_KBTF[:, b, :clips],
             "text": predictions.text_KBF[:, b],
         }
-        for name, value in got.items():
+        for name, value in values.items():
             torch.testing.assert_close(value, plain[name], atol=1e-5, rtol=1e-4, msg=f"{name} of {b}")
         assert (predictions.saliency_BT[b, clips:] == 0).all()
 
 
-@pytest.mark.parametrize(("roi_width", "sees"), [(1.0, False), (1.5, True)])
-def test_actionness_sees_around_a_moment_if_it_is_told_to(roi_width: float, sees: bool) -> None:
+@pytest.mark.parametrize(("roi_width", "reads_around"), [(1.0, False), (1.5, True)])
+def test_roi_width_decides_whether_actionness_reads_around_a_moment(roi_width: float, reads_around: bool) -> None:
     torch.manual_seed(0)
     model = tiny_model(roi_width=roi_width, roi_bins=8)
     dense, span = torch.randn(1, 20, model.config.hidden), torch.tensor([[[0.5, 0.4]]])
     around = dense.clone()
-    around[:, [4, 15]] += 1  # the clips next but one to [6, 14), whose values no interpolation inside reads
+    around[:, [4, 15]] += 1  # second neighbours of [6, 14): no interpolation inside reads them
     before, after = (model._actionness(d, span, torch.tensor([20])) for d in (dense, around))
-    assert bool((before != after).any()) == sees
+    assert bool((before != after).any()) == reads_around
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -221,7 +221,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @functools.cache
 def variant(number: int) -> tuple[SDST, dict[str, Tensor]]:
-    """The model of VARIANTS[number] and its gradients on the tight batch."""
+    """Return the model of VARIANTS[number] and its gradients on a batch without extra padding."""
     model = tiny_model(**VARIANTS[number])
     return model, gradients(model, tiny_batch())
 
@@ -234,13 +234,13 @@ def test_padding_changes_nothing(number: int) -> None:
     for b in range(padded.size):
         alone = model(sample_of(tight, b))
         clips = alone.video_mask_BT.shape[1]
-        for one, other in (
+        for unpadded, padded_part in (
             (alone.logits_KBM[:, 0], together.logits_KBM[:, b]),
             (alone.spans_KBM2[:, 0], together.spans_KBM2[:, b]),
             (alone.actionness_BM[0], together.actionness_BM[b]),
             (alone.saliency_BT[0], together.saliency_BT[b, :clips]),
         ):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(unpadded, padded_part, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients(model, padded).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -261,7 +261,7 @@ def test_every_parameter_learns(number: int) -> None:
             assert gradient.abs().max() > 0, name
 
 
-def test_level_order_and_its_sharing() -> None:
+def test_level_order_and_sharing() -> None:
     batch = tiny_batch()
     flipped = replace(batch, video_KBTD=batch.video_KBTD.flip(0), text_KBLD=batch.text_KBLD.flip(0))
     shallow, deep = tiny_model(), tiny_model(level_order="deep-first")
@@ -278,10 +278,10 @@ def test_level_order_and_its_sharing() -> None:
 def test_the_first_prediction_is_the_reference() -> None:
     model = SDST(TINY)
     predictions = model(tiny_batch())
-    wanted = model.references_M2.sigmoid().expand(3, 4, -1, -1)
-    torch.testing.assert_close(predictions.spans_KBM2, wanted)
+    references = model.references_M2.sigmoid().expand(3, 4, -1, -1)
+    torch.testing.assert_close(predictions.spans_KBM2, references)
     assert predictions.logits_KBM.sigmoid().mean().item() == pytest.approx(0.01, abs=0.02)
-    edges = wanted[0, 0, :, 0:1] + wanted[0, 0, :, 1:] * torch.tensor([-0.5, 0.5])
+    edges = references[0, 0, :, 0:1] + references[0, 0, :, 1:] * torch.tensor([-0.5, 0.5])
     assert edges.min() >= 0
     assert edges.max() <= 1
 
@@ -291,8 +291,8 @@ def test_gradients_stop_between_levels_but_reach_the_first_references() -> None:
     for detach in (True, False):
         model = tiny_model(detach_references=detach, sparse_order=("ffn",))
         model(batch).spans_KBM2[-1].sum().backward()
-        reached = model.references_M2.grad is not None and bool(model.references_M2.grad.abs().max() > 0)
-        assert reached is not detach
+        has_gradient = model.references_M2.grad is not None and bool(model.references_M2.grad.abs().max() > 0)
+        assert has_gradient is not detach
     model = tiny_model()
     model(batch).spans_KBM2[0].sum().backward()
     assert model.references_M2.grad is not None
@@ -300,15 +300,15 @@ def test_gradients_stop_between_levels_but_reach_the_first_references() -> None:
 
 
 def test_parameter_count_is_the_papers() -> None:
-    """See the module's docstring for what is counted; 4.10 M in the paper are 4.10 * 2**20."""
+    """Compare with the paper, whose 4.10 M are 4.10 * 2**20; the module's docstring lists the parts."""
     config = SDSTConfig(video_dim=768, text_dim=1024)
     with torch.device("meta"):
         shared, unshared = SDST(config), SDST(replace(config, share_levels=False))
     count = sum(parameter.numel() for parameter in shared.parameters())
     assert count == 4_346_633
     assert abs(count / PUBLISHED_PARAMETERS - 1) < 0.03
-    many = sum(parameter.numel() for parameter in unshared.parameters())
-    assert abs(many / (12.43 * 2**20) - 1) < 0.03
+    unshared_count = sum(parameter.numel() for parameter in unshared.parameters())
+    assert abs(unshared_count / (12.43 * 2**20) - 1) < 0.03
     table = parameter_table(shared)
     assert sum(number for _, number in table) == count
     assert dict(table)["actionness_head"] == 1_114_881
@@ -373,14 +373,14 @@ def test_dropout_is_random_in_training_only() -> None:
     assert torch.equal(model(batch).logits_KBM, model(batch).logits_KBM)
 
 
-def test_the_registry_names_it() -> None:
+def test_the_registry_has_sdst() -> None:
     model, config = SIDE_TUNERS["sdst"].model, SIDE_TUNERS["sdst"].config
     assert model is SDST
     assert config is SDSTConfig
 
 
 def golden_step() -> dict[str, float]:
-    """Loss, gradient norm and a checksum of the parameters after one step; no random numbers anywhere."""
+    """Return loss, gradient norm and a checksum of the parameters after one step, without random numbers."""
     model, batch = SDST(TINY), tiny_batch()
     ramp = [torch.arange(p.numel()).view_as(p) for p in model.parameters()]
     with torch.no_grad():
@@ -408,7 +408,7 @@ GOLDEN = {"loss": 10.628433, "gradient_norm": 12.205119, "checksum": 31.44323}
 
 
 def test_golden_step() -> None:
-    """One training step gives what it gave before.
+    """Check that one training step gives the stored numbers.
 
     If a change is meant to move these numbers, renew them: run ``python tests/models/test_sdst.py``, paste
     the dict that it prints over GOLDEN, and say in the commit why they moved.

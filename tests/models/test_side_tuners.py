@@ -1,4 +1,4 @@
-"""The side-tuners that SDST is compared with: sizes, padding that changes nothing, what is read, golden steps."""
+"""The side-tuners that SDST is compared with: sizes, effect of padding, levels that are read, golden steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sidelight.core.batch import Batch, Targets
 from sidelight.core.timeline import Timeline
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.points import PointModel
-from sidelight.models.registry import SIDE_TUNERS, build_model, decoder_of, side_tuner
+from sidelight.models.registry import SIDE_TUNERS, build_model, side_tuner
 
 K, D_V, D_T = 3, 10, 8
-POINTS = [name for name, found in SIDE_TUNERS.items() if issubclass(found.model, PointModel)]
+POINT_MODELS = [name for name, tuner in SIDE_TUNERS.items() if issubclass(tuner.model, PointModel)]
 PAPER = {"last-layer": 2.70, "e3va": 2.57, "losa": 6.40, "lst": 2.04, "r2-tuning": 2.70, "sdst": 4.10}
 """Table H of the SDST paper, millions of parameters, counted as R2-Tuning's code does: / 2**20."""
 TINY: dict[str, Any] = {
@@ -26,7 +26,7 @@ OWN: dict[str, dict[str, Any]] = {"lst": {"ladder": 8}, "e3va": {"bottleneck": 8
 
 
 def tiny_model(name: str, **changes: Any) -> torch.nn.Module:
-    """Weights away from their initialisation, which hides mistakes (gates of 0)."""
+    """Build a model with weights away from their initialisation, which hides mistakes (gates of 0)."""
     torch.manual_seed(0)
     model = build_model(name, TINY | OWN.get(name, {}) | changes)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def tiny_model(name: str, **changes: Any) -> torch.nn.Module:
 
 
 def tiny_batch(padding: int = 0) -> Batch:
-    """Samples of different lengths; each one's numbers do not depend on the padding, which is garbage."""
+    """Build samples of different lengths. Padding is garbage, and the real numbers do not depend on it."""
     clips, tokens = (17, 4, 9), (5, 1, 3)
     video = torch.full((K, 3, max(clips) + padding, D_V), 7.0)
     text = torch.full((K, 3, max(tokens) + padding, D_T), -9.0)
@@ -60,22 +60,23 @@ def tiny_batch(padding: int = 0) -> Batch:
 
 
 def alone(batch: Batch, b: int) -> Batch:
-    clips, tokens, one = int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum()), slice(b, b + 1)
+    """Return sample ``b`` without padding."""
+    clips, tokens, sample = int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum()), slice(b, b + 1)
     return Batch(
-        video_KBTD=batch.video_KBTD[:, one, :clips],
-        video_mask_BT=batch.video_mask_BT[one, :clips],
-        text_KBLD=batch.text_KBLD[:, one, :tokens],
-        text_mask_BL=batch.text_mask_BL[one, :tokens],
+        video_KBTD=batch.video_KBTD[:, sample, :clips],
+        video_mask_BT=batch.video_mask_BT[sample, :clips],
+        text_KBLD=batch.text_KBLD[:, sample, :tokens],
+        text_mask_BL=batch.text_mask_BL[sample, :tokens],
     )
 
 
 def losses(name: str, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-    found = side_tuner(name)
-    return found.losses(model(batch), batch, found.loss_config())
+    tuner = side_tuner(name)
+    return tuner.losses(model(batch), batch, tuner.loss_config())
 
 
 def test_sizes_of_the_paper() -> None:
-    """``pytest -s`` prints them. InternVideo2's widths, as in Table H."""
+    """Compare sizes at InternVideo2's widths with Table H; ``pytest -s`` prints them."""
     assert PAPER.keys() == SIDE_TUNERS.keys()
     print(f"\n{'side-tuner':<14}{'parameters':>12}{'/ 2**20':>9}{'paper':>7}{'ratio':>7}")
     for name, paper in PAPER.items():
@@ -84,7 +85,7 @@ def test_sizes_of_the_paper() -> None:
         assert count / 2**20 == pytest.approx(paper, rel=0.1), name
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", POINT_MODELS)
 def test_padding_and_neighbours_change_nothing(name: str) -> None:
     model = tiny_model(name).eval()
     together = model(tiny_batch(padding=3))
@@ -98,11 +99,11 @@ def test_padding_and_neighbours_change_nothing(name: str) -> None:
         torch.testing.assert_close(together.level_video_KBTF[:, b, :clips], single.level_video_KBTF[:, 0])
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", POINT_MODELS)
 def test_every_parameter_learns(name: str) -> None:
     model = tiny_model(name)
     losses(name, model, tiny_batch())["total"].backward()
-    # Constants under softmax; and one frame of one token leaves R2-Tuning's query nothing to choose from.
+    # These are constant under softmax. With one token per frame, R2-Tuning's q_map and v_map have no effect either.
     idle = ("attention.key.bias", ".q_map", ".v_map") if name == "r2-tuning" else ("attention.key.bias",)
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
@@ -110,7 +111,7 @@ def test_every_parameter_learns(name: str) -> None:
             assert (parameter.grad != 0).any(), parameter_name
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", POINT_MODELS)
 @pytest.mark.parametrize("level", range(K))
 def test_which_levels_are_read(name: str, level: int) -> None:
     model, batch = tiny_model(name).eval(), tiny_batch()
@@ -120,16 +121,16 @@ def test_which_levels_are_read(name: str, level: int) -> None:
     assert changed == (name != "last-layer" or level == K - 1)
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", POINT_MODELS)
 def test_answers(name: str) -> None:
     timelines = [Timeline(duration=2.0 * clips, clip_seconds=2.0) for clips in (17, 4, 9)]
     config = R2DecodeConfig()
-    answers = decoder_of(config)(tiny_model(name).eval()(tiny_batch()), timelines, ["q"] * 3, config)
+    answers = config.decode(tiny_model(name).eval()(tiny_batch()), timelines, ["q"] * 3)
     assert [len(answer.saliency) for answer in answers] == [17, 4, 9]
     assert all(0 <= m.start < m.end <= a.timeline.duration for a in answers for m in a.moments)
 
 
-def test_what_is_wrong_is_named() -> None:
+def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"no side-tuner 'ladder'; known are sdst, r2-tuning"):
         side_tuner("ladder")
     with pytest.raises(ValueError, match="configuration of 'lst' does not fit"):
@@ -141,8 +142,6 @@ def test_what_is_wrong_is_named() -> None:
         tiny_model("lst")(
             Batch(**{f.name: getattr(batch, f.name) for f in fields(batch)} | {"video_KBTD": batch.video_KBTD[..., :4]})
         )
-    with pytest.raises(ValueError, match="nothing decodes with a int"):
-        decoder_of(3)
 
 
 GOLDEN: dict[str, dict[str, float]] = {
@@ -200,21 +199,21 @@ GOLDEN: dict[str, dict[str, float]] = {
 
 
 def golden_step(name: str) -> dict[str, float]:
-    """Losses and gradient norm of one step at tiny width, and the sum of all parameters after it."""
+    """Return losses and gradient norm of one step at tiny width, and the sum of all parameters after it."""
     model = tiny_model(name)
     # A large epsilon, since some true gradients are zero (key biases): noise must not decide their steps.
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
-    found = losses(name, model, tiny_batch())
-    found["total"].backward()
+    by_name = losses(name, model, tiny_batch())
+    by_name["total"].backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
     optimiser.step()
     after = sum(p.detach().double().abs().sum().item() for p in model.parameters())
-    return {**{k: v.item() for k, v in found.items()}, "norm": float(norm), "parameters": after}
+    return {**{k: v.item() for k, v in by_name.items()}, "norm": float(norm), "parameters": after}
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", POINT_MODELS)
 def test_golden_step(name: str) -> None:
-    """One training step gives what it gave before.
+    """Check that one training step gives the stored numbers.
 
     If a change is meant to move these numbers, renew them: run ``python tests/models/test_side_tuners.py``, paste
     the dict that it prints over GOLDEN, and say in the commit why they moved.
@@ -223,4 +222,4 @@ def test_golden_step(name: str) -> None:
 
 
 if __name__ == "__main__":
-    print("GOLDEN =", {name: {k: round(v, 6) for k, v in golden_step(name).items()} for name in POINTS})
+    print("GOLDEN =", {name: {k: round(v, 6) for k, v in golden_step(name).items()} for name in POINT_MODELS})

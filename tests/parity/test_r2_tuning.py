@@ -1,7 +1,7 @@
 """R2-Tuning against the published model: every golden array of ``shared/golden/r2`` (nncore 0.4.4, CPU, float32).
 
-``pytest -s`` prints a table of the largest differences. "relative" is the largest absolute difference over
-the largest absolute value of the golden array.
+``pytest -s`` prints a table of the largest differences. "relative" is the largest absolute difference divided by the
+largest absolute value of the golden array.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def table() -> Iterator[None]:
 
 
 def close(file: str, name: str, ours: Any, golden: Any, tolerance: float = FORWARD) -> None:
-    """Compare, and note the difference for the table."""
-    got = np.asarray(ours.detach() if isinstance(ours, Tensor) else ours, dtype=np.float64)
-    wanted = np.asarray(golden, dtype=np.float64)
-    assert got.shape == wanted.shape, (name, got.shape, wanted.shape)
-    if got.size == 0:
+    """Compare two arrays, and note the difference for the table."""
+    values = np.asarray(ours.detach() if isinstance(ours, Tensor) else ours, dtype=np.float64)
+    expected = np.asarray(golden, dtype=np.float64)
+    assert values.shape == expected.shape, (name, values.shape, expected.shape)
+    if values.size == 0:
         return
-    absolute = float(np.abs(got - wanted).max())
-    relative = absolute / max(float(np.abs(wanted).max()), 1e-30) if absolute else 0.0
+    absolute = float(np.abs(values - expected).max())
+    relative = absolute / max(float(np.abs(expected).max()), 1e-30) if absolute else 0.0
     before = DIFFERENCES[file].get(name, (0.0, 0.0))
     DIFFERENCES[file][name] = (max(before[0], absolute), max(before[1], relative))
     assert relative <= tolerance, f"{file}, {name}: relative difference {relative:.1e}, at most {tolerance:.0e}"
@@ -94,15 +94,15 @@ def model_of(folder: Path, config: R2TuningConfig = CONFIG) -> R2Tuning:
 
 
 def features(rows: Any, *inner: int) -> Tensor:
-    """(T, K * ...) as cached -> (K, 1, T, ...)."""
+    """Turn features as cached, (T, K * ...), into (K, 1, T, ...)."""
     return torch.tensor(rows.astype(np.float32)).view(len(rows), K, *inner).transpose(0, 1).unsqueeze(1)
 
 
 def inputs_of(arrays: Golden, samples: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What forward takes, padded with zeros to the longest sample."""
+    """Return features and masks of the samples, padded with zeros to the longest sample."""
     videos = [features(arrays[f"video_{i}"], P, D_V) for i in samples]
     texts = [features(arrays[f"query_{i}"], D_T) for i in samples]
-    found = []
+    inputs = []
     for parts in (videos, texts):
         longest = max(part.shape[2] for part in parts)
         padded = torch.zeros(K, len(parts), longest, *parts[0].shape[3:])
@@ -110,8 +110,8 @@ def inputs_of(arrays: Golden, samples: list[int]) -> tuple[Tensor, Tensor, Tenso
         for b, part in enumerate(parts):
             padded[:, b, : part.shape[2]] = part[:, 0]
             mask[b, : part.shape[2]] = True
-        found += [padded, mask]
-    return found[0], found[1], found[2], found[3]
+        inputs += [padded, mask]
+    return inputs[0], inputs[1], inputs[2], inputs[3]
 
 
 def batched(video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Batch:
@@ -119,10 +119,10 @@ def batched(video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) 
 
 
 def targets_of(arrays: Golden, samples: list[int], mask_BT: Tensor, positive: Any = None) -> Targets:
-    """The labels in the form that our batches have: (center, width) of the sample's own extent."""
+    """Convert the labels to the targets of our batches: (center, width) of the sample's own extent."""
     windows = [torch.tensor(arrays[f"boundary_{i}"]).double() * float(arrays["fps"]) for i in samples]
-    size, most = len(samples), max(len(w) for w in windows)
-    spans_BG2, real_BG = torch.zeros(size, most, 2), torch.zeros(size, most, dtype=torch.bool)
+    size, columns = len(samples), max(len(w) for w in windows)
+    spans_BG2, real_BG = torch.zeros(size, columns, 2), torch.zeros(size, columns, dtype=torch.bool)
     saliency_BT = torch.zeros(mask_BT.shape)
     for b, i in enumerate(samples):
         spans_BG2[b, : len(windows[b])] = spans.se_to_cw(windows[b] / mask_BT[b].sum()).float()
@@ -140,61 +140,61 @@ def targets_of(arrays: Golden, samples: list[int], mask_BT: Tensor, positive: An
 
 
 def weighted(losses: dict[str, Tensor], config: R2LossConfig) -> dict[str, Tensor]:
-    """Our losses as the published code reports them: by its names, weighted."""
+    """Return our losses as the published code reports them: weighted, by its names."""
     terms = {PUBLISHED_LOSS[n]: getattr(config, f"weight_{n}") * loss for n, loss in losses.items() if n != "total"}
     return terms | {"loss": losses["total"]}
 
 
-def close_predictions(file: str, found: PointPredictions, golden: Golden) -> None:
-    close(file, "out_class", found.logits_BN, golden["out_class"][..., 0])
-    close(file, "out_coord", found.distances_BN2, golden["out_coord"])
-    close(file, "video_emb", found.video_BTF, golden["video_emb"])
-    close(file, "query_emb", found.text_BF, golden["query_emb"][:, 0])
+def close_predictions(file: str, predictions: PointPredictions, golden: Golden) -> None:
+    close(file, "out_class", predictions.logits_BN, golden["out_class"][..., 0])
+    close(file, "out_coord", predictions.distances_BN2, golden["out_coord"])
+    close(file, "video_emb", predictions.video_BTF, golden["video_emb"])
+    close(file, "query_emb", predictions.text_BF, golden["query_emb"][:, 0])
 
 
 @pytest.mark.parametrize("tokens_at_once", [2**13, 1], ids=["batch at once", "sample by sample"])
 def test_forward(tiny: Path, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(r2_tuning.TOKENS_AT_ONCE, "cpu", tokens_at_once)
     golden, model = load(tiny, "a_forward"), model_of(tiny)
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
     block = model.block
-    block.register_forward_hook(lambda _, __, out: seen["block"].extend(out))
-    block.temporal.register_forward_hook(lambda _, given, __: seen["in"].append(given[0]))
-    block.temporal.register_forward_hook(lambda _, given, __: seen["code"].append(given[1]))
-    block.temporal.register_forward_hook(lambda _, __, out: seen["out"].append(out))
+    block.register_forward_hook(lambda _, __, out: outputs["block"].extend(out))
+    block.temporal.register_forward_hook(lambda _, args, __: outputs["in"].append(args[0]))
+    block.temporal.register_forward_hook(lambda _, args, __: outputs["code"].append(args[1]))
+    block.temporal.register_forward_hook(lambda _, __, out: outputs["out"].append(out))
     for level in model.pyramid:
-        level.register_forward_hook(lambda _, __, out: seen["pyramid"].append(out))
-    found = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
-    close_predictions("a_forward", found, golden)
-    close("a_forward", "adapter_video", seen["block"][0], golden["adapter_video"])
-    close("a_forward", "adapter_query", seen["block"][2][-1], golden["adapter_query"])
-    close("a_forward", "tem_in", torch.stack(seen["in"]), golden["tem_in"])
-    close("a_forward", "tem_out", torch.stack(seen["out"]), golden["tem_out"])
-    close("a_forward", "pos", seen["code"][0][:1], golden["pos"])
-    close("a_forward", "coll_v", found.level_video_KBTF, golden["coll_v"])
-    close("a_forward", "coll_q", found.level_text_KBF, golden["coll_q"][:, :, 0])
-    assert len(seen["pyramid"]) == 4
-    for i, output in enumerate(seen["pyramid"]):
+        level.register_forward_hook(lambda _, __, out: outputs["pyramid"].append(out))
+    predictions = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
+    close_predictions("a_forward", predictions, golden)
+    close("a_forward", "adapter_video", outputs["block"][0], golden["adapter_video"])
+    close("a_forward", "adapter_query", outputs["block"][2][-1], golden["adapter_query"])
+    close("a_forward", "tem_in", torch.stack(outputs["in"]), golden["tem_in"])
+    close("a_forward", "tem_out", torch.stack(outputs["out"]), golden["tem_out"])
+    close("a_forward", "pos", outputs["code"][0][:1], golden["pos"])
+    close("a_forward", "coll_v", predictions.level_video_KBTF, golden["coll_v"])
+    close("a_forward", "coll_q", predictions.level_text_KBF, golden["coll_q"][:, :, 0])
+    assert len(outputs["pyramid"]) == 4
+    for i, output in enumerate(outputs["pyramid"]):
         close("a_forward", "pyramid", output, golden[f"pyramid_{i}"])
     masks = np.concatenate([golden[f"pyramid_mask_{i}"] for i in range(4)], 1)
-    np.testing.assert_array_equal(found.point_mask_BN, masks.astype(bool))
-    np.testing.assert_array_equal(found.points_N4, golden["point"])
-    np.testing.assert_array_equal(found.video_mask_BT, golden["video_msk"].astype(bool))
+    np.testing.assert_array_equal(predictions.point_mask_BN, masks.astype(bool))
+    np.testing.assert_array_equal(predictions.points_N4, golden["point"])
+    np.testing.assert_array_equal(predictions.video_mask_BT, golden["video_msk"].astype(bool))
 
 
 @pytest.mark.parametrize("padding", ["exact", "independent"])
 @pytest.mark.parametrize("sample", [0, 1, 2])
 def test_single_samples(tiny: Path, sample: int, padding: Any) -> None:
-    """A sample alone has no padding: both ways must agree with the published code."""
+    """Check a sample alone: it has no padding, so both settings must agree with the published code."""
     golden = {k.removesuffix(f"_{sample}"): v for k, v in load(tiny, "b_single").items() if k.endswith(f"_{sample}")}
     arrays, model = load(tiny, "inputs"), model_of(tiny, replace(CONFIG, padding=padding))
-    found = model(batched(*inputs_of(arrays, [sample])))
-    close_predictions("b_single", found, golden)
-    np.testing.assert_array_equal(found.points_N4, golden["point"])
-    close("b_single", "boundary", point_windows(found, 0, 2.0), golden["boundary"])
-    close("b_single", "saliency", saliency(found)[0], golden["saliency"])
+    predictions = model(batched(*inputs_of(arrays, [sample])))
+    close_predictions("b_single", predictions, golden)
+    np.testing.assert_array_equal(predictions.points_N4, golden["point"])
+    close("b_single", "boundary", point_windows(predictions, 0, 2.0), golden["boundary"])
+    close("b_single", "saliency", saliency(predictions)[0], golden["saliency"])
     losses = weighted(
-        r2_losses(found, targets_of(arrays, [sample], found.video_mask_BT), R2LossConfig()), R2LossConfig()
+        r2_losses(predictions, targets_of(arrays, [sample], predictions.video_mask_BT), R2LossConfig()), R2LossConfig()
     )
     for name in PUBLISHED_LOSS.values():
         close("b_single", name, losses[name], golden[name])
@@ -202,36 +202,36 @@ def test_single_samples(tiny: Path, sample: int, padding: Any) -> None:
 
 @pytest.mark.parametrize("padding", ["exact", "independent"])
 def test_a_padded_batch_gives_what_samples_give_alone(tiny: Path, padding: Any) -> None:
-    """What the default padding is for; the published way (exact) differs by far more than rounding."""
+    """Check the default padding; the published padding (exact) differs by far more than rounding."""
     golden, model = load(tiny, "b_single"), model_of(tiny, replace(CONFIG, padding=padding))
-    found = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
+    predictions = model(batched(*inputs_of(load(tiny, "inputs"), [0, 1, 2])))
     gaps = []
     for b in range(3):
-        real = found.point_mask_BN[b] if padding == "independent" else own_points(found, b)
-        wanted = golden[f"out_class_{b}"][0, :, 0]
-        gaps.append(float(np.abs(found.logits_BN[b, real].detach().numpy() - wanted).max()))
+        real = predictions.point_mask_BN[b] if padding == "independent" else own_points(predictions, b)
+        expected = golden[f"out_class_{b}"][0, :, 0]
+        gaps.append(float(np.abs(predictions.logits_BN[b, real].detach().numpy() - expected).max()))
     if padding == "independent":
         assert max(gaps) < 1e-5
     else:
-        assert gaps[1] < 1e-5 and max(gaps) > 1e-2  # sample 1 is the longest: no clip of it is padding
+        assert gaps[1] < 1e-5 and max(gaps) > 1e-2  # sample 1 is the longest, so it has no padding
 
 
-def own_points(found: PointPredictions, b: int) -> Tensor:
-    """The points that sample b would have alone."""
-    ends = found.points_N4[:, 0] + found.points_N4[:, 3]
-    return ends <= found.video_mask_BT[b].sum()
+def own_points(predictions: PointPredictions, b: int) -> Tensor:
+    """Return True for the points that sample b would have alone."""
+    ends = predictions.points_N4[:, 0] + predictions.points_N4[:, 3]
+    return ends <= predictions.video_mask_BT[b].sum()
 
 
 def test_training_step(tiny: Path) -> None:
     golden, arrays, model = load(tiny, "c_train"), load(tiny, "inputs"), model_of(tiny)
-    found = model(batched(*inputs_of(arrays, [0, 1, 2])))
-    targets = targets_of(arrays, [0, 1, 2], found.video_mask_BT)
+    predictions = model(batched(*inputs_of(arrays, [0, 1, 2])))
+    targets = targets_of(arrays, [0, 1, 2], predictions.video_mask_BT)
     np.testing.assert_array_equal(targets.saliency_BT, arrays["batch_saliency"])
     windows = torch.tensor(arrays["batch_boundary"]).float() * float(arrays["fps"])
-    goal, distances = assign_points(found.points_N4, windows.nan_to_num(0, 0, 0), windows.isfinite().all(-1))
+    goal, distances = assign_points(predictions.points_N4, windows.nan_to_num(0, 0, 0), windows.isfinite().all(-1))
     np.testing.assert_array_equal(goal, golden["cls_tgt"])
     np.testing.assert_array_equal(distances, golden["reg_tgt"])
-    losses = weighted(r2_losses(found, targets, R2LossConfig()), R2LossConfig())
+    losses = weighted(r2_losses(predictions, targets, R2LossConfig()), R2LossConfig())
     for name in (*PUBLISHED_LOSS.values(), "loss"):
         close("c_train", name, losses[name], golden[name])
         close("c_train", name + "_fp64", losses[name], golden[name + "_fp64"])
@@ -251,13 +251,13 @@ def test_training_step(tiny: Path) -> None:
     close("c_train", "total gradient norm", torch.stack(norms).norm(), golden["grad_total_norm"], GRADIENT)
 
 
-def test_where_the_published_gradients_are_not_numbers(tiny: Path) -> None:
-    """A clip index masked in every other sample, and worse: the same losses, and finite gradients."""
+def test_where_the_published_gradients_are_nan(tiny: Path) -> None:
+    """Check clip indices that are masked in other samples: the same losses, and finite gradients."""
     golden, arrays, model = load(tiny, "c_train"), load(tiny, "inputs"), model_of(tiny)
     assert golden["nan_case_num_nan_grads"] > 0
-    found = model(batched(*inputs_of(arrays, [0, 1, 2])))
-    targets = targets_of(arrays, [0, 1, 2], found.video_mask_BT, golden["nan_case_pos_clip"])
-    losses = weighted(r2_losses(found, targets, R2LossConfig()), R2LossConfig())
+    predictions = model(batched(*inputs_of(arrays, [0, 1, 2])))
+    targets = targets_of(arrays, [0, 1, 2], predictions.video_mask_BT, golden["nan_case_pos_clip"])
+    losses = weighted(r2_losses(predictions, targets, R2LossConfig()), R2LossConfig())
     for name in (*PUBLISHED_LOSS.values(), "loss"):
         close("c_train", "nan_case_" + name, losses[name], golden["nan_case_" + name])
     losses["loss"].backward()
@@ -272,13 +272,13 @@ def test_lengths(tiny: Path, clips: int, padding: Any) -> None:
     arrays = {"video_0": golden[f"video_T{clips}"][0], "query_0": golden[f"query_T{clips}"][0]}
     model = model_of(tiny, replace(CONFIG, padding=padding)).eval()
     with torch.no_grad():
-        found = model(batched(*inputs_of(arrays, [0])))
-    close("e_edges", "boundary", point_windows(found, 0, 1.0), golden[f"boundary_T{clips}"])
-    close("e_edges", "saliency", saliency(found)[0], golden[f"saliency_T{clips}"])
+        predictions = model(batched(*inputs_of(arrays, [0])))
+    close("e_edges", "boundary", point_windows(predictions, 0, 1.0), golden[f"boundary_T{clips}"])
+    close("e_edges", "saliency", saliency(predictions)[0], golden[f"saliency_T{clips}"])
 
 
 def test_trajectory(tiny: Path) -> None:
-    """Eight steps with warm-up, a step of the rate, AdamW and clipping."""
+    """Train for eight steps, with warm-up, a drop of the learning rate, AdamW and clipping."""
     golden, arrays, model = load(tiny, "f_trajectory"), load(tiny, "inputs"), model_of(tiny)
     run = json.loads(str(golden["config_json"]))
     base, warmup = run["optimizer"]["lr"], run["warmup"]
@@ -291,8 +291,10 @@ def test_trajectory(tiny: Path) -> None:
         close("f_trajectory", "lr", rate, golden["lr"][step], 1e-9)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        found = model(batched(*batch))
-        losses = weighted(r2_losses(found, targets_of(arrays, [0, 1, 2], batch[1]), R2LossConfig()), R2LossConfig())
+        predictions = model(batched(*batch))
+        losses = weighted(
+            r2_losses(predictions, targets_of(arrays, [0, 1, 2], batch[1]), R2LossConfig()), R2LossConfig()
+        )
         for name in (*PUBLISHED_LOSS.values(), "loss"):
             close("f_trajectory", name, losses[name], golden[name][step], 1e-4)
         optimizer.zero_grad()
@@ -304,7 +306,7 @@ def test_trajectory(tiny: Path) -> None:
     finals = {name.removeprefix("final/"): array for name, array in golden.items() if name.startswith("final/")}
     assert len(finals) == len(parameters)
     for name, array in finals.items():
-        if name not in TRULY_ZERO:  # Adam makes whole steps of their noise
+        if name not in TRULY_ZERO:  # Adam turns their noise into steps of full size
             close("f_trajectory", "final parameters", parameters[our_name(name)], array, 1e-3)
 
 
@@ -326,16 +328,16 @@ def test_labels(tiny: Path) -> None:
 
 
 def close_post(file: str, key: str, raw: Any, duration: float, golden: Any, scores: bool = True) -> None:
-    """Compare rows as a set: those of equal score may come in any order, those that are NaN count as 0 there."""
+    """Compare rows as sets: rows of equal score may have any order, and rows with a NaN score are skipped."""
     kind, unit, _ = key.split("__")
     size = unit.removeprefix("unit_")
     config = R2DecodeConfig(nms=PUBLISHED_NMS[kind], round_to=None if size == "None" else float(size))  # type: ignore[arg-type]
     ours = postprocess(raw, duration, config)
     assert ours.shape == golden.shape and np.isfinite(ours).all() and (np.diff(ours[:, 2]) <= 0).all(), key
     close(file, f"{kind}, windows", np.unique(ours[:, :2], axis=0), np.unique(golden[:, :2], axis=0), 1e-6)
-    rest = list(range(len(ours)))
+    unmatched = list(range(len(ours)))
     for row in golden[np.isfinite(golden[:, 2])] if scores else ():
-        nearest = rest.pop(int(np.abs(ours[rest] - row).max(1).argmin()))
+        nearest = unmatched.pop(int(np.abs(ours[unmatched] - row).max(1).argmin()))
         close(file, f"{kind}, scores", ours[nearest, 2] + 1, row[2] + 1, 1e-6)
 
 
@@ -347,42 +349,44 @@ def test_post_processing(tiny: Path) -> None:
 
 
 def test_post_processing_of_difficult_windows(tiny: Path) -> None:
-    """Equal scores, equal windows, windows outside the video and windows without length."""
+    """Post-process equal scores, equal windows, windows outside the video and windows without length."""
     arrays = load(tiny, "nms_stress")
     broken = set(arrays["keys_with_nan"].tolist())
     for key in (key for key in arrays if "__" in key):
         number = int(key.split("__")[-1])
-        # In these two sets a score that is not a number is exchanged with one of two equal scores, and so
-        # changes which of them suppresses the other.
+        # In these two sets a NaN score takes the place of one of two equal scores, which changes the one that
+        # suppresses the other.
         exchanged = key in broken and number in (3, 21)
         duration = float(arrays[f"duration_{number}"])
         close_post("nms_stress", key, arrays[f"in_{number}"], duration, arrays[key], scores=not exchanged)
 
 
 def test_highlights(highlights: Path) -> None:
-    """The TVSum and YouTube Highlights model: one stride, no boundaries, cross-entropy with saliency."""
+    """Check the model for TVSum and YouTube Highlights: one stride, no boundaries, cross-entropy with saliency."""
     golden, model = load(highlights, "hl"), model_of(highlights, HIGHLIGHTS)
     golden = {**golden, "fps": 1.0} | {f"boundary_{i}": np.zeros((0, 2)) for i in range(3)}
     for i in range(3):
         close("hl", "saliency labels", (golden[f"anno_{i}"].sum(1) - 20) / 80, golden[f"saliency_{i}"], 1e-6)
     batch = inputs_of(golden, [0, 1, 2])
-    seen: list[Tensor] = []
-    model.block.register_forward_hook(lambda _, __, out: seen.extend(out))
-    found = model(batched(*batch))
-    assert found.distances_BN2 is None
-    close("hl", "train_adapter_video", seen[0], golden["train_adapter_video"])
-    close("hl", "train_adapter_query", seen[2][-1], golden["train_adapter_query"])
-    close("hl", "train_video_emb", found.video_BTF, golden["train_video_emb"])
-    close("hl", "train_query_emb", found.text_BF, golden["train_query_emb"][:, 0])
-    close("hl", "train_out_class", found.logits_BN, golden["train_out_class"][..., 0])
-    losses = weighted(r2_losses(found, targets_of(golden, [0, 1, 2], batch[1]), HIGHLIGHT_LOSSES), HIGHLIGHT_LOSSES)
+    outputs: list[Tensor] = []
+    model.block.register_forward_hook(lambda _, __, out: outputs.extend(out))
+    predictions = model(batched(*batch))
+    assert predictions.distances_BN2 is None
+    close("hl", "train_adapter_video", outputs[0], golden["train_adapter_video"])
+    close("hl", "train_adapter_query", outputs[2][-1], golden["train_adapter_query"])
+    close("hl", "train_video_emb", predictions.video_BTF, golden["train_video_emb"])
+    close("hl", "train_query_emb", predictions.text_BF, golden["train_query_emb"][:, 0])
+    close("hl", "train_out_class", predictions.logits_BN, golden["train_out_class"][..., 0])
+    losses = weighted(
+        r2_losses(predictions, targets_of(golden, [0, 1, 2], batch[1]), HIGHLIGHT_LOSSES), HIGHLIGHT_LOSSES
+    )
     for name, loss in losses.items():
         close("hl", "train_" + name, loss, golden["train_" + name])
     losses["loss"].backward()
     parameters = dict(model.named_parameters())
     for name, norm in zip(golden["grad_names"].tolist(), golden["grad_norm"], strict=True):
         if name == "coef":
-            assert np.isnan(norm) and our_name(name) not in parameters  # without boundaries it is not used
+            assert np.isnan(norm) and our_name(name) not in parameters  # not used without boundaries
         elif name not in TRULY_ZERO:
             gradient = parameters[our_name(name)].grad
             assert gradient is not None
@@ -391,10 +395,12 @@ def test_highlights(highlights: Path) -> None:
         single = model_of(highlights, replace(HIGHLIGHTS, padding=padding)).eval()
         for i in range(3):
             alone = inputs_of(golden, [i])
-            found = single(batched(*alone))
-            close("hl", "val_saliency", saliency(found)[0], golden[f"val_saliency_{i}"])
-            losses = weighted(r2_losses(found, targets_of(golden, [i], alone[1]), HIGHLIGHT_LOSSES), HIGHLIGHT_LOSSES)
+            predictions = single(batched(*alone))
+            close("hl", "val_saliency", saliency(predictions)[0], golden[f"val_saliency_{i}"])
+            losses = weighted(
+                r2_losses(predictions, targets_of(golden, [i], alone[1]), HIGHLIGHT_LOSSES), HIGHLIGHT_LOSSES
+            )
             for name, loss in losses.items():
                 if name != "loss":
-                    wanted = golden[f"val_{name}_{i}"]
-                    close("hl", "val losses", loss + 1, wanted + 1)  # with one sample one of them is 0
+                    expected = golden[f"val_{name}_{i}"]
+                    close("hl", "val losses", loss + 1, expected + 1)  # with one sample, one of the losses is 0

@@ -1,7 +1,7 @@
 """The side-tuners, one file per paper.
 
-A model takes its configuration, reads a :class:`~sidelight.core.batch.Batch` and returns raw predictions; losses and
-decoding live elsewhere, and :mod:`sidelight.models.registry` says what belongs together.
+A model is built from its configuration, reads a :class:`~sidelight.core.batch.Batch` and returns raw predictions.
+Losses and decoding are in packages of their own. :mod:`sidelight.models.registry` lists the parts of each side-tuner.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """Deformable attention in one dimension, and RDSA, its reference-based form (SDST, Sec. 3.3.4 and App. D, K).
 
-Deformable attention reads a few points of the video per moment query instead of every clip. Reading between
-clips is linear interpolation, which is a sparse row vector times the features; all rows are built first (one
-scatter) and then applied as one matrix product. Measured on a CPU at the sizes of QVHighlights this is three
-times as fast as ``grid_sample`` and five times as fast as gathering feature rows, forward and backward.
+Deformable attention lets each moment query read a few points of the video instead of every clip. A point between two
+clips is read by linear interpolation: a sparse row vector times the features. All rows are built first (one scatter)
+and then applied as one matrix product. Measured on a CPU at the sizes of QVHighlights, forward and backward, this is
+three times as fast as ``grid_sample`` and five times as fast as gathering feature rows.
 
-Positions: 1.0 is the end of the sample's own last clip, clip i of a sample of n clips has its middle at (i +
-0.5) / n, and padded clips are never read.
+Positions are in units of the sample's extent: 1.0 is the end of its last clip. Clip i of a sample of n clips has its
+middle at (i + 0.5) / n. Padded clips are never read.
 
-Shape legend: B batch, T clips, M moment queries, H heads, P sampling points, N any number of points, F
-hidden width.
+Shape legend: B batch, T clips, M moment queries, H heads, P sampling points, N any number of points, F hidden width, Q
+width of the vectors that choose the points, C = F / H width of a head, 2 (center, width).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +24,25 @@ from torch import Tensor, nn
 from sidelight.models.layers import MLP, xavier_linear
 
 Outside = Literal["zero", "clamp"]
-"""What lies beyond the video's ends: nothing ("zero"), or its first and last clip, on and on ("clamp")."""
+"""Value beyond the video's ends: zero, or the first or last clip ("clamp")."""
 
 EDGE = {"left": -1.0, "center": 0.0, "right": 1.0}
-"""Named points of a span, as offsets in half widths from its center."""
+"""Named points of a span, as offsets from its center in half widths."""
+
+
+class Clips(NamedTuple):
+    """The parts of a batch that describe its clips."""
+
+    mask_BT: Tensor
+    """True for real clips."""
+    lengths_B: Tensor
+    """Number of real clips of each sample."""
+    code_BTF: Tensor
+    """Position code of each clip, by the length of its own sample."""
 
 
 def span_points(references_BM2: Tensor, offsets: Tensor) -> Tensor:
-    """Center + offset * width / 2: (B, M, 2) and (B or 1, M or 1, ...) -> (B, M, ...) positions in
-    float32.
-    """
+    """Return center + offset * width / 2 in float32: (B, M, 2) and (B or 1, M or 1, ...) -> (B, M, ...)."""
     references_BM2 = references_BM2.float()
     extra = offsets.ndim - 2
     center, width = (part.reshape(*part.shape, *[1] * extra) for part in references_BM2.unbind(-1))
@@ -43,10 +52,17 @@ def span_points(references_BM2: Tensor, offsets: Tensor) -> Tensor:
 def interpolation_matrix(
     positions: Tensor, weights: Tensor | float, lengths_B: Tensor, clips: int, outside: Outside
 ) -> Tensor:
-    """Rows that, multiplied with features (B, T, F), read them at ``positions`` and add up the readings.
+    """Return rows that, multiplied with features (B, T, F), give the weighted sum of the features at ``positions``.
 
-    positions (B, ..., P) in units of the sample's own extent; weights of the same shape, or one number;
-    returns (B, ..., T) in float32, differentiable in positions and weights.
+    Args:
+        positions: (B, ..., P) in units of the sample's extent.
+        weights: (B, ..., P), or one number.
+        lengths_B: number of real clips of each sample.
+        clips: T, with padding.
+        outside: value beyond the video's ends.
+
+    Returns:
+        (B, ..., T) in float32, differentiable in positions and weights.
     """
     lengths = lengths_B.reshape(-1, *[1] * (positions.ndim - 1))
     index = positions.float() * lengths - 0.5
@@ -58,26 +74,24 @@ def interpolation_matrix(
     fraction = index - lower
     weight_lower = (1 - fraction) * weights * ((lower >= 0) & (lower <= last))
     weight_upper = fraction * weights * ((upper >= 0) & (upper <= last))
-    # Clamped as integers: a position that is not a number must show up in the result, not as a bad address.
-    where = torch.cat([lower, upper], -1).long().clamp(0, clips - 1)
+    # Clamped as integers: a position that is NaN must show up in the result, and not as an index out of range.
+    columns = torch.cat([lower, upper], -1).long().clamp(0, clips - 1)
     values = torch.cat([weight_lower, weight_upper], -1)
-    return values.new_zeros(*positions.shape[:-1], clips).scatter_add(-1, where, values)
+    return values.new_zeros(*positions.shape[:-1], clips).scatter_add(-1, columns, values)
 
 
 def read_points(features_BTF: Tensor, positions_BMN: Tensor, lengths_B: Tensor, outside: Outside) -> Tensor:
-    """Features at positions, by linear interpolation: (B, T, F), (B, M, N) -> (B, M, N, F)."""
-    clips = features_BTF.shape[1]
-    rows = interpolation_matrix(positions_BMN.unsqueeze(-1), 1.0, lengths_B, clips, outside)
-    read = rows.flatten(1, 2).to(features_BTF.dtype) @ features_BTF
-    return torch.unflatten(read, 1, positions_BMN.shape[1:])
+    """Read features at positions by linear interpolation: (B, T, F), (B, M, N) -> (B, M, N, F)."""
+    rows = interpolation_matrix(positions_BMN.unsqueeze(-1), 1.0, lengths_B, features_BTF.shape[1], outside)
+    return _apply_rows(rows, features_BTF)
 
 
 def roi_align(features_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor, bins: int, samples: int = 1) -> Tensor:
-    """RoIAlign in one dimension: each span's part inside the video, cut into equal bins, each read at
-    ``samples`` points.
+    """Pool the features of spans (RoIAlign in one dimension): (B, T, F), (B, M, 2) -> (B, M, bins, F).
 
-    (B, T, F), (center, width) (B, M, 2) -> (B, M, bins, F). Points are clamped to the first and last clip's
-    middle, as in two dimensions. Differentiable in features and spans; detach the spans to stop the latter.
+    The part of each span inside the video is cut into equal bins, and each bin is the mean of ``samples`` points. As in
+    two dimensions, points are clamped to the middles of the first and last clip. The result is differentiable in
+    features and spans; detach the spans to stop their gradient.
     """
     spans_BM2 = spans_BM2.float()
     start = (spans_BM2[..., 0] - spans_BM2[..., 1] / 2).clamp(0, 1)
@@ -86,15 +100,20 @@ def roi_align(features_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor, bins: 
     steps = ((steps + 0.5) / (bins * samples)).view(bins, samples)
     positions = start[..., None, None] + (end - start)[..., None, None] * steps
     rows = interpolation_matrix(positions, 1 / samples, lengths_B, features_BTF.shape[1], "clamp")
-    read = rows.flatten(1, 2).to(features_BTF.dtype) @ features_BTF
-    return torch.unflatten(read, 1, (spans_BM2.shape[1], bins))
+    return _apply_rows(rows, features_BTF)
+
+
+def _apply_rows(rows_BMNT: Tensor, features_BTF: Tensor) -> Tensor:
+    """Multiply interpolation rows with features: (B, M, N, T), (B, T, F) -> (B, M, N, F)."""
+    read = rows_BMNT.flatten(1, 2).to(features_BTF.dtype) @ features_BTF
+    return torch.unflatten(read, 1, rows_BMNT.shape[1:3])
 
 
 def initial_offsets(kind: Literal["directions", "grid", "zero"], heads: int, points: int) -> Tensor:
-    """Where the points of each head start, in half widths: (H, P).
+    """Return the first offsets of the points of each head, in half widths: (H, P).
 
-    "directions": the first axis of Deformable DETR's directions, cos(2 pi h / H), the points at growing
-    distance; "grid": all H * P points evenly over [-1, 1]; "zero": all in the center.
+    "directions": the first axis of Deformable DETR's directions, cos(2 pi h / H), with the points at growing distance;
+    "grid": all H * P points evenly over [-1, 1]; "zero": all in the center.
     """
     if kind == "directions":
         angles = 2 * math.pi * torch.arange(heads) / heads
@@ -105,10 +124,10 @@ def initial_offsets(kind: Literal["directions", "grid", "zero"], heads: int, poi
 
 
 class DeformableAttention(nn.Module):
-    """Each moment query reads P points per head around its reference (Eqs. 8 and 9; Deformable DETR in one
-    dimension).
+    """Each moment query reads P points per head around its reference (Eqs. 8 and 9; Deformable DETR in one dimension).
 
-    With a query made from the moment query's embedding this is the paper's "Def. CA" baseline.
+    A vector of width Q chooses offsets and weights of the points. If it is the embedding of the moment query, this is
+    the paper's baseline "Def. CA".
     """
 
     def __init__(
@@ -133,31 +152,33 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(initial_offsets(offset_init, heads, points).flatten())
 
-    def sampling(self, query_BMQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets in half widths, and weights that add up to 1 over the points of a head: both (B, M, H,
-        P).
-        """
+    def sampling(self, chooser_BMQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return offsets in half widths, and weights that add up to 1 over the points of a head: (B, M, H, P) each."""
         shape = (self.heads, self.points)
-        offsets = torch.unflatten(self.offsets(query_BMQ), -1, shape).float()
-        weights = torch.unflatten(self.weights(query_BMQ), -1, shape).float().softmax(-1)
+        offsets = torch.unflatten(self.offsets(chooser_BMQ), -1, shape).float()
+        weights = torch.unflatten(self.weights(chooser_BMQ), -1, shape).float().softmax(-1)
         return offsets, weights
 
-    def forward(self, query_BMQ: Tensor, references_BM2: Tensor, video_BTF: Tensor, lengths_B: Tensor) -> Tensor:
-        """-> (B, M, F), projected and ready to be added to the moment queries."""
-        offsets, weights = self.sampling(query_BMQ)
+    def forward(self, chooser_BMQ: Tensor, references_BM2: Tensor, video_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return the update of the moment queries, (B, M, F)."""
+        offsets, weights = self.sampling(chooser_BMQ)
         values_BHTC = torch.unflatten(self.value(video_BTF), -1, (self.heads, -1)).transpose(1, 2)
         positions = span_points(references_BM2, offsets)
         rows_BMHT = interpolation_matrix(positions, weights, lengths_B, video_BTF.shape[1], self.outside)
         read_BHMC = rows_BMHT.transpose(1, 2).to(values_BHTC.dtype) @ values_BHTC
         return cast(Tensor, self.output(read_BHMC.transpose(1, 2).flatten(2)))
 
+    def read_video(self, moment_queries_BMF: Tensor, references_BM2: Tensor, video_BTF: Tensor, clips: Clips) -> Tensor:
+        """Return the update of the moment queries, which choose the points themselves, (B, M, F)."""
+        return cast(Tensor, self(moment_queries_BMF, references_BM2, video_BTF, clips.lengths_B))
+
 
 class LocalContext(nn.Module):
-    """The CNN of Eq. 10: two convolutions over time, that let a clip know its neighbours.
+    """The CNN of Eq. 10: convolutions over time, after which each clip knows its neighbours.
 
-    "separable": a convolution per channel, LayerNorm, ReLU, a convolution of width 1 (the offset network of
-    DAT, which the paper cites for CNNs that predict offsets); "full": twice a dense convolution, LayerNorm,
-    ReLU. Padded clips count as zero before every convolution, like what lies beyond the video's ends.
+    "separable": a convolution per channel, LayerNorm, ReLU, a convolution of width 1 (the offset network of DAT, which
+    the paper cites for CNNs that predict offsets); "full": twice a dense convolution, LayerNorm, ReLU. Padded clips
+    count as zero before every convolution, as do the places beyond the video's ends.
     """
 
     def __init__(self, width: int, kernel: int = 3, kind: Literal["separable", "full"] = "separable") -> None:
@@ -187,16 +208,16 @@ class LocalContext(nn.Module):
         return F.relu(cast(Tensor, self.second_norm(x_BTF)))
 
     def _shifted(self, x_BTF: Tensor) -> list[Tensor]:
-        """The features of each clip's neighbour -k//2 .. k//2, zero beyond the ends."""
+        """Return the features of each clip's neighbours -k//2 .. k//2, zero beyond the ends."""
         half, clips = self.kernel // 2, x_BTF.shape[1]
         padded = F.pad(x_BTF, (0, 0, half, half))
         return [padded[:, shift : shift + clips] for shift in range(self.kernel)]
 
 
 class ReferenceDeformableAttention(nn.Module):
-    """RDSA (Eqs. 10 and 11): the offsets come from the video itself, read at the moment's own reference.
+    """RDSA (Eqs. 10 and 11): the video itself, read at the moment's own reference, chooses the offsets.
 
-    Queries and values live in one space this way, so that the offsets see what they choose among.
+    So the vector that chooses the points and the features at these points are in one space.
     """
 
     edges_11N: Tensor
@@ -218,9 +239,13 @@ class ReferenceDeformableAttention(nn.Module):
         self.register_buffer("edges_11N", edges, persistent=False)
 
     def forward(self, references_BM2: Tensor, video_BTF: Tensor, mask_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """-> (B, M, F), projected and ready to be added to the moment queries."""
-        source = video_BTF if self.context is None else self.context(video_BTF, mask_BT)
+        """Return the update of the moment queries, (B, M, F)."""
+        source_BTF = video_BTF if self.context is None else self.context(video_BTF, mask_BT)
         positions_BMN = span_points(references_BM2, self.edges_11N)
-        read_BMNF = read_points(source, positions_BMN, lengths_B, self.outside)
-        query_BMQ = self.query(read_BMNF.flatten(2))
-        return cast(Tensor, self.attention(query_BMQ, references_BM2, video_BTF, lengths_B))
+        read_BMNF = read_points(source_BTF, positions_BMN, lengths_B, self.outside)
+        chooser_BMQ = self.query(read_BMNF.flatten(2))
+        return cast(Tensor, self.attention(chooser_BMQ, references_BM2, video_BTF, lengths_B))
+
+    def read_video(self, moment_queries_BMF: Tensor, references_BM2: Tensor, video_BTF: Tensor, clips: Clips) -> Tensor:
+        """Return the update of the moment queries, (B, M, F); their embeddings choose nothing."""
+        return cast(Tensor, self(references_BM2, video_BTF, clips.mask_BT, clips.lengths_B))

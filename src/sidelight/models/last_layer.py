@@ -1,10 +1,10 @@
-"""No tuning of the backbone's levels at all: only its last layer is read (SDST, Tabs. H and I, "w/o Tuning").
+"""The last layer alone, without tuning of several levels (SDST, Tabs. H and I, "w/o Tuning").
 
-The last layer's clips read the query and each other once, in R2-Tuning's temporal layer, and end in its heads
-(``points.py``). It is the baseline that says what reading several layers is worth.
+The clips of the backbone's last layer read the query and each other once, in R2-Tuning's temporal layer, and end in its
+heads (``points.py``). This baseline shows the gain of reading several layers.
 
-What is adapted: the paper gives its size (2.70 M, as R2-Tuning) and not its parts. Here it is R2-Tuning with one
-level, less the query-dependent pooling of a frame's tokens, which has nothing to choose from in pooled features.
+Differences from the paper: it gives the size (2.70 M, as R2-Tuning) and not the parts. Here the model is R2-Tuning with
+one level, without the query-dependent pooling of a frame's tokens, since pooled features have one token.
 
 Shape legend: B batch, K levels, T clips, P tokens of a clip, L query tokens, F hidden width, D input width.
 
@@ -23,17 +23,17 @@ from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip
 
 @dataclass(frozen=True, kw_only=True)
 class LastLayerConfig(PointConfig):
-    """Everything that decides such a model's shape and behaviour. ``levels`` may be any: the last one is read."""
+    """Shape and behaviour of a model of the last layer. ``levels`` may be any number; the last level is read."""
 
 
 class LastLayerBlock(nn.Module):
-    """The last layer of the backbone -> one vector per clip."""
+    """Turn the last layer of the backbone into one vector per clip."""
 
     def __init__(self, config: LastLayerConfig) -> None:
         super().__init__()
         self.config = config
         width = config.hidden
-        self.video_map = InputMap(config.video_dim + 2 * config.endpoint_features, width, config.dropout)
+        self.video_map = InputMap(config.clip_dim, width, config.dropout)
         self.text_map = InputMap(config.text_dim, width, config.dropout)
         self.temporal = TemporalLayer(config)
 
@@ -48,9 +48,7 @@ class LastLayerBlock(nn.Module):
 
 
 class LastLayer(PointModel):
-    """The model: features of K levels in, of which the last is read, points and highlights out."""
-
-    name = "this model of the last layer"
+    """The model: features of K levels in, points and highlights out. Only the last level is read."""
 
     def __init__(self, config: LastLayerConfig) -> None:
         super().__init__(config, LastLayerBlock(config))

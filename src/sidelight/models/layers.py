@@ -1,29 +1,32 @@
-"""Blocks that every side-tuner shares.
+"""The blocks that all side-tuners share.
 
-Shape legend: B batch, K levels, T clips, L query tokens, M moment queries, H heads, C = F / H head width, F
-hidden width; "..." stands for any leading axes.
+Shape legend: B batch, K levels, T clips, L query tokens, N any number of vectors, H heads, C = F / H width of a head,
+F hidden width; "..." stands for any leading axes.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidelight.core.batch import Batch
+
 KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of an attention's memory, split into heads: (..., H, L, C) each."""
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask costs little on a CPU.
+    """Dropout that is cheap on a CPU.
 
-    PyTorch draws one random number per element, one at a time, on a CPU; for a side-tuner's wide inputs that
-    costs more than its matrix products. Here each random 64-bit word decides eight elements, one byte each,
-    which is exact for every probability that is a multiple of 1/256 (0.5 and 0.25 are). Elsewhere PyTorch's
-    own dropout is used.
+    On a CPU, PyTorch draws one random number per element; for the wide inputs of a side-tuner that costs more than the
+    matrix products. Here each random 64-bit word decides eight elements, one byte each. This is exact if the
+    probability is a multiple of 1/256 (0.5 and 0.25 are). For other probabilities and on other devices PyTorch's
+    dropout is used.
     """
 
     def __init__(self, probability: float) -> None:
@@ -45,9 +48,7 @@ class Dropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Larsson et al. 2016): drops a whole residual branch, independently for each
-    sample.
-    """
+    """Stochastic depth (Larsson et al. 2016): drops a residual branch, independently for each sample."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class DropPath(nn.Module):
 
 
 class AddNorm(nn.Module):
-    """The end of every sub-block: residual, DropPath, then LayerNorm (post-norm)."""
+    """The end of every sub-block: DropPath, residual, LayerNorm (post-norm)."""
 
     def __init__(self, width: int, droppath: float) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class AddNorm(nn.Module):
 
 
 class InputMap(nn.Module):
-    """MLP_V and MLP_T of SDST (Eq. 2), and the maps of R2-Tuning: backbone width to hidden width."""
+    """Map from the backbone's width to the hidden width: MLP_V and MLP_T of SDST (Eq. 2), and R2-Tuning's maps."""
 
     def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """PFFN: Linear, ReLU, Linear, with Kaiming-normal weights and zero biases."""
+    """Position-wise feed-forward layer: Linear, ReLU, Linear, with Kaiming-normal weights and zero biases."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -123,9 +124,7 @@ class FeedForward(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention in two steps, so that a memory's keys and values can be made once for all
-    levels.
-    """
+    """Scaled dot-product attention in two steps: keys and values of a memory are computed once, for all levels."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -136,16 +135,17 @@ class MultiHeadAttention(nn.Module):
         self.output = xavier_linear(width, width)
 
     def project(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """(..., L, F) twice -> keys and values (..., H, L, C)."""
+        """Return keys and values (..., H, L, C) of (..., L, F) each."""
         return self._split(self.key(keys)), self._split(self.value(values))
 
     def attend(self, queries_BNF: Tensor, memory: KeysValues, mask_BL: Tensor | None) -> Tensor:
-        """Queries read the memory where ``mask_BL`` is True (at least once per sample, or the result is not
-        a number).
+        """Read the memory where ``mask_BL`` is True: (B, N, F) -> (B, N, F).
+
+        A sample without any True gives NaN.
         """
-        queries = self._split(self.query(queries_BNF))
+        queries_BHNC = self._split(self.query(queries_BNF))
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
-        read_BHNC = F.scaled_dot_product_attention(queries, *memory, attn_mask=mask)
+        read_BHNC = F.scaled_dot_product_attention(queries_BHNC, *memory, attn_mask=mask)
         return cast(Tensor, self.output(read_BHNC.transpose(1, 2).flatten(2)))
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask_BL: Tensor | None) -> Tensor:
@@ -155,21 +155,43 @@ class MultiHeadAttention(nn.Module):
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(-2, -3)
 
 
+class TemporalBlock(nn.Module):
+    """Clips read the query, then each other, then pass a feed-forward layer (post-norm)."""
+
+    def __init__(self, width: int, heads: int, ffn_ratio: int, droppath: float) -> None:
+        super().__init__()
+        self.text_attention = MultiHeadAttention(width, heads)
+        self.text_norm = AddNorm(width, droppath)
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.self_norm = AddNorm(width, droppath)
+        self.ffn = FeedForward(width, ffn_ratio)
+        self.ffn_norm = AddNorm(width, droppath)
+
+    def states(
+        self, clips_BTF: Tensor, code_BTF: Tensor, text: KeysValues, video_mask_BT: Tensor, text_mask_BL: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the clips (B, T, F) after each sub-block: "ca" (the query), "sa" (each other) and "ffn"."""
+        ca = self.text_norm(clips_BTF, self.text_attention.attend(clips_BTF + code_BTF, text, text_mask_BL))
+        coded = ca + code_BTF
+        sa = self.self_norm(ca, self.self_attention(coded, coded, ca, video_mask_BT))
+        return {"ca": ca, "sa": sa, "ffn": self.ffn_norm(sa, self.ffn(sa))}
+
+
 class AttentionPool(nn.Module):
-    """Learned attention pooling: one linear score per token, softmax over real tokens, weighted mean."""
+    """Attention pooling: one linear score per token, softmax over real tokens, weighted mean."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.score = nn.Linear(width, 1)
 
     def forward(self, tokens: Tensor, mask_BL: Tensor) -> Tensor:
-        """(..., B, L, F) -> (..., B, F)."""
+        """Pool tokens: (..., B, L, F) -> (..., B, F)."""
         scores: Tensor = self.score(tokens).squeeze(-1).masked_fill(~mask_BL, float("-inf"))
         return (scores.softmax(-1).unsqueeze(-2) @ tokens).squeeze(-2)
 
 
 def xavier_linear(width_in: int, width_out: int) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and a zero bias (attention's initialisation)."""
+    """Build a linear layer with Xavier-uniform weights and a zero bias (the initialisation of attention)."""
     layer = nn.Linear(width_in, width_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -177,36 +199,47 @@ def xavier_linear(width_in: int, width_out: int) -> nn.Linear:
 
 
 def sinusoid(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
-    """Normalised sinusoidal code of ``values`` in [0, 1] (one turn of the fastest wave): (...) -> (...,
-    width).
-    """
+    """Return sines and cosines of values in [0, 1], one turn of the fastest wave: (...) -> (..., width)."""
     steps = torch.arange(width // 2, device=values.device, dtype=torch.float32)
     frequencies = 2 * math.pi * temperature ** (-2 * steps / width)
     angles = values.float().unsqueeze(-1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def clip_centers(lengths_B: Tensor, clips: int) -> Tensor:
-    """(B, T): the middle of each clip in units of its sample's own extent; padded clips lie beyond 1."""
+def unit_clip_centers(lengths_B: Tensor, clips: int) -> Tensor:
+    """Return the middle of each clip in units of its sample's extent, (B, T); above 1 for padded clips."""
     middles = torch.arange(clips, device=lengths_B.device, dtype=torch.float32) + 0.5
     return middles / lengths_B.unsqueeze(1)
 
 
 def inverse_sigmoid(x: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """The logit of x, kept finite at 0 and 1."""
+    """Return the logit of x, finite at 0 and 1 too."""
     x = x.clamp(epsilon, 1 - epsilon)
     return torch.log(x / (1 - x))
 
 
+def check_features(model: nn.Module, config: Any, batch: Batch) -> None:
+    """Raise ValueError unless the batch has the levels and the widths that the model was built for."""
+    widths = {"video_dim": batch.video_KBTD.shape[-1], "text_dim": batch.text_KBLD.shape[-1]}
+    for name, size in {"levels": batch.levels, **widths}.items():
+        expected = getattr(config, name)
+        if size != expected:
+            raise ValueError(
+                f"this {type(model).__name__} was built for {name}={expected}, the batch has {name}={size}: "
+                "use features of the backbone and levels that the model was trained on"
+            )
+
+
 def parameter_table(model: nn.Module) -> list[tuple[str, int]]:
-    """(name, number of trainable parameters) of each module and each parameter that belongs to none; what stands in a
-    list of levels is opened up two steps further, since that is where the streams are.
+    """Return (name, number of trainable parameters) of each module, and of each parameter outside of a module.
+
+    A list or dict of modules is listed by the modules of its entries, such as ``levels.0.dense``.
     """
     table = [(name, p.numel()) for name, p in model.named_parameters(recurse=False) if p.requires_grad]
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            for part, level in child.named_children():
-                table += [(f"{name}.{part}.{inner}", count) for inner, count in parameter_table(level)]
+            for entry, module in child.named_children():
+                table += [(f"{name}.{entry}.{inner}", count) for inner, count in parameter_table(module)]
         else:
             table.append((name, sum(p.numel() for p in child.parameters() if p.requires_grad)))
     return table

@@ -1,15 +1,15 @@
 """LoSA, long-short-range adapters (Gupta et al. 2024, arXiv 2404.01282), for moments and highlights by a query.
 
-Beside each layer of a frozen video backbone stand two adapters: one that looks at neighbouring clips and one that
-looks far. A gate of its own says how much each layer adds to what the last layer gives.
+Beside each layer of a frozen video backbone are two adapters: a short-range one reads neighbouring clips, and a
+long-range one reads all clips. The outputs are added to the last layer, each level through a gate of its own.
 
-What is adapted (SDST's authors give only the size, 6.40 M):
+Differences from the paper (SDST's authors give only the size of their adaptation, 6.40 M):
 
-- LoSA's adapters work on the backbone's space-time tokens; here on its clips. The short-range one is a convolution
-  over three clips, the long-range one attention over all of them and a feed-forward layer.
-- LoSA knows no query. Here the fused clips read it in R2-Tuning's temporal layer, and end in R2-Tuning's heads
-  (``points.py``), as all side-tuners in that comparison.
-- As in LoSA the gates start at 0, so that training starts from the last layer alone.
+- LoSA's adapters work on the backbone's space-time tokens; here on its clips. The short-range adapter is a convolution
+  over three clips; the long-range adapter is attention over all clips and a feed-forward layer.
+- LoSA has no query. Here the fused clips read it in R2-Tuning's temporal layer, and end in R2-Tuning's heads
+  (``points.py``), as in all side-tuners of that comparison.
+- As in LoSA the gates start at 0, so training starts from the last layer alone.
 
 Shape legend: B batch, K levels, T clips, P tokens of a clip, L query tokens, F hidden width, D input width.
 """
@@ -29,12 +29,12 @@ from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip
 
 @dataclass(frozen=True, kw_only=True)
 class LoSAConfig(PointConfig):
-    """Everything that decides such a model's shape and behaviour."""
+    """Shape and behaviour of a LoSA model."""
 
     adapter_ratio: int = 2
     """Width of a long-range adapter's feed-forward layer, in hidden widths."""
     kernel: int = 3
-    """Clips that a short-range adapter sees at once (odd)."""
+    """Number of clips that a short-range adapter reads at once (odd)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class LoSAConfig(PointConfig):
 
 
 class LongShortAdapter(nn.Module):
-    """One backbone layer's clips, as its neighbours and as the whole video see them: (B, T, D) -> (B, T, F)."""
+    """The short-range and the long-range adapter of one backbone layer: (B, T, D) -> (B, T, F)."""
 
     def __init__(self, width_in: int, config: LoSAConfig) -> None:
         super().__init__()
@@ -57,26 +57,25 @@ class LongShortAdapter(nn.Module):
         self.short_scale, self.long_scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 
     def forward(self, level_BTD: Tensor, code_BTF: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """What both adapters say, and the layer itself in their space, both (B, T, F)."""
+        """Return the sum of both adapters, and the layer itself in their space, both (B, T, F)."""
         x = self.down(level_BTD)
-        # Padded clips are zero to the convolution, like what lies beyond the video's ends.
+        # Padded clips are zero to the convolution, as are the places beyond the video's ends.
         short = F.relu(self.short(x.masked_fill(~mask_BT.unsqueeze(-1), 0).transpose(1, 2))).transpose(1, 2)
-        query = x + code_BTF
-        long = self.attention_norm(x, self.attention(query, query, x, mask_BT))
+        coded_BTF = x + code_BTF
+        long = self.attention_norm(x, self.attention(coded_BTF, coded_BTF, x, mask_BT))
         long = self.ffn_norm(long, self.ffn(long))
         return self.short_scale * short + self.long_scale * long, x
 
 
 class LoSABlock(nn.Module):
-    """Layers of the backbone -> one vector per clip."""
+    """Turn the layers of the backbone into one vector per clip."""
 
     def __init__(self, config: LoSAConfig) -> None:
         super().__init__()
         self.config = config
-        video_dim = config.video_dim + 2 * config.endpoint_features
-        self.adapters = nn.ModuleList(LongShortAdapter(video_dim, config) for _ in range(config.levels))
+        self.adapters = nn.ModuleList(LongShortAdapter(config.clip_dim, config) for _ in range(config.levels))
         self.gates_K = nn.Parameter(torch.zeros(config.levels))
-        self.video_map = InputMap(video_dim, config.hidden, config.dropout)
+        self.video_map = InputMap(config.clip_dim, config.hidden, config.dropout)
         self.text_map = InputMap(config.text_dim, config.hidden, config.dropout)
         self.temporal = TemporalLayer(config)
 
@@ -85,21 +84,20 @@ class LoSABlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ends_BT2, code_BTF = clip_places(video_mask_BT, self.config, text_KBLD.dtype)
         video_KBTD = clip_vectors(video_KBTPD, ends_BT2, self.config)
-        fused_BTF, every = self.video_map(video_KBTD[-1]), []
+        fused_BTF = self.video_map(video_KBTD[-1])
+        levels = []
         for adapter, level_BTD, gate in zip(self.adapters, video_KBTD, self.gates_K.tanh(), strict=True):
-            said_BTF, level_BTF = adapter(level_BTD, code_BTF, video_mask_BT)
-            fused_BTF = fused_BTF + gate * said_BTF
-            every.append(level_BTF)
+            adapted_BTF, level_BTF = adapter(level_BTD, code_BTF, video_mask_BT)
+            fused_BTF = fused_BTF + gate * adapted_BTF
+            levels.append(level_BTF)
         text_KBLF = self.text_map(text_KBLD)
         memory = self.temporal.text_attention.project(text_KBLF[-1], text_KBLF[-1])
         clips_BTF = self.temporal(fused_BTF, code_BTF, memory, video_mask_BT, text_mask_BL)
-        return clips_BTF, torch.stack(every), text_KBLF
+        return clips_BTF, torch.stack(levels), text_KBLF
 
 
 class LoSA(PointModel):
     """The model: features of K levels in, points and highlights out."""
-
-    name = "this LoSA"
 
     def __init__(self, config: LoSAConfig) -> None:
         super().__init__(config, LoSABlock(config))

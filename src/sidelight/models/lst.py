@@ -1,17 +1,18 @@
 """LST, ladder side-tuning (Sung et al., NeurIPS 2022, arXiv 2206.06522), for moments and highlights.
 
-Beside the frozen backbone stands a narrow transformer of its own. Each of its layers begins with a gate that mixes
-what the ladder has so far with the backbone's layer at the same height, brought down to the ladder's width by a
-linear layer of its own; the gate is sigmoid(a / 0.1), a starting at 0. What leaves the ladder is brought up again.
+Beside the frozen backbone is a narrow transformer, the ladder. Each of its layers, a rung, begins with a gate that
+mixes the output of the rung below with the backbone's layer at the same height. A linear layer brings the backbone's
+layer to the ladder's width. The gate is sigmoid(a / 0.1), with a starting at 0. The output of the ladder is widened
+again.
 
-What is adapted (SDST's authors give only the size, 2.04 M):
+Differences from the paper (SDST's authors give only the size of their adaptation, 2.04 M):
 
-- There are two ladders, one for clips and one for the query, that meet: a rung of clips also reads the query's rung.
-- The backbone's layers are normalised before the linear layer, since their scales differ between backbones; dropout
-  stands where the other side-tuners have it.
-- The ladder's layers start at random: LST starts from pruned backbone weights, of which a clip-level ladder over
-  pooled features has no counterpart.
-- It ends in R2-Tuning's heads (``points.py``), as all side-tuners in that comparison.
+- There are two ladders, for clips and for the query. A rung of clips also reads the query's rung.
+- The backbone's layers are normalised before the linear layer, since their scales differ between backbones. Dropout is
+  at the same place as in the other side-tuners.
+- The ladder's layers start at random. LST starts from pruned backbone weights, but a clip-level ladder over pooled
+  features has no counterpart in the backbone.
+- The ladder ends in R2-Tuning's heads (``points.py``), as in all side-tuners of that comparison.
 
 Shape legend: B batch, K levels, T clips, P tokens of a clip, L query tokens, F hidden width, R width of the ladder,
 D input width.
@@ -30,14 +31,15 @@ from sidelight.models.layers import AddNorm, Dropout, FeedForward, MultiHeadAtte
 from sidelight.models.points import PointConfig, PointModel, TemporalLayer, clip_places, clip_vectors
 
 GATE_TEMPERATURE = 0.1
+"""Divisor of a gate's parameter before the sigmoid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTConfig(PointConfig):
-    """Everything that decides such a model's shape and behaviour."""
+    """Shape and behaviour of an LST model."""
 
     ladder: int = 64
-    """Width of the ladder, R; LST reduces the backbone's width by 8, here it is what the paper's size allows."""
+    """Width of the ladder, R. LST divides the backbone's width by 8; this value gives the size in SDST's paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,19 +48,18 @@ class LSTConfig(PointConfig):
 
 
 class Down(nn.Module):
-    """A backbone layer's width to the ladder's."""
+    """Map from the backbone's width to the ladder's width."""
 
     def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(width_in), Dropout(dropout), nn.Linear(width_in, width_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        return cast(Tensor, self.layers(x))
 
 
 class TextRung(nn.Module):
-    """Query tokens read each other, then think for themselves (post-norm)."""
+    """Query tokens read each other, then pass a feed-forward layer (post-norm)."""
 
     def __init__(self, config: PointConfig) -> None:
         super().__init__()
@@ -69,24 +70,21 @@ class TextRung(nn.Module):
 
     def forward(self, x_BLR: Tensor, mask_BL: Tensor) -> Tensor:
         x_BLR = self.self_norm(x_BLR, self.self_attention(x_BLR, x_BLR, x_BLR, mask_BL))
-        found: Tensor = self.ffn_norm(x_BLR, self.ffn(x_BLR))
-        return found
+        return cast(Tensor, self.ffn_norm(x_BLR, self.ffn(x_BLR)))
 
 
 class LSTBlock(nn.Module):
-    """Layers of the backbone -> one vector per clip."""
+    """Turn the layers of the backbone into one vector per clip."""
 
     def __init__(self, config: LSTConfig) -> None:
         super().__init__()
-        # What stands on the ladder is what stands elsewhere, only narrower.
-        self.config, self.narrow = config, replace(config, hidden=config.ladder)
-        video_dim = config.video_dim + 2 * config.endpoint_features
-        every = range(config.levels)
-        self.video_down = nn.ModuleList(Down(video_dim, config.ladder, config.dropout) for _ in every)
-        self.text_down = nn.ModuleList(Down(config.text_dim, config.ladder, config.dropout) for _ in every)
-        self.video_rungs = nn.ModuleList(TemporalLayer(self.narrow) for _ in every)
-        self.text_rungs = nn.ModuleList(TextRung(self.narrow) for _ in every)
-        self.video_gates_K = nn.Parameter(torch.zeros(config.levels - 1))  # the first rung has nothing to mix
+        self.config, self.narrow = config, replace(config, hidden=config.ladder)  # rungs are blocks of ladder width
+        levels = range(config.levels)
+        self.video_down = nn.ModuleList(Down(config.clip_dim, config.ladder, config.dropout) for _ in levels)
+        self.text_down = nn.ModuleList(Down(config.text_dim, config.ladder, config.dropout) for _ in levels)
+        self.video_rungs = nn.ModuleList(TemporalLayer(self.narrow) for _ in levels)
+        self.text_rungs = nn.ModuleList(TextRung(self.narrow) for _ in levels)
+        self.video_gates_K = nn.Parameter(torch.zeros(config.levels - 1))  # the first rung has no rung below
         self.text_gates_K = nn.Parameter(torch.zeros(config.levels - 1))
         self.video_up = nn.Linear(config.ladder, config.hidden)
         self.text_up = nn.Linear(config.ladder, config.hidden)
@@ -99,24 +97,22 @@ class LSTBlock(nn.Module):
         video_gates_K = (self.video_gates_K / GATE_TEMPERATURE).sigmoid()
         text_gates_K = (self.text_gates_K / GATE_TEMPERATURE).sigmoid()
         clips = text = None
-        every_video, every_text = [], []
+        level_video, level_text = [], []
         for k in range(self.config.levels):
             video_BTR, text_BLR = self.video_down[k](video_KBTD[k]), self.text_down[k](text_KBLD[k])
-            every_video.append(video_BTR)
+            level_video.append(video_BTR)
             clips = video_BTR if clips is None else torch.lerp(video_BTR, clips, video_gates_K[k - 1])
             text = text_BLR if text is None else torch.lerp(text_BLR, text, text_gates_K[k - 1])
             text = self.text_rungs[k](text, text_mask_BL)
-            every_text.append(text)
+            level_text.append(text)
             rung = cast(TemporalLayer, self.video_rungs[k])
             memory = rung.text_attention.project(text, text)
             clips = rung(clips, code_BTR, memory, video_mask_BT, text_mask_BL)
-        return self.video_up(clips), self.video_up(torch.stack(every_video)), self.text_up(torch.stack(every_text))
+        return self.video_up(clips), self.video_up(torch.stack(level_video)), self.text_up(torch.stack(level_text))
 
 
 class LST(PointModel):
     """The model: features of K levels in, points and highlights out."""
-
-    name = "this LST"
 
     def __init__(self, config: LSTConfig) -> None:
         super().__init__(config, LSTBlock(config))

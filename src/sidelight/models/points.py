@@ -1,22 +1,22 @@
-"""What R2-Tuning and the side-tuners that are compared with it share: the temporal layer, a pyramid over time, points.
+"""The parts that R2-Tuning and its rivals share: temporal layer, pyramid over time, heads that predict from points.
 
-SDST's authors compared several side-tuners that end in the same heads (Tabs. H and I). These are R2-Tuning's (Liu
-et al., ECCV 2024): a pyramid over time gives points; each says how likely a moment is around it, and how far away
-its start and its end are; the highlight curve is the cosine of clip and query, times the best point's score. What
-differs is the *block*, which turns the backbone's levels into one vector per clip.
+SDST's authors compared several side-tuners that end in the same heads (Tabs. H and I). The heads are R2-Tuning's (Liu
+et al., ECCV 2024): a pyramid over time gives points; each point predicts how likely a moment is around it, and the
+distances to its start and its end. The highlight curve is the cosine of clip and query, times the best point's score.
+The side-tuners differ in the *block*, which turns the backbone's levels into one vector per clip.
 
-As in R2-Tuning's published code, and not in its paper: the first pyramid level is a ReLU of the block's output, and
+As in R2-Tuning's published code, and unlike its paper: the first pyramid level is a ReLU of the block's output, and
 the other levels and the saliency see the rectified clips too.
 
-Shape legend: B batch, K levels, T clips, P tokens of a clip (token 0 is CLS), L query tokens, N points, F hidden
-width, D input width, 2 (to the start, to the end), 4 (position, least and greatest reach, stride).
+Shape legend: B batch, K levels, T clips, P tokens of a clip (token 0 is CLS), L query tokens, N points, F hidden width,
+D input width, 2 (to the start, to the end), 4 (position, least and greatest reach, stride).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +24,25 @@ from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
 from sidelight.core.options import check_types, require
-from sidelight.models.layers import AddNorm, FeedForward, KeysValues, MultiHeadAttention, sinusoid
+from sidelight.models.layers import KeysValues, TemporalBlock, check_features, sinusoid
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointConfig:
-    """Everything that decides such a model's shape and behaviour. Defaults are those for QVHighlights."""
+    """Shape and behaviour of a point model. Defaults are those for QVHighlights."""
 
     video_dim: int
     """Width of the backbone's video features."""
     text_dim: int
     """Width of the backbone's query features."""
     levels: int = 4
-    """Backbone layers read, K."""
+    """Number of backbone layers that are read, K."""
     hidden: int = 256
     """Width inside the model, F."""
     heads: int = 8
     """Attention heads of the temporal layer."""
     ffn_ratio: int = 4
-    """Width of its feed-forward layer, in hidden widths."""
+    """Width of the temporal layer's feed-forward layer, in hidden widths."""
     strides: tuple[int, ...] = (1, 2, 4, 8)
     """Clips between two points at each level of the pyramid: powers of two from 1; only 1 for highlights."""
     dropout: float = 0.5
@@ -50,11 +50,11 @@ class PointConfig:
     droppath: float = 0.1
     """Probability that a sub-block of the temporal layer is skipped for a sample."""
     endpoint_features: bool = True
-    """Append each clip's start and end, in [0, 1], to its video features."""
+    """Append the start and end of each clip, in units of the extent, to its video features."""
     boundary_head: bool = True
-    """Predict starts and ends; without it only the highlight curve remains (TVSum, YouTube Highlights)."""
+    """Predict starts and ends. TVSum and YouTube Highlights predict the highlight curve alone."""
     padding: Literal["independent", "exact"] = "independent"
-    """What padding does to a sample: nothing, or what it does in the published code."""
+    """Effect of padding on a sample: none (independent), or the same as in the published code (exact)."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -67,35 +67,44 @@ class PointConfig:
         powers = tuple(2**i for i in range(len(self.strides)))
         require(self, bool(self.strides) and self.strides == powers, "strides", "1, 2, 4, ... without gaps")
 
+    @property
+    def clip_dim(self) -> int:
+        """Return the width of the vectors of :func:`clip_vectors`."""
+        return self.video_dim + 2 * self.endpoint_features
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointPredictions:
-    """What ``PointModel.forward`` returns. The K axis is in order of refinement."""
+    """The result of ``PointModel.forward``. The K axis is in order of refinement."""
 
     logits_BN: Tensor
     """Class logit of each point."""
     distances_BN2: Tensor | None
-    """How far the moment's start lies before the point and its end behind it, at least 0, in strides; None
-    without a boundary head.
+    """Distances from each point back to the moment's start and forward to its end, at least 0, in strides; None without
+    a boundary head.
     """
     points_N4: Tensor
-    """Position in clips, the range of greater distances it is responsible for, in clips, and its stride."""
+    """Position in clips, least and greatest reach of the moments that the point predicts, in clips, and its stride."""
     point_mask_BN: Tensor
     """True for points that count."""
     video_BTF: Tensor
-    """The clips that saliency is the cosine of."""
+    """Clips whose cosine with the query is the saliency."""
     text_BF: Tensor
-    """The query that saliency is the cosine of."""
+    """Query whose cosine with the clips is the saliency."""
     level_video_KBTF: Tensor
-    """Each layer's CLS in the shared space (for the alignment losses)."""
+    """CLS of each level in the shared space (for the alignment losses)."""
     level_text_KBF: Tensor
-    """Each layer's pooled query in the shared space (for the alignment losses)."""
+    """Pooled query of each level in the shared space (for the alignment losses)."""
     video_mask_BT: Tensor
     """True for real clips."""
 
+    def cosine_BT(self) -> Tensor:
+        """Return the cosine of clip and query, (B, T), in float32."""
+        return F.cosine_similarity(self.video_BTF.float(), self.text_BF.float().unsqueeze(1), dim=-1)
+
 
 def clip_places(video_mask_BT: Tensor, config: PointConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Start and end of each clip in units of the extent (B, T, 2), and its position code (B, T, F)."""
+    """Return the start and end of each clip in units of the extent (B, T, 2), and its position code (B, T, F)."""
     clips = video_mask_BT.shape[1]
     lengths_B1 = video_mask_BT.sum(1, keepdim=True).float()
     if config.padding == "exact":
@@ -109,41 +118,29 @@ def clip_places(video_mask_BT: Tensor, config: PointConfig, dtype: torch.dtype) 
 
 
 def clip_vectors(video_KBTPD: Tensor, ends_BT2: Tensor, config: PointConfig) -> Tensor:
-    """The one vector of each clip, CLS where there are several tokens, with its ends appended if the model wants
-    them: (K, B, T, D).
-    """
+    """Return one vector per clip (K, B, T, D): its CLS token, with its start and end if ``endpoint_features``."""
     video_KBTD = video_KBTPD[:, :, :, 0].to(ends_BT2.dtype)
     if not config.endpoint_features:
         return video_KBTD
     return torch.cat([video_KBTD, ends_BT2.expand(len(video_KBTD), -1, -1, -1)], -1)
 
 
-class TemporalLayer(nn.Module):
-    """Clips read the query, then each other, then think for themselves (post-norm)."""
+class TemporalLayer(TemporalBlock):
+    """R2-Tuning's transformer layer over time."""
 
     def __init__(self, config: PointConfig) -> None:
-        super().__init__()
-        width = config.hidden
-        self.text_attention = MultiHeadAttention(width, config.heads)
-        self.text_norm = AddNorm(width, config.droppath)
-        self.self_attention = MultiHeadAttention(width, config.heads)
-        self.self_norm = AddNorm(width, config.droppath)
-        self.ffn = FeedForward(width, config.ffn_ratio)
-        self.ffn_norm = AddNorm(width, config.droppath)
+        super().__init__(config.hidden, config.heads, config.ffn_ratio, config.droppath)
         for layer in (self.ffn.expand, self.ffn.contract):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(
         self, clips_BTF: Tensor, code_BTF: Tensor, text: KeysValues, video_mask_BT: Tensor, text_mask_BL: Tensor
     ) -> Tensor:
-        x = self.text_norm(clips_BTF, self.text_attention.attend(clips_BTF + code_BTF, text, text_mask_BL))
-        query = x + code_BTF
-        x = self.self_norm(x, self.self_attention(query, query, x, video_mask_BT))
-        return cast(Tensor, self.ffn_norm(x, self.ffn(x)))
+        return self.states(clips_BTF, code_BTF, text, video_mask_BT, text_mask_BL)["ffn"]
 
 
 class Halve(nn.Module):
-    """Two neighbouring clips become one: (B, T, F) -> (B, T // 2, F)."""
+    """Convolution of stride 2 that merges pairs of clips, LayerNorm, ReLU: (B, T, F) -> (B, T // 2, F)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +152,7 @@ class Halve(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """Two convolutions over three neighbouring points; where the mask is False they read zero."""
+    """Two convolutions over three neighbouring points. Points outside the mask are zero."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -173,15 +170,14 @@ class ConvHead(nn.Module):
 
 
 class PointModel(nn.Module):
-    """Features of K levels in, points and highlights out.
+    """The model: features of K levels in, points and highlights out.
 
     Args:
-        config: the model's.
-        block: takes video (K, B, T, P, D), its mask, the query (K, B, L, D) and its mask; gives clips (B, T, F), and
+        config: shape and behaviour.
+        block: takes video (K, B, T, P, D), its mask, the query (K, B, L, D) and its mask. Returns clips (B, T, F), and
             clips (K, B, T, F) and query (K, B, L, F) of each level in a shared space, in order of refinement.
     """
 
-    name: ClassVar[str] = "this side-tuner"
     block: nn.Module
 
     def __init__(self, config: PointConfig, block: nn.Module) -> None:
@@ -198,8 +194,8 @@ class PointModel(nn.Module):
         self.coefficients = nn.Parameter(torch.ones(len(config.strides))) if config.boundary_head else None
 
     def forward(self, batch: Batch) -> PointPredictions:
-        """ValueError if levels or widths are not those that the model was built for."""
-        self._check(batch)
+        """Predict; ValueError if levels or widths are not those that the model was built for."""
+        check_features(self, self.config, batch)
         video_KBTPD = batch.video_KBTD if batch.video_KBTD.ndim == 5 else batch.video_KBTD.unsqueeze(3)
         video_mask_BT, text_mask_BL = batch.video_mask_BT, batch.text_mask_BL
         text_KBLD = batch.text_KBLD.to(self.text_pool.weight.dtype)
@@ -216,11 +212,11 @@ class PointModel(nn.Module):
                 break
             level_BTF = self.pyramid[number](clips_BTF)
             mask_BT = self._point_mask(video_mask_BT, stride)
-            seen_BT = mask_BT if self.config.padding == "independent" else None
+            head_mask_BT = mask_BT if self.config.padding == "independent" else None
             masks.append(mask_BT)
-            logits.append(self.class_head(level_BTF, seen_BT).squeeze(-1))
+            logits.append(self.class_head(level_BTF, head_mask_BT).squeeze(-1))
             if self.boundary_head is not None and self.coefficients is not None:
-                distances.append(self.boundary_head(level_BTF, seen_BT).exp() * self.coefficients[number])
+                distances.append(self.boundary_head(level_BTF, head_mask_BT).exp() * self.coefficients[number])
         return PointPredictions(
             logits_BN=torch.cat(logits, 1),
             distances_BN2=torch.cat(distances, 1) if distances else None,
@@ -233,19 +229,10 @@ class PointModel(nn.Module):
             video_mask_BT=video_mask_BT,
         )
 
-    def _check(self, batch: Batch) -> None:
-        config = self.config
-        widths = {"video_dim": batch.video_KBTD.shape[-1], "text_dim": batch.text_KBLD.shape[-1]}
-        for name, got in {"levels": batch.levels, **widths}.items():
-            if got != getattr(config, name):
-                raise ValueError(
-                    f"{self.name} was built for {name}={getattr(config, name)}, the batch has {name}={got}: "
-                    "use features of the backbone and levels that the model was trained on"
-                )
-
     def _point_mask(self, video_mask_BT: Tensor, stride: int) -> Tensor:
-        """Points of one pyramid level that count: those whose clips are all real, or, in the published code,
-        whose first clip is.
+        """Return True for the points of one pyramid level whose clips are all real.
+
+        In the published code it is enough that the first clip is real.
         """
         points = video_mask_BT.shape[1] // stride
         first = 0 if self.config.padding == "exact" else stride - 1
@@ -253,8 +240,10 @@ class PointModel(nn.Module):
 
 
 def make_points(clips: int, strides: tuple[int, ...]) -> Tensor:
-    """(N, 4): position of each point, the range of reaches that it is responsible for, and its stride, all in
-    clips. A level that is shorter than its stride has no points.
+    """Return position, least and greatest reach, and stride of each point, in clips, (N, 4).
+
+    A point predicts moments whose farther edge lies within its reach. A level has no points if its stride is greater
+    than the number of clips.
     """
     edges = (0.0, *(float(stride) for stride in strides[1:]), math.inf)
     levels = []

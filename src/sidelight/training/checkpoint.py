@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.io.files import replacing
-from sidelight.models.decode.sdst import AnswerConfig
+from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import build_model, side_tuner
 
 PACKAGED = Path(__file__).resolve().parent.parent / "weights"

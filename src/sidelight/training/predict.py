@@ -11,8 +11,8 @@ from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Submission
-from sidelight.models.decode.sdst import AnswerConfig, merge_windows
-from sidelight.models.registry import decoder_of
+from sidelight.models.decode.answer import AnswerConfig
+from sidelight.models.decode.windows import merge_windows
 from sidelight.training.dataset import GroundingDataset, in_order
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def ground_batch(
     device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
     if longest <= window_clips:
-        return decoder_of(config)(model(batch.to(device)), timelines, queries, config, videos)
+        return config.decode(model(batch.to(device)), timelines, queries, videos)
     names = videos or [None] * batch.size
     return [
         _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
@@ -89,8 +89,7 @@ def _ground_long(
             text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
         )
-        decode = decoder_of(config)
-        groundings = decode(model(batch.to(device)), window_timelines, [query] * count, config, [video] * count)
+        groundings = config.decode(model(batch.to(device)), window_timelines, [query] * count, [video] * count)
         answers += [(float(starts[clip]), answer) for clip, answer in zip(first_clips, groundings, strict=True)]
     if len(answers) == 1:
         return answers[0][1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sidelight.core.options import check_types, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
-from sidelight.models.decode.sdst import AnswerConfig
+from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import SIDE_TUNERS, side_tuner
 from sidelight.recipes import recipe_file
 

@@ -1,1 +1,1 @@
-"""Turn predictions into groundings."""
+"""Decoding: predictions become groundings, and the windows of a long video become one grounding."""

@@ -1,30 +1,34 @@
-"""PointPredictions -> Grounding: points to windows, clamping, rounding, suppression, as R2-Tuning does it.
+"""Decode the predictions of point models (R2-Tuning and the side-tuners that share its heads).
 
-The published post-processing differs from SDST's (``decode.py``) in each step: the 50 best windows are chosen
-first; only windows that end before the video does are rounded, and one that vanishes is not made longer;
-linear soft suppression knows no threshold; hard suppression sets scores to 0 and keeps the row. One difference:
-a window without length overlaps nothing here, where the published soft suppression makes its score not a number.
+The published post-processing of R2-Tuning differs from SDST's (``sdst.py``) in each step:
 
-Shape legend: B batch, T clips, N windows, 2 (start, end) in seconds, 3 (start, end, score).
+- The 50 best windows are chosen first.
+- Only windows that end before the video ends are rounded. A window whose rounded length is 0 keeps that length.
+- Linear soft suppression has no threshold.
+- Hard suppression sets scores to 0 and keeps the rows.
+
+One difference from the published code: a window without length overlaps nothing here. There, soft suppression turns its
+score into NaN.
+
+Shape legend: B batch, T clips, N points or windows, 2 (start, end) in seconds, 3 (start, end, score).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sidelight.core import spans
-from sidelight.core.grounding import Grounding, Moment
+from sidelight.core.grounding import Moment
 from sidelight.core.options import require
-from sidelight.core.timeline import Timeline
-from sidelight.models.decode.sdst import AnswerConfig
+from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.models.decode.answer import Answer, AnswerConfig, check_finite
 from sidelight.models.points import PointPredictions
 
 Floats = NDArray[np.float32]
@@ -32,18 +36,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class R2DecodeConfig(AnswerConfig):
-    """How raw predictions become an answer. Defaults are those for QVHighlights."""
+    """Options of R2-Tuning's decoding. Defaults are those for QVHighlights."""
 
     nms: Literal["hard", "soft-linear", "soft-gaussian", "none"] = "hard"
-    """How overlapping windows are held down (soft-linear on every other dataset)."""
+    """Suppression of overlapping windows: set their scores to 0 (hard), lower their scores (soft), or neither (none).
+    Every dataset but QVHighlights uses soft-linear.
+    """
     nms_threshold: float = 0.7
-    """IoU from which hard suppression removes."""
+    """IoU from which hard suppression sets a score to 0."""
     sigma: float = 0.5
-    """Width of soft-gaussian's fall."""
+    """Width of the decay of soft-gaussian."""
     max_moments: int | None = 50
-    """Windows that are looked at, best first; none looks at all."""
+    """Number of windows to process, best first; none processes all."""
     round_to: float | None = 2.0
-    """Round starts and ends to multiples of this many seconds (0.1 on Charades-STA); none leaves them alone."""
+    """Seconds: round starts and ends to multiples of this (0.1 on Charades-STA). None does not round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,96 +58,63 @@ class R2DecodeConfig(AnswerConfig):
         positive = self.round_to is None or 0 < self.round_to < math.inf
         require(self, positive, "round_to", "a number of seconds above 0, or none")
 
-
-def decode_r2(
-    predictions: PointPredictions,
-    timelines: Sequence[Timeline],
-    queries: Sequence[str],
-    config: R2DecodeConfig,
-    videos: Sequence[str | None] | None = None,
-) -> list[Grounding]:
-    """One validated Grounding per sample, moments by falling score; windows without length or with a score of 0
-    are left out.
-
-    ValueError if the numbers of timelines, queries or videos differ from the batch, if a timeline's number
-    of clips differs from its sample's, or if the model returned numbers that are not finite.
-    """
-    size = len(predictions.video_mask_BT)
-    named = {"timelines": timelines, "queries": queries, "videos": videos if videos is not None else queries}
-    for name, given in named.items():
-        if len(given) != size:
-            raise ValueError(f"decode_r2 needs {size} {name}, one for each sample of the batch, got {len(given)}")
-    curves = saliency(predictions)
-    answers = []
-    for b, (timeline, query) in enumerate(zip(timelines, queries, strict=True)):
-        if timeline.num_clips != len(curves[b]):
-            raise ValueError(
-                f"sample {b} has {len(curves[b])} clips, but its timeline has {timeline.num_clips} "
-                f"({timeline.duration} s in clips of {timeline.clip_seconds} s): "
-                "the features were extracted with other clips than the timeline's"
+    def answers(self, predictions: PointPredictions, timelines: Sequence[Timeline]) -> Iterator[Answer]:
+        """Yield the moments and the saliency of each sample; drop windows without length and with a score of 0."""
+        curves = saliency(predictions)
+        for b, timeline in enumerate(timelines):
+            windows_N3 = np.empty((0, 3), np.float32)
+            if predictions.distances_BN2 is not None:
+                windows_N3 = point_windows(predictions, b, timeline.clip_seconds, self.max_moments)
+            check_finite(windows_N3, curves[b])
+            if len(windows_N3):
+                windows_N3 = postprocess(windows_N3, timeline.duration, self)
+            moments = tuple(
+                Moment(start, min(end, timeline.duration), score)
+                for start, end, score in windows_N3.astype(np.float64).tolist()
+                if score > 0 and score >= self.min_score and start < min(end, timeline.duration)
             )
-        rows = np.empty((0, 3))
-        raw_N3 = np.empty((0, 3), np.float32)
-        if predictions.distances_BN2 is not None:
-            raw_N3 = point_windows(predictions, b, timeline.clip_seconds, config.max_moments)
-        if not (np.isfinite(raw_N3).all() and np.isfinite(curves[b]).all()):
-            raise ValueError(
-                "the model returned numbers that are not finite (NaN or infinity): "
-                "its weights are damaged or have diverged, or its input features are not finite"
-            )
-        if len(raw_N3):
-            rows = postprocess(raw_N3, timeline.duration, config).astype(np.float64)
-        moments = tuple(
-            Moment(start, min(end, timeline.duration), score)
-            for start, end, score in rows.tolist()
-            if score > 0 and score >= config.min_score and start < min(end, timeline.duration)
-        )
-        answers.append(
-            Grounding(
-                query=query,
-                timeline=timeline,
-                moments=moments,
-                saliency=curves[b],
-                video=None if videos is None else videos[b],
-            )
-        )
-    return answers
+            yield moments, curves[b]
 
 
 @torch.no_grad()
 def point_windows(predictions: PointPredictions, b: int, clip_seconds: float, most: int | None = 50) -> Floats:
-    """The ``most`` best windows of sample ``b``, (N, 3), best first, as its points say them: not yet clamped."""
+    """Return the ``most`` best windows of sample ``b``, (N, 3), best first, not yet clamped to the video.
+
+    Raises:
+        ValueError: if the model has no boundary head.
+    """
     if predictions.distances_BN2 is None:
-        raise ValueError("a model without a boundary head predicts no windows")
+        raise ValueError("a model without a boundary head predicts no windows; set boundary_head: true to train one")
     real_N = predictions.point_mask_BN[b]
-    place, stride = predictions.points_N4[real_N][:, 0], predictions.points_N4[real_N][:, 3]
-    to_start, to_end = (predictions.distances_BN2[b, real_N].float() * stride.unsqueeze(1)).unbind(1)
-    scores = predictions.logits_BN[b, real_N].float().sigmoid()
-    windows = torch.stack([place - to_start, place + to_end], 1) * clip_seconds
-    best = scores.argsort(descending=True, stable=True)[:most]
-    found: Floats = torch.cat([windows, scores.unsqueeze(1)], 1)[best].cpu().numpy()
-    return found
+    position_N, stride_N = predictions.points_N4[real_N][:, 0], predictions.points_N4[real_N][:, 3]
+    to_start_N, to_end_N = (predictions.distances_BN2[b, real_N].float() * stride_N.unsqueeze(1)).unbind(1)
+    scores_N1 = predictions.logits_BN[b, real_N].float().sigmoid().unsqueeze(1)
+    clips_N2 = torch.stack([position_N - to_start_N, position_N + to_end_N], 1)
+    order = scores_N1[:, 0].argsort(descending=True, stable=True)[:most]
+    windows_N3: Floats = torch.cat([clips_to_seconds(clips_N2, clip_seconds), scores_N1], 1)[order].cpu().numpy()
+    return windows_N3
 
 
 @torch.no_grad()
 def saliency(predictions: PointPredictions) -> list[Floats]:
-    """The highlight curve of each sample: the cosine of clip and query, times the best class score that any
-    level of the pyramid gives to the clip's time. A model without a boundary head answers with the class score.
+    """Return the highlight curve of each sample, one score per clip.
+
+    The score of a clip is the cosine of clip and query, times the best class score that any level of the pyramid gives
+    to the clip's time. For a model without a boundary head, the score is the class score alone.
     """
-    cosine_BT = F.cosine_similarity(predictions.video_BTF.float(), predictions.text_BF.float().unsqueeze(1), dim=-1)
-    cosine_BT, scores_BN = cosine_BT.cpu(), predictions.logits_BN.float().sigmoid().cpu()
+    cosine_BT, scores_BN = predictions.cosine_BT().cpu(), predictions.logits_BN.float().sigmoid().cpu()
     masks_BN, lengths = predictions.point_mask_BN.cpu(), predictions.video_mask_BT.sum(1).tolist()
     strides_N = predictions.points_N4[:, 3].cpu()
     curves = []
     for b, clips in enumerate(lengths):
         levels = []
         for stride in strides_N.unique():
-            own = scores_BN[b, (strides_N == stride) & masks_BN[b]]
-            if len(own):
-                # In the published code each score is repeated clips // len(own) times, which may be more than
-                # the stride, and the last one as often as clips are left.
-                index = torch.arange(clips) // max(clips // len(own), 1)
-                levels.append(own[index.clamp(max=len(own) - 1)])
+            scores_N = scores_BN[b, (strides_N == stride) & masks_BN[b]]
+            if len(scores_N):
+                # In the published code each score is repeated clips // len(scores_N) times, which may be more than the
+                # stride; the last score fills the clips that are left.
+                index = torch.arange(clips) // max(clips // len(scores_N), 1)
+                levels.append(scores_N[index.clamp(max=len(scores_N) - 1)])
         curve = torch.stack(levels).amax(0)
         if predictions.distances_BN2 is not None:
             curve = curve * cosine_BT[b, :clips]
@@ -150,13 +123,13 @@ def saliency(predictions: PointPredictions) -> list[Floats]:
 
 
 def postprocess(windows_N3: Floats, duration: float, config: R2DecodeConfig) -> Floats:
-    """Clamp to the duration, round, suppress; the same number of rows, by falling score, in float32."""
+    """Clamp windows to the duration, round and suppress them; return all rows, (N, 3), by falling score, in float32."""
     windows_N2 = windows_N3[:, :2].astype(np.float32).clip(0, np.float32(duration))
     scores_N = windows_N3[:, 2].astype(np.float32)
     if config.round_to is not None:
         unit = np.float32(config.round_to)
-        before_N = windows_N2[:, 1] < np.float32(duration)
-        windows_N2[before_N] = np.rint(windows_N2[before_N] / unit) * unit  # halves to the even neighbour
+        ends_early_N = windows_N2[:, 1] < np.float32(duration)
+        windows_N2[ends_early_N] = np.rint(windows_N2[ends_early_N] / unit) * unit  # halves to the even neighbour
     if config.nms == "hard":
         # The published code removes at the threshold, not only above it.
         keep_N = spans.nms(windows_N2, scores_N, math.nextafter(np.float32(config.nms_threshold), 0))
@@ -165,5 +138,5 @@ def postprocess(windows_N3: Floats, duration: float, config: R2DecodeConfig) -> 
         method: Literal["linear", "gaussian"] = "linear" if config.nms == "soft-linear" else "gaussian"
         scores_N = spans.soft_nms(windows_N2, scores_N, method=method, threshold=0.0, sigma=config.sigma)
     order_N = np.argsort(-scores_N, kind="stable")
-    found: Floats = np.column_stack([windows_N2, scores_N])[order_N].astype(np.float32)
-    return found
+    rows_N3: Floats = np.column_stack([windows_N2, scores_N])[order_N].astype(np.float32)
+    return rows_N3

@@ -1,1 +1,1 @@
-"""Hold the losses of each model."""
+"""The losses of the models: one file per paper, and the contrastive losses that they share."""
