@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := all,dev
 
-# Another Python: make demo PYTHON=python3.12. Tests: make test ARGS="tests/test_spans.py -x".
+# Another Python: make demo PYTHON=python3.12. Tests: make test ARGS="tests/core/test_spans.py -x".
 PYTHON ?=
 ARGS   ?=
 # Two to four workers: more gain nothing here, and each holds its own copy of PyTorch.
@@ -33,7 +33,7 @@ help:  ## this list
 demo: $(STAMP)  ## make a video, ground three queries in it, show the result
 	@$(BIN)/sidelight demo $(ARGS)
 
-test: $(STAMP)  ## all tests (ARGS="-x tests/test_spans.py" for some)
+test: $(STAMP)  ## all tests (ARGS="-x tests/core/test_spans.py" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
