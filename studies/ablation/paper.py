@@ -1,9 +1,8 @@
 """The ablation tables of the SDST paper (Pujol-Perich et al., ICCV 2025, arXiv 2507.07744) as data.
 
-All are on the validation split of QVHighlights with InternVideo2-1B features, one run each, in percent. What the
-paper's HTML text does not show is not here: the levels of Table 4 and the names of the losses of Table E are
-formulas, which that text lost. The check marks of Tables 7, J, K and M are read by the order of the rows, as the
-sentences beside each table describe them.
+All numbers are percentages on the validation split of QVHighlights with InternVideo2-1B features, from one run each.
+The paper's HTML text lost its formulas, so the levels of Table 4 and the names of the losses of Table E are missing.
+The check marks of Tables 7, J, K and M are inferred from the order of the rows and the sentences beside each table.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ METRICS = {
     "mAP middle": "MR-middle-mAP",
     "mAP long": "MR-long-mAP",
 }
-"""The paper's columns -> the same metric in our evaluation's "brief"."""
+"""The paper's column -> the same metric in the "brief" scores of our evaluation."""
 
 USUAL = ("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP", "HD mAP", "HIT@1")
 """The columns of most tables: moment retrieval, then highlights ("VeryGood")."""
@@ -30,39 +29,39 @@ BY_LENGTH = ("mAP short", "mAP middle", "mAP long", "mAP")
 """The columns of Table L."""
 
 SPREAD = {"R1@0.5": 0.61, "R1@0.7": 0.98, "mAP@0.5": 0.52, "mAP@0.75": 0.48, "mAP": 0.40, "HD mAP": 0.27, "HIT@1": 0.65}
-"""Table F, App. G: the deviation over five choices of loss weights, the only spread of SDST that the text shows (Table
-B's, over seeds, is lost). Printed differences of this size may be nothing.
+"""Column -> standard deviation over five choices of loss weights (Table F, App. G). It is the only spread of SDST that
+the text shows: Table B, over seeds, is lost. Printed differences of this size may be chance.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One table as it is printed."""
+    """One printed table."""
 
     name: str
-    """Its number or letter; "4/A" for the two figures of offsets."""
+    """Number or letter of the table; "offsets" for Fig. 4 and Fig. A."""
     place: str
-    """The section that it stands in."""
+    """Table or figure and its section in the paper."""
     title: str
-    """What is varied."""
+    """The property that the rows vary."""
     columns: tuple[str, ...] = USUAL
     """Keys of :data:`METRICS`."""
     rows: dict[str, tuple[float, ...]]
     """Row -> one number per column."""
     parameters: dict[str, float]
-    """Row -> trainable parameters in millions (counted as / 2**20), where the table prints them."""
+    """Row -> trainable parameters in units of 2**20, where the table prints them."""
     note: str = ""
-    """What of the table could not be read, or was inferred."""
+    """Parts of the table that are lost or inferred."""
 
     def value(self, row: str, column: str) -> float | None:
-        """The printed number; None where the table has no such row or column."""
+        """Return the printed number; None if the table has no such row or column."""
         if row not in self.rows or column not in self.columns:
             return None
         return self.rows[row][self.columns.index(column)]
 
 
 _OURS = (73.68, 60.90, 73.52, 57.42, 55.60, 44.00, 72.00)
-# Tables 5, 6 and M print 73.53 for the same run.
+# Tables 5, 6 and M print mAP@0.5 73.53 for the same run.
 _OURS_53 = (73.68, 60.90, 73.53, 57.42, 55.60, 44.00, 72.00)
 
 
@@ -239,4 +238,4 @@ _TABLES = (
 )
 
 TABLES: dict[str, PaperTable] = {table.name: table for table in _TABLES}
-"""By name."""
+"""Name -> table."""
