@@ -300,9 +300,8 @@ def measure_backbones(backbones: dict[str, tuple[Backbone, float]], args: argpar
     rates = {}
     product = 0.0
     for name, (backbone, flops) in backbones.items():
-        rate = (
-            2 * side**3 / seconds_of(lambda: a @ b, args.device, args.repeats + 2)
-        )  # measured again for each backbone: machines warm up
+        # Measured again for each backbone, because machines warm up.
+        rate = 2 * side**3 / seconds_of(lambda: a @ b, args.device, args.repeats + 2)
         product = max(product, rate)
 
         clips = args.clips if backbone.spec.backbone == "internvideo2" else 4 * args.clips
