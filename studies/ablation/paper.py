@@ -7,7 +7,7 @@ The check marks of Tables 7, J, K and M are inferred from the order of the rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 METRICS = {
     "R1@0.5": "MR-full-R1@0.5",
@@ -34,7 +34,7 @@ the text shows: Table B, over seeds, is lost. Printed differences of this size m
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PaperTable:
     """One printed table."""
 
@@ -44,11 +44,11 @@ class PaperTable:
     """Table or figure and its section in the paper."""
     title: str
     """The property that the rows vary."""
-    columns: tuple[str, ...] = USUAL
-    """Keys of :data:`METRICS`."""
     rows: dict[str, tuple[float, ...]]
     """Row -> one number per column."""
-    parameters: dict[str, float]
+    columns: tuple[str, ...] = USUAL
+    """Keys of :data:`METRICS`."""
+    parameters: dict[str, float] = field(default_factory=dict)
     """Row -> trainable parameters in units of 2**20, where the table prints them."""
     note: str = ""
     """Parts of the table that are lost or inferred."""
@@ -65,23 +65,8 @@ _OURS = (73.68, 60.90, 73.52, 57.42, 55.60, 44.00, 72.00)
 _OURS_53 = (73.68, 60.90, 73.53, 57.42, 55.60, 44.00, 72.00)
 
 
-def _table(
-    name: str,
-    place: str,
-    title: str,
-    rows: dict[str, tuple[float, ...]],
-    *,
-    columns: tuple[str, ...] = USUAL,
-    parameters: dict[str, float] | None = None,
-    note: str = "",
-) -> PaperTable:
-    return PaperTable(
-        name=name, place=place, title=title, rows=rows, columns=columns, parameters=parameters or {}, note=note
-    )
-
-
 _TABLES = (
-    _table(
+    PaperTable(
         "3",
         "Table 3, Sec. 6.1",
         "how a clip's tokens are pooled",
@@ -91,7 +76,7 @@ _TABLES = (
             "Adapt. pool": _OURS,
         },
     ),
-    _table(
+    PaperTable(
         "4",
         "Table 4, Sec. 6.1",
         "which levels are read",
@@ -102,7 +87,7 @@ _TABLES = (
         },
         note="which levels the rows read is lost; row 1 is the last four, rows 2 and 3 are shallower ones",
     ),
-    _table(
+    PaperTable(
         "5",
         "Table 5, Sec. 6.2",
         "how moment queries read the video",
@@ -114,7 +99,7 @@ _TABLES = (
             "RDSA": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "6",
         "Table 6, Sec. 6.3",
         "what of the dense stream moment queries read",
@@ -125,7 +110,7 @@ _TABLES = (
             "Post CA+SA+FFN": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "7",
         "Table 7, Sec. 6.4",
         "modules of the sparse stream",
@@ -138,7 +123,7 @@ _TABLES = (
         },
         note="which row lacks which module is read from Sec. 6.4: the rows leave out the columns in order",
     ),
-    _table(
+    PaperTable(
         "E",
         "Table E, App. G",
         "losses",
@@ -152,7 +137,7 @@ _TABLES = (
         },
         note="rows 1 to 5 each leave out one of five losses; which is lost, so they stand beside none of ours",
     ),
-    _table(
+    PaperTable(
         "H",
         "Table H, App. H",
         "other side-tuners",
@@ -167,14 +152,14 @@ _TABLES = (
         columns=("R1@0.5", "R1@0.7", "mAP", "HD mAP", "HIT@1"),
         parameters={"w/o tuning": 2.70, "E3VA": 2.57, "LoSA": 6.40, "LST": 2.04, "R2-Tuning": 2.70, "SDST": 4.10},
     ),
-    _table(
+    PaperTable(
         "J",
         "Table J, App. I",
         "one level for all, or one each",
         {"shared": _OURS, "unshared": (71.23, 57.1, 71.62, 55.44, 54.1, 43.82, 70.45)},
         parameters={"shared": 4.10, "unshared": 12.43},
     ),
-    _table(
+    PaperTable(
         "K",
         "Table K, App. J; Fig. 3",
         "number of levels, and whether they are layers or the last layer again",
@@ -191,7 +176,7 @@ _TABLES = (
         },
         note="K=1 is the same run in both halves",
     ),
-    _table(
+    PaperTable(
         "L",
         "Table L, App. K",
         "how moment queries read the video, by length of the true moment",
@@ -202,7 +187,7 @@ _TABLES = (
         },
         columns=BY_LENGTH,
     ),
-    _table(
+    PaperTable(
         "M",
         "Table M, App. K",
         "where RDSA reads the moment, and its CNN",
@@ -215,7 +200,7 @@ _TABLES = (
             "l-c-r + CNN": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "N",
         "Table N, App. L",
         "order of the sparse stream's modules",
@@ -228,7 +213,7 @@ _TABLES = (
             "CA-SA-Def-FFN": _OURS,
         },
     ),
-    _table(
+    PaperTable(
         "offsets",
         "Fig. 4, Sec. 6.2; Fig. A, App. K",
         "where the offsets of deformable attention point",

@@ -88,18 +88,13 @@ def read_scores(run: Run) -> Scores:
 
 def from_runs(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Any]:
     """Return the report of those runs of a table that are finished; raise errors as :func:`report`."""
-    return report(ablation, by_variant(runs))
-
-
-def by_variant(runs: Sequence[Run]) -> dict[str, list[Scores]]:
-    """Return variant -> scores of its finished runs."""
     scores_of: dict[str, list[Scores]] = {}
     for run in runs:
         if run.finished:
             scores = read_scores(run)
             for name in run.variants:
                 scores_of.setdefault(name, []).append(scores)
-    return scores_of
+    return report(ablation, scores_of)
 
 
 def report(ablation: Ablation, scores: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:

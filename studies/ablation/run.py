@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -362,16 +363,12 @@ def _each(scored: QueryScores) -> dict[str, Any]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait until no other process works in the folder, then lock it. The system frees the lock of a dead process."""
-    try:
-        import fcntl
-    except ImportError:
+    if find_spec("fcntl") is None:
         # Windows has no such locks. The processes of one command never share a run, but two commands in one folder may.
-        has_locks = False
-    else:
-        has_locks = True
-    if not has_locks:
         yield
         return
+    import fcntl
+
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -405,7 +402,8 @@ def execute(
     total = len(unfinished)
     say(f"{total} of {len(runs)} runs to train, {min(jobs, total)} at once")
     failures, start = [], time.perf_counter()
-    results = _in_turn(unfinished, keep) if jobs == 1 else _in_parallel(unfinished, jobs, keep)
+    in_turn = ((run, _attempt(run, keep=keep)) for run in unfinished)
+    results = in_turn if jobs == 1 else _in_parallel(unfinished, jobs, keep)
     for done, (run, result) in enumerate(results, 1):
         name = f"{done}/{total} {' = '.join(run.variants)}, seed {run.seed} ({run.folder.name})"
         if isinstance(result, str):
@@ -424,11 +422,6 @@ def _score(brief: Mapping[str, float]) -> str:
         if metric in brief:
             return f"{title} {brief[metric]:.2f}"
     return "scored"
-
-
-def _in_turn(runs: Sequence[Run], keep: bool) -> Iterator[tuple[Run, dict[str, Any] | str]]:
-    for run in runs:
-        yield run, _attempt(run, keep=keep)
 
 
 def _attempt(run: Run, **options: Any) -> dict[str, Any] | str:
