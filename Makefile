@@ -1,24 +1,24 @@
-# `make demo` and `make test` are all one needs: each makes .venv and installs into it first, if it has to.
+# Start with `make demo` or `make test`. Each makes .venv and installs into it first, if needed.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := all,dev
 
-# Another Python: make demo PYTHON=python3.12. Tests: make test ARGS="tests/core/test_spans.py -x".
+# Another Python: make demo PYTHON=python3.12. Some tests: make test ARGS="tests/core/test_spans.py -x".
 PYTHON ?=
 ARGS   ?=
-# Two to four workers: more gain nothing here, and each holds its own copy of PyTorch.
+# At most 4 workers: more do not make the tests faster, and each holds its own copy of PyTorch.
 WORKERS ?= -n logical --maxprocesses 4
 
-# uv does not read pip's settings, so a local folder of wheels (a CPU build of torch, say) is passed on to it:
-# pip's list is parted by spaces, uv's by commas.
+# uv does not read pip's settings, so PIP_FIND_LINKS (a local folder of wheels, such as a CPU build of torch) is passed
+# to uv. pip separates the list by spaces, uv by commas.
 empty :=
 space := $(empty) $(empty)
 comma := ,
 UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 export UV_FIND_LINKS
-# Without bytecode files every start pays for compiling all of PyTorch's Python again.
+# Without bytecode files, every start compiles all Python code of PyTorch again.
 unexport PYTHONDONTWRITEBYTECODE
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
@@ -27,36 +27,36 @@ INSTALL := -c constraints.txt -e ".[$(EXTRAS)]"
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types weights install clean
 
-help:  ## this list
+help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP)  ## make a video, ground three queries in it, show the result
 	@$(BIN)/sidelight demo $(ARGS)
 
-test: $(STAMP)  ## all tests (ARGS="-x tests/core/test_spans.py" for some)
+test: $(STAMP)  ## run all tests (ARGS="-x tests/core/test_spans.py" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-lint: $(STAMP)  ## ruff: rules and format
+lint: $(STAMP)  ## check rules and format (ruff)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
-format: $(STAMP)  ## ruff: mend what can be mended
+format: $(STAMP)  ## fix rules and format where possible (ruff)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-types: $(STAMP)  ## mypy
+types: $(STAMP)  ## check types (mypy)
 	@$(BIN)/mypy
 
-weights: $(STAMP)  ## make the shipped weights again, from nothing (about three hours)
+weights: $(STAMP)  ## make the shipped weights again (about three hours)
 	@scripts/make-weights.sh
 
-install: $(STAMP)  ## only the set-up: .venv with everything in it
+install: $(STAMP)  ## make .venv and install everything into it
 
 clean:  ## remove .venv, caches and builds
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An interrupted or failed set-up leaves no stamp, so the next call does it again.
+# An interrupted or failed installation leaves no stamp, so the next call installs again.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null; then exit 0; fi; \

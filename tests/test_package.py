@@ -1,10 +1,11 @@
-"""The package as it is installed: its public names, its files, and that what is written about it agrees."""
+"""Test the package as it is installed: its public names, its files, its wheel, and what is written about it."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ MEBIBYTE = 2**20
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    """The parsed pyproject.toml."""
+    """Return the parsed pyproject.toml."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -29,26 +30,26 @@ def project() -> dict[str, Any]:
 
 
 def normal(name: str) -> str:
-    """A package's name as PEP 503 writes it."""
+    """Return a package's name in the form of PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def direct_dependencies(project: dict[str, Any]) -> set[str]:
-    """Names of all packages asked for in pyproject.toml, extras included, ourselves left out."""
+    """Return the names of all packages that pyproject.toml requires, with its extras, without sidelight itself."""
     extras = project["project"]["optional-dependencies"].values()
-    wanted = [*project["project"]["dependencies"], *(line for lines in extras for line in lines)]
-    names = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in wanted}
+    requirements = [*project["project"]["dependencies"], *(line for lines in extras for line in lines)]
+    names = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in requirements}
     return names - {"sidelight"}
 
 
 def pins() -> dict[str, list[str]]:
-    """Name -> pinned versions in constraints.txt (several where they depend on the Python version)."""
-    found: dict[str, list[str]] = {}
+    """Return the pinned versions in constraints.txt by name; a pin can depend on the Python version."""
+    versions: dict[str, list[str]] = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, _, rest = line.partition("==")
-            found.setdefault(normal(name), []).append(rest.split(";")[0].strip())
-    return found
+            versions.setdefault(normal(name), []).append(rest.split(";")[0].strip())
+    return versions
 
 
 def test_public_names() -> None:
@@ -57,10 +58,10 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["Grounder", "Grounding", "Moment"])
-def test_a_public_name_is_imported_when_asked_for(name: str) -> None:
+def test_a_public_name_is_imported_at_its_first_use(name: str) -> None:
     assert getattr(sidelight, name).__name__ == name
     assert name in dir(sidelight)
-    assert name in vars(sidelight), "kept, so that the second use costs nothing"
+    assert name in vars(sidelight), "the first use stores the name, so the second use costs nothing"
 
 
 @pytest.mark.parametrize("name", ["", "grounder_", "Timeline", "__wrapped__"])
@@ -69,8 +70,17 @@ def test_other_names_are_attribute_errors(name: str) -> None:
         getattr(sidelight, name)
 
 
-def test_types_are_shipped() -> None:
-    assert (ROOT / "src/sidelight/py.typed").is_file()
+def test_the_wheel_holds_recipes_and_weights_and_no_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    source = ROOT / "src"
+    assert names >= {"sidelight/py.typed", "sidelight/weights/shapes/model.safetensors"}
+    for folder, suffixes in (("recipes", {".yaml"}), ("weights", {".json", ".safetensors"})):
+        files = [path for path in (source / "sidelight" / folder).rglob("*") if path.suffix in suffixes]
+        assert files and {path.relative_to(source).as_posix() for path in files} <= names
+    assert {name.split("/")[0] for name in names} == {"sidelight"}
 
 
 def test_shipped_weights_are_small() -> None:
@@ -91,9 +101,9 @@ def test_shipped_weights_are_not_ignored_by_git() -> None:
 
 def test_all_is_every_extra_that_users_need(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
-    # Of the kinds of object storage one needs one's own.
-    apart = ("all", "dev", "s3", "gs")
-    assert extras["all"] == [f"sidelight[{','.join(e for e in extras if e not in apart)}]"]
+    # Users choose their own object storage (s3 or gs).
+    excluded = ("all", "dev", "s3", "gs")
+    assert extras["all"] == [f"sidelight[{','.join(extra for extra in extras if extra not in excluded)}]"]
 
 
 def test_every_direct_dependency_is_pinned(project: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def test_the_digest_of_r2_tunings_features_is_taken_from_a_folder(
     shared: Path, files: dict[str, Path], words: Path, tmp_path: Path
 ) -> None:
     assert convert("clip", files["clip"], tmp_path / "clip", words) == 0
-    own = ["--recipe", "qvhighlights", "--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights"]
+    own = ["--run", "qvhighlights", "--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights"]
     golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
     command = ["convert", "r2-tuning", str(golden), "--out", str(tmp_path / "out"), *own, str(tmp_path / "clip")]
     assert main(command) == 0

@@ -1,4 +1,4 @@
-"""evaluate, compare and calibrate, as a person types them, on files made here."""
+"""Run `evaluate`, `compare` and `calibrate` as a person types them, on files made here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sidelight.cli.main import main
-from sidelight.cli.scores import _names
+from sidelight.cli.scores import short_names
 from sidelight.data.annotations import Annotation, Submission, write_annotations, write_submissions
 
 WARNED = pytest.mark.filterwarnings("always::sidelight.metrics.evaluate.EvaluationWarning")
@@ -17,34 +17,34 @@ WARNED = pytest.mark.filterwarnings("always::sidelight.metrics.evaluate.Evaluati
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 queries on 20 videos, a third of them without a moment; a good, an equally good and a bad prediction."""
+    """Make 120 queries on 20 videos, a third of them without a moment, and a good, an equal and a bad prediction."""
     folder = tmp_path_factory.mktemp("scores")
     rng = np.random.default_rng(0)
-    truth, sides = [], {"good": [], "twin": [], "bad": []}  # type: ignore[var-annotated]
+    truth, predictions = [], {"good": [], "twin": [], "bad": []}  # type: ignore[var-annotated]
     for i in range(120):
         start = float(rng.integers(0, 40))
-        there = i % 3 > 0
-        windows = ((start, start + 6),) if there else ()
+        present = i % 3 > 0
+        windows = ((start, start + 6),) if present else ()
         truth.append(Annotation(qid=i, query=f"query {i}", vid=f"v{i // 6}", duration=60, relevant_windows=windows))
         for name, noise in (("good", 0.5), ("twin", 0.5), ("bad", 4.0)):
             moved = np.clip(np.array([start, start + 6]) + rng.normal(scale=noise, size=2), 0, 60)
-            score = np.clip(rng.normal(0.7 if there else 0.3, 0.12), 0, 1)
+            score = np.clip(rng.normal(0.7 if present else 0.3, 0.12), 0, 1)
             row = [*np.sort(moved).tolist(), float(score)]
-            sides[name].append(
+            predictions[name].append(
                 Submission(
                     qid=i, vid=f"v{i // 6}", pred_relevant_windows=np.array([row]), pred_saliency_scores=np.zeros(0)
                 )
             )
-    asked = [a.qid for a in truth if a.relevant_windows]
+    present_qids = [a.qid for a in truth if a.relevant_windows]
     write_annotations(folder / "all.jsonl", truth)
-    write_annotations(folder / "truth.jsonl", [a for a in truth if a.qid in asked])
-    for name, rows in sides.items():
+    write_annotations(folder / "truth.jsonl", [a for a in truth if a.qid in present_qids])
+    for name, rows in predictions.items():
         write_submissions(folder / f"{name}-all.jsonl", rows)
-        write_submissions(folder / f"{name}.jsonl", [s for s in rows if s.qid in asked])
+        write_submissions(folder / f"{name}.jsonl", [s for s in rows if s.qid in present_qids])
     return folder
 
 
-def test_intervals_stand_around_the_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intervals_contain_the_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.json"
     files = [str(folder / "good.jsonl"), str(folder / "truth.jsonl")]
     assert main(["evaluate", *files, "--intervals", "--json", str(out)]) == 0
@@ -95,11 +95,11 @@ def test_calibrate_chooses_and_reports(folder: Path, tmp_path: Path, capsys: pyt
     assert absent["precision"] > 0.8 and absent["recall"] > 0.8
     assert f"--min-score {absent['min_score']:g}" in capsys.readouterr().out
     assert plot.stat().st_size > 5000
-    # On other data the chosen one is only reported.
-    given = ["--min-score", str(absent["min_score"])]
-    assert main(["calibrate", str(folder / "twin-all.jsonl"), str(folder / "all.jsonl"), *given]) == 0
-    shown = capsys.readouterr().out
-    assert "chosen" not in shown and "precision" in shown
+    # A score that is given is not chosen again, only reported.
+    min_score = ["--min-score", str(absent["min_score"])]
+    assert main(["calibrate", str(folder / "twin-all.jsonl"), str(folder / "all.jsonl"), *min_score]) == 0
+    output = capsys.readouterr().out
+    assert "chosen" not in output and "precision" in output
 
 
 def test_calibrate_without_absent_queries(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_calibrate_without_absent_queries(folder: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (
             ["calibrate", "good.jsonl", "truth.jsonl", "--min-score", "2"],
@@ -135,13 +135,13 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(folder)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err and err.count("\n") == 1
+    assert expected in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_mistakes(
         ["data", "import", "truth.jsonl", "--out", "truth.jsonl"],
     ],
 )
-def test_no_input_is_written_over(
+def test_no_output_replaces_an_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -172,7 +172,7 @@ def test_no_input_is_written_over(
         ["calibrate", "good-all.jsonl", "all.jsonl"],
     ],
 )
-def test_json_on_standard_output_is_json_alone(
+def test_standard_output_holds_only_json(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -183,32 +183,32 @@ def test_json_on_standard_output_is_json_alone(
 @WARNED
 def test_queries_without_a_moment_are_left_out_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(folder / "good-all.jsonl"), str(folder / "all.jsonl")]) == 0
-    whole, err = capsys.readouterr()
+    report, err = capsys.readouterr()
     assert "40 of 120 queries have no moment and are left out" in err
     assert main(["evaluate", str(folder / "good.jsonl"), str(folder / "truth.jsonl")]) == 0
-    assert capsys.readouterr().out == whole
+    assert capsys.readouterr().out == report
 
 
 @WARNED
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "warning"),
     [
         (lambda w: [[3000.0, 3200.0, 0.5]], "80 of 80 predictions predict windows outside their video"),
         (lambda w: [[0.0, 1.0, 0.1], *w], "do not list the best window first"),
     ],
 )
-def test_odd_predictions_are_scored_with_a_warning(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, said: str
+def test_unusual_predictions_are_scored_with_a_warning(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, warning: str
 ) -> None:
     rows = [json.loads(line) for line in (folder / "good.jsonl").read_text().splitlines()]
     for row in rows:
         row["pred_relevant_windows"] = change(row["pred_relevant_windows"])  # type: ignore[operator]
-    odd = tmp_path / "odd.jsonl"
-    odd.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["evaluate", str(odd), str(folder / "truth.jsonl")]) == 0
-    assert said in capsys.readouterr().err
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["evaluate", str(changed), str(folder / "truth.jsonl")]) == 0
+    assert warning in capsys.readouterr().err
 
 
-def test_names_that_tell_two_files_apart() -> None:
-    assert _names(Path("a.jsonl"), Path("b.jsonl")) == ("a", "b")
-    assert _names(Path("x/best/p.jsonl"), Path("y/best/p.jsonl")) == ("x/best/p", "y/best/p")
+def test_short_names_tell_two_files_apart() -> None:
+    assert short_names(Path("a.jsonl"), Path("b.jsonl")) == ("a", "b")
+    assert short_names(Path("x/best/p.jsonl"), Path("y/best/p.jsonl")) == ("x/best/p", "y/best/p")

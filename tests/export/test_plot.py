@@ -34,7 +34,7 @@ def grounding(
 
 
 def frames(count: int, duration: float = 60.0) -> list[tuple[float, npt.NDArray[np.uint8]]]:
-    """Single-coloured pictures, 30 x 40, whose red tells which."""
+    """Return frames of 30 x 40 pixels, each of one colour; red is 10 times the frame's index."""
     return [((i + 0.5) / count * duration, np.full((30, 40, 3), (10 * i, 0, 200), np.uint8)) for i in range(count)]
 
 
@@ -42,9 +42,12 @@ def pixels(path: Path) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def has(picture: npt.NDArray[np.uint8], color: str) -> bool:
-    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return bool((picture == wanted).all(axis=2).any())
+def rgb(color: str) -> list[int]:
+    return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def has_color(image: npt.NDArray[np.uint8], color: str) -> bool:
+    return bool((image == rgb(color)).all(axis=2).any())
 
 
 @pytest.mark.parametrize(
@@ -62,26 +65,25 @@ def has(picture: npt.NDArray[np.uint8], color: str) -> bool:
     ids=["empty", "nothing", "one", "three", "whole", "mathematics", "long", "hours"],
 )
 def test_draws(tmp_path: Path, answers: list[Grounding], options: dict[str, Any]) -> None:
-    path = plot_groundings(answers, tmp_path / "picture.png", **options)
-    picture = pixels(path)
-    assert picture.shape[1] == 1440
-    assert (picture[:, -1] == 255).all() and (picture[0] == 255).all() and (picture[-1] == 255).all(), "cut off"
-    assert has(picture, plot.TRUE) == any(t is not None for t in options.get("truth", []))
-    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"], "nothing is left beside it"
+    path = plot_groundings(answers, tmp_path / "plot.png", **options)
+    image = pixels(path)
+    assert image.shape[1] == 1440
+    assert (image[:, -1] == 255).all() and (image[0] == 255).all() and (image[-1] == 255).all(), "cut off"
+    assert has_color(image, plot.TRUE) == any(t is not None for t in options.get("truth", []))
+    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"], "nothing is left beside it"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".jpg", ".PNG"])
 def test_the_ending_decides_the_format(tmp_path: Path, suffix: str) -> None:
     magic = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".jpg": b"\xff\xd8"}[suffix.lower()]
-    path = plot_grounding(grounding(), str(tmp_path / f"picture{suffix}"))
+    path = plot_grounding(grounding(), str(tmp_path / f"plot{suffix}"))
     assert path.read_bytes().startswith(magic)
 
 
 def test_a_moment_is_drawn_where_it_is(tmp_path: Path) -> None:
-    picture = pixels(plot_grounding(grounding("x", (15, 45, 1.0)), tmp_path / "p.png", title=""))
-    rgb = [int(plot.PREDICTED[i : i + 2], 16) for i in (1, 3, 5)]
+    image = pixels(plot_grounding(grounding("x", (15, 45, 1.0)), tmp_path / "p.png", title=""))
     left, width = round(plot.LEFT * plot.DPI), (plot.WIDTH - plot.LEFT - plot.RIGHT) * plot.DPI
-    columns = np.flatnonzero((picture[100:, left:] == rgb).all(axis=2).any(axis=0))  # below the legend
+    columns = np.flatnonzero((image[100:, left:] == rgb(plot.PREDICTED)).all(axis=2).any(axis=0))  # below the legend
     assert columns[0] == pytest.approx(0.25 * width, abs=2)
     assert columns[-1] == pytest.approx(0.75 * width, abs=2)
 
@@ -156,12 +158,12 @@ def test_bars_and_labels_never_overlap(duration: float, spans: list[tuple[float,
 
 
 @settings(max_examples=15, deadline=None)
-@given(text=st.text(max_size=300), most=st.integers(1, 3), width=st.floats(0.8, 6))
-def test_wrapped_lines_fit(text: str, most: int, width: float) -> None:
+@given(text=st.text(max_size=300), max_lines=st.integers(1, 3), width=st.floats(0.8, 6))
+def test_wrapped_lines_fit(text: str, max_lines: int, width: float) -> None:
     text = plot._one_line(text)
     drawn = page(60)
-    lines = drawn.wrap(text, 8.0, width, most)
-    assert len(lines) <= most
+    lines = drawn.wrap(text, 8.0, width, max_lines)
+    assert len(lines) <= max_lines
     assert all(drawn.text_width(line, 8.0, "bold") <= width for line in lines)
     if lines and not lines[-1].endswith("…"):
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
@@ -174,7 +176,7 @@ def test_faint_moments_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "options", "complaint"),
+    ("answers", "options", "message"),
     [
         ([], {}, "at least one grounding"),
         ([grounding(), grounding(duration=70.0)], {}, "durations of 60, 70 s"),
@@ -188,16 +190,14 @@ def test_faint_moments_are_left_out() -> None:
         ([grounding()], {"frames": [(3.0, np.zeros((0, 4, 3), np.uint8))]}, r"\(0, 4, 3\)"),
     ],
 )
-def test_what_cannot_be_drawn(
-    tmp_path: Path, answers: list[Grounding], options: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        plot_groundings(answers, tmp_path / "picture.png", **options)
+def test_wrong_arguments(tmp_path: Path, answers: list[Grounding], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot_groundings(answers, tmp_path / "plot.png", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
+    ("name", "message"),
     [
         ("", "must end in .png"),
         ("a.gif", "must end in .png"),
@@ -205,20 +205,20 @@ def test_what_cannot_be_drawn(
         ("d.png", "is a folder"),
     ],
 )
-def test_where_it_cannot_be_written(tmp_path: Path, name: str, complaint: str) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "d.png").mkdir()
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         plot_grounding(grounding(), tmp_path / name)
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r'pip install "sidelight\[plot\]"'):
-        plot_grounding(grounding(), tmp_path / "picture.png")
+        plot_grounding(grounding(), tmp_path / "plot.png")
 
 
-def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = plot_grounding(grounding(), tmp_path / "picture.png")
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = plot_grounding(grounding(), tmp_path / "plot.png")
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -228,4 +228,4 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="no space"):
         plot_grounding(grounding("another"), path)
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]

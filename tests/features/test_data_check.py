@@ -290,7 +290,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], 'expected "subcommand" to be one of {check,import}'),
+        ([], "expected one of check, import"),
         (["check"], "folder"),
         (["chek"], "chek"),
         (["check", "nowhere"], "there is no folder nowhere"),

@@ -625,7 +625,7 @@ def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], 'expected "subcommand" to be one of {verify,export,import'),
+        ([], "expected one of verify, export, import"),
         (["export", "STORE"], "--layout"),
         (["export", "STORE", "--layout", "umt", "--annotations", "ROWS", "--out", "OUT"], "umt"),
         (["export", "nowhere", "--layout", "sdst", "--annotations", "ROWS", "--out", "OUT"], "no feature store"),

@@ -70,7 +70,7 @@ def checkpoint(clip: Path, shared: Path, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("converted") / "r2"
     sizes = ["--video-dim", str(VIDEO), "--text-dim", str(TEXT), "--hidden", "64", "--weights", str(clip)]
     golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
-    assert main(["convert", "r2-tuning", str(golden), "--recipe", "qvhighlights", "--out", str(out), *sizes]) == 0
+    assert main(["convert", "r2-tuning", str(golden), "--run", "qvhighlights", "--out", str(out), *sizes]) == 0
     return out
 
 

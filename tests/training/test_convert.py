@@ -53,7 +53,7 @@ def highlights(shared: Path) -> Path:
 
 
 def command(file: Path, out: Path, recipe: str = "qvhighlights", options: list[str] = OPTIONS) -> int:
-    return main(["convert", "r2-tuning", str(file), "--recipe", recipe, "--out", str(out), *options])
+    return main(["convert", "r2-tuning", str(file), "--run", recipe, "--out", str(out), *options])
 
 
 # what is written ---------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_the_command_converts_the_golden_checkpoint(
 ) -> None:
     assert command(tiny / "checkpoint.pth", tmp_path / "new" / "out") == 0
     shown = capsys.readouterr().out
-    assert "r2-tuning by the recipe qvhighlights, 164,850 parameters" in shown and "1 frame per clip of 2 s" in shown
+    assert "r2-tuning of the run qvhighlights, 164,850 parameters" in shown and "1 frame per clip of 2 s" in shown
     assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == ["config.json", "model.safetensors"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
     found = Checkpoint.from_pretrained(tmp_path / "new" / "out")
@@ -331,7 +331,7 @@ def test_a_file_must_be_what_its_name_says(
     file = f"checkpoints/some-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     monkeypatch.setitem(R2_TUNING, "tacos", replace(R2_TUNING["tacos"], file=file))
     said = refusal(tiny / "checkpoint.pth", tmp_path, capsys)
-    assert "is the published file of tacos, not of qvhighlights: give --recipe tacos" in said
+    assert "is the published file of tacos, not of qvhighlights: give --run tacos" in said
 
 
 def test_nothing_is_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,7 +417,7 @@ def test_an_interrupted_download_leaves_nothing_broken(hub: Hub) -> None:
 def test_a_file_that_the_hub_has_not_is_one_sentence(hub: Hub) -> None:
     kept, hub.files = hub.files, {}
     assert "yeliudev/R2-Tuning has no such file on the hub" in (said := problem())
-    assert "sidelight convert r2-tuning FILE.pth --recipe golden --out DIR" in said
+    assert "sidelight convert r2-tuning FILE.pth --run golden --out DIR" in said
     hub.repository = "else/where"
     assert "yeliudev/R2-Tuning is not on the hub, or not for everybody" in problem()
     hub.repository, hub.files = R2_REPOSITORY, kept

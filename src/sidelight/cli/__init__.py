@@ -1,4 +1,4 @@
-"""What each command of the CLI takes and does: ``add_NAME`` and ``run_NAME``, in the module that ``cli.MODULES`` names.
+"""The command line: each command is one typed function, and its docstring holds the help texts.
 
-Heavy modules are imported by the function that needs them.
+``main.COMMANDS`` says which module holds which command. Heavy packages are imported by the function that needs them.
 """

@@ -1,4 +1,4 @@
-"""The demo: a video that no model has seen, three queries, their answers beside the truth."""
+"""Make the demo: a video that no model has seen, three queries, and their groundings beside the true windows."""
 
 from __future__ import annotations
 
@@ -13,49 +13,46 @@ from sidelight.shapes.generate import annotate, draw_video
 from sidelight.shapes.world import sample_scene
 
 WORLD_SEED = 1_000_003
-"""The demo's own world, which nothing was trained or tuned on."""
+"""Seed of the demo's own world. No model was trained or tuned on this world."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo made."""
+    """Result of the demo: a video, and one grounding per query."""
 
     video: Path
-    json: Path
-    picture: Path
-    answers: Sequence[tuple[Grounding, Sequence[tuple[float, float]]]]
-    """Per query: the grounding and the true windows."""
+    groundings: Sequence[Grounding]
+    windows: Sequence[Sequence[tuple[float, float]]]
+    """True windows of each query, in seconds."""
 
 
-def demo(out: Path, *, seed: int, model: str = "shapes", device: str | None = None) -> Demo:
-    """Make video ``seed`` of the demo's world and ground three of its queries.
+def make_demo(out: Path, *, seed: int, model: str = "shapes", device: str | None = None) -> Demo:
+    """Make one video of the demo's world and ground three of its queries.
 
     Args:
-        out: folder for the video; made if need be.
-        seed: which video.
-        model: as :meth:`sidelight.grounder.Grounder.from_pretrained` takes it.
-        device: likewise.
+        out: folder for the video; made if it is missing.
+        seed: number of the video in the demo's world.
+        model: see :meth:`sidelight.grounder.Grounder.from_pretrained`.
+        device: see :meth:`sidelight.grounder.Grounder.from_pretrained`.
     """
     out.mkdir(parents=True, exist_ok=True)
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
     video = out / "video.mp4"
     draw_video(scene, video, side=320)
-    chosen = choose(annotate(scene, seed=WORLD_SEED, index=seed))
-    groundings = Grounder.from_pretrained(model, device=device).ground(video, [a.query for a in chosen])
-    return Demo(
-        video=video,
-        json=out / "groundings.json",
-        picture=out / "groundings.png",
-        answers=[(g, a.relevant_windows) for g, a in zip(groundings, chosen, strict=True)],
-    )
+    annotations = choose(annotate(scene, seed=WORLD_SEED, index=seed))
+    groundings = Grounder.from_pretrained(model, device=device).ground(video, [a.query for a in annotations])
+    return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
 
 
 def choose(annotations: Sequence[Annotation]) -> list[Annotation]:
-    """Three queries: one window, several windows, and one that leaves an attribute out. By what they ask alone."""
-    whole = [a for a in annotations if a.extra["colour"] and a.extra["shape"]]
-    partial = [a for a in annotations if a not in whole]
-    several = [a for a in whole if len(a.relevant_windows) > 1]
-    single = [a for a in whole if len(a.relevant_windows) == 1]
-    picked = [*single[:1], *several[:1], *partial[:1]]
-    rest = [a for a in annotations if a not in picked]
-    return (picked + rest)[:3]
+    """Return three queries: with one window, with several windows, and with an attribute left out.
+
+    The choice depends on the annotations alone, not on how well a model answers them.
+    """
+    full = [a for a in annotations if a.extra["colour"] and a.extra["shape"]]
+    partial = [a for a in annotations if a not in full]
+    several = [a for a in full if len(a.relevant_windows) > 1]
+    single = [a for a in full if len(a.relevant_windows) == 1]
+    chosen = [*single[:1], *several[:1], *partial[:1]]
+    rest = [a for a in annotations if a not in chosen]
+    return (chosen + rest)[:3]

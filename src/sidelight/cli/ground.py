@@ -1,73 +1,103 @@
-"""`sidelight ground` and `sidelight demo`: answers for people."""
+"""`sidelight ground` and `sidelight demo`: find moments and show them."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidelight.cli.shared import add_backbone_weights, add_model, check_picture, check_writable
+from sidelight.cli.shared import (
+    BackboneWeights,
+    Count,
+    Device,
+    Folder,
+    JsonFile,
+    Model,
+    PlotFile,
+    Score,
+    report_to,
+    require_plot,
+    require_range,
+    require_writable,
+    to_json,
+    write_json,
+)
 from sidelight.io.files import write_text
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from sidelight.core.grounding import Grounding
 
 
-def add_ground(parser: ArgumentParser) -> None:
-    parser.add_argument("video", help="video file of any length")
-    parser.add_argument("query", nargs="+", help="one or more sentences, each in quotes")
-    add_model(parser)
-    add_backbone_weights(parser)
-    parser.add_argument("--top", type=int, default=5, help="moments to print per query; JSON holds all")
-    low = "leave out moments that score less; with none left there is no such moment (choose with sidelight calibrate)"
-    parser.add_argument("--min-score", type=float, default=0.0, help=low)
-    parser.add_argument("--json", metavar="FILE", help="write the groundings as JSON; - for standard output")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw frames, highlight curve and moments")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep this video's features")
+def ground(
+    video: str,
+    query: list[str],
+    *,
+    model: Model = "shapes",
+    device: Device | None = None,
+    backbone_weights: BackboneWeights | None = None,
+    top: Count = 5,
+    min_score: Score = 0.0,
+    json: JsonFile | None = None,
+    plot: PlotFile | None = None,
+    no_cache: bool = False,
+) -> None:
+    """Find moments in a video by a sentence.
 
-
-def run_ground(args: Namespace, _: ArgumentParser) -> int:
+    Args:
+        video: video file of any length.
+        query: one or more sentences, each in quotes.
+        top: how many moments to print per query; JSON holds all moments.
+        min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
+            calibrate` chooses this score).
+        json: write the groundings as JSON; - for standard output.
+        plot: draw frames, highlight curve and moments.
+        no_cache: neither read nor keep the features of this video.
+    """
     from sidelight.grounder import DEFAULT_CACHE, Grounder
     from sidelight.video.read import probe
 
-    if args.top < 1:
-        raise ValueError(f"--top must be 1 or more, got {args.top}")
-    if not 0 <= args.min_score <= 1:
-        raise ValueError(f"--min-score must be between 0 and 1, got {args.min_score}")
-    probe(args.video)  # says what is wrong with the file before anything slow begins
-    check_writable(args.json)
-    check_picture(args.plot)
-    grounder = Grounder.from_pretrained(
-        args.model,
-        cache=None if args.no_cache else DEFAULT_CACHE,
-        device=args.device,
-        backbone_weights=args.backbone_weights,
-    )
-    groundings = [g.at_least(args.min_score) for g in grounder.ground(args.video, args.query)]
-    if args.json == "-":
-        if args.plot:
-            draw(groundings, args.video, args.plot)
-        print(_groundings_json(groundings))
-        return 0
-    for grounding in groundings:
-        print_grounding(grounding, top=args.top)
-    if args.model == "shapes":
-        print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
-    if args.json:
-        write_text(args.json, _groundings_json(groundings) + "\n")
-        print(f"wrote {args.json}")
-    if args.plot:
-        draw(groundings, args.video, args.plot)
-        print(f"wrote {args.plot}")
-    return 0
+    require_range(1, top=top)
+    require_range(0, 1, min_score=min_score)
+    probe(video)  # reports what is wrong with the file before the slow work begins
+    require_writable(json)
+    require_plot(plot)
+    cache = None if no_cache else DEFAULT_CACHE
+    grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
+    groundings = [grounding.at_least(min_score) for grounding in grounder.ground(video, query)]
+    with report_to(json):
+        for grounding in groundings:
+            print_grounding(grounding, top=top)
+        if model == "shapes":
+            print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
+        if plot:
+            draw(groundings, video, plot)
+            print(f"wrote {plot}")
+    write_json(json, [grounding.to_dict() for grounding in groundings])
+
+
+def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
+    """Make a video that no model has seen, ground three queries in it, and draw the result.
+
+    Args:
+        out: folder for the video, the JSON and the plot.
+        seed: number of the video; models were trained on other videos.
+    """
+    from sidelight.cli.demo import make_demo
+
+    start = time.perf_counter()
+    result = make_demo(Path(out), seed=seed, model=model, device=device)
+    for grounding, windows in zip(result.groundings, result.windows, strict=True):
+        print_grounding(grounding, top=3, truth=windows)
+    plot, json = Path(out) / "groundings.png", Path(out) / "groundings.json"
+    draw(result.groundings, result.video, plot, result.windows)
+    print(f"a synthetic video that was not trained on: {result.video}")
+    write_text(json, to_json([grounding.to_dict() for grounding in result.groundings]) + "\n")
+    print(f"wrote {json} and {plot} in {time.perf_counter() - start:.1f} s")
 
 
 def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple[float, float]] = ()) -> None:
-    """A table of moments, with a sparkline of the highlight curve; true windows beside it if they are known."""
+    """Print the best moments of a grounding, its highlight curve, and the true windows if they are known."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -79,19 +109,19 @@ def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple
     for moment in grounding.top(top):
         table.add_row(clock(moment.start), clock(moment.end), f"{moment.score:.2f}")
     console.print(Text(grounding.query, style="bold"))
-    # The curve, as wide as the terminal leaves room for.
+    # 14 columns narrower than the terminal, and 20 to 75 bars.
     console.print(Text(f"  {sparkline(grounding.saliency.tolist(), max(20, min(75, console.width - 14)))}"))
     if not grounding.moments:
         console.print("  no such moment")
     else:
         console.print(table)
     if truth:
-        console.print("true: " + ", ".join(f"{clock(s)} - {clock(e)}" for s, e in truth))
+        console.print("true: " + ", ".join(f"{clock(start)} - {clock(end)}" for start, end in truth))
     console.print()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss.s, or h:mm:ss.s from an hour on."""
+    """Return seconds as m:ss.s, or as h:mm:ss.s from one hour on."""
     tenths = round(seconds * 10)
     hours, rest = divmod(tenths, 36000)
     minutes, rest = divmod(rest, 600)
@@ -103,7 +133,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Numbers as a row of bars, at most ``width`` of them, from the lowest to the highest value."""
+    """Return numbers as a row of at most ``width`` bars; the lowest bar is the lowest number."""
     if not values:
         return ""
     count = min(width, len(values))
@@ -113,7 +143,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     ]
     low, high = min(bins), max(bins)
     span = high - low or 1.0
-    return "".join(_BARS[min(7, int((v - low) / span * 8))] for v in bins)
+    return "".join(_BARS[min(7, int((value - low) / span * 8))] for value in bins)
 
 
 def draw(
@@ -122,41 +152,24 @@ def draw(
     out: str | Path,
     truth: Sequence[Sequence[tuple[float, float]]] | None = None,
     *,
-    pictures: int = 12,
+    num_frames: int = 12,
 ) -> None:
-    """Draw groundings of one video below a strip of its frames."""
+    """Draw groundings of one video below a strip of its frames.
+
+    Args:
+        groundings: at least one.
+        video: the file.
+        out: file to write.
+        truth: true windows of each query, in seconds.
+        num_frames: how many frames to read for the strip.
+    """
     from sidelight.export.plot import plot_groundings
     from sidelight.video.read import frames_at, probe
 
     info = probe(video)
     height = 160
     width = max(2, round(height * info.width / info.height))
-    wanted = [(i + 0.5) / pictures * groundings[0].timeline.duration for i in range(pictures)]
-    frames = frames_at(video, wanted, size=(width, height))
-    strip = [(t, frame.image) for t, frame in zip(wanted, frames, strict=False)]
+    seconds = [(i + 0.5) / num_frames * groundings[0].timeline.duration for i in range(num_frames)]
+    frames = frames_at(video, seconds, size=(width, height))
+    strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
     plot_groundings(groundings, out, frames=strip, truth=truth)
-
-
-def _groundings_json(groundings: Sequence[Grounding]) -> str:
-    return json.dumps([g.to_dict() for g in groundings], indent=2)
-
-
-def add_demo(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", default="demo", help="folder for the video, the JSON and the picture")
-    parser.add_argument("--seed", type=int, default=7, help="which video; models were trained on others")
-    add_model(parser)
-
-
-def run_demo(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.cli.demo import demo
-
-    began = time.perf_counter()
-    shown = demo(Path(args.out), seed=args.seed, model=args.model, device=args.device)
-    for grounding, truth in shown.answers:
-        print_grounding(grounding, top=3, truth=truth)
-    truths = [truth for _, truth in shown.answers]
-    draw([g for g, _ in shown.answers], shown.video, shown.picture, truths)
-    write_text(shown.json, _groundings_json([g for g, _ in shown.answers]) + "\n")
-    print(f"a synthetic video that was not trained on: {shown.video}")
-    print(f"wrote {shown.json} and {shown.picture} in {time.perf_counter() - began:.1f} s")
-    return 0

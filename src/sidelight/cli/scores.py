@@ -1,247 +1,295 @@
-"""`sidelight evaluate`, `compare` and `calibrate`: numbers about predictions."""
+"""`sidelight evaluate`, `compare` and `calibrate`: score predictions against annotations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sidelight.cli.shared import check_picture, check_writable, report_to, write_json
+from sidelight.cli.shared import (
+    Count,
+    JsonFile,
+    Name,
+    PlotFile,
+    Score,
+    report_to,
+    require_plot,
+    require_range,
+    require_writable,
+    write_json,
+)
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
+    from sidelight.metrics.calibration import Reliability
     from sidelight.metrics.compare import Comparison
 
 
-_FEW = 20
-"""Below so many independent units we warn: a percentile bootstrap over few covers less than it says."""
+Convention = Literal["sidelight", "r2-tuning", "moment-detr"]
+FEW_UNITS = 20
+"""A percentile bootstrap over fewer videos (or queries) gives intervals that are too narrow, so we warn."""
 
 
-def add_evaluate(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "predictions", nargs="+", help="JSONL in the QVHighlights submission form; several are runs of several seeds"
-    )
-    parser.add_argument("annotations", help="the ground truth, JSONL")
-    parser.add_argument("--benchmark", help="whose metric; found from the file unless given")
-    parser.add_argument(
-        "--convention",
-        choices=["sidelight", "r2-tuning", "moment-detr"],
-        default="sidelight",
-        help="which published script to equal",
-    )
-    parser.add_argument("--intervals", action="store_true", help="bootstrap intervals (95 in 100) beside the numbers")
-    parser.add_argument("--by", choices=["video", "query"], default="video", help="what the bootstrap draws as one")
-    parser.add_argument("--json", metavar="FILE", help="write all metrics as JSON")
+def evaluate(
+    predictions: list[str],
+    annotations: str,
+    *,
+    benchmark: Name | None = None,
+    convention: Convention = "sidelight",
+    intervals: bool = False,
+    by: Literal["video", "query"] = "video",
+    json: JsonFile | None = None,
+) -> None:
+    """Score predictions against annotations by the benchmark's published metrics.
 
+    Args:
+        predictions: JSONL in the QVHighlights submission form; several files are runs of several seeds.
+        annotations: the ground truth, JSONL.
+        benchmark: whose metrics to use; recognised from the annotations unless given.
+        convention: which published script to match.
+        intervals: print 95 % bootstrap intervals beside the numbers.
+        by: what the bootstrap draws as one unit.
+        json: write all metrics as JSON; - for standard output.
+    """
+    from sidelight.metrics.evaluate import evaluate_files
+    from sidelight.metrics.statistics import over_seeds
 
-def run_evaluate(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.metrics.evaluate import evaluate_files, query_scores
-    from sidelight.metrics.statistics import intervals, over_seeds
-
-    check_writable(args.json, args.annotations, *args.predictions)
-    if args.intervals and len(args.predictions) > 1:
+    require_writable(json, annotations, *predictions)
+    if intervals and len(predictions) > 1:
         raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
-    if args.by == "query" and not args.intervals:
+    if by == "query" and not intervals:
         raise ValueError("--by says what --intervals draws; give --intervals too")
-    options = {"benchmark": args.benchmark, "convention": args.convention}
-    results = [evaluate_files(file, args.annotations, **options) for file in args.predictions]
+    results = [evaluate_files(file, annotations, benchmark=benchmark, convention=convention) for file in predictions]
     brief = results[0]["brief"]
-    written: dict[str, Any] = results[0]
-    # As many as the published script prints: three for TVSum and YouTube Highlights.
+    values: dict[str, Any] = results[0]
+    # The published scripts print two decimals, and three for TVSum and YouTube Highlights.
     decimals = 3 if any(round(v, 2) != v for v in brief.values()) else 2
-    with report_to(args.json):
+    with report_to(json):
         if len(results) > 1:
-            for file, result in zip(args.predictions, results, strict=True):
-                if odd := sorted(set(brief) ^ set(result["brief"])):
+            for file, result in zip(predictions, results, strict=True):
+                if differing := sorted(set(brief) ^ set(result["brief"])):
                     raise ValueError(
-                        f"{file} and {args.predictions[0]} can be scored by different metrics ({odd[0]}, ...): only "
+                        f"{file} and {predictions[0]} can be scored by different metrics ({differing[0]}, ...): only "
                         "one of them has saliency; runs of several seeds need the same fields"
                     )
             seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in brief}
             print(f"{'':<28}   mean  deviation over {len(results)} runs")
             for name, (mean, deviation) in seeds.items():
                 print(f"{name:<28}{mean:>7.{decimals}f}  {deviation:.2f}")
-            runs = [{"predictions": f, **r} for f, r in zip(args.predictions, results, strict=True)]
-            written = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
-        elif args.intervals:
-            import numpy as np
-
-            scored = query_scores(args.predictions[0], args.annotations, **options)
-            table = np.stack(list(scored.each.values()), axis=1) * 100
-            groups = scored.videos if args.by == "video" else None
-            found = dict(zip(scored.each, intervals(table, groups=groups), strict=True))
-            ends = {k: None if v.low != v.low else [v.low, v.high] for k, v in found.items()}
+            runs = [{"predictions": f, **r} for f, r in zip(predictions, results, strict=True)]
+            values = {"runs": runs, "seeds": {k: {"mean": m, "deviation": d} for k, (m, d) in seeds.items()}}
+        elif intervals:
+            bounds, units = _intervals(predictions[0], annotations, benchmark, convention, by)
             for name, value in brief.items():
-                between = ends.get(name)
-                inside = f"  [{between[0]:6.2f}, {between[1]:6.2f}]" if between else "  [    -,     -]"
-                print(f"{name:<28}{value:>7.{decimals}f}{inside}")
-            count = len(set(groups)) if groups else len(scored.qids)
-            units = f"{count} videos" if groups else f"{count} queries"
-            print(f"95 % intervals over {units}; - where too few of them count")
-            if count < _FEW:
-                print(f"note: a bootstrap over fewer than {_FEW} gives intervals that are too narrow; take more")
-            written = {**results[0], "intervals": ends}
+                low_high = bounds.get(name)
+                interval = f"[{low_high[0]:6.2f}, {low_high[1]:6.2f}]" if low_high else "[    -,     -]"
+                print(f"{name:<28}{value:>7.{decimals}f}  {interval}")
+            print(f"95 % intervals over {units} {by_plural(by)}; - where too few of them count")
+            if units < FEW_UNITS:
+                print(f"note: a bootstrap over fewer than {FEW_UNITS} gives intervals that are too narrow; take more")
+            values = {**results[0], "intervals": bounds}
         else:
             for name, value in brief.items():
                 print(f"{name:<28}{value:>7.{decimals}f}")
-    write_json(args.json, written)
-    return 0
+    write_json(json, values)
 
 
-def add_compare(parser: ArgumentParser) -> None:
-    parser.add_argument("first", help="predictions, JSONL in the QVHighlights submission form")
-    parser.add_argument("second", help="other predictions of the same annotations")
-    parser.add_argument("annotations", help="the ground truth, JSONL")
-    parser.add_argument("--benchmark", help="whose metric; found from the file unless given")
-    parser.add_argument("--by", choices=["video", "query"], default="video", help="what is drawn and flipped as one")
-    parser.add_argument("--resamples", type=int, default=10_000, help="draws of the bootstrap and of the permutations")
-    parser.add_argument("--seed", type=int, default=0, help="of these draws")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw differences, intervals and wins")
+def _intervals(
+    predictions: str, annotations: str, benchmark: str | None, convention: Convention, by: str
+) -> tuple[dict[str, list[float] | None], int]:
+    """Return the 95 % interval of each metric (None where too few queries count), and the number of units drawn."""
+    import numpy as np
+
+    from sidelight.metrics.evaluate import query_scores
+    from sidelight.metrics.statistics import intervals
+
+    scores = query_scores(predictions, annotations, benchmark=benchmark, convention=convention)
+    groups = scores.videos if by == "video" else None
+    percent = np.stack(list(scores.each.values()), axis=1) * 100
+    bounds = {
+        name: None if np.isnan(interval.low) else [interval.low, interval.high]
+        for name, interval in zip(scores.each, intervals(percent, groups=groups), strict=True)
+    }
+    return bounds, len(set(groups)) if groups else len(scores.qids)
 
 
-def run_compare(args: Namespace, _: ArgumentParser) -> int:
-    from sidelight.metrics.compare import compare
+def by_plural(unit: str) -> str:
+    """Return the plural of a unit of the bootstrap."""
+    return "videos" if unit == "video" else "queries"
+
+
+def compare(
+    first: str,
+    second: str,
+    annotations: str,
+    *,
+    benchmark: Name | None = None,
+    by: Literal["video", "query"] = "video",
+    resamples: Count = 10_000,
+    seed: Count = 0,
+    json: JsonFile | None = None,
+    plot: PlotFile | None = None,
+) -> None:
+    """Compare two predictions of the same annotations: differences, intervals and p-values.
+
+    Args:
+        first: predictions, JSONL in the QVHighlights submission form.
+        second: other predictions of the same annotations.
+        annotations: the ground truth, JSONL.
+        benchmark: whose metrics to use; recognised from the annotations unless given.
+        by: what the bootstrap draws, and the permutation test flips, as one unit.
+        resamples: draws of the bootstrap, and of the permutation test.
+        seed: seed of these draws.
+        plot: draw differences, intervals and wins.
+    """
+    from sidelight.metrics import compare as comparing
     from sidelight.metrics.evaluate import query_scores
 
-    inputs = (args.first, args.second, args.annotations)
-    check_writable(args.json, *inputs)
-    check_picture(args.plot, *inputs)
-    first, second = (query_scores(f, args.annotations, benchmark=args.benchmark) for f in (args.first, args.second))
-    names = _names(Path(args.first), Path(args.second))
-    found = compare(
-        first.each,
-        second.each,
-        qids=first.qids,
-        queries=first.queries,
-        videos=first.videos if args.by == "video" else None,
-        names=names,
-        resamples=args.resamples,
-        seed=args.seed,
+    require_writable(json, first, second, annotations)
+    require_plot(plot, first, second, annotations)
+    first_scores, second_scores = (query_scores(f, annotations, benchmark=benchmark) for f in (first, second))
+    comparison = comparing.compare(
+        first_scores.each,
+        second_scores.each,
+        qids=first_scores.qids,
+        queries=first_scores.queries,
+        videos=first_scores.videos if by == "video" else None,
+        names=short_names(Path(first), Path(second)),
+        resamples=resamples,
+        seed=seed,
     )
-    with report_to(args.json):
-        _print_comparison(found)
-        if args.plot:
+    with report_to(json):
+        _print_comparison(comparison)
+        if plot:
             from sidelight.export.charts import plot_comparison
 
-            plot_comparison(found, args.plot)
-            print(f"wrote {args.plot}")
-    write_json(args.json, found.to_dict())
-    return 0
+            plot_comparison(comparison, plot)
+            print(f"wrote {plot}")
+    write_json(json, comparison.to_dict())
 
 
-def _names(first: Path, second: Path) -> tuple[str, str]:
-    """What tells two files apart: their names, with as many folders as that takes."""
-    one, two = first.resolve().with_suffix("").parts, second.resolve().with_suffix("").parts
-    for count in range(1, max(len(one), len(two)) + 1):
-        names = "/".join(one[-count:]), "/".join(two[-count:])
+def short_names(first: Path, second: Path) -> tuple[str, str]:
+    """Return short names that tell two files apart: the file names, with as many folders as needed."""
+    first_parts, second_parts = (path.resolve().with_suffix("").parts for path in (first, second))
+    for count in range(1, max(len(first_parts), len(second_parts)) + 1):
+        names = "/".join(first_parts[-count:]), "/".join(second_parts[-count:])
         if names[0] != names[1]:
             return names
     return first.name, second.name
 
 
-def _print_comparison(found: Comparison) -> None:
-    first, second = found.names
+def _print_comparison(comparison: Comparison) -> None:
+    first, second = comparison.names
     verdicts = {"first": first, "second": second, "no difference": "-"}
     rows = [["metric", "queries", first, second, "difference", "95 % interval", "p", "adjusted", "better"]]
-    for row in found.metrics:
-        d = row.difference
-        inside = "-" if d.low != d.low else f"[{d.low:+.2f}, {d.high:+.2f}]"
+    for metric in comparison.metrics:
+        difference = metric.difference
+        has_interval = difference.low == difference.low  # not NaN
         rows.append(
             [
-                row.metric,
-                str(row.queries),
-                f"{row.first:.2f}",
-                f"{row.second:.2f}",
-                f"{d.value:+.2f}",
-                inside,
-                f"{row.p:.4f}",
-                f"{row.p_adjusted:.4f}",
-                verdicts[row.verdict],
+                metric.metric,
+                str(metric.queries),
+                f"{metric.first:.2f}",
+                f"{metric.second:.2f}",
+                f"{difference.value:+.2f}",
+                f"[{difference.low:+.2f}, {difference.high:+.2f}]" if has_interval else "-",
+                f"{metric.p:.4f}",
+                f"{metric.p_adjusted:.4f}",
+                verdicts[metric.verdict],
             ]
         )
-    # Plain text: nothing is cut off in a narrow terminal or a log, and no sentence is taken for markup.
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    # Plain text, not a rich table: a narrow terminal or a log cuts nothing off, and no query is read as markup.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for texts in rows:
         cells = [f"{texts[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(texts[1:-1], widths[1:-1], strict=True))]
         print("  ".join([*cells, texts[-1]]))
-    units = f"{found.groups} {'videos' if found.grouped_by == 'video' else 'queries'}"
-    print(f"\np: paired permutation test over {units}; adjusted: Holm, over this table")
+    print(f"\np: paired permutation test over {comparison.groups} {by_plural(comparison.grouped_by)}; ", end="")
+    print("adjusted: Holm, over this table")
     print("\nqueries answered better")
-    width = max(len(w.metric) for w in found.wins)
-    for win in found.wins:
+    width = max(len(win.metric) for win in comparison.wins)
+    for win in comparison.wins:
         print(f"  {win.metric:<{width}}  {first} {win.first}, {second} {win.second}, equal {win.equal}")
-    if found.largest:
-        print(f"\nlargest differences by {found.decided_by}: {first} against {second}")
-        for query in found.largest:
+    if comparison.largest:
+        print(f"\nlargest differences by {comparison.decided_by}: {first} against {second}")
+        for query in comparison.largest:
             print(f"  qid {query.qid}: {query.first:.1f} against {query.second:.1f}  {query.query}")
 
 
-def add_calibrate(parser: ArgumentParser) -> None:
-    parser.add_argument("predictions", help="JSONL in the QVHighlights submission form")
-    parser.add_argument("annotations", help="the ground truth; queries without relevant_windows have no moment")
-    parser.add_argument(
-        "--min-score", type=float, help="report on this threshold, chosen on other data; else choose one"
-    )
-    parser.add_argument("--iou", type=float, default=0.5, help="from which overlap a moment is right")
-    parser.add_argument("--bins", type=int, default=10, help="bins of the scores")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the reliability of the scores")
+def calibrate(
+    predictions: str,
+    annotations: str,
+    *,
+    min_score: Score | None = None,
+    iou: Score = 0.5,
+    bins: Count = 10,
+    json: JsonFile | None = None,
+    plot: PlotFile | None = None,
+) -> None:
+    """Show how reliable scores are, and choose the score below which the answer is "no such moment".
 
-
-def run_calibrate(args: Namespace, _: ArgumentParser) -> int:
-    import dataclasses
+    Args:
+        predictions: JSONL in the QVHighlights submission form.
+        annotations: the ground truth; queries without relevant_windows have no moment.
+        min_score: report on this threshold, chosen on other data; else choose a threshold.
+        iou: overlap (IoU) from which a moment is right.
+        bins: number of bins of the scores.
+        plot: draw the reliability of the scores.
+    """
+    from dataclasses import asdict
 
     from sidelight.metrics.calibration import absent_report, choose_min_score, reliability
     from sidelight.metrics.evaluate import best_moments_of
 
-    check_writable(args.json, args.predictions, args.annotations)
-    check_picture(args.plot, args.predictions, args.annotations)
-    for name in ("min_score", "iou"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {value}")
-    if args.iou == 0:
+    require_writable(json, predictions, annotations)
+    require_plot(plot, predictions, annotations)
+    require_range(0, 1, min_score=min_score, iou=iou)
+    require_range(1, bins=bins)
+    if iou == 0:
         raise ValueError("--iou must be above 0: at 0 every moment would be right")
-    if args.bins < 1:
-        raise ValueError(f"--bins must be 1 or more, got {args.bins}")
-    best = best_moments_of(args.predictions, args.annotations, iou=args.iou)
-    asked = best.present_Q
-    if not asked.any():
-        raise ValueError(f"no query of {args.annotations} has a moment (relevant_windows); there is nothing to compare")
-    found = reliability(best.score_Q[asked], best.right_Q[asked], bins=args.bins)
-    with report_to(args.json):
-        print("the best moment of each query that has one; queries without a moment are looked at below")
-        print("   score   queries   mean score   right (%)")
-        for low, high, count, score, right in zip(
-            found.edges[:-1], found.edges[1:], found.count_N, found.score_N, found.right_N, strict=True
-        ):
-            if count:
-                print(f"{low:.2f}-{high:.2f}{count:>10}{score:>13.2f}{100 * right:>12.1f}")
-        print(f"expected calibration error: {100 * found.error:.1f} points")
-        values = {"reliability": {"count": found.count_N.tolist(), "error": found.error}}
-        for name in ("edges", "score_N", "right_N"):
-            numbers = getattr(found, name).tolist()
-            values["reliability"][name.removesuffix("_N")] = [None if v != v else v for v in numbers]
-        threshold = args.min_score
-        if not asked.all():
+    best = best_moments_of(predictions, annotations, iou=iou)
+    present = best.present_Q
+    if not present.any():
+        raise ValueError(f"no query of {annotations} has a moment (relevant_windows); there is nothing to compare")
+    curve = reliability(best.score_Q[present], best.right_Q[present], bins=bins)
+    bin_values = {
+        name.removesuffix("_N"): _without_nan(getattr(curve, name).tolist()) for name in ("edges", "score_N", "right_N")
+    }
+    values = {"reliability": {"count": curve.count_N.tolist(), "error": curve.error, **bin_values}}
+    threshold = min_score
+    with report_to(json):
+        _print_reliability(curve)
+        if not present.all():
             if threshold is None:
-                threshold = choose_min_score(best.score_Q, asked)
+                threshold = choose_min_score(best.score_Q, present)
                 print(f'\nchosen for the best F1 of the answer "no such moment": --min-score {threshold:.3f}')
-            report = absent_report(best.score_Q, asked, threshold)
-            absent = int((~asked).sum())
+            report = absent_report(best.score_Q, present, threshold)
             print(
-                f'"no such moment" below {threshold:g} ({absent} of {len(asked)} queries have none): '
+                f'"no such moment" below {threshold:g} ({(~present).sum()} of {len(present)} queries have none): '
                 f"precision {100 * report.precision:.1f} %, recall {100 * report.recall:.1f} %, "
-                f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the others are lost"
+                f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the other queries lose their moment"
             )
-            values["absent"] = {k: None if v != v else v for k, v in dataclasses.asdict(report).items()}
+            fields = asdict(report)
+            values["absent"] = dict(zip(fields, _without_nan(fields.values()), strict=True))
         else:
-            print('every query has a moment: nothing is said of the answer "no such moment", nor of a --min-score')
-        if args.plot:
+            print('every query has a moment: this data says nothing about the answer "no such moment" or --min-score')
+        if plot:
             from sidelight.export.charts import plot_reliability
 
-            plot_reliability(found, args.plot, min_score=threshold)
-            print(f"wrote {args.plot}")
-    write_json(args.json, values)
-    return 0
+            plot_reliability(curve, plot, min_score=threshold)
+            print(f"wrote {plot}")
+    write_json(json, values)
+
+
+def _print_reliability(curve: Reliability) -> None:
+    print("the best moment of each query that has a moment; queries without a moment are reported below")
+    print("   score   queries   mean score   right (%)")
+    for low, high, count, score, right in zip(
+        curve.edges[:-1], curve.edges[1:], curve.count_N, curve.score_N, curve.right_N, strict=True
+    ):
+        if count:
+            print(f"{low:.2f}-{high:.2f}{count:>10}{score:>13.2f}{100 * right:>12.1f}")
+    print(f"expected calibration error: {100 * curve.error:.1f} points")
+
+
+def _without_nan(numbers: Iterable[float]) -> list[float | None]:
+    """Replace NaN, which JSON does not have, by None."""
+    return [None if number != number else number for number in numbers]

@@ -1,33 +1,69 @@
-"""What several commands have in common: options, and where results are written."""
+"""Options that several commands share, and the checks and the writing of their outputs."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from sidelight.cli.parser import Option
 from sidelight.io.files import write_text
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+File = Annotated[str, Option("FILE")]
+Folder = Annotated[str, Option("DIR")]
+Store = Annotated[str, Option("STORE")]
+Name = Annotated[str, Option("NAME")]
+Count = Annotated[int, Option("N")]
+Score = Annotated[float, Option("SCORE")]
+Seconds = Annotated[float, Option("SECONDS")]
+
+Model = Annotated[str, Option("NAME|DIR", "a packaged model, a checkpoint's folder, or a hub id")]
+Device = Annotated[str, Option("DEVICE", "cpu, cuda or mps; the best available one unless given")]
+BackboneWeights = Annotated[
+    str, Option("DIR", "folder of the backbone's weights, where they do not come with the model")
+]
+Benchmark = Annotated[str, Option("NAME", "the annotations are released files of this benchmark; JSONL unless given")]
+JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output")]
+PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)")]
 
 
-def add_model(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", default="shapes", help="a packaged model, a checkpoint's folder, or a hub id")
-    parser.add_argument("--device", help="cpu, cuda, mps; the best there is unless given")
+def require_range(low: float, high: float = math.inf, **options: float | None) -> None:
+    """Check that the values of options lie between ``low`` and ``high``; an option that was not given passes.
+
+    Raises:
+        ValueError: if a value lies outside; names the option.
+    """
+    for name, value in options.items():
+        if value is not None and not low <= value <= high:
+            expected = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
 
 
-def add_backbone_weights(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--backbone-weights", help="folder of the backbone's weights, where they do not come with the model"
-    )
+def require_above_zero(**options: float | None) -> None:
+    """Check that the values of options are above 0; an option that was not given passes.
+
+    Raises:
+        ValueError: if a value is 0 or less; names the option.
+    """
+    for name, value in options.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
 
 
-def check_writable(path: str | None, *inputs: str | None) -> None:
-    """Say so before the work, not after it, if a result cannot be written, or would replace what it is made of."""
+def require_writable(path: str | None, *inputs: str | None) -> None:
+    """Check, before slow work begins, that a result can be written and replaces no input.
+
+    Args:
+        path: file to write; None or - for no file.
+        inputs: files that the command reads.
+
+    Raises:
+        ValueError: if the file is an input, is a folder, or has no folder to stand in.
+    """
     if path and path != "-":
         if any(i and Path(i).exists() and Path(path).resolve() == Path(i).resolve() for i in inputs):
             raise ValueError(f"cannot write {path}: it is read by the same command; give another file name")
@@ -38,23 +74,31 @@ def check_writable(path: str | None, *inputs: str | None) -> None:
             raise ValueError(f"cannot write {path}: it is a folder; give a file name")
 
 
-def check_picture(path: str | None, *inputs: str | None) -> None:
-    check_writable(path, *inputs)
-    if path and Path(path).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
+def require_plot(path: str | None, *inputs: str | None) -> None:
+    """Check that a plot can be written; see :func:`require_writable`."""
+    from sidelight.export.plot import SUFFIXES
+
+    require_writable(path, *inputs)
+    if path and Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
 
 
 @contextmanager
 def report_to(json_file: str | None) -> Iterator[None]:
-    """What is printed is for people: not if JSON goes to standard output."""
+    """Print nothing inside the context if JSON goes to standard output."""
     with redirect_stdout(io.StringIO()) if json_file == "-" else nullcontext():
         yield
+
+
+def to_json(values: Any) -> str:
+    """Return values as JSON, as all commands write it."""
+    return json.dumps(values, indent=2)
 
 
 def write_json(path: str | None, values: Any) -> None:
     """Write JSON to a file, or to standard output for -."""
     if path == "-":
-        print(json.dumps(values, indent=2))
+        print(to_json(values))
     elif path:
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_text(path, to_json(values) + "\n")
         print(f"wrote {path}")

@@ -1,126 +1,102 @@
-"""`sidelight train`, `pretrain`, `summary` and `predict`."""
+"""`sidelight train`, `pretrain`, `recipes`, `summary` and `predict`: run recipes and use their checkpoints."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sidelight.cli.shared import add_backbone_weights, add_model, check_writable
+from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, Store, require_writable
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from sidelight.backbones.shapes.pretrain import PretrainConfig
+    from sidelight.training.recipe import Recipe
 
 
-def add_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    from sidelight.training.recipe import add_recipe_arguments
+def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
+    """Train a side-tuner by a recipe.
 
-    parser.usage = "sidelight train RECIPE.yaml [--resume] [--check] [--train.lr LR ...]"
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    check = "look at paths, features and shapes, do two steps and two batches of validation, say how long it will take"
-    parser.add_argument("--check", action="store_true", help=f"{check}; nothing is written")
-    add_recipe_arguments(parser, arguments)
+    Args:
+        recipe: a YAML file, or a name that `sidelight recipes` lists.
+        resume: continue an interrupted run.
+        check: check paths, features and shapes, do two steps and two batches of validation, and estimate the time;
+            nothing is written.
+    """
+    from sidelight.training import loop
+    from sidelight.training.check import check_run
 
-
-def run_train(args: Namespace, parser: ArgumentParser) -> int:
-    from sidelight.training.loop import train
-    from sidelight.training.recipe import file_of, naming, recipe_from
-
-    recipe = recipe_from(args, parser)
-    if args.check:
-        from sidelight.training.check import check_run
-
-        with naming(file_of(args)):
-            checked = check_run(recipe, resume=args.resume)
-        for name, text in checked.lines():
+    out = recipe.train.out
+    if check:
+        for name, text in check_run(recipe, resume=resume).lines():
             print(f"{name:<12}{text}")
-        print(f"ready; nothing was written to {recipe.train.out}")
-        return 0
+        print(f"ready; nothing was written to {out}")
+        return
     try:
-        with naming(file_of(args)):
-            progress = train(recipe, resume=args.resume)
+        progress = loop.train(recipe, resume=resume)
     except KeyboardInterrupt:
-        print(f"go on with --resume and the same options; see {recipe.train.out}", file=sys.stderr)
+        print(f"continue with --resume and the same options; see {out}", file=sys.stderr)
         raise
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return 0  # the first process speaks for all
+        return  # the first process prints for all processes
     if recipe.data.val:
-        print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {recipe.train.out}")
+        print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {out}")
     else:
-        print(f"trained {progress.step} steps without validation; see {recipe.train.out}/last")
-    return 0
+        print(f"trained {progress.step} steps without validation; see {out}/last")
 
 
-def add_pretrain(parser: ArgumentParser) -> None:
-    from sidelight.backbones.shapes.pretrain import PretrainConfig
+def pretrain(config: PretrainConfig) -> None:
+    """Train the embedded backbone on the shapes world."""
+    from sidelight.backbones.shapes import pretrain as pretraining
 
-    parser.usage = "sidelight pretrain RECIPE.yaml [--steps STEPS ...]"
-    parser.add_argument("--config", action="config", help="a YAML file with the fields below")
-    parser.add_class_arguments(PretrainConfig)
-
-
-def run_pretrain(args: Namespace, parser: ArgumentParser) -> int:
-    import dataclasses
-
-    from sidelight.backbones.shapes.pretrain import PretrainConfig, pretrain
-
-    built = parser.instantiate(args)
-    pretrain(PretrainConfig(**{f.name: built[f.name] for f in dataclasses.fields(PretrainConfig)}))
-    return 0
+    pretraining.pretrain(config)
 
 
-def add_recipes(parser: ArgumentParser) -> None:
-    del parser
-
-
-def run_recipes(args: Namespace, _: ArgumentParser) -> int:
+def recipes() -> None:
+    """List the recipes that ship with sidelight."""
     from sidelight.recipes import recipe_names, summary_of
 
-    del args
     width = max(map(len, recipe_names()))
     for name in recipe_names():
         print(f"{name:<{width}}  {summary_of(name)}")
-    return 0
 
 
-def add_summary(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    from sidelight.training.recipe import add_recipe_arguments
-
-    parser.usage = "sidelight summary RECIPE.yaml [--model.hidden 128 ...]"
-    add_recipe_arguments(parser, arguments)
-
-
-def run_summary(args: Namespace, parser: ArgumentParser) -> int:
+def summary(recipe: Recipe) -> None:
+    """Print the parameters of a recipe's model, by module."""
     from sidelight.models.layers import parameter_table
     from sidelight.models.registry import build_model
-    from sidelight.training.recipe import recipe_from
 
-    recipe = recipe_from(args, parser)
     values = recipe.to_dict()["model"]
-    model = build_model(recipe.side_tuner, values)
-    rows = parameter_table(model)
-    reads = f"{values['levels']} levels of {recipe.backbone.name}, {recipe.backbone.pooling}"
-    print(f"{recipe.side_tuner}: reads {reads}, widths {values['video_dim']} (video) and {values['text_dim']} (query)")
+    rows = parameter_table(build_model(recipe.side_tuner, values))
+    print(
+        f"{recipe.side_tuner}: reads {values['levels']} levels of {recipe.backbone.name}, {recipe.backbone.pooling}, "
+        f"widths {values['video_dim']} (video) and {values['text_dim']} (query)"
+    )
     for name, count in rows:
         print(f"{name:<32}{count:>12,}")
     total = sum(count for _, count in rows)
     print(f"{'trainable parameters':<32}{total:>12,}  = {total / 2**20:.2f} x 2^20")
-    return 0
 
 
-def add_predict(parser: ArgumentParser) -> None:
-    add_model(parser)
-    add_backbone_weights(parser)
-    parser.add_argument("--annotations", required=True, help="JSONL in the QVHighlights form")
-    parser.add_argument("--videos", help="folder with the video files, named by their ids")
-    features = "feature store, or a layout that a paper released; with --videos what a store lacks is extracted into it"
-    parser.add_argument("--features", help=features)
-    parser.add_argument("--out", required=True, help="JSONL in the QVHighlights submission form")
+def predict(
+    *,
+    model: Model = "shapes",
+    device: Device | None = None,
+    backbone_weights: BackboneWeights | None = None,
+    annotations: File,
+    videos: Folder | None = None,
+    features: Store | None = None,
+    out: File,
+) -> None:
+    """Predict for annotations, in the QVHighlights submission form.
 
-
-def run_predict(args: Namespace, _: ArgumentParser) -> int:
+    Args:
+        annotations: JSONL in the QVHighlights form.
+        videos: folder with the video files, named by their ids.
+        features: feature store, or features in a layout that a paper released; with --videos, the features that a
+            store lacks are extracted into it.
+        out: JSONL in the QVHighlights submission form.
+    """
     import tempfile
 
     from sidelight.backbones import backbone_for
@@ -129,48 +105,46 @@ def run_predict(args: Namespace, _: ArgumentParser) -> int:
     from sidelight.features.layouts import durations_of, layout_of, open_features
     from sidelight.features.store import Features, FeatureStore
     from sidelight.io.runtime import usable_device
+    from sidelight.training import predict as predicting
     from sidelight.training.checkpoint import Checkpoint
     from sidelight.training.convert import published_checkpoint
     from sidelight.training.dataset import GroundingDataset
-    from sidelight.training.predict import predict
 
-    if not args.videos and not args.features:
+    if not videos and not features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
-    check_writable(args.out, args.annotations)
-    foreign = args.features is not None and layout_of(args.features) != "sidelight"
-    if foreign and args.videos:
-        raise ValueError(f"{args.features} is no store of ours, nothing is extracted into it; leave out --videos")
-    annotations = read_annotations(args.annotations)
-    device = usable_device(args.device)
+    require_writable(out, annotations)
+    foreign = features is not None and layout_of(features) != "sidelight"
+    if foreign and videos:
+        raise ValueError(f"{features} is not a store of ours, so nothing is extracted into it; leave out --videos")
+    rows = read_annotations(annotations)
+    target_device = usable_device(device)
     store: Features
-    checkpoint = Checkpoint.from_pretrained(published_checkpoint(args.model) or args.model).to(device)
+    checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)
+    spec = checkpoint.features
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.features or temporary
-        if args.videos:
-            files = find_videos(args.videos, (a.vid for a in annotations))
-            features = checkpoint.features
-            wanted = replace(features, levels=FeatureStore.levels_there(folder, features.levels))
-            backbone = backbone_for(wanted, weights=args.backbone_weights).to(device)
-            store, failures = extract(files, (a.query for a in annotations), backbone, folder, progress=True)
+        folder = features or temporary
+        if videos:
+            files = find_videos(videos, (row.vid for row in rows))
+            stored = replace(spec, levels=FeatureStore.levels_there(folder, spec.levels))
+            backbone = backbone_for(stored, weights=backbone_weights).to(target_device)
+            store, failures = extract(files, (row.query for row in rows), backbone, folder, progress=True)
             if failures:
                 vid, reason = next(iter(failures.items()))
                 raise ValueError(f"{len(failures)} videos could not be read; the first, {vid}: {reason}")
         elif foreign:
-            # Its files do not say what made them: what can be compared is, the rest is taken on trust.
-            durations = durations_of(annotations)
-            store = open_features(folder, durations=durations, keys=annotations, spec=checkpoint.features)
+            # These files hold no feature spec, so only what can be compared with the checkpoint's spec is checked.
+            store = open_features(folder, durations=durations_of(rows), keys=rows, spec=spec)
         else:
             store = FeatureStore(folder)
-        if set(checkpoint.features.levels) < set(store.spec.levels):
-            store = FeatureStore(folder, levels=checkpoint.features.levels)
-        checkpoint.features.require(store.spec, what=f"the features in {folder}")
-        submissions = predict(
+        if set(spec.levels) < set(store.spec.levels):
+            store = FeatureStore(folder, levels=spec.levels)
+        spec.require(store.spec, what=f"the features in {folder}")
+        submissions = predicting.predict(
             checkpoint.model,
-            GroundingDataset(annotations, store, targets=False),
+            GroundingDataset(rows, store, targets=False),
             checkpoint.decode,
             window_clips=checkpoint.window_clips,
             progress=True,
         )
-    write_submissions(args.out, submissions)
-    print(f"wrote {len(submissions)} predictions to {args.out}")
-    return 0
+    write_submissions(out, submissions)
+    print(f"wrote {len(submissions)} predictions to {out}")

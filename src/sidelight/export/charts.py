@@ -1,4 +1,4 @@
-"""Charts of results: a comparison of two predictions, and the reliability of scores.
+"""Charts of scores: a comparison of two predictions, and the reliability of scores.
 
 Matplotlib is used through its objects, never through pyplot: no window opens, no global state changes.
 """
@@ -17,15 +17,20 @@ from sidelight.metrics.compare import Comparison
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Blue, vermilion and grey, after Okabe and Ito: told apart with every kind of colour vision, and in print.
+# Blue, vermilion and grey of Okabe and Ito, which people with any colour vision can tell apart, also in print.
 FIRST, SECOND, NEITHER, INK = "#0072B2", "#D55E00", "#8A949C", "#1F2933"
+EQUAL = "#D5DCE2"
 DPI = 160
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
-    """Differences of all metrics with their intervals, and who wins how many queries.
+    """Draw the differences of all metrics with their intervals, and the share of queries that each prediction wins.
 
-    Colours say which of the two is better; grey is no difference (adjusted p of 0.05 or more).
+    The colour says which prediction is better. Grey is no difference (adjusted p of 0.05 or more).
+
+    Args:
+        comparison: the differences and wins to draw.
+        path: file to write; its ending sets the format.
 
     Raises:
         ValueError: if Matplotlib is missing.
@@ -35,9 +40,9 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
     colours = {"first": FIRST, "second": SECOND, "no difference": NEITHER}
     for row, metric in enumerate(metrics):
-        d = metric.difference
-        left.plot([d.low, d.high], [row, row], color=colours[metric.verdict], lw=2.2, solid_capstyle="round")
-        left.plot(d.value, row, "o", color=colours[metric.verdict], ms=5)
+        difference, colour = metric.difference, colours[metric.verdict]
+        left.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="round")
+        left.plot(difference.value, row, "o", color=colour, ms=5)
     left.axvline(0, color=INK, lw=0.8)
     left.set_yticks(range(len(metrics)), [m.metric for m in metrics], fontsize=8)
     left.invert_yaxis()
@@ -47,15 +52,12 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     for row, win in enumerate(wins):
         total = max(1, win.first + win.second + win.equal)
         start = 0.0
-        for count, colour in ((win.first, FIRST), (win.equal, "#D5DCE2"), (win.second, SECOND)):
+        for count, colour in ((win.first, FIRST), (win.equal, EQUAL), (win.second, SECOND)):
             share = 100 * count / total
             right.barh(row, share, left=start, color=colour, height=0.7)
-            if share > 7:
-                light = colour == "#D5DCE2"
-                right.text(
-                    start + share / 2, row, str(count), ha="center", va="center", fontsize=7,
-                    color=INK if light else "white",
-                )  # fmt: skip
+            if share > 7:  # narrower bars have no room for the count
+                ink = INK if colour == EQUAL else "white"
+                right.text(start + share / 2, row, str(count), ha="center", va="center", fontsize=7, color=ink)
             start += share
     right.set_yticks(range(len(wins)), [w.metric for w in wins], fontsize=8)
     right.invert_yaxis()
@@ -73,22 +75,29 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     return _save(figure, path)
 
 
-def plot_reliability(found: Reliability, path: str | Path, *, min_score: float | None = None) -> Path:
-    """How often moments of each score are right, against how often they should be.
+def plot_reliability(reliability: Reliability, path: str | Path, *, min_score: float | None = None) -> Path:
+    """Draw the share of moments of each score that are right, against the share that the score promises.
+
+    Args:
+        reliability: bins of scores.
+        path: file to write; its ending sets the format.
+        min_score: threshold to mark.
 
     Raises:
         ValueError: if Matplotlib is missing.
     """
     figure = _figure(4.6, 4.8)
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    middle = (found.edges[:-1] + found.edges[1:]) / 2
-    width = found.edges[1] - found.edges[0]
+    middle = (reliability.edges[:-1] + reliability.edges[1:]) / 2
+    width = reliability.edges[1] - reliability.edges[0]
     upper.plot([0, 1], [0, 1], color=NEITHER, lw=1, ls="--", label="score = share that is right")
-    upper.bar(middle, np.nan_to_num(found.right_N), width=0.92 * width, color=FIRST, alpha=0.85, label="share right")
-    upper.plot(found.score_N, found.right_N, "o", color=INK, ms=4, label="at the mean score")
+    upper.bar(
+        middle, np.nan_to_num(reliability.right_N), width=0.92 * width, color=FIRST, alpha=0.85, label="share right"
+    )
+    upper.plot(reliability.score_N, reliability.right_N, "o", color=INK, ms=4, label="at the mean score")
     upper.set_ylabel("share of moments that are right", fontsize=8)
-    upper.set_title(f"expected calibration error {100 * found.error:.1f} points", fontsize=10, loc="left")
-    lower.bar(middle, found.count_N, width=0.92 * width, color=NEITHER)
+    upper.set_title(f"expected calibration error {100 * reliability.error:.1f} points", fontsize=10, loc="left")
+    lower.bar(middle, reliability.count_N, width=0.92 * width, color=NEITHER)
     lower.set_ylabel("moments", fontsize=8)
     lower.set_xlabel("score of the best moment", fontsize=8)
     if min_score is not None:
@@ -112,7 +121,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | Path) -> Path:
-    """Write beside, then rename."""
+    """Write the file beside its target, then rename it."""
     with replacing(path) as beside:
         figure.savefig(beside)
     return Path(path)

@@ -1,8 +1,8 @@
-"""A picture of groundings: frames along a time axis, the highlight curve, predicted and true spans.
+"""Plots of groundings: frames along a time axis, the highlight curve, predicted and true spans.
 
-One column, read from top to bottom: a title with the legend, a filmstrip that all queries share, one panel
-per query (its words, its highlight curve, the true spans as outlines, its moments as bars), the time axis.
-Everything is placed in inches before it is drawn, so nothing overlaps, whatever the number of queries.
+A plot is one column. From top to bottom: a title with the legend, a filmstrip that all queries share, one panel per
+query (its sentence, its highlight curve, the true spans as outlines, its moments as bars), and the time axis. The
+position of each part is computed in inches before anything is drawn, so parts never overlap.
 Matplotlib is used through its objects, never through pyplot: no window opens, no global state changes.
 """
 
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
     from sidelight.core.grounding import Grounding, Moment
 
-Picture = npt.NDArray[np.uint8]
+FrameImage = npt.NDArray[np.uint8]
+"""An RGB image (H, W, 3)."""
 Span = tuple[float, float]
+SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
+"""File name endings of the formats that a plot can have."""
 
 __all__ = ["plot_grounding", "plot_groundings"]
 
-# Blue, vermilion and greys, after Okabe and Ito: told apart with every kind of colour vision, and in print.
+# Blue, vermilion and greys of Okabe and Ito, which people with any colour vision can tell apart, also in print.
 PREDICTED = "#0072B2"
 TRUE = "#D55E00"
 TRUE_SHADE = "#FCEBDD"
@@ -44,7 +47,7 @@ INK = "#1F2933"
 SOFT_INK = "#66717B"
 GRID = "#E6EAED"
 
-# Inches. 7.2 inches at 200 dpi are 1440 pixels: twice what a page shows of it, for sharp screens.
+# Inches. 7.2 inches at 200 dpi are 1440 pixels, twice the usual width on a page, for sharp screens.
 WIDTH, DPI = 7.2, 200
 LEFT, RIGHT = 0.68, 0.22
 TITLE_HEIGHT, STRIP_GAP, AXIS_HEIGHT = 0.40, 0.15, 0.13
@@ -52,15 +55,15 @@ STRIP_HEIGHT, STRIP_MAX_HEIGHT = 0.80, 1.10
 LINE, HEADING_PAD, LANE, LANE_PAD, PANEL_GAP = 0.165, 0.05, 0.165, 0.05, 0.19
 TITLE_SIZE, QUERY_SIZE, SMALL_SIZE, SCORE_SIZE = 9.5, 8.5, 6.8, 6.2
 MAX_QUERY_LINES = 2
-MIN_BAR = 0.022  # a 5-second moment in a 2-hour film is still seen
-LONG_VIDEO = 600  # seconds; from here on bars are slivers, so their start is written beside them
-FAINTEST = 0.25  # of the best score: below it a moment is noise beside the answer
+MIN_BAR = 0.022  # so that a 5-second moment in a 2-hour film is visible
+LONG_VIDEO = 600  # seconds; in longer videos bars are very narrow, so labels give the start too
+FAINTEST = 0.25  # share of the best score; moments with lower scores are left out as noise
 
-# Seconds between two ticks, of which the smallest that leaves them room is taken.
+# Seconds between two ticks. The smallest step that gives fewer than MAX_TICKS ticks is used.
 TICK_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 36000, 86400)
 MAX_TICKS = 11
 
-# Asked for the letters that DejaVu Sans lacks, where they are installed.
+# Fonts for letters that DejaVu Sans lacks, used if they are installed.
 OTHER_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans")
 
 
@@ -68,7 +71,7 @@ def plot_grounding(
     grounding: Grounding,
     path: str | os.PathLike[str],
     *,
-    frames: Iterable[tuple[float, Picture]] | None = None,
+    frames: Iterable[tuple[float, FrameImage]] | None = None,
     truth: Sequence[Span] | None = None,
     title: str | None = None,
     top: int = 5,
@@ -81,33 +84,32 @@ def plot_groundings(
     groundings: Sequence[Grounding],
     path: str | os.PathLike[str],
     *,
-    frames: Iterable[tuple[float, Picture]] | None = None,
+    frames: Iterable[tuple[float, FrameImage]] | None = None,
     truth: Sequence[Sequence[Span] | None] | None = None,
     title: str | None = None,
     top: int = 5,
 ) -> Path:
     """Draw the answers to several queries about one video, under one filmstrip.
 
-    The highlight curves share one scale, from the lowest to the highest saliency in the picture, so that a
-    query which nothing in the video answers looks flat. Moments are bars, the stronger the higher their
-    score, the best on top where they overlap.
+    All highlight curves share one scale, from the lowest to the highest saliency in the plot, so the curve of a query
+    that matches nothing in the video looks flat. Moments are bars. A bar with a higher score is darker. Moments that
+    overlap are drawn in separate lanes, the best on top.
 
     Args:
         groundings: at least one, all of the same duration.
-        path: where to write; its ending decides the format (.png, .svg, .pdf, .jpg). The folder must exist.
-        frames: (seconds, (H, W, 3) uint8 RGB) along the video, for the filmstrip, each cell of which shows
-            the frame nearest to its middle. None: no filmstrip.
-        truth: for each grounding its true spans (start, end) in seconds, or None where they are not known.
-        title: default: the file name of the video, if a grounding knows it.
-        top: how many moments to draw for each query at most. Those that score less than a quarter of the
-            query's best are left out.
+        path: file to write; its ending sets the format (.png, .svg, .pdf, .jpg). The folder must exist.
+        frames: (seconds, (H, W, 3) uint8 RGB) along the video, for the filmstrip. Each cell of the filmstrip shows
+            the frame nearest to the middle of the cell. None: no filmstrip.
+        truth: true spans (start, end) of each grounding in seconds, or None where the true spans are unknown.
+        title: the title; the file name of the video unless given.
+        top: most moments to draw per query. Moments with less than a quarter of the best score are left out.
 
     Returns:
-        The path written. The file appears whole or not at all.
+        The path. The file appears whole or not at all.
 
     Raises:
-        ValueError: no groundings, or of several durations; frames or true spans of the wrong form; a path
-            that cannot be written to; Matplotlib missing.
+        ValueError: if there are no groundings, or their durations differ; if frames or true spans have the wrong form;
+            if the path cannot be written; if Matplotlib is missing.
     """
     groundings = list(groundings)
     target = _checked_target(path)
@@ -140,7 +142,7 @@ def plot_groundings(
 
 @dataclass(frozen=True)
 class _Panel:
-    """One query; its heights, in inches, are known before anything is drawn."""
+    """The part of the plot for one query. Its heights in inches are known before anything is drawn."""
 
     grounding: Grounding
     truth: Sequence[Span] | None
@@ -154,7 +156,7 @@ class _Panel:
 
     @property
     def rows(self) -> int:
-        """Lanes of moments, and one of true spans above them."""
+        """Return the number of rows of bars: the lanes of moments, and one row of true spans above them."""
         return max(len(self.lanes), 1) + (self.truth is not None)
 
     @property
@@ -174,7 +176,7 @@ class _Page:
         self.height = 1.0
 
     def axes(self, y: float, height: float) -> Axes:
-        """Bare axes under ``y``: x in inches over the whole time, y from 0 (bottom) to 1."""
+        """Add empty axes below ``y``: x in inches over the whole duration, y from 0 (bottom) to 1."""
         box = (LEFT / WIDTH, 1 - (y + height) / self.height, self.width / WIDTH, height / self.height)
         axes: Axes = self.figure.add_axes(box, xlim=(0, self.width), ylim=(0, 1), xticks=[], yticks=[])
         axes.patch.set_visible(False)
@@ -186,12 +188,12 @@ class _Page:
             axes.axvline(tick * self.per_second, color=GRID, linewidth=0.6, zorder=0)
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
-        """One line of text, never read as mathematics (a query may hold two dollar signs)."""
+        """Write one line of text. Matplotlib does not read it as mathematics, as a query may hold two dollar signs."""
         style = {"color": INK, "va": "center_baseline", "family": self.fonts, "parse_math": False, **style}
         self.figure.text(x / WIDTH, 1 - y / self.height, text, **style)
 
     def label(self, y: float, text: str, color: str) -> None:
-        """In the left margin."""
+        """Write a label in the left margin."""
         self.text(LEFT - 0.08, y, text, size=SMALL_SIZE, color=color, ha="right")
 
     def text_width(self, text: str, size: float, weight: str = "normal") -> float:
@@ -212,15 +214,15 @@ class _Page:
         curve_height = 0.62 if panels <= 2 else 0.50 if panels <= 4 else 0.40
         return _Panel(grounding, truth, heading, self.pack(shown), curve_height)
 
-    def wrap(self, text: str, size: float, width: float, most: int) -> list[str]:
-        """Bold text in at most ``most`` lines of that width; what is longer ends in an ellipsis."""
+    def wrap(self, text: str, size: float, width: float, max_lines: int) -> list[str]:
+        """Break bold text into at most ``max_lines`` lines of a width; longer text ends in an ellipsis."""
         lines: list[str] = []
         while self.text_width(text, size, "bold") > width:
-            last = len(lines) == most - 1
+            last = len(lines) == max_lines - 1
             end = ("…”" if text.endswith("”") else "…") if last else ""
             lengths = range(1, len(text))
             cut = bisect(lengths, width, key=lambda n: self.text_width(text[:n] + end, size, "bold")) or 1
-            # Cut at a space where one is near; some languages have none.
+            # Cut at a space if one is near. Some languages have no spaces.
             cut = max(text.rfind(" ", max(cut - 24, 1), cut + 1), 0) or cut
             if last:
                 return [*lines, text[:cut].rstrip(" ,.;:") + end]
@@ -229,31 +231,31 @@ class _Page:
         return [*lines, text] if text else lines
 
     def pack(self, moments: Iterable[Moment]) -> list[list[Moment]]:
-        """Lanes, the best on top: a moment takes the first where neither it nor its label touches another."""
+        """Distribute moments over lanes: each goes to the first lane where its bar and label touch no others."""
         lanes: list[list[Moment]] = []
-        taken: list[list[Span]] = []
+        extents: list[list[Span]] = []
         for moment in moments:
             (left, right), (x, align, text) = self.bar(moment.start, moment.end), self.score(moment)
             width = self.text_width(text, SCORE_SIZE, "bold")
             left = (x - width if align == "right" else left) - 0.02
             right = (x + width if align == "left" else right) + 0.02
-            free = (i for i, others in enumerate(taken) if all(right < a or left > b for a, b in others))
+            free = (i for i, lane in enumerate(extents) if all(right < a or left > b for a, b in lane))
             row = next(free, len(lanes))
             if row == len(lanes):
                 lanes.append([])
-                taken.append([])
+                extents.append([])
             lanes[row].append(moment)
-            taken[row].append((left, right))
+            extents[row].append((left, right))
         return lanes
 
     def bar(self, start: float, end: float) -> Span:
-        """Its left and right end, at least MIN_BAR apart."""
+        """Return the left and right end of a bar in inches, at least MIN_BAR apart."""
         left, right = start * self.per_second, end * self.per_second
         left = min(max(left - max(MIN_BAR - (right - left), 0.0) / 2, 0.0), self.width - MIN_BAR)
         return left, min(max(right, left + MIN_BAR), self.width)
 
     def score(self, moment: Moment) -> tuple[float, str, str]:
-        """Where its label stands (x, alignment) and what it says: in the bar, else right of it, else left."""
+        """Return (x, alignment, text) of a moment's label: in the bar if it fits, else right of it, else left of it."""
         left, right = self.bar(moment.start, moment.end)
         text = f"{moment.score:.2f}"
         if right - left >= self.text_width(text, SCORE_SIZE, "bold") + 0.08:
@@ -267,7 +269,7 @@ class _Page:
     # drawing, from top to bottom
 
     def title(self, title: str, with_truth: bool) -> None:
-        """The title on the left, the legend on the right."""
+        """Write the title on the left and the legend on the right."""
         from matplotlib.patches import Rectangle
 
         entries = [("predicted", PREDICTED, PREDICTED), ("highlight curve", CURVE_FILL, CURVE)]
@@ -285,7 +287,7 @@ class _Page:
         for line in self.wrap(_one_line(title), TITLE_SIZE, x - LEFT, 1):
             self.text(LEFT, y, line, size=TITLE_SIZE, weight="bold")
 
-    def filmstrip(self, frames: list[tuple[float, Picture]], y: float, height: float) -> None:
+    def filmstrip(self, frames: list[tuple[float, FrameImage]], y: float, height: float) -> None:
         axes = self.axes(y, height)
         strip, seams = _strip(frames, self.duration, round(self.width * DPI), round(height * DPI))
         axes.imshow(strip, extent=(0, self.width, 0, 1), aspect="auto", interpolation="none")
@@ -310,7 +312,7 @@ class _Page:
         self.label(y + panel.curve_height / 2, "highlight", SOFT_INK)
 
     def lanes(self, panel: _Panel, y: float) -> None:
-        """The true spans, and right below them the predicted ones."""
+        """Draw the true spans, and below them the predicted moments."""
         from matplotlib.patches import Rectangle
 
         axes = self.axes(y, panel.rows * LANE)
@@ -353,24 +355,24 @@ class _Page:
 
 
 def _ticks(duration: float) -> list[float]:
-    """Seconds, from 0, at round distances."""
+    """Return the seconds of the ticks, from 0, at round distances."""
     step = next((s for s in TICK_STEPS if duration / s < MAX_TICKS), TICK_STEPS[-1])
     return [float(t) for t in np.arange(0, duration + 1e-6, step)]
 
 
 def _clock(seconds: float) -> str:
-    """m:ss, and h:mm:ss from one hour on."""
-    hours, minutes, whole = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
-    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
+    """Return seconds as m:ss, or as h:mm:ss from one hour on."""
+    hours, minutes, rest = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _one_line(text: str) -> str:
-    """Line breaks and control characters become single spaces."""
+    """Replace line breaks and control characters by single spaces."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
 
 
 def _on_white(color: str, strength: float) -> str:
-    """What the colour looks like on white at that opacity."""
+    """Return the colour that ``color`` has on white at an opacity of ``strength``."""
     parts = (255 - strength * (255 - int(color[i : i + 2], 16)) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part):02X}" for part in parts)
 
@@ -381,22 +383,24 @@ def _saliency_range(groundings: Sequence[Grounding]) -> tuple[float, float]:
 
 
 def _curve_points(grounding: Grounding) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(seconds, saliency) through the middle of each clip, and level to both ends of the video."""
+    """Return (seconds, saliency) at the middle of each clip, extended level to both ends of the video."""
     middles = grounding.timeline.clip_spans().mean(axis=1)
     seconds = np.concatenate([[0.0], middles, [grounding.timeline.duration]])
     return seconds, np.pad(np.asarray(grounding.saliency, dtype=np.float64), 1, mode="edge")
 
 
-def _strip_height(frames: list[tuple[float, Picture]], width: float) -> float:
-    """Few frames get a higher strip, within bounds, so that less of each is cut away."""
+def _strip_height(frames: list[tuple[float, FrameImage]], width: float) -> float:
+    """Return the height of the filmstrip in inches: higher for few frames, so that less of each is cut off."""
     shape = frames[0][1].shape
     return float(np.clip(width / len(frames) * shape[0] / shape[1], STRIP_HEIGHT, STRIP_MAX_HEIGHT))
 
 
-def _strip(frames: list[tuple[float, Picture]], duration: float, width: int, height: int) -> tuple[Picture, list[int]]:
-    """One picture (height, width, 3) of cells of equal width without gaps, and where they meet.
+def _strip(
+    frames: list[tuple[float, FrameImage]], duration: float, width: int, height: int
+) -> tuple[FrameImage, list[int]]:
+    """Return the filmstrip (height, width, 3), and the x of the borders between its cells, in pixels.
 
-    Each cell is filled with the middle part of the frame nearest in time to the middle of the cell.
+    The cells have equal widths and no gaps. Each shows the middle part of the frame nearest in time to its middle.
     """
     from PIL import Image
 
@@ -418,12 +422,12 @@ def _strip(frames: list[tuple[float, Picture]], duration: float, width: int, hei
 
 def _checked_target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
-    if target.suffix.lower() not in (".png", ".svg", ".pdf", ".jpg", ".jpeg"):
+    if target.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot draw to {str(target)!r}: its name must end in .png, .svg, .pdf or .jpg")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: there is no folder {target.parent}; make it first")
     if target.is_dir():
-        raise ValueError(f"cannot write {target}: it is a folder; name a file")
+        raise ValueError(f"cannot write {target}: it is a folder; give a file name")
     return target
 
 
@@ -433,8 +437,8 @@ def _checked_duration(groundings: Sequence[Grounding]) -> float:
     durations = sorted({float(g.timeline.duration) for g in groundings})
     if len(durations) > 1:
         raise ValueError(
-            f"groundings in one picture must be of one video; got durations of "
-            f"{', '.join(f'{d:g}' for d in durations)} s; draw one picture for each video"
+            f"groundings in one plot must be of one video; got durations of "
+            f"{', '.join(f'{d:g}' for d in durations)} s; draw one plot for each video"
         )
     return durations[0]
 
@@ -454,25 +458,25 @@ def _checked_truth(
     return truth
 
 
-def _checked_frames(frames: Iterable[tuple[float, Picture]]) -> list[tuple[float, Picture]]:
-    checked = [(float(seconds), np.asarray(picture)) for seconds, picture in frames]
+def _checked_frames(frames: Iterable[tuple[float, FrameImage]]) -> list[tuple[float, FrameImage]]:
+    checked = [(float(seconds), np.asarray(image)) for seconds, image in frames]
     for seconds, image in checked:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ValueError(
-                f"frames must be (seconds, picture) with pictures of shape (H, W, 3) and type uint8; the one "
-                f"at {seconds:g} s is {image.shape}, {image.dtype}"
+                f"frames must be (seconds, image) with images of shape (H, W, 3) and type uint8; the image at "
+                f"{seconds:g} s is {image.shape}, {image.dtype}"
             )
     return checked
 
 
 def _new_figure() -> tuple[Figure, list[str]]:
-    """An empty figure, and the names of its fonts."""
+    """Return an empty figure, and the names of its fonts."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.font_manager import fontManager
     except ImportError as error:
-        raise ValueError('pictures need Matplotlib, which is missing: pip install "sidelight[plot]"') from error
+        raise ValueError('plots need Matplotlib, which is missing: pip install "sidelight[plot]"') from error
     figure = Figure(figsize=(WIDTH, 1.0), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     installed = {font.name for font in fontManager.ttflist}
@@ -481,7 +485,7 @@ def _new_figure() -> tuple[Figure, list[str]]:
 
 def _save(figure: Figure, target: Path) -> Path:
     with replacing(target) as beside, warnings.catch_warnings():
-        # Letters that no installed font has become boxes; the picture is still of use.
+        # Letters that no installed font has become boxes. The plot is still useful.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(beside, format=target.suffix[1:].lower(), dpi=DPI)
     return target

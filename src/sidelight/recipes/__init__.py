@@ -31,14 +31,10 @@ def recipe_names() -> list[str]:
 
 
 def summary_of(name: str) -> str:
-    """Return the first sentence of the comment at the head of a shipped recipe.
+    """Return the first line of a shipped recipe: a comment that says in one sentence what the recipe trains.
 
     Raises:
         ValueError: if no such recipe ships.
     """
-    lines = []
-    for line in recipe_file(name).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#") or line.startswith("#   "):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines).split(". ")[0].rstrip(".:")
+    first_line = recipe_file(name).read_text(encoding="utf-8").partition("\n")[0]
+    return first_line.lstrip("# ").removesuffix(".")

@@ -229,7 +229,7 @@ def _check_identity(file: Path, digest: str, recipe: str) -> None:
         )
     for name, run in R2_TUNING.items():
         if name != recipe and digest.startswith(_digits(run.file)):
-            raise ValueError(f"{file} is the published file of {name}, not of {recipe}: give --recipe {name}")
+            raise ValueError(f"{file} is the published file of {name}, not of {recipe}: give --run {name}")
 
 
 def _digits(name: str) -> tuple[str, ...]:
@@ -310,7 +310,7 @@ def _download(path: str, recipe: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
-    by_hand = f"download it yourself and run: sidelight convert {FAMILY} FILE.pth --recipe {recipe} --out DIR"
+    by_hand = f"download it yourself and run: sidelight convert {FAMILY} FILE.pth --run {recipe} --out DIR"
     where = f"{R2_REPOSITORY}{f' at {revision}' if revision else ''}"
     try:
         with _quiet("huggingface_hub"):

@@ -1,0 +1,80 @@
+"""Run a command that takes a configuration: a recipe, or the settings of pretraining.
+
+A YAML file gives the values, and options such as ``--train.lr 2e-4`` replace single values. jsonargparse makes the
+options from the fields of the configuration's dataclasses and from the docstrings below the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from sidelight.cli.parser import Command, add_parameters, summary
+from sidelight.recipes import recipe_file
+from sidelight.training.recipe import add_recipe_arguments, file_of, naming, recipe_from
+
+Build = Callable[[Namespace, ArgumentParser], Any]
+"""Make a configuration from parsed arguments."""
+
+
+def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int:
+    """Parse the arguments of a command, call its function with the configuration, and return the exit code.
+
+    Raises:
+        ValueError: for unknown, missing or wrong arguments; names the recipe if the mistake is in the recipe.
+    """
+    if not arguments:
+        raise ValueError(f"{prog} needs a recipe: a YAML file, or a name that `sidelight recipes` lists")
+    if not arguments[0].startswith("-"):
+        arguments = ["--config", str(recipe_file(arguments[0])), *arguments[1:]]
+    file = arguments[1] if arguments[0] == "--config" and arguments[1:] else None
+    try:
+        parser, build, flags = configured_parser(command, prog, arguments)
+        parsed = parser.parse_args(arguments)
+    except (ArgumentError, ValueError) as error:
+        message = " ".join(str(error).split())
+        # A mistake in an option on the command line is no mistake of the recipe.
+        options = (argument.lstrip("-").partition("=")[0] for argument in arguments[2:] if argument.startswith("--"))
+        where = f"recipe {file}: " if file and not any(option in message for option in options) else ""
+        raise ValueError(f"{where}{message} (see {prog} --help)") from None
+    with naming(file_of(parsed)):
+        return command(build(parsed, parser), **{name: parsed[name] for name in flags}) or 0
+
+
+def configured_parser(
+    command: Command, prog: str, arguments: Sequence[str] = ()
+) -> tuple[ArgumentParser, Build, list[str]]:
+    """Return the parser of a command, the function that makes its configuration, and its other parameters.
+
+    Args:
+        command: a command whose first parameter is a configuration.
+        prog: the command as the user types it.
+        arguments: the arguments to be parsed; which options a recipe has depends on its side-tuner.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog, description=f"{summary(command)}.", exit_on_error=False, default_env=False, allow_abbrev=False
+    )
+    flags = add_parameters(parser, command)
+    usage = "".join(f" [--{name.replace('_', '-')}]" for name in flags)
+    if next(iter(inspect.signature(command).parameters.values())).annotation == "Recipe":
+        parser.usage = f"{prog} RECIPE{usage} [--train.lr LR ...]"
+        add_recipe_arguments(parser, arguments)
+        return parser, recipe_from, flags
+    from sidelight.backbones.shapes.pretrain import PretrainConfig
+
+    parser.usage = f"{prog} RECIPE{usage} [--steps STEPS ...]"
+    parser.add_argument("--config", action="config", help="a YAML file with the fields below")
+    parser.add_class_arguments(PretrainConfig)
+    fields = [field.name for field in dataclasses.fields(PretrainConfig)]
+
+    def build(parsed: Namespace, parser: ArgumentParser) -> PretrainConfig:
+        built = parser.instantiate(parsed)
+        return PretrainConfig(**{name: built[name] for name in fields})
+
+    return parser, build, flags

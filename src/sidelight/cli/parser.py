@@ -1,0 +1,136 @@
+"""Build the parser of a command from its function.
+
+Names, types and defaults come from the signature, help texts from the docstring:
+
+- A parameter before ``*`` is a positional argument. ``min_score`` after ``*`` is the option ``--min-score``.
+- ``bool`` is a flag. ``list[...]`` takes one or more values. ``Literal[...]`` takes one of its values.
+- ``Annotated[..., Option(...)]`` sets how help shows the value, and the help of options that several commands share.
+- ``configured.py`` reads a first parameter of type ``Recipe`` or ``PretrainConfig`` from a YAML file and from options.
+
+The parser is argparse's. jsonargparse reads signatures too, but it writes options with underscores, flags take a value,
+and its messages do not name an option as the user typed it. Each sub-command has a parser of its own for this reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+CONFIGURATIONS = ("Recipe", "PretrainConfig")
+"""Types of parameters that ``configured.py`` reads."""
+
+Command = Callable[..., int | None]
+"""A command returns its exit code; None is 0."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A command that has sub-commands, such as ``sidelight data``."""
+
+    summary: str
+    commands: Mapping[str, Command]
+
+
+@dataclass(frozen=True)
+class Option:
+    """How help shows an option."""
+
+    metavar: str
+    """Placeholder of the value, such as FILE."""
+    help: str = ""
+    """Help text, for options whose command does not explain them in its docstring."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ValueError for a user's mistake, instead of ending the process."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message and the command that explains the options."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def summary(command: Command | Group) -> str:
+    """Return the first sentence about a command, without its full stop."""
+    text = command.summary if isinstance(command, Group) else inspect.getdoc(command) or ""
+    return " ".join(text.split("\n\n")[0].split()).removesuffix(".")
+
+
+def is_configured(command: Command) -> bool:
+    """Check whether the first parameter of a command is a configuration."""
+    first = next(iter(inspect.signature(command).parameters.values()), None)
+    return first is not None and first.annotation in CONFIGURATIONS
+
+
+def command_parser(command: Command, prog: str) -> Parser:
+    """Return the parser of a command that takes no configuration."""
+    text = (inspect.getdoc(command) or "").split("Args:")[0].rstrip()
+    parser = Parser(prog=prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_parameters(parser, command)
+    return parser
+
+
+def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[str]:
+    """Add an argument for each parameter of a command, except configurations; return the parameters' names."""
+    from docstring_parser import parse
+
+    hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
+    texts = {text.arg_name: text.description for text in parse(command.__doc__ or "").params}
+    parameters = inspect.signature(command).parameters
+    names = [name for name, parameter in parameters.items() if parameter.annotation not in CONFIGURATIONS]
+    for name in names:
+        settings = _settings(hints[name])
+        settings["help"] = (
+            " ".join((texts.get(name) or settings.get("help", "")).split()).removesuffix(".").replace("%", "%%")
+        )
+        default = parameters[name].default
+        if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
+            settings.pop("metavar", None)  # argparse would name the argument by it in messages
+            parser.add_argument(name, **settings)
+            continue
+        if default not in (inspect.Parameter.empty, None, False, ""):
+            settings["help"] += f" (default: {default})"
+        required = default is inspect.Parameter.empty
+        settings |= {"required": True} if required else {"default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    return names
+
+
+def _settings(hint: Any) -> dict[str, Any]:
+    """Return what ``add_argument`` needs to know about a type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return {**_settings(parts[0]), "metavar": parts[1].metavar, "help": parts[1].help}
+    if origin in (Union, UnionType):
+        return _settings(next(part for part in parts if part is not NoneType))
+    if origin is list:
+        return {**_settings(parts[0]), "nargs": "+"}
+    if origin is Literal:
+        return {"choices": parts}
+    if hint is bool:
+        return {"action": "store_true"}
+    return {"type": _whole_number if hint is int else _number if hint is float else hint}
+
+
+def _whole_number(text: str) -> int:
+    """Return an int, or raise the error that argparse shows beside the option's name."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    """Return a finite float, or raise the error that argparse shows beside the option's name."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
