@@ -1,12 +1,16 @@
-"""How an SDST's actionness follows the overlap that it is trained to be, and what it does to the order of moments.
+"""Measure how SDST's actionness follows the overlap that it is trained to equal, and how it changes the order of
+moments.
 
     python benchmarks/actionness.py CHECKPOINT... --annotations data/shapes/val/annotations.jsonl --features STORE
 
-For each checkpoint: metrics with moments ranked by class, by actionness, and by both (the paper's score). Then, over
-the moment queries of the last level, by their overlap (IoU) with the best true moment: mean actionness and class, and
-the actionness below which a tenth of them lies. Last, the mean actionness of spans that lie inside a true moment
-without covering it, and of spans that cover one without lying inside it. (For one overlap the first are pieces of
-longer moments, the second surround shorter ones.)
+For each checkpoint, the script prints
+
+- metrics with moments ranked by class, by actionness, and by both (the paper's score);
+- for the moment queries of the last level, by their overlap (IoU) with the best true moment: mean actionness, mean
+    class,
+  and the 0.1 quantile of actionness;
+- mean actionness of spans that lie inside a true moment without covering it, and of spans that cover a true moment
+  without lying inside it.
 
 Shape legend: B batch, M moment queries, G true moments, N all moment queries of all samples.
 """
@@ -35,17 +39,19 @@ from sidelight.training.predict import predict
 
 SCORES = {"class": "class", "actionness": "actionness", "both": "sqrt"}
 METRICS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
-WHOLE = 0.95
-"""Of a span, for it to lie inside a moment, or of a moment, for it to be covered."""
+MIN_SHARE = 0.95
+"""Share of a span from which it lies inside a moment, and share of a moment from which it is covered."""
 Values = dict[str, np.ndarray]
 
 
 @torch.inference_mode()
 def moment_queries(model: SDST, dataset: GroundingDataset, batch_size: int = 32) -> Values:
-    """Every moment query of every sample that has a moment, each value (N,): its overlap with the best true moment,
-    the share of its span that lies in that moment, the share of that moment that it covers, actionness, class.
+    """Return values (N,) of every moment query of every sample that has a true moment.
+
+    The values are the overlap of the predicted span with the best true moment, the share of the span inside this
+    moment, the share of this moment that the span covers, actionness, and class.
     """
-    found: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for first in range(0, len(dataset), batch_size):
         batch = dataset.batch(range(first, min(first + batch_size, len(dataset))))
         predictions, targets = model(batch), batch.targets
@@ -61,24 +67,24 @@ def moment_queries(model: SDST, dataset: GroundingDataset, batch_size: int = 32)
         inside_BM, covered_BM = (common_BM.clamp(min=0) / (s[..., 1] - s[..., 0]) for s in (spans_BM2, best_BM2))
         class_BM = predictions.logits_KBM[-1].sigmoid()
         values = torch.stack([overlap_BM, inside_BM, covered_BM, predictions.actionness_BM, class_BM])
-        found.append(values[:, targets.spans_mask_BG.any(1)].flatten(1))
-    rows = torch.cat(found, 1).numpy()
+        parts.append(values[:, targets.spans_mask_BG.any(1)].flatten(1))
+    rows = torch.cat(parts, 1).numpy()
     return dict(zip(("overlap", "inside", "covered", "actionness", "class"), rows, strict=True))
 
 
 def by_overlap(values: Values, parts: int) -> list[dict[str, Any]]:
-    """A row for each part of the overlaps from 0 to 1; nothing (None) where there is no such moment query."""
-    place = np.minimum((values["overlap"] * parts).astype(int), parts - 1)
-    inside, covered = values["inside"] >= WHOLE, values["covered"] >= WHOLE
+    """Return one row for each of ``parts`` equal ranges of overlap; means without any moment query are None."""
+    part_N = np.minimum((values["overlap"] * parts).astype(int), parts - 1)
+    inside, covered = values["inside"] >= MIN_SHARE, values["covered"] >= MIN_SHARE
     rows = []
     for part in range(parts):
-        chosen = place == part
+        chosen = part_N == part
         kinds = {"": chosen, "inside ": chosen & inside & ~covered, "covering ": chosen & covered & ~inside}
         row: dict[str, Any] = {"from": part / parts, "to": (part + 1) / parts}
-        for kind, which in kinds.items():
-            actionness = values["actionness"][which]
-            row[f"{kind}moment queries"] = int(which.sum())
-            row[f"{kind}actionness"] = float(actionness.mean()) if which.any() else None
+        for kind, selected in kinds.items():
+            actionness = values["actionness"][selected]
+            row[f"{kind}moment queries"] = int(selected.sum())
+            row[f"{kind}actionness"] = float(actionness.mean()) if selected.any() else None
         row["lowest tenth"] = float(np.quantile(values["actionness"][chosen], 0.1)) if chosen.any() else None
         row["class"] = float(values["class"][chosen].mean()) if chosen.any() else None
         rows.append(row)
@@ -86,11 +92,11 @@ def by_overlap(values: Values, parts: int) -> list[dict[str, Any]]:
 
 
 def measure(name: str, annotations: Path, features: Path) -> dict[str, Any]:
-    """All of it for one checkpoint."""
+    """Measure one checkpoint."""
     checkpoint = Checkpoint.from_pretrained(name)
     model, decode = checkpoint.model.eval(), checkpoint.decode
     if not isinstance(model, SDST) or not isinstance(decode, DecodeConfig):
-        raise SystemExit(f"{name} is no SDST; only that has an actionness")
+        raise SystemExit(f"{name} is not an SDST; only SDST has actionness")
     rows = read_annotations(annotations)
     store = FeatureStore(features, levels=checkpoint.features.levels)
     checkpoint.features.require(store.spec, what=f"the features in {features}")
@@ -110,13 +116,13 @@ def measure(name: str, annotations: Path, features: Path) -> dict[str, Any]:
     }
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    print(f"\n{name}: roi_width {found['roi_width']:g}\n{'ranked by':<12}" + "".join(f"{m:>18}" for m in METRICS))
-    for title, brief in found["ranked by"].items():
+def show(name: str, results: dict[str, Any]) -> None:
+    print(f"\n{name}: roi_width {results['roi_width']:g}\n{'ranked by':<12}" + "".join(f"{m:>18}" for m in METRICS))
+    for title, brief in results["ranked by"].items():
         print(f"{title:<12}" + "".join(f"{brief[m]:>18.2f}" for m in METRICS))
-    _table(found["tenths"], ("moment queries", "actionness", "lowest tenth", "class"))
+    _table(results["tenths"], ("moment queries", "actionness", "lowest tenth", "class"))
     kinds = ("inside ", "covering ")
-    _table(found["fifths"], [f"{kind}{what}" for kind in kinds for what in ("moment queries", "actionness")])
+    _table(results["fifths"], [f"{kind}{column}" for kind in kinds for column in ("moment queries", "actionness")])
 
 
 def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -128,19 +134,19 @@ def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoints", nargs="+", help="folders of SDSTs, or names of packaged models")
-    parser.add_argument("--annotations", type=Path, required=True, help="JSONL with the true moments")
+    parser.add_argument("checkpoints", nargs="+", help="folders of SDST checkpoints, or names of shipped models")
+    parser.add_argument("--annotations", type=Path, required=True, help="JSON lines with the true moments")
     parser.add_argument("--features", type=Path, required=True, help="feature store of their videos and queries")
-    parser.add_argument("--json", type=Path, help="write all numbers here too")
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = {}
+    results = {}
     for name in options.checkpoints:
-        found[name] = measure(name, options.annotations, options.features)
-        show(name, found[name])
+        results[name] = measure(name, options.annotations, options.features)
+        show(name, results[name])
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
-"""How fast are the QVHighlights metrics: against a plain implementation, one query, rater and threshold at a time.
+"""Measure the speed of the QVHighlights metrics, compared with a plain implementation.
 
     python benchmarks/evaluation.py [PREDICTIONS ANNOTATIONS]
 
-Without files a synthetic set of the size of the validation split is made: 1,550 queries, 10 windows each. Both
-implementations score the same objects in the same process and on one thread; times are CPU seconds, which other
-programs on the machine disturb less. Reading the files is timed apart. The plain one follows
-the definitions as they are written down, and must give the same numbers to the last printed digit.
+Without files, the script makes a synthetic set of the size of the validation split: 1,550 queries with 10 windows each.
+Both implementations score the same objects in the same process on one thread. Times are CPU seconds, which depend
+less on other programs. Reading the files is timed separately. The plain implementation computes the published
+definitions for one query, rater and threshold at a time, and must give the same numbers to the last printed digit.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from memory import peak_mib
 
 from sidelight.data.annotations import Annotation, Submission, read_annotations, read_submissions
 from sidelight.metrics import evaluate_qvhighlights
@@ -33,39 +32,33 @@ def main() -> None:
     parser.add_argument("annotations", nargs="?")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    began = time.process_time()
+    start = time.process_time()
     if args.predictions and args.annotations:
         submissions, annotations = read_submissions(args.predictions), read_annotations(args.annotations)
-        print(f"{args.predictions}: {len(annotations)} queries, read in {time.process_time() - began:.2f} s")
+        print(f"{args.predictions}: {len(annotations)} queries, read in {time.process_time() - start:.2f} s")
     else:
         submissions, annotations = synthetic(1550)
         print(f"synthetic: {len(annotations)} queries")
-    before = peak()
+    before = peak_mib()
     times = []
     for _ in range(args.repeats):
-        began = time.process_time()
+        start = time.process_time()
         ours = evaluate_qvhighlights(submissions, annotations)
-        times.append(time.process_time() - began)
-    used = peak() - before
-    began = time.process_time()
+        times.append(time.process_time() - start)
+    used = peak_mib() - before
+    start = time.process_time()
     plain = evaluate_plainly(submissions, annotations)
-    slow = time.process_time() - began
+    plain_seconds = time.process_time() - start
     for name, value in plain.items():
         assert ours["brief"][name] == value, (name, ours["brief"][name], value)
-    fast = float(np.median(times))
-    print(f"sidelight {fast:.3f} s (median of {args.repeats}), peak memory + {used:.0f} MiB")
-    print(f"plain     {slow:.2f} s, the same {len(plain)} numbers")
-    print(f"ratio     {slow / fast:.0f}")
-
-
-def peak() -> float:
-    """The most memory this process has had so far, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    seconds = float(np.median(times))
+    print(f"sidelight {seconds:.3f} s (median of {args.repeats}), peak memory + {used:.0f} MiB")
+    print(f"plain     {plain_seconds:.2f} s, the same {len(plain)} numbers")
+    print(f"ratio     {plain_seconds / seconds:.0f}")
 
 
 def synthetic(queries: int) -> tuple[list[Submission], list[Annotation]]:
-    """Random windows and curves of the shape of QVHighlights; every second prediction is near the truth."""
+    """Return random predictions and annotations in the form of QVHighlights; the windows are near the true ones."""
     rng = np.random.default_rng(0)
     submissions, annotations = [], []
     for qid in range(queries):
@@ -80,9 +73,9 @@ def synthetic(queries: int) -> tuple[list[Submission], list[Annotation]]:
                 query="a",
                 vid=f"v{qid}",
                 duration=150,
-                relevant_windows=windows,  # type: ignore[arg-type]  # a list, as from JSON: it becomes a tuple
+                relevant_windows=windows,  # type: ignore[arg-type]  # a list, as read from JSON, becomes a tuple
                 relevant_clip_ids=clips,
-                saliency_scores=ratings,  # type: ignore[arg-type]  # likewise
+                saliency_scores=ratings,  # type: ignore[arg-type]  # a list, as above
             )
         )
         near = np.array([windows[i % count] for i in range(10)]) + rng.normal(scale=4, size=(10, 2))
@@ -93,12 +86,12 @@ def synthetic(queries: int) -> tuple[list[Submission], list[Annotation]]:
     return submissions, annotations
 
 
-# --- the definitions, as they are written down --------------------------------------------------------------------
+# the definitions as published --------------------------------------------------------------------------------------
 
 
 def evaluate_plainly(submissions: Sequence[Submission], annotations: Sequence[Annotation]) -> dict[str, float]:
     by_qid = {s.qid: s for s in submissions}
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name, (shortest, longest) in RANGES.items():
         precisions: dict[float, list[float]] = {t: [] for t in AP_THRESHOLDS}
         first: list[float] = []
@@ -115,20 +108,20 @@ def evaluate_plainly(submissions: Sequence[Submission], annotations: Sequence[An
         if not first:
             continue
         means = [sum(v) / len(v) for v in precisions.values()]
-        found[f"MR-{name}-mAP"] = percent(sum(means) / len(means))
-        found[f"MR-{name}-mIoU"] = percent(sum(first) / len(first))
-        # All thresholds are computed, as the published scripts do; these are the ones printed.
+        scores[f"MR-{name}-mAP"] = percent(sum(means) / len(means))
+        scores[f"MR-{name}-mIoU"] = percent(sum(first) / len(first))
+        # As in the published scripts, all thresholds are computed, and only some are printed.
         shares = {
             rank: {t: sum(v >= t for v in values) / len(values) for t in RECALL_THRESHOLDS}
             for rank, values in (("R1", first), ("R5", five))
         }
         if name == "full":
             for t in (0.5, 0.75):
-                found[f"MR-full-mAP@{t:g}"] = percent(means[AP_THRESHOLDS.index(t)])
+                scores[f"MR-full-mAP@{t:g}"] = percent(means[AP_THRESHOLDS.index(t)])
             for rank, at in shares.items():
                 for t in (0.3, 0.5, 0.7):
-                    found[f"MR-full-{rank}@{t:g}"] = percent(at[t])
-    for level, least in (("Fair", 2), ("Good", 3), ("VeryGood", 4)):
+                    scores[f"MR-full-{rank}@{t:g}"] = percent(at[t])
+    for level, min_rating in (("Fair", 2), ("Good", 3), ("VeryGood", 4)):
         precision: list[float] = []
         hits: list[float] = []
         for annotation in annotations:
@@ -136,27 +129,27 @@ def evaluate_plainly(submissions: Sequence[Submission], annotations: Sequence[An
             clips = int(annotation.duration / 2)
             raters = len(annotation.saliency_scores[0])
             ratings = [[0] * raters for _ in range(clips)]
-            for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
-                ratings[clip] = list(scores)
+            for clip, rated in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
+                ratings[clip] = list(rated)
             best = max(range(len(curve)), key=lambda i: (curve[i], -i))
-            hits.append(float(best < clips and any(r >= least for r in ratings[best])))
-            each = [clip_precision(curve, [r[i] >= least for r in ratings]) for i in range(raters)]
-            precision.append(sum(each) / raters)
-        found[f"HL-min-{level}-mAP"] = percent(sum(precision) / len(precision))
-        found[f"HL-min-{level}-Hit1"] = percent(sum(hits) / len(hits))
-    return found
+            hits.append(float(best < clips and any(r >= min_rating for r in ratings[best])))
+            by_rater = [clip_precision(curve, [r[i] >= min_rating for r in ratings]) for i in range(raters)]
+            precision.append(sum(by_rater) / raters)
+        scores[f"HL-min-{level}-mAP"] = percent(sum(precision) / len(precision))
+        scores[f"HL-min-{level}-Hit1"] = percent(sum(hits) / len(hits))
+    return scores
 
 
 def hull_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    met = min(a[1], b[1]) - max(a[0], b[0])
+    common = min(a[1], b[1]) - max(a[0], b[0])
     hull = max(a[1], b[1]) - min(a[0], b[0])
-    return max(0.0, met) / hull if hull > 0 else 0.0
+    return max(0.0, common) / hull if hull > 0 else 0.0
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    met = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-    union = (a[1] - a[0]) + (b[1] - b[0]) - met
-    return met / union if union > 0 else 0.0
+    common = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = (a[1] - a[0]) + (b[1] - b[0]) - common
+    return common / union if union > 0 else 0.0
 
 
 def average_precision(predicted: list[list[float]], true: list[tuple[float, float]], threshold: float) -> float:
@@ -175,7 +168,7 @@ def average_precision(predicted: list[list[float]], true: list[tuple[float, floa
 
 
 def clip_precision(curve: list[float], positive: list[bool]) -> float:
-    """Average precision where clips of equal saliency share one point of the curve."""
+    """Return the average precision, where clips of equal saliency share one point of the curve."""
     scores = [curve[i] if i < len(curve) else 0.0 for i in range(len(positive))]
     points = []
     for value in sorted(set(scores), reverse=True):

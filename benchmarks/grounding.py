@@ -1,9 +1,9 @@
-"""How long one grounding takes when the video's features are at hand: 75 clips, one query, 2 threads.
+"""Measure the time of one grounding whose video features are already extracted: 75 clips, one query, 2 threads.
 
     python benchmarks/grounding.py
 
-The limit beside it is what the model's matrix products alone would take: the same number of floating-point operations
-as one large product on the same threads, in the same run.
+The limit is the time of the model's matrix products alone: the same number of floating-point operations in one large
+product, on the same threads, in the same run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CLIPS = 75
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 30) -> float:
-    """Median of several runs after a warm-up."""
+    """Return the median time of several runs after a warm-up, in ms."""
     times = []
     for number in range(repeats + 5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         run()
         if number >= 5:
-            times.append(1000 * (time.perf_counter() - began))
+            times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
@@ -45,22 +45,22 @@ def main() -> None:
     query = "a red square spins"
     text = grounder.encode([query])
 
-    def answer() -> object:
+    def ground() -> object:
         return grounder.ground_features(video, text, [query])
 
-    # The counter cannot watch inference mode, so the model is called once by itself.
+    # The counter does not work in inference mode, so the model is called once directly.
     with FlopCounterMode(display=False) as counter:
         grounder.checkpoint.model(collate([unlabelled(video, text[0])]))
     side = 1024
     a, b = torch.randn(side, side), torch.randn(side, side)
     rate = 2 * side**3 / milliseconds(lambda: a @ b)
     limit = counter.get_total_flops() / rate
-    both = milliseconds(lambda: grounder.ground_features(video, grounder.encode([query]), [query]))
-    took = milliseconds(answer)
+    with_query = milliseconds(lambda: grounder.ground_features(video, grounder.encode([query]), [query]))
+    alone = milliseconds(ground)
     print(f"{'':<44}{'ms':>8}{'of the limit':>14}")
     print(f"{'limit: its matrix products alone':<44}{limit:>8.1f}{1:>14.1f}")
-    print(f"{'grounding from features of video and query':<44}{took:>8.1f}{took / limit:>14.1f}")
-    print(f"{'encoding the query too':<44}{both:>8.1f}{both / limit:>14.1f}")
+    print(f"{'grounding from features of video and query':<44}{alone:>8.1f}{alone / limit:>14.1f}")
+    print(f"{'encoding the query too':<44}{with_query:>8.1f}{with_query / limit:>14.1f}")
 
 
 if __name__ == "__main__":

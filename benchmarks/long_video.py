@@ -1,22 +1,23 @@
-"""A 30-minute video: is an event at minute 20 found, and does memory stay bounded?
+"""Check that an event at minute 20 of a 30-minute video is found and that memory stays bounded.
 
     python benchmarks/long_video.py
 
-Draws a synthetic video with one red star that bounces at 20:10 among other things that happen all along, grounds it
-in a process of its own, and does the same with the first minute only. Peak memory is the process's largest resident
-set; most of it is PyTorch itself.
+The script draws a synthetic video in which one red star bounces at 20:10 among many other events. It grounds the
+video in a separate process, and does the same with the first minute only. Peak memory is the largest resident set of
+the process; most of it is PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from memory import peak_mib
 
 from sidelight.shapes.generate import draw_video
 from sidelight.shapes.world import Scene, sample_scene
@@ -26,7 +27,7 @@ TARGET = (1210.0, 1224.0)
 
 
 def long_scene(minutes: float) -> Scene:
-    """Ordinary scenes one after the other, without anything red; the target at its time if there is room."""
+    """Return a scene of this length without red objects, plus the target if the video is long enough."""
     events, distractors, offset, index = [], [], 0.0, 0
     base = sample_scene(seed=77, index=0)
     while offset < minutes * 60:
@@ -34,8 +35,8 @@ def long_scene(minutes: float) -> Scene:
         index += 1
         if any(t.colour == "red" for t in (*scene.events, *scene.distractors)):
             continue
-        shift = [replace(e, start=e.start + offset, end=e.end + offset) for e in scene.events]
-        events += [e for e in shift if e.end <= TARGET[0] or e.start >= TARGET[1]]
+        shifted = [replace(e, start=e.start + offset, end=e.end + offset) for e in scene.events]
+        events += [e for e in shifted if e.end <= TARGET[0] or e.start >= TARGET[1]]
         distractors += [replace(d, start=d.start + offset, end=d.end + offset) for d in scene.distractors]
         offset += scene.duration
     target = replace(
@@ -52,11 +53,10 @@ def long_scene(minutes: float) -> Scene:
 def child(video: str) -> None:
     from sidelight import Grounder
 
-    began = time.perf_counter()
-    found = Grounder.from_pretrained("shapes", device="cpu", cache=None).ground(video, QUERY)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
-    best = found.moments[0]
-    print(json.dumps([best.start, best.end, best.score, peak, time.perf_counter() - began, found.timeline.num_clips]))
+    start = time.perf_counter()
+    grounding = Grounder.from_pretrained("shapes", device="cpu", cache=None).ground(video, QUERY)
+    seconds, best = time.perf_counter() - start, grounding.moments[0]
+    print(json.dumps([best.start, best.end, best.score, peak_mib(), seconds, grounding.timeline.num_clips]))
 
 
 def main() -> None:

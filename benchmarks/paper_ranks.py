@@ -1,10 +1,10 @@
-"""Friedman's and Nemenyi's tests on the SDST paper's own rank table (Appendix M), beside what the paper says.
+"""Run Friedman's and Nemenyi's tests on the rank table of the SDST paper (Appendix M), beside the paper's p-values.
 
     python benchmarks/paper_ranks.py
 
-The table is copied as printed: nine methods, thirteen pairs of benchmark and metric, "-" where a method reports
-nothing. Both tests need complete blocks, so one run takes the ten columns that all nine methods have, another the
-methods that all thirteen columns have.
+The table is copied as printed: nine methods, thirteen pairs of benchmark and metric, nan where a method reports
+nothing. Both tests need complete blocks. So they are run twice: on the ten columns that all nine methods have, and on
+the methods that have all thirteen columns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PUBLISHED = {
     "Moment-DETR": 0.0012, "QD-DETR": 0.0013, "UniVTG": 0.0011, "CG-DETR": 0.0013, "BAM-DETR": 0.0013,
     "R2-Tuning": 0.0013, "SG-DETR": 0.7926, "Flash-VTG": 0.0011,
 }  # fmt: skip
-"""Table P: p-values of SDST against each."""
+"""Table P: p-values of SDST against each method."""
 
 
 def main() -> None:
@@ -42,21 +42,21 @@ def main() -> None:
     methods = tuple(RANKS)
     show("all nine methods, the columns that all of them have", rank_test(methods, table))
     complete = [i for i in range(len(methods)) if not np.isnan(table[:, i]).any()]
-    some = rank_test([methods[i] for i in complete], table[:, complete])
-    show("all thirteen columns, the methods that have all of them", some)
-    without = [i for i, name in enumerate(methods) if name not in ("BAM-DETR", "Flash-VTG", "Moment-DETR", "QD-DETR")]
-    assert without == complete
+    complete_methods = rank_test([methods[i] for i in complete], table[:, complete])
+    show("all thirteen columns, the methods that have all of them", complete_methods)
+    expected = [i for i, name in enumerate(methods) if name not in ("BAM-DETR", "Flash-VTG", "Moment-DETR", "QD-DETR")]
+    assert expected == complete
 
 
-def show(title: str, found: RankTest) -> None:
-    print(f"{title}: {len(found.methods)} methods, {found.blocks} blocks")
-    print(f"Friedman: chi-squared {found.statistic:.2f}, p {found.p:.2g}")
-    print(f"Nemenyi: mean ranks further apart than {found.critical_difference:.2f} differ at 0.05")
+def show(title: str, result: RankTest) -> None:
+    print(f"{title}: {len(result.methods)} methods, {result.blocks} blocks")
+    print(f"Friedman: chi-squared {result.statistic:.2f}, p {result.p:.2g}")
+    print(f"Nemenyi: mean ranks further apart than {result.critical_difference:.2f} differ at 0.05")
     print(f"{'':<14}{'mean rank':>10}{'p against SDST':>16}{'paper':>8}")
-    last = found.methods.index("SDST")
-    for i, name in sorted(enumerate(found.methods), key=lambda pair: found.mean_ranks[pair[0]]):
-        p = "" if i == last else f"{found.nemenyi[i, last]:.4f}"
-        print(f"{name:<14}{found.mean_ranks[i]:>10.2f}{p:>16}{PUBLISHED.get(name, ''):>8}")
+    sdst = result.methods.index("SDST")
+    for i, name in sorted(enumerate(result.methods), key=lambda pair: result.mean_ranks[pair[0]]):
+        p = "" if i == sdst else f"{result.nemenyi[i, sdst]:.4f}"
+        print(f"{name:<14}{result.mean_ranks[i]:>10.2f}{p:>16}{PUBLISHED.get(name, ''):>8}")
     print()
 
 

@@ -1,16 +1,16 @@
-"""What half precision costs: features in bfloat16 and float16 against float32, at each level, for video and text.
+"""Measure the error of features in bfloat16 and float16 against float32, at each level, for video and text.
 
     python benchmarks/precision.py                                      # random weights at the published widths
-    python benchmarks/precision.py --blocks 40                          # as deep as InternVideo2-1B is, not 4 blocks
-    python benchmarks/precision.py --golden DIR                         # and the tiny models of the reference arrays
-    python benchmarks/precision.py --answers data/shapes/val            # and what such an error does to answers
+    python benchmarks/precision.py --blocks 40                          # all blocks of InternVideo2-1B instead of 4
+    python benchmarks/precision.py --golden DIR                         # also the tiny models of the reference arrays
+    python benchmarks/precision.py --answers data/shapes/val            # also the effect of such errors on answers
 
-The error is the length of the difference, divided by the length of the float32 features, over all of a level's
-vectors. "stored" is float32 features as a store keeps them, in float16. The weights are random (InternVideo2 with its
-layer scale at 1, so that each block counts fully), for the released ones were not at hand.
+The error is the length of the difference divided by the length of the float32 features, over all vectors of a level.
+"stored" is the error of float32 features stored in float16. The weights are random, because the released ones were not
+available; the layer scale of InternVideo2 is 1, so that each block counts fully.
 
---answers takes a folder of the shapes world with its features (``sidelight extract``): its features get random errors
-of each size, and the shipped model answers again.
+--answers takes a folder of the shapes world with its features (``sidelight extract``). The script adds random errors of
+each size to the features and evaluates the shipped model on them.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Levels = list[Tensor]
 Both = tuple[Levels, Levels]
 
 
-def error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
-    """Of each level."""
-    pairs = zip(found, wanted, strict=True)
+def error(features: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+    """Return the relative error of each level."""
+    pairs = zip(features, reference, strict=True)
     return [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]
 
 
 def report(title: str, features: Callable[[torch.dtype], Both]) -> None:
-    """A table: a row for each level, video and text by each type."""
+    """Print a table of errors with a row for each level; columns are video and text in each type."""
     full = features(torch.float32)
     rows: dict[str, tuple[list[float], list[float]]] = {}
     for name, dtype in HALVES.items():
@@ -72,7 +72,7 @@ def report(title: str, features: Callable[[torch.dtype], Both]) -> None:
 
 @torch.inference_mode()
 def internvideo2(model: InternVideo2, pixels_CF3SS: Tensor, ids_BL: Tensor, dtype: torch.dtype) -> Both:
-    """The last levels after the frozen pool, and those of text."""
+    """Return the last video levels after the frozen pool, and the last text levels."""
     model = model.to(dtype)
     tower = model.vision_encoder
     video = [tower.clip_projector(x) for x in list(tower.layers(pixels_CF3SS.to(dtype)))[-LEVELS:]]
@@ -80,7 +80,7 @@ def internvideo2(model: InternVideo2, pixels_CF3SS: Tensor, ids_BL: Tensor, dtyp
 
 
 def fill(model: nn.Module) -> nn.Module:
-    """Random weights under which what a layer reads and writes is of like size."""
+    """Fill a model with random weights that keep the size of values from layer to layer."""
     for name, parameter in model.named_parameters():
         if name.endswith("gamma") or "norm" in name.split(".")[-2:][0]:
             nn.init.ones_(parameter) if not name.endswith("bias") else nn.init.zeros_(parameter)
@@ -111,7 +111,7 @@ def tiny_internvideo2(golden: Path) -> None:
         text=BertConfig(vocabulary=120, width=64, depth=4, heads=4, hidden=128, positions=40),
     )
     renamed = {f"text_encoder.{our_name(n.removeprefix('text_encoder.bert.'))}": t for n, t in text.items()}
-    given = {f"vision_encoder.{name}": tensor for name, tensor in vision.items()} | renamed
+    weights = {f"vision_encoder.{name}": tensor for name, tensor in vision.items()} | renamed
     with np.load(golden / "vision" / "inputs.npz") as arrays:
         pixels = torch.from_numpy(arrays["video"]).transpose(1, 2)
     with np.load(golden / "text" / "inputs.npz") as arrays:
@@ -119,8 +119,8 @@ def tiny_internvideo2(golden: Path) -> None:
 
     def features(dtype: torch.dtype) -> Both:
         model = InternVideo2(config)
-        wanted = model.state_dict()
-        model.load_state_dict({name: t for name, t in given.items() if name in wanted}, strict=False)
+        names = model.state_dict().keys()
+        model.load_state_dict({name: t for name, t in weights.items() if name in names}, strict=False)
         return internvideo2(model.eval(), pixels, ids, dtype)
 
     report("tiny InternVideo2 of the reference arrays (80 and 64 wide), attention pool", features)
@@ -131,7 +131,7 @@ def tiny_internvideo2(golden: Path) -> None:
 
 @torch.inference_mode()
 def clip(folder: Path, pixels_N3SS: Tensor, ids_BL: Tensor, dtype: torch.dtype) -> Both:
-    """The last levels, all tokens."""
+    """Return the last levels of video and text, with all tokens."""
     name = str(dtype).removeprefix("torch.")
     backbone = CLIPBackbone(weights=folder, levels=LEVELS, pooling="tokens", dtype=name)  # type: ignore[arg-type]  # a str, one of DTYPES
     return list(backbone.video(pixels_N3SS.to(dtype))), list(backbone.text(ids_BL))
@@ -143,7 +143,7 @@ def wide_clip() -> None:
     with tempfile.TemporaryDirectory() as place:
         torch.manual_seed(0)
         transformers.utils.logging.disable_progress_bar()
-        transformers.CLIPModel(transformers.CLIPConfig()).save_pretrained(place)  # by default of ViT-B/32's sizes
+        transformers.CLIPModel(transformers.CLIPConfig()).save_pretrained(place)  # the default sizes are ViT-B/32's
         pixels, ids = torch.randn(8, 3, 224, 224), torch.randint(0, 49000, (4, 16))
         report(
             "CLIP ViT-B/32's sizes (768 and 512, 12 layers), random, every token",
@@ -162,7 +162,7 @@ def tiny_clip(golden: Path) -> None:
 
 
 def answers(world: Path) -> None:
-    """The shipped model's metrics on features with random errors of each size."""
+    """Print the metrics of the shipped model on features with random errors of each size."""
     store = FeatureStore(world / "features")
     rows = [a for a in read_annotations(world / "annotations.jsonl") if a.relevant_windows]
     model = Checkpoint.from_pretrained("shapes")
@@ -183,15 +183,19 @@ def answers(world: Path) -> None:
                 video = store.video(vid)
                 noisy.put_video(vid, VideoFeatures(video_KTD=changed(video.video_KTD), timeline=video.timeline))
             noisy.put_queries({q: changed(x) for q, x in store.queries(a.query for a in rows).items()})
-            found = predict(model.model, GroundingDataset(rows, noisy), model.decode, window_clips=model.window_clips)
-            brief = evaluate_submissions(found, rows)["brief"]
+            predictions = predict(
+                model.model, GroundingDataset(rows, noisy), model.decode, window_clips=model.window_clips
+            )
+            brief = evaluate_submissions(predictions, rows)["brief"]
         print(f"{size:<10g}" + "".join(f"{brief[name]:>22.2f}" for name in shown))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--golden", type=Path, metavar="DIR", help="folder with internvideo2/ and clip/")
-    parser.add_argument("--blocks", type=int, default=4, help="of InternVideo2's 40; all need 10 GB of memory")
+    parser.add_argument(
+        "--blocks", type=int, default=4, help="how many of InternVideo2's 40 blocks; all 40 need 10 GB of memory"
+    )
     parser.add_argument("--answers", type=Path, metavar="DIR", help="annotations.jsonl and features/ of a shapes world")
     args = parser.parse_args()
     if args.golden:

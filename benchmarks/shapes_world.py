@@ -1,9 +1,9 @@
-"""The packaged model on a shapes test world: all queries, unseen combinations alone, and shuffled queries.
+"""Evaluate the shipped model on a shapes test world: all queries, unseen combinations, and shuffled queries.
 
     python benchmarks/shapes_world.py --seed 4242 --videos 100 --out data/shapes-test
 
-Everything here is synthetic. The shuffled run asks each video another video's query and scores the answer against the
-windows of the original one: what remains is what can be had without reading the query.
+All videos are synthetic. The shuffled run gives each video the query of another video and scores the answer against the
+windows of the original query. This measures what a model can reach without reading the query.
 """
 
 from __future__ import annotations
@@ -69,19 +69,23 @@ def main() -> None:
 
 
 def shuffled(annotations: Sequence[Annotation]) -> list[Annotation]:
-    """Each annotation with the query of another video."""
+    """Return each annotation with the query of another video."""
     rng = np.random.default_rng(0)
     vids = list(dict.fromkeys(a.vid for a in annotations))
     order = rng.permutation(vids).tolist()
-    other = {vid: order[(order.index(vid) + 1) % len(order)] for vid in vids}
+    next_video = {vid: order[(order.index(vid) + 1) % len(order)] for vid in vids}
     queries = {vid: [a.query for a in annotations if a.vid == vid] for vid in vids}
-    return [replace(a, query=queries[other[a.vid]][int(rng.integers(len(queries[other[a.vid]])))]) for a in annotations]
+    result = []
+    for annotation in annotations:
+        candidates = queries[next_video[annotation.vid]]
+        result.append(replace(annotation, query=candidates[int(rng.integers(len(candidates)))]))
+    return result
 
 
 def score(checkpoint: Checkpoint, annotations: Sequence[Annotation], store: FeatureStore) -> dict[str, float]:
     dataset = GroundingDataset(annotations, store)
-    found = predict(checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips)
-    return dict(evaluate_qvhighlights(found, annotations)["brief"])
+    predictions = predict(checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips)
+    return dict(evaluate_qvhighlights(predictions, annotations)["brief"])
 
 
 if __name__ == "__main__":

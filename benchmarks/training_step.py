@@ -1,25 +1,24 @@
-"""How fast is a training step, and how much memory does it need: R2-Tuning and SDST beside a plain R2-Tuning.
+"""Measure time and memory of a training step of R2-Tuning and SDST, compared with a plain R2-Tuning.
 
     python benchmarks/training_step.py [--batch 8 32] [--repeat 2] [--threads 1] [--out FILE.json]
 
-A step is forward, losses, backward, clipping of the gradient and AdamW, of models of the published size (4 levels,
-width 256, dropout 0.5) on random float32 features as wide as those of CLIP ViT-B/32: 75 clips and 20 query tokens
-per sample, for R2-Tuning with the 50 tokens of each clip's frame, for SDST with one vector per clip. The plain model
-(``plain_r2_tuning.py``) is compared with ours first: with the same weights and no dropout, predictions, losses and
-gradients must agree to 1e-4.
+A step is forward, losses, backward, gradient clipping and AdamW. The models have the published size (4 levels, width
+256, dropout 0.5) and read random float32 features as wide as those of CLIP ViT-B/32: 75 clips and 20 query tokens per
+sample; 50 tokens per clip for R2-Tuning, one vector per clip for SDST. First the plain model (``plain_r2_tuning.py``)
+is compared
+with ours: with the same weights and no dropout, predictions, losses and gradients must agree to 1e-4.
 
-Every measurement is made in a process of its own: one step that is not timed, then one that is. Rounds go through
-all models in turn, and the shortest time counts. Seconds are those of the clock; with one thread the ratios are of
-CPU seconds, which other programs on the machine disturb less. Memory is what the process holds at its peak above
-what it held once model and features were there. Ours run with ``runtime.tune_cpu``, as ``sidelight train`` does; the
-plain model runs once as PyTorch comes, which is what ratios refer to, and once tuned alike.
+Each measurement runs in a separate process: one untimed step, then one timed step. Each round measures all models,
+and the shortest time counts. Seconds are wall-clock seconds. With one thread, ratios are of CPU seconds, which depend
+less on other programs. Memory is the peak of the process above its memory after model and features were made. Our
+models run with ``runtime.tune_cpu``, as in ``sidelight train``. The plain model runs once with PyTorch's default
+settings, to which ratios refer, and once tuned alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_mib
 from plain_r2_tuning import PlainR2Tuning, plain_losses
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ CLIPS, WORDS, LEVELS, TOKENS = 75, 20, 4, 50
 VIDEO_DIM, TEXT_DIM = 768, 512
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 1e-4, 35.0
 WITHOUT_EFFECT = ("attention.key.bias", "v_map.bias")
-"""Parameters whose true gradient is 0: what is left is rounding noise."""
+"""Parameters whose true gradient is 0, so that only rounding noise remains."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="samples of a step")
     parser.add_argument("--repeat", type=int, default=2, help="rounds; the shortest time counts")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", type=Path, help="write the measurements there, as JSON")
+    parser.add_argument("--out", type=Path, help="write the measurements to this file, as JSON")
     parser.add_argument("--one", choices=MODELS, help="measure one model in this process, and print a line of JSON")
     args = parser.parse_args()
     if args.one == "plain":
@@ -64,12 +64,12 @@ def main() -> None:
     runs = []
     for number in range(args.repeat):
         for size in args.batch:
-            # The order turns from round to round.
+            # The order of the models rotates from round to round.
             names = list(MODELS)[number % len(MODELS) :] + list(MODELS)[: number % len(MODELS)]
             for name in names:
-                found = in_own_process(name, size, args.threads)
-                runs.append({"model": name, "batch": size, "round": number, **found})
-                print(f"round {number + 1}, {MODELS[name]}, batch {size}: {found['seconds']:.2f} s", file=sys.stderr)
+                run = in_own_process(name, size, args.threads)
+                runs.append({"model": name, "batch": size, "round": number, **run})
+                print(f"round {number + 1}, {MODELS[name]}, batch {size}: {run['seconds']:.2f} s", file=sys.stderr)
     rows = summary(runs, args.threads)
     print(table(rows, args.threads))
     if args.out:
@@ -85,19 +85,19 @@ def in_own_process(name: str, size: int, threads: int) -> dict[str, float]:
 
 
 def measure(name: str, size: int) -> dict[str, float]:
-    """Seconds by the clock and of the CPU of the second step, and MiB above model and features."""
+    """Return wall-clock and CPU seconds of the second step, and peak memory above model and features in MiB."""
     torch.manual_seed(0)
     tokens = TOKENS if name != "sdst" else None
     model, batch = build(name), random_batch(size, tokens, CLIPS, WORDS, VIDEO_DIM, TEXT_DIM)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    before = peak()
+    before = peak_mib()
     step(name, model, batch, optimizer)
     clock, cpu = time.perf_counter(), time.process_time()
     step(name, model, batch, optimizer)
     return {
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_mib": peak() - before,
+        "peak_mib": peak_mib() - before,
         "features_mib": batch.video_KBTD.nbytes / 2**20,
     }
 
@@ -110,7 +110,7 @@ def build(name: str) -> nn.Module:
 
 
 def random_batch(size: int, tokens: int | None, clips: int, words: int, video_dim: int, text_dim: int) -> Batch:
-    """Features without padding, two moments and one positive clip per sample."""
+    """Return features without padding, with two moments and one positive clip per sample."""
     inner = (tokens,) if tokens else ()
     start = torch.rand(size, 2) * 0.6
     width = 0.1 + torch.rand(size, 2) * 0.3
@@ -147,7 +147,11 @@ def step(name: str, model: nn.Module, batch: Batch, optimizer: torch.optim.Optim
 
 
 def largest_difference() -> float:
-    """Plain against ours, relative to each array's largest entry; AssertionError if it is more than 1e-4."""
+    """Return the largest difference of plain and ours, relative to each array's largest entry.
+
+    Raises:
+        AssertionError: if the difference is more than 1e-4.
+    """
     torch.manual_seed(0)
     config = R2TuningConfig(video_dim=24, text_dim=16, hidden=32, dropout=0.0, droppath=0.0, padding="exact")
     ours, plain = R2Tuning(config), PlainR2Tuning(config)
@@ -156,25 +160,25 @@ def largest_difference() -> float:
             parameter.add_(0.1 * torch.randn_like(parameter))
     plain.load_state_dict(ours.state_dict())
     batch = padded(random_batch(4, 5, 21, 6, 24, 16), (21, 13, 9, 17), (6, 3, 1, 4))
-    found = []
+    arrays = []
     for name, model in (("r2", ours), ("plain", plain)):
         predictions = model(batch)
         losses = losses_of(name, predictions, batch)
         losses["total"].backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if not n.endswith(WITHOUT_EFFECT)}
         outputs = ("logits_BN", "distances_BN2", "video_BTF", "text_BF", "level_video_KBTF", "level_text_KBF")
-        found.append({n: getattr(predictions, n) for n in outputs} | losses | gradients)
+        arrays.append({n: getattr(predictions, n) for n in outputs} | losses | gradients)
     largest = 0.0
-    for name, wanted in found[1].items():
-        assert wanted is not None and wanted.abs().max() > 0, f"{name} is zero, which compares nothing"
-        difference = ((found[0][name] - wanted).abs().max() / wanted.abs().max()).item()
+    for name, expected in arrays[1].items():
+        assert expected is not None and expected.abs().max() > 0, f"{name} is zero, so nothing is compared"
+        difference = ((arrays[0][name] - expected).abs().max() / expected.abs().max()).item()
         assert difference < 1e-4, f"{name}: plain and ours differ by {difference:.1e}"
         largest = max(largest, difference)
     return largest
 
 
 def padded(batch: Batch, lengths: tuple[int, ...], words: tuple[int, ...]) -> Batch:
-    """The batch cut to these lengths, with zeros behind them."""
+    """Return the batch cut to these lengths and padded with zeros."""
     assert batch.targets is not None
     video_mask = torch.arange(batch.video_mask_BT.shape[1]) < torch.tensor(lengths)[:, None]
     text_mask = torch.arange(batch.text_mask_BL.shape[1]) < torch.tensor(words)[:, None]
@@ -193,7 +197,7 @@ def padded(batch: Batch, lengths: tuple[int, ...], words: tuple[int, ...]) -> Ba
 
 
 def summary(runs: list[dict[str, Any]], threads: int) -> list[dict[str, Any]]:
-    """One row per batch size and model: the least of each measurement, and ratios to the plain model."""
+    """Return one row per batch size and model: the least of each measurement, and ratios to the plain model."""
     rows = []
     for size in dict.fromkeys(run["batch"] for run in runs):
         least = {
@@ -204,14 +208,14 @@ def summary(runs: list[dict[str, Any]], threads: int) -> list[dict[str, Any]]:
             for name in MODELS
         }
         compared = "cpu_seconds" if threads == 1 else "seconds"
-        for name, one in least.items():
+        for name, values in least.items():
             rows.append(
                 {
                     "batch": size,
                     "model": name,
-                    **one,
-                    "times_faster": least["plain"][compared] / one[compared],
-                    "memory_share": one["peak_mib"] / least["plain"]["peak_mib"],
+                    **values,
+                    "times_faster": least["plain"][compared] / values[compared],
+                    "memory_share": values["peak_mib"] / least["plain"]["peak_mib"],
                 }
             )
     return rows
@@ -225,12 +229,6 @@ def table(rows: list[dict[str, Any]], threads: int) -> str:
             f"{row['peak_mib']:>10.0f}{row['times_faster']:>8.1f}x{row['memory_share']:>8.0%}"
         )
     return "\n".join([*lines, f"(threads: {threads}; memory is above that of model and features)"])
-
-
-def peak() -> float:
-    """The most memory this process has had so far, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Hold studies of published claims on the synthetic world. Not part of the package that users install."""
+"""Studies of published claims on the synthetic world; not part of the package that users install."""

@@ -1,4 +1,4 @@
-"""What the README and the docs show runs as it stands there."""
+"""The examples of the README and the docs run, their links lead somewhere, and the map of the code is true."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import pytest
 from sidelight.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SOURCE = REPOSITORY / "src" / "sidelight"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """(page and number, text) of every code block of a language."""
-    found = []
+    """Return (page and number, text) of every code block of a language."""
+    result = []
     for page in PAGES:
         # Fences alternate, so that a block without a language is not mistaken for the text between two others.
-        parts = re.split(r"^```(.*)\n", page.read_text(), flags=re.MULTILINE)
+        parts = re.split(r"^```(.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
         opened = zip(parts[1::4], parts[2::4], strict=True)
-        found += [(f"{page.name}:{i}", text) for i, (name, text) in enumerate(opened) if name == language]
-    return found
+        result += [(f"{page.name}:{i}", text) for i, (name, text) in enumerate(opened) if name == language]
+    return result
 
 
 @pytest.mark.parametrize(("where", "code"), blocks("python"))
@@ -53,16 +54,52 @@ def test_shown_commands_and_options_exist(where: str, line: str, capsys: pytest.
     assert name in COMMANDS, where
     with pytest.raises(SystemExit):
         main([name, "--help"])
-    shown = capsys.readouterr().out
+    help_text = capsys.readouterr().out
     for option in (a.split("=")[0] for a in arguments if a.startswith("--")):
-        assert option in shown, (where, option)
+        assert option in help_text, (where, option)
 
 
-def test_there_is_something_to_check() -> None:
-    assert len(blocks("python")) >= 2 and len(_commands()) >= 6
+def _scripts() -> list[tuple[str, str]]:
+    lines = [(page.name, line) for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    return sorted({(name, script) for name, line in lines for script in re.findall(r"python (\S+\.py)\b", line)})
+
+
+@pytest.mark.parametrize(("page", "script"), _scripts())
+def test_shown_scripts_exist(page: str, script: str) -> None:
+    assert (REPOSITORY / script).is_file()
+
+
+def test_the_examples_are_collected() -> None:
+    assert len(blocks("python")) >= 2 and len(_commands()) >= 6 and len(_scripts()) >= 6
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), (page.name, target)
+        links = re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+        for target, anchor in links:
+            path = page.parent / target if target else page
+            assert path.exists(), (page.name, target)
+            assert not anchor or anchor in _anchors(path), (page.name, target, anchor)
+
+
+# the map in CONTRIBUTING.md ----------------------------------------------------------------------------------------
+
+_MAP = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+_MAP = _MAP.partition("## A map of the code\n")[2].partition("\n## Conventions\n")[0]
+
+
+def test_the_map_names_every_package() -> None:
+    packages = {p.stem for p in SOURCE.iterdir() if (p / "__init__.py").exists() or p.suffix == ".py"}
+    table = _MAP.partition("Beside `src`")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == packages - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", sorted({p.rstrip("/") for p in re.findall(r"`([\w.-]*/[\w./-]*)`", _MAP)}))
+def test_every_path_of_the_map_exists(path: str) -> None:
+    assert (SOURCE / path).exists() or (REPOSITORY / path).exists()

@@ -6,10 +6,12 @@ python -m studies.ablation 5 --seeds 3
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidelight.io.files import write_text
 from studies.ablation import offsets, report
 from studies.ablation.run import execute, plan, prepare
 from studies.ablation.variants import find_ablation
@@ -22,16 +24,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
-    parser.add_argument("--recipe", default=str(RECIPE), help="the recipe that variants change")
+    parser.add_argument("--recipe", default=str(RECIPE), help="the base recipe, which the variants change")
     parser.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; with several, each has one thread")
-    parser.add_argument("--keep", action="store_true", help="keep weights, predictions and logs of trained runs")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and which of them exist; train nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; if several, each uses one thread")
+    parser.add_argument("--keep", action="store_true", help="keep the weights, predictions and logs of trained runs")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state; train nothing")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one table; return the exit code: 0, 1 if a run failed, 2 for a mistake of the user."""
+    """Run one table and return the exit code: 0, 1 if a run failed, 2 for a mistake of the user."""
     args = _parser().parse_args(argv)
     try:
         return _run(args)
@@ -68,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     writer = offsets if ablation.name == "offsets" else report
     table = writer.from_runs(ablation, runs)
     print(writer.as_text(table))
-    writer.write_report(table, f"{stem}.json")
+    write_text(f"{stem}.json", json.dumps(table, indent=2, allow_nan=False) + "\n")  # unknown numbers are null
     writer.plot_report(table, f"{stem}.png")
     print(f"wrote {stem}.json and {stem}.png")
     for failure in failures:

@@ -1,17 +1,16 @@
-"""Where the offsets of deformable attention point, level by level, against where they started (Fig. 4 and Fig. A).
+"""The offsets of deformable attention at each level, compared with their initial values (Fig. 4 and Fig. A).
 
-The paper says that the offsets of deformable cross-attention stay near their initialisation and within the moment,
-while RDSA's move, and look beyond it. An offset is in half widths of the reference: -1 is its left edge, +1 its right.
-Two things are measured, for each level: the points themselves, and the mean of a head's points, weighted by their
-attention (what Fig. 4 draws); over all moment queries of the validation split, over the matched ones (Hungarian, at the
-last level) and over the one with the highest score of each sample.
+The paper says that the offsets of deformable cross-attention stay near their initial values and within the moment,
+while those of RDSA move and point beyond it. Offsets are in half widths of the reference: -1 is its left edge, +1 its
+right edge. Two values are measured at each level: the points, and the mean of a head's points weighted by their
+attention (as in Fig. 4). They are measured over all moment queries of the validation split, over the matched ones
+(Hungarian, at the last level), and over the moment query with the highest score of each sample.
 
-Legend: K levels, B batch, M moment queries, H heads, P points of a head, N moment queries that are looked at.
+Legend: K levels, B batch, M moment queries, H heads, P points of a head, N selected moment queries.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,10 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sidelight.io.files import replacing, write_text
-from sidelight.metrics.statistics import over_seeds
+from sidelight.export.charts import FIRST, INK, NEITHER, SECOND
 from sidelight.models.deformable import DeformableAttention, initial_offsets
 from sidelight.models.sdst import SDST, SDSTConfig
+from studies.ablation.charts import new_figure, save_figure
+from studies.ablation.inference import mean_and_deviation
 from studies.ablation.run import Run, located
 from studies.ablation.variants import Ablation, chosen_levels
 
@@ -37,33 +37,31 @@ Floats = npt.NDArray[np.float32]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SELECTIONS = ("all", "matched", "top")
-"""All moment queries; those matched with a true span; the one of each sample that scores highest."""
+"""All moment queries; the ones matched with a true span; the one with the highest score of each sample."""
 MEASURES = ("moved", "outside", "weighted_moved", "weighted_outside")
-"""What is averaged over seeds."""
+"""The measures of :func:`summary` that a report averages over seeds."""
 
 
 def record(model: SDST, batch: Batch) -> tuple[Predictions, Tensor, Tensor]:
-    """The model's predictions, and the offsets and attention weights of every level, both (K, B, M, H, P).
+    """Return the predictions of a model, and the offsets and attention weights of each level, both (K, B, M, H, P).
 
     Raises:
         ValueError: if the model has no deformable attention.
     """
     modules = [m for m in model.modules() if isinstance(m, DeformableAttention)]
     if not modules:
-        raise ValueError(
-            "offsets are those of deformable attention; this model has none (model.attention, sparse_order)"
-        )
-    seen: list[tuple[Tensor, Tensor]] = []
+        raise ValueError("only deformable attention has offsets; this model has none (model.attention, sparse_order)")
+    recorded: list[tuple[Tensor, Tensor]] = []
 
     def recording(sampling: Any) -> Any:
         def sample(query_BMQ: Tensor) -> tuple[Tensor, Tensor]:
-            found = sampling(query_BMQ)
-            seen.append(found)
-            return cast(tuple[Tensor, Tensor], found)
+            offsets_and_weights = sampling(query_BMQ)
+            recorded.append(offsets_and_weights)
+            return cast(tuple[Tensor, Tensor], offsets_and_weights)
 
         return sample
 
-    # The module computes both within its forward pass, where no hook of PyTorch's reaches.
+    # The module computes both inside its forward pass, which a hook of PyTorch cannot observe.
     for module in modules:
         module.__dict__["sampling"] = recording(module.sampling)
     try:
@@ -72,21 +70,21 @@ def record(model: SDST, batch: Batch) -> tuple[Predictions, Tensor, Tensor]:
     finally:
         for module in modules:
             del module.__dict__["sampling"]
-    offsets, weights = zip(*seen, strict=True)
+    offsets, weights = zip(*recorded, strict=True)
     return predictions, torch.stack(offsets), torch.stack(weights)
 
 
 def measure(model: SDST, dataset: GroundingDataset, losses: SDSTLossConfig, *, batch_size: int = 64) -> dict[str, Any]:
-    """Distributions of the offsets of one model on a dataset with ground truth.
+    """Measure the distributions of the offsets of one model on a dataset with true spans.
 
     Args:
-        model: with attention "rdsa" or "deformable".
-        dataset: its videos are read whole.
-        losses: has the costs of the matching.
-        batch_size: samples at once.
+        model: a model with attention "rdsa" or "deformable".
+        dataset: samples; their videos are not cut into windows.
+        losses: the costs of the matching.
+        batch_size: samples per batch.
 
     Returns:
-        ``initial`` (H, P), and selection -> a list with one dict per level: see :func:`summary`.
+        ``initial`` (H, P), and for each selection a list with one dict per level: see :func:`summary`.
 
     Raises:
         ValueError: if the model has no deformable attention.
@@ -109,24 +107,25 @@ def measure(model: SDST, dataset: GroundingDataset, losses: SDSTLossConfig, *, b
             parts[name].append((_rows(offsets_KBMHP, chosen_BM), _rows(weights_KBMHP, chosen_BM)))
     config: SDSTConfig = model.config
     start_HP = initial_offsets(config.offset_init, config.heads, config.points).numpy()
-    found: dict[str, Any] = {"initial": start_HP.tolist()}
+    summaries: dict[str, Any] = {"initial": start_HP.tolist()}
     for name, pairs in parts.items():
-        offsets_KNHP, weights_KNHP = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
-        found[name] = [summary(o, w, start_HP) for o, w in zip(offsets_KNHP, weights_KNHP, strict=True)]
-    return found
+        offsets_KNHP, weights_KNHP = (np.concatenate(arrays, axis=1) for arrays in zip(*pairs, strict=True))
+        summaries[name] = [summary(o, w, start_HP) for o, w in zip(offsets_KNHP, weights_KNHP, strict=True)]
+    return summaries
 
 
 def _rows(values_KBMHP: Tensor, chosen_BM: Tensor) -> Floats:
-    """(K, N, H, P) of the chosen moment queries."""
+    """Return the values (K, N, H, P) of the chosen moment queries."""
     return cast(Floats, values_KBMHP[:, chosen_BM].float().cpu().numpy())
 
 
 def summary(offsets_NHP: Floats, weights_NHP: Floats, start_HP: Floats) -> dict[str, Any]:
-    """One level: how far the offsets are from their start, how many lie outside the moment, their quantiles.
+    """Summarise the offsets of one level: distance from the start, share outside the moment, quantiles.
 
-    ``moved`` is the mean distance of a point from its start, ``outside`` the share of points beyond [-1, 1]; the same
-    with ``weighted_`` for the weighted mean of each head's points, whose start has equal weights. ``heads`` has a
-    dict for each head, with its start and the quantiles of its weighted mean. All null without any moment query.
+    ``moved`` is the mean distance of a point from its start, and ``outside`` the share of points beyond [-1, 1]. The
+    same names with ``weighted_`` are about the weighted mean of each head's points; its start has equal weights.
+    ``heads`` has one dict per head with the start and the quantiles of its weighted mean. Values are None without
+    moment queries.
     """
     weighted_NH = (offsets_NHP * weights_NHP).sum(2)
     start_H = start_HP.mean(1)
@@ -154,24 +153,24 @@ def _quantiles(values: Floats) -> list[float] | None:
 
 
 def check_weights(runs: Sequence[Run]) -> None:
-    """Say it before the work if a finished run has no weights: its result alone may have been carried here.
+    """Check that each finished run has weights, before any work. A run copied from another machine may have none.
 
     Raises:
-        ValueError: naming the first such run.
+        ValueError: if a finished run has no weights.
     """
     for run in runs:
         if run.finished and not (run.folder / "last").is_dir():
             raise ValueError(
-                f"{run.folder} has no weights (last/), which offsets are measured with; bring them here too, or delete "
-                "the folder to train it again"
+                f"{run.folder} has no weights (last/), which offsets are measured with; copy them too, or delete the "
+                "folder to train the run again"
             )
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """The offsets of a finished run on its validation split, whose features are prepared.
+    """Measure the offsets of a finished run on its validation split, whose features must be prepared.
 
     Raises:
-        ValueError: if the run is damaged, or has no weights or no deformable attention.
+        ValueError: if the run is damaged, has no weights, or has no deformable attention.
     """
     from sidelight.data.annotations import read_annotations
     from sidelight.features.store import FeatureStore
@@ -183,31 +182,35 @@ def measure_run(run: Run) -> dict[str, Any]:
     values = located(run)
     checkpoint = Checkpoint.from_pretrained(run.folder / "last")
     if not isinstance(checkpoint.model, SDST):
-        raise ValueError(f"{run.folder} is no SDST: offsets are those of its deformable attention")
+        raise ValueError(f"{run.folder} is not an SDST; only its deformable attention has offsets")
     store = FeatureStore(values["data"]["val_features"], levels=chosen_levels(values))
     dataset = GroundingDataset(read_annotations(values["data"]["val"]), store)
     return measure(checkpoint.model, dataset, SDSTLossConfig(**run.recipe["losses"]))
 
 
 def from_runs(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Any]:
-    """The report of those of a table's runs that are finished.
+    """Measure the finished runs of a table and return their report.
 
     Raises:
-        ValueError: if there is none, or as :func:`measure_run`.
+        ValueError: if no run is finished, or as :func:`measure_run`.
     """
     measured: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run.finished:
-            found = measure_run(run)
+            measures = measure_run(run)
             for name in run.variants:
-                measured.setdefault(name, []).append({"seed": run.seed, **found})
+                measured.setdefault(name, []).append({"seed": run.seed, **measures})
     if not measured:
         raise ValueError(f"table {ablation.name}: there is no finished run yet")
     return report(measured)
 
 
 def report(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Mean and deviation over seeds of :data:`MEASURES`: variant -> selection -> level -> measure, and every run."""
+    """Return means and deviations of :data:`MEASURES` over seeds, and the values of every run.
+
+    Args:
+        measured: variant -> result of :func:`measure` of each run.
+    """
     rows: dict[str, Any] = {}
     for variant, runs in measured.items():
         rows[variant] = {
@@ -226,15 +229,12 @@ def report(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
 
 
 def _over_runs(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [v for v in values if v is not None]
-    if len(known) < 2:
-        return {"mean": known[0] if known else None, "deviation": None}
-    mean, deviation = over_seeds(known)
+    mean, deviation = mean_and_deviation(values)
     return {"mean": mean, "deviation": deviation}
 
 
 def as_text(table: Mapping[str, Any]) -> str:
-    """A table for people: one line for each variant, selection and level."""
+    """Return a report as plain text, one line per variant, selection and level."""
     heads = ["moved", "outside (%)", "weighted: moved", "weighted: outside (%)"]
     lines = [
         "Fig. 4, Fig. A: offsets in half widths of the reference; how far from their start, and how many outside it",
@@ -254,28 +254,17 @@ def as_text(table: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_report(table: Mapping[str, Any], path: str | Path) -> None:
-    """Everything as JSON, single runs too."""
-    write_text(path, json.dumps(table, indent=2, allow_nan=False) + "\n")
-
-
 def plot_report(table: Mapping[str, Any], path: str | Path, *, selection: str = "matched") -> Path:
-    """For each variant and level the weighted offset of every head, against its start (of the first run).
+    """Draw the weighted offset of each head of the first run, for each variant and level; return the path.
 
-    Boxes hold half of the moment queries, whiskers nine in ten; crosses are the starts.
+    Boxes contain half of the moment queries, whiskers 90 %. Crosses are the initial values.
 
     Raises:
         ValueError: if Matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('charts need Matplotlib: pip install "sidelight[plot]"') from None
-    from sidelight.export.charts import DPI, FIRST, INK, NEITHER, SECOND
-
     variants = list(table["runs"])
     levels = max(len(table["runs"][name][0][selection]) for name in variants)
-    figure = Figure(figsize=(1.2 + 2.2 * levels, 0.8 + 2.4 * len(variants)), dpi=DPI, layout="constrained")
+    figure = new_figure(1.2 + 2.2 * levels, 0.8 + 2.4 * len(variants))
     panels = figure.subplots(len(variants), levels, sharex=True, sharey=True, squeeze=False)
     for row, name in zip(panels, variants, strict=True):
         for k, (axes, level) in enumerate(zip(row, table["runs"][name][0][selection], strict=False)):
@@ -295,6 +284,4 @@ def plot_report(table: Mapping[str, Any], path: str | Path, *, selection: str = 
     for axes in panels[-1]:
         axes.set_xlabel("offset in half widths", fontsize=8)
     figure.suptitle(f"weighted offsets of {selection} moment queries; x where they started", fontsize=9)
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return Path(path)
+    return save_figure(figure, path)

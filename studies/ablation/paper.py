@@ -1,14 +1,13 @@
 """The ablation tables of the SDST paper (Pujol-Perich et al., ICCV 2025, arXiv 2507.07744) as data.
 
-All are on the validation split of QVHighlights with InternVideo2-1B features, one run each, in percent. What the
-paper's HTML text does not show is not here: the levels of Table 4 and the names of the losses of Table E are
-formulas, which that text lost. The check marks of Tables 7, J, K and M are read by the order of the rows, as the
-sentences beside each table describe them.
+All numbers are percentages on the validation split of QVHighlights with InternVideo2-1B features, from one run each.
+The paper's HTML text lost its formulas, so the levels of Table 4 and the names of the losses of Table E are missing.
+The check marks of Tables 7, J, K and M are inferred from the order of the rows and the sentences beside each table.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 METRICS = {
     "R1@0.5": "MR-full-R1@0.5",
@@ -22,7 +21,7 @@ METRICS = {
     "mAP middle": "MR-middle-mAP",
     "mAP long": "MR-long-mAP",
 }
-"""The paper's columns -> the same metric in our evaluation's "brief"."""
+"""The paper's column -> the same metric in the "brief" scores of our evaluation."""
 
 USUAL = ("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP", "HD mAP", "HIT@1")
 """The columns of most tables: moment retrieval, then highlights ("VeryGood")."""
@@ -30,59 +29,44 @@ BY_LENGTH = ("mAP short", "mAP middle", "mAP long", "mAP")
 """The columns of Table L."""
 
 SPREAD = {"R1@0.5": 0.61, "R1@0.7": 0.98, "mAP@0.5": 0.52, "mAP@0.75": 0.48, "mAP": 0.40, "HD mAP": 0.27, "HIT@1": 0.65}
-"""Table F, App. G: the deviation over five choices of loss weights, the only spread of SDST that the text shows (Table
-B's, over seeds, is lost). Printed differences of this size may be nothing.
+"""Column -> standard deviation over five choices of loss weights (Table F, App. G). It is the only spread of SDST that
+the text shows: Table B, over seeds, is lost. Printed differences of this size may be chance.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PaperTable:
-    """One table as it is printed."""
+    """One printed table."""
 
     name: str
-    """Its number or letter; "4/A" for the two figures of offsets."""
+    """Number or letter of the table; "offsets" for Fig. 4 and Fig. A."""
     place: str
-    """The section that it stands in."""
+    """Table or figure and its section in the paper."""
     title: str
-    """What is varied."""
-    columns: tuple[str, ...] = USUAL
-    """Keys of :data:`METRICS`."""
+    """The property that the rows vary."""
     rows: dict[str, tuple[float, ...]]
     """Row -> one number per column."""
-    parameters: dict[str, float]
-    """Row -> trainable parameters in millions (counted as / 2**20), where the table prints them."""
+    columns: tuple[str, ...] = USUAL
+    """Keys of :data:`METRICS`."""
+    parameters: dict[str, float] = field(default_factory=dict)
+    """Row -> trainable parameters in units of 2**20, where the table prints them."""
     note: str = ""
-    """What of the table could not be read, or was inferred."""
+    """Parts of the table that are lost or inferred."""
 
     def value(self, row: str, column: str) -> float | None:
-        """The printed number; None where the table has no such row or column."""
+        """Return the printed number; None if the table has no such row or column."""
         if row not in self.rows or column not in self.columns:
             return None
         return self.rows[row][self.columns.index(column)]
 
 
 _OURS = (73.68, 60.90, 73.52, 57.42, 55.60, 44.00, 72.00)
-# Tables 5, 6 and M print 73.53 for the same run.
+# Tables 5, 6 and M print mAP@0.5 73.53 for the same run.
 _OURS_53 = (73.68, 60.90, 73.53, 57.42, 55.60, 44.00, 72.00)
 
 
-def _table(
-    name: str,
-    place: str,
-    title: str,
-    rows: dict[str, tuple[float, ...]],
-    *,
-    columns: tuple[str, ...] = USUAL,
-    parameters: dict[str, float] | None = None,
-    note: str = "",
-) -> PaperTable:
-    return PaperTable(
-        name=name, place=place, title=title, rows=rows, columns=columns, parameters=parameters or {}, note=note
-    )
-
-
 _TABLES = (
-    _table(
+    PaperTable(
         "3",
         "Table 3, Sec. 6.1",
         "how a clip's tokens are pooled",
@@ -92,7 +76,7 @@ _TABLES = (
             "Adapt. pool": _OURS,
         },
     ),
-    _table(
+    PaperTable(
         "4",
         "Table 4, Sec. 6.1",
         "which levels are read",
@@ -103,7 +87,7 @@ _TABLES = (
         },
         note="which levels the rows read is lost; row 1 is the last four, rows 2 and 3 are shallower ones",
     ),
-    _table(
+    PaperTable(
         "5",
         "Table 5, Sec. 6.2",
         "how moment queries read the video",
@@ -115,7 +99,7 @@ _TABLES = (
             "RDSA": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "6",
         "Table 6, Sec. 6.3",
         "what of the dense stream moment queries read",
@@ -126,7 +110,7 @@ _TABLES = (
             "Post CA+SA+FFN": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "7",
         "Table 7, Sec. 6.4",
         "modules of the sparse stream",
@@ -139,7 +123,7 @@ _TABLES = (
         },
         note="which row lacks which module is read from Sec. 6.4: the rows leave out the columns in order",
     ),
-    _table(
+    PaperTable(
         "E",
         "Table E, App. G",
         "losses",
@@ -153,7 +137,7 @@ _TABLES = (
         },
         note="rows 1 to 5 each leave out one of five losses; which is lost, so they stand beside none of ours",
     ),
-    _table(
+    PaperTable(
         "H",
         "Table H, App. H",
         "other side-tuners",
@@ -168,14 +152,14 @@ _TABLES = (
         columns=("R1@0.5", "R1@0.7", "mAP", "HD mAP", "HIT@1"),
         parameters={"w/o tuning": 2.70, "E3VA": 2.57, "LoSA": 6.40, "LST": 2.04, "R2-Tuning": 2.70, "SDST": 4.10},
     ),
-    _table(
+    PaperTable(
         "J",
         "Table J, App. I",
         "one level for all, or one each",
         {"shared": _OURS, "unshared": (71.23, 57.1, 71.62, 55.44, 54.1, 43.82, 70.45)},
         parameters={"shared": 4.10, "unshared": 12.43},
     ),
-    _table(
+    PaperTable(
         "K",
         "Table K, App. J; Fig. 3",
         "number of levels, and whether they are layers or the last layer again",
@@ -192,7 +176,7 @@ _TABLES = (
         },
         note="K=1 is the same run in both halves",
     ),
-    _table(
+    PaperTable(
         "L",
         "Table L, App. K",
         "how moment queries read the video, by length of the true moment",
@@ -203,7 +187,7 @@ _TABLES = (
         },
         columns=BY_LENGTH,
     ),
-    _table(
+    PaperTable(
         "M",
         "Table M, App. K",
         "where RDSA reads the moment, and its CNN",
@@ -216,7 +200,7 @@ _TABLES = (
             "l-c-r + CNN": _OURS_53,
         },
     ),
-    _table(
+    PaperTable(
         "N",
         "Table N, App. L",
         "order of the sparse stream's modules",
@@ -229,7 +213,7 @@ _TABLES = (
             "CA-SA-Def-FFN": _OURS,
         },
     ),
-    _table(
+    PaperTable(
         "offsets",
         "Fig. 4, Sec. 6.2; Fig. A, App. K",
         "where the offsets of deformable attention point",
@@ -239,4 +223,4 @@ _TABLES = (
 )
 
 TABLES: dict[str, PaperTable] = {table.name: table for table in _TABLES}
-"""By name."""
+"""Name -> table."""

@@ -1,21 +1,20 @@
-"""A table of ours beside the paper's: means and deviations over seeds, tests, JSON, a plot.
+"""Our results of a table beside the paper's: means and deviations over seeds, tests, JSON, a plot.
 
-The numbers of the two are not to be compared: other videos, another backbone, a smaller model, a shorter training.
-What can be compared is the sign of a difference within a table. For each tested pair the verdict is
+Do not compare our numbers with the paper's: the videos and the backbone are different, the model is smaller, and the
+training is shorter. Only the sign of a difference within a table can be compared. The verdict of each tested pair is
 
-    supports       ours differs (adjusted p below 0.05) in the direction of the paper's numbers
-    contradicts    ours differs in the other direction
-    differs        ours differs, and the paper says nothing: it has no such row, or numbers no further apart than its
-                   own spread
-    cannot tell    anything else; also whenever a recipe has fewer than two runs
+    supports       our runs differ (adjusted p below 0.05) in the direction of the paper's numbers
+    contradicts    our runs differ in the other direction
+    differs        our runs differ, and the paper claims nothing: it has no such row, or its numbers differ by no more
+                   than its own spread
+    cannot tell    anything else, and always if a recipe has fewer than two runs
 
-The adjustment is Holm's over all tests of one table. The paper's differences are of single runs; one that is no
-larger than the spread of Table F is marked with ~, and is no claim that ours could support or contradict.
+p-values are adjusted over all tests of one table (Holm). The paper's differences are of single runs. A difference no
+larger than the spread of Table F is marked with ~; it is not a claim that our runs could support or contradict.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.io.files import replacing, write_text
-from sidelight.metrics.statistics import holm, over_seeds
-from studies.ablation.inference import difference
+from sidelight.export.charts import FIRST, INK, NEITHER, SECOND
+from sidelight.metrics.statistics import holm
+from studies.ablation.charts import new_figure, save_figure
+from studies.ablation.inference import difference, mean_and_deviation
 from studies.ablation.paper import METRICS, SPREAD
 from studies.ablation.run import Run, read_result
 from studies.ablation.variants import TESTED, Ablation, Variant
@@ -38,31 +38,31 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one finished run is to a report."""
+    """The scores of one finished run that a report needs."""
 
     seed: int
     brief: Mapping[str, float]
     """Metric -> percent."""
     each: Mapping[str, Floats]
-    """Tested metric -> (Q,) what each query adds, shares between 0 and 1; nan where it does not count."""
+    """Tested metric -> (Q,) score of each query, between 0 and 1; nan where a query does not count."""
     videos: Sequence[str]
-    """Of each query."""
+    """The video of each query."""
     parameters: int
     seconds: float | None
-    """Of its training; None if that was interrupted."""
+    """Duration of the training; None if it was interrupted."""
     folder: str = ""
 
 
 def read_scores(run: Run) -> Scores:
-    """The scores of a finished run, for each query too; nothing but its result.json is read.
+    """Read the scores of a finished run from its result.json.
 
     Raises:
-        ValueError: if that is damaged.
+        ValueError: if the file is damaged.
     """
     result = read_result(run)
     try:
         each = result["each"]
-        videos = [each["videos"][place] for place in each["video_of_query"]]
+        videos = [each["videos"][index] for index in each["video_of_query"]]
         shares = {
             metric: np.array([np.nan if value is None else value for value in each["shares"][metric]], dtype=np.float64)
             for metric in TESTED
@@ -87,31 +87,30 @@ def read_scores(run: Run) -> Scores:
 
 
 def from_runs(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Any]:
-    """The report of a table's runs, of which some may not be finished; errors as :func:`report`."""
-    return report(ablation, by_variant(runs))
-
-
-def by_variant(runs: Sequence[Run]) -> dict[str, list[Scores]]:
-    """The scores of the finished ones among a table's runs, by row."""
-    found: dict[str, list[Scores]] = {}
+    """Return the report of those runs of a table that are finished; raise errors as :func:`report`."""
+    scores_of: dict[str, list[Scores]] = {}
     for run in runs:
         if run.finished:
             scores = read_scores(run)
             for name in run.variants:
-                found.setdefault(name, []).append(scores)
-    return found
+                scores_of.setdefault(name, []).append(scores)
+    return report(ablation, scores_of)
 
 
 def report(ablation: Ablation, scores: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
-    """The table as plain values for JSON: rows (ours and the paper's), tests with verdicts, notes.
+    """Return a table as plain values for JSON: rows (ours and the paper's), tests with verdicts, notes.
+
+    Args:
+        ablation: the table.
+        scores: variant -> scores of its finished runs.
 
     Raises:
         ValueError: if no variant has a finished run, or runs were scored on different queries.
     """
     if not any(scores.values()):
         raise ValueError(f"table {ablation.name}: there is no finished run yet")
-    some = next(runs[0] for runs in scores.values() if runs)
-    columns = [c for c in ablation.paper.columns if METRICS[c] in some.brief]
+    first_run = next(runs[0] for runs in scores.values() if runs)
+    columns = [c for c in ablation.paper.columns if METRICS[c] in first_run.brief]
     tests = [
         _test(ablation, pair, column, scores)
         for pair in ablation.compared()
@@ -129,8 +128,8 @@ def report(ablation: Ablation, scores: Mapping[str, Sequence[Scores]]) -> dict[s
         "notes": [note for note in (ablation.paper.note, ablation.note) if note],
         "columns": columns,
         "reference": ablation.reference,
-        "queries": len(some.videos),
-        "videos": len(set(some.videos)),
+        "queries": len(first_run.videos),
+        "videos": len(set(first_run.videos)),
         "rows": [_row(ablation, variant, scores.get(variant.name, ()), columns) for variant in ablation.variants],
         "paper_only": {
             row: dict(zip(ablation.paper.columns, values, strict=True))
@@ -145,7 +144,7 @@ def _row(ablation: Ablation, variant: Variant, runs: Sequence[Scores], columns: 
     ours: dict[str, Any] = {}
     for column in columns:
         values = [run.brief[METRICS[column]] for run in runs]
-        mean, deviation = over_seeds(values) if len(values) > 1 else (values[0] if values else None, None)
+        mean, deviation = mean_and_deviation(values)
         ours[column] = {"mean": mean, "deviation": deviation, "runs": values}
     seconds = [run.seconds for run in runs if run.seconds is not None]
     return {
@@ -165,28 +164,28 @@ def _test(
     ablation: Ablation, pair: tuple[str, str], column: str, scores: Mapping[str, Sequence[Scores]]
 ) -> dict[str, Any]:
     metric = METRICS[column]
-    sides = [np.stack([100 * run.each[metric] for run in scores[name]]) for name in pair]
+    first_SQ, second_SQ = (np.stack([100 * run.each[metric] for run in scores[name]]) for name in pair)
     if len({tuple(run.videos) for name in pair for run in scores[name]}) > 1:
         raise ValueError(f"table {ablation.name}: the runs of {' and '.join(pair)} were scored on different queries")
-    found = difference(sides[0], sides[1], groups=scores[pair[0]][0].videos)
+    result = difference(first_SQ, second_SQ, groups=scores[pair[0]][0].videos)
     rows = {variant.name: variant.row for variant in ablation.variants}
     printed = [ablation.paper.value(rows[name], column) for name in pair]
-    theirs = None if printed[0] is None or printed[1] is None else round(printed[0] - printed[1], 2)
+    paper = None if printed[0] is None or printed[1] is None else round(printed[0] - printed[1], 2)
     return {
         "first": pair[0],
         "second": pair[1],
         "metric": column,
-        "runs": [len(side) for side in sides],
-        **{name: None if value != value else value for name, value in asdict(found).items()},
+        "runs": [len(first_SQ), len(second_SQ)],
+        **{name: None if value != value else value for name, value in asdict(result).items()},
         "p_adjusted": None,
-        "paper": theirs,
-        "paper_within_spread": None if theirs is None or column not in SPREAD else abs(theirs) <= SPREAD[column],
+        "paper": paper,
+        "paper_within_spread": None if paper is None or column not in SPREAD else abs(paper) <= SPREAD[column],
         "verdict": "cannot tell",
     }
 
 
 def _verdict(test: Mapping[str, Any]) -> str:
-    # What holds for these weights says nothing of their recipes.
+    # A test of these weights is not about their recipes.
     if test["of"] == "weights" or test["p_adjusted"] >= SIGNIFICANT:
         return "cannot tell"
     if not test["paper"] or test["paper_within_spread"]:
@@ -194,23 +193,23 @@ def _verdict(test: Mapping[str, Any]) -> str:
     return "supports" if (test["value"] > 0) == (test["paper"] > 0) else "contradicts"
 
 
-# printed -----------------------------------------------------------------------------------------------------------
+# text --------------------------------------------------------------------------------------------------------------
 
 
 def as_text(table: Mapping[str, Any]) -> str:
-    """The table for people. Plain text: nothing is cut off in a narrow terminal or a log."""
+    """Return a table as plain text, which a narrow terminal or a log does not cut off."""
     seeds = max((len(row["seeds"]) for row in table["rows"]), default=0)
     data = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {table['queries']} queries of {table['videos']} videos"
     lines = [f"{table['place']}: {table['title']} ({data})", ""]
-    shown = [["", "", *table["columns"], "M params", "seconds"]]
+    rows = [["", "", *table["columns"], "M params", "seconds"]]
     for row in table["rows"]:
-        shown.append([row["variant"], "ours", *_ours(row, table["columns"])])
+        rows.append([row["variant"], "ours", *_ours(row, table["columns"])])
         paper = [_number(row["paper"][column], "-") for column in table["columns"]]
         if row["paper_parameters"] or any(value != "-" for value in paper):
-            shown.append(["", "paper", *paper, _number(row["paper_parameters"], ""), ""])
+            rows.append(["", "paper", *paper, _number(row["paper_parameters"], ""), ""])
     for name, values in table["paper_only"].items():
-        shown.append([name, "paper", *(_number(values.get(column), "-") for column in table["columns"]), "", ""])
-    lines += _aligned(shown, left=2)
+        rows.append([name, "paper", *(_number(values.get(column), "-") for column in table["columns"]), "", ""])
+    lines += _aligned(rows, left=2)
     lines += ["", f"ours: mean ± deviation over seeds, percent; {table['reference']} is the paper's own choice"]
     lines += [f"{row['variant']}: not trained, {row['why']}" for row in table["rows"] if row["why"]]
     lines += [f"note: {note}" for note in table["notes"]]
@@ -232,10 +231,11 @@ def _ours(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 def _tests_text(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["first", "against", "metric", "difference", "95 % interval", "p", "adjusted", "paper", "verdict"]]
     for t in tests:
-        inside = "-" if t["low"] is None else f"[{t['low']:+.2f}, {t['high']:+.2f}]"
+        interval = "-" if t["low"] is None else f"[{t['low']:+.2f}, {t['high']:+.2f}]"
         paper = "-" if t["paper"] is None else f"{t['paper']:+.2f}{' ~' if t['paper_within_spread'] else ''}"
-        chances = ["-" if t[n] is None else "<0.0001" if t[n] < 5e-5 else f"{t[n]:.4f}" for n in ("p", "p_adjusted")]
-        rows.append([t["first"], t["second"], t["metric"], f"{t['value']:+.2f}", inside, *chances, paper, t["verdict"]])
+        p_values = ["-" if t[n] is None else "<0.0001" if t[n] < 5e-5 else f"{t[n]:.4f}" for n in ("p", "p_adjusted")]
+        value = f"{t['value']:+.2f}"
+        rows.append([t["first"], t["second"], t["metric"], value, interval, *p_values, paper, t["verdict"]])
     lines = _aligned(rows, left=3, last_left=True)
     if any(t["of"] == "weights" for t in tests):
         lines += [
@@ -270,31 +270,20 @@ def _aligned(rows: Sequence[Sequence[str]], *, left: int, last_left: bool = Fals
     return lines
 
 
-def write_report(table: Mapping[str, Any], path: str | Path) -> None:
-    """The table as JSON; numbers that are not known are null."""
-    write_text(path, json.dumps(table, indent=2, allow_nan=False) + "\n")
-
-
 def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
-    """Each tested column: what each variant differs by from the reference, single runs, and the paper's difference.
+    """Draw how much variants and single runs differ from the reference, for each tested column; return the path.
 
-    Differences and not levels, because only these can be compared with the paper. Whiskers are the 95 % intervals of
-    the tests; a pair without a test against the reference has only its runs.
+    The plot shows differences, because only these can be compared with the paper's, which it shows too. Whiskers are
+    the 95 % intervals of the tests; a variant that is not tested against the reference has none.
 
     Raises:
         ValueError: if Matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('charts need Matplotlib: pip install "sidelight[plot]"') from None
-    from sidelight.export.charts import DPI, FIRST, INK, NEITHER, SECOND
-
     rows = [row for row in table["rows"] if row["seeds"]]
     columns = list(dict.fromkeys(test["metric"] for test in table["tests"])) or table["columns"][:1]
     reference = next((row for row in rows if row["variant"] == table["reference"]), rows[0])
     tests = {(t["first"], t["metric"]): t for t in table["tests"] if t["second"] == reference["variant"]}
-    figure = Figure(figsize=(2.2 + 3.4 * len(columns), 1.6 + 0.36 * len(rows)), dpi=DPI, layout="constrained")
+    figure = new_figure(2.2 + 3.4 * len(columns), 1.6 + 0.36 * len(rows))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
         zero, printed = reference["ours"][column]["mean"], reference["paper"][column]
@@ -324,6 +313,4 @@ def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(f"{table['place']}: {table['title']}", fontsize=10)
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return Path(path)
+    return save_figure(figure, path)

@@ -1,12 +1,12 @@
-"""Train what a table needs: features shared by all runs, each run in a folder of its own, interrupted ones resumed.
+"""Train the runs of a table. All runs share features; each run has its own folder; interrupted runs are resumed.
 
-    OUT/features/SPLIT-BACKBONE-POOLING   a store for each pooling, of all levels that any table reads
-    OUT/DIGEST-SEED/                      recipe.yaml, result.json; last/ (the weights that were scored) where the
-                                          table "offsets" reads them; everything else only if it is to be kept
+    OUT/features/SPLIT-BACKBONE-POOLING   a feature store for each pooling, with all levels that any table reads
+    OUT/DIGEST-SEED/                      recipe.yaml, result.json; last/ (the scored weights) if the table "offsets"
+                                          reads them; everything else only with ``keep``
 
-A run with a result.json is finished and never trained again; a lock keeps two processes from training the same one.
-That file alone is enough for a table: it holds what each query adds to the metrics that are tested. So it can be
-carried to another machine, where there are neither data nor features nor weights.
+A run with a result.json is finished and never trained again. A lock prevents two processes from training the same run.
+result.json alone is enough to make a table, because it has the score of each query in each tested metric. It can be
+copied to another machine without data, features or weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,42 +36,42 @@ if TYPE_CHECKING:
 
 FORMAT = "sidelight.ablation-run/2"
 ALL_LEVELS = 4
-"""How many last layers a first extraction keeps: all that the embedded backbone has in both towers."""
+"""Number of last layers that features keep: all layers that the embedded backbone has in both towers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: a variant's recipe and a seed."""
+    """One training run: the recipe of a variant, and a seed."""
 
     variants: tuple[str, ...]
-    """The rows that it stands for."""
+    """Names of the variants that share this run."""
     recipe: Mapping[str, Any]
-    """Resolved (``Recipe.to_dict``), with this seed; where its data lies is the base's."""
+    """Resolved recipe (``Recipe.to_dict``) with this seed and the data paths of the base."""
     folder: Path
     for_offsets: bool = False
-    """Whether the table "offsets" reads its weights, so that they are kept."""
+    """Whether the weights are kept, because the table "offsets" reads them."""
 
     @property
     def seed(self) -> int:
-        """Of weights, order and dropout."""
+        """Return the seed of weights, order and dropout."""
         return int(self.recipe["train"]["seed"])
 
     @property
     def finished(self) -> bool:
-        """Whether its scores are there."""
+        """Check whether the run has its scores."""
         return (self.folder / "result.json").is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A run that could not be finished, and why."""
+    """A run that failed, and the reason in one sentence."""
 
     run: Run
     reason: str
 
 
 def checked(values: Mapping[str, Any]) -> Recipe:
-    """A recipe of plain values, as if read from a file.
+    """Return the recipe of plain values, checked as if read from a file.
 
     Raises:
         ValueError: if a field is unknown, of the wrong type or out of its range.
@@ -85,10 +86,10 @@ def checked(values: Mapping[str, Any]) -> Recipe:
 
 
 def resolve(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """The resolved recipe of a variant: every field, with the defaults of its side-tuner.
+    """Return the resolved recipe of a variant: every field, with the defaults of its side-tuner.
 
     Raises:
-        ValueError: naming the variant, if it does not fit the base.
+        ValueError: if the variant does not fit the base; names the variant.
     """
     try:
         return checked(overridden(base, variant)).to_dict()
@@ -97,44 +98,44 @@ def resolve(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
 
 
 def plan(ablation: Ablation, recipe: str | Path, out: str | Path, seeds: Sequence[int]) -> list[Run]:
-    """The runs of a table, each once, all variants of one seed before the next.
+    """Return the runs of a table without repetition, all variants of one seed before the next seed.
 
     Raises:
-        ValueError: if the recipe is missing, is of other data than the tables' metrics know, or a variant does not
+        ValueError: if the recipe is missing, its benchmark has other metrics than the tables, or a variant does not
             fit it.
     """
     base = read_recipe(recipe).to_dict()
     _check_form(base, recipe)
-    # The base is resolved, and so is a copy with another attention: no need to read it again.
+    # The base is resolved, and a copy with another attention is too: it need not be read again.
     offsets = [v for v in ABLATIONS["offsets"].variants if "attention" in base["model"]]
     for_offsets = {digest(overridden(base, variant)) for variant in offsets}
-    named: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     resolved: dict[str, dict[str, Any]] = {}
     for variant in ablation.variants:
         if variant.overrides is not None:
             values = resolve(base, variant)
             key = digest(values)
-            named.setdefault(key, []).append(variant.name)
+            names.setdefault(key, []).append(variant.name)
             resolved[key] = values
-    found = []
+    runs = []
     for seed in seeds:
         for key, values in resolved.items():
             seeded = {**values, "train": {**values["train"], "seed": seed}}
             folder = Path(out) / f"{key}-{seed}"
-            found.append(Run(variants=tuple(named[key]), recipe=seeded, folder=folder, for_offsets=key in for_offsets))
-    return found
+            runs.append(Run(variants=tuple(names[key]), recipe=seeded, folder=folder, for_offsets=key in for_offsets))
+    return runs
 
 
 def _check_form(base: Mapping[str, Any], recipe: str | Path) -> None:
-    """Other benchmarks have other metrics than the tables' columns."""
+    """Refuse other benchmarks, whose metrics are not the columns of the tables."""
     data = base["data"]
-    odd = [name for name in ("benchmark", "domain") if data[name]]
+    fields = [name for name in ("benchmark", "domain") if data[name]]
     if data["binding"] not in ("plain", "r2-tuning"):
-        odd.append("binding")
-    if odd:
+        fields.append("binding")
+    if fields:
         raise ValueError(
             f"python -m studies.ablation runs on annotations in the QVHighlights form, but recipe {recipe} sets "
-            f"data.{odd[0]}={data[odd[0]]}; leave that out"
+            f"data.{fields[0]}={data[fields[0]]}; leave that out"
         )
 
 
@@ -142,24 +143,27 @@ def _check_form(base: Mapping[str, Any], recipe: str | Path) -> None:
 
 
 def store_folder(out: Path, part: str, recipe: Mapping[str, Any]) -> Path:
-    """Where the features of a split lie that a recipe reads: at all levels, of which it chooses."""
+    """Return the folder of the features of a split; it has all levels, and the recipe reads some of them."""
     backbone = recipe["backbone"]
     return out / "features" / f"{part}-{backbone['name']}-{backbone['pooling']}"
 
 
 def prepare(runs: Iterable[Run], out: str | Path, *, say: Callable[[str], None] = print) -> None:
-    """Extract, into one store for each split and pooling, the features that these runs lack.
+    """Extract the features that these runs lack, into one store for each split and pooling.
 
-    Give it the runs that are to be trained: a finished one needs no features.
+    Args:
+        runs: the runs to train; finished runs need no features.
+        out: folder of features and runs.
+        say: gets a line before each extraction.
 
     Raises:
-        ValueError: if annotations or videos are missing, or a store there is of another backbone's weights.
+        ValueError: if annotations or videos are missing, or a store has features of another backbone's weights.
     """
-    wanted: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    recipes_by_store: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
         backbone = run.recipe["backbone"]
-        wanted.setdefault((backbone["name"], backbone["pooling"]), []).append(run.recipe)
-    for recipes in wanted.values():
+        recipes_by_store.setdefault((backbone["name"], backbone["pooling"]), []).append(run.recipe)
+    for recipes in recipes_by_store.values():
         deepest = max(ALL_LEVELS, *(-min(chosen_levels(recipe)) for recipe in recipes))
         for part in ("train", "val"):
             _prepare_part(Path(out), part, recipes[0], deepest, say)
@@ -185,7 +189,7 @@ def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, 
 
 
 def located(run: Run, *, threads: int | None = None) -> dict[str, Any]:
-    """The recipe of a run with the places of its features and of its results."""
+    """Return the recipe of a run with the paths of its features and results."""
     out = run.folder.parent
     data = {**run.recipe["data"], "train_videos": "", "val_videos": ""}
     for part in ("train", "val"):
@@ -199,58 +203,62 @@ def located(run: Run, *, threads: int | None = None) -> dict[str, Any]:
 # runs --------------------------------------------------------------------------------------------------------------
 
 
-def data_of(recipe: Mapping[str, Any], *, if_there: bool = False) -> dict[str, str]:
-    """What a located recipe's data is: digests of both annotations and of the feature spec.
+def data_of(recipe: Mapping[str, Any], *, skip_missing: bool = False) -> dict[str, str]:
+    """Return digests of the annotations and of the feature specs of both splits.
 
     Args:
-        recipe: of :func:`located`.
-        if_there: leave out what is not on this machine, instead of raising an error.
+        recipe: result of :func:`located`.
+        skip_missing: leave out data that is not on this machine, instead of raising an error.
     """
     from sidelight.features.store import FeatureStore
 
-    found = {}
+    digests = {}
     for part in ("train", "val"):
         annotations, features = Path(recipe["data"][part]), Path(recipe["data"][f"{part}_features"])
-        if not if_there or annotations.is_file():
-            found[part] = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
-        if not if_there or (features / "manifest.json").is_file():
+        if not skip_missing or annotations.is_file():
+            digests[part] = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
+        if not skip_missing or (features / "manifest.json").is_file():
             store = FeatureStore(features, levels=chosen_levels(recipe))
-            found[f"{part}_features"] = store.spec.digest()
-    return found
+            digests[f"{part}_features"] = store.spec.digest()
+    return digests
 
 
 def read_result(run: Run, data: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The result of a finished run; only what ``data`` names is compared.
+    """Read the result of a finished run.
+
+    Args:
+        run: a finished run.
+        data: digests (see :func:`data_of`) that the result must have; other digests are not compared.
 
     Raises:
-        ValueError: if it is damaged, or of other data than ``data``.
+        ValueError: if the result is damaged, or was trained on other data.
     """
     path = run.folder / "result.json"
     try:
         result: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete {run.folder} to train it again") from None
-    got = result.get("format") if isinstance(result, dict) else None
-    if not isinstance(result, dict) or got != FORMAT:
+    form = result.get("format") if isinstance(result, dict) else None
+    if not isinstance(result, dict) or form != FORMAT:
         raise ValueError(
-            f"{path}: expected format {FORMAT!r}, got {got!r}; give another --out, or delete {run.folder} to train "
+            f"{path}: expected format {FORMAT!r}, got {form!r}; give another --out, or delete {run.folder} to train "
             "it again"
         )
-    if odd := ", ".join(name for name, value in (data or {}).items() if result["data"].get(name) != value):
-        raise ValueError(f"{run.folder} was trained on other data ({odd} differ); give another --out")
+    if changed := ", ".join(name for name, value in (data or {}).items() if result["data"].get(name) != value):
+        raise ValueError(f"{run.folder} was trained on other data ({changed} differ); give another --out")
     return result
 
 
 def train_run(run: Run, *, keep: bool = False, threads: int | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Train, predict and score one run, going on where an earlier process stopped; returns its result.
+    """Train, predict and score one run, resuming where an earlier process stopped; return its result.
 
-    The weights after the last epoch are scored, not those of the best epoch: choosing by the queries that are
-    scored would favour variants that vary more.
+    The weights after the last epoch are scored, not the weights of the best epoch: choosing an epoch by the scored
+    queries would favour variants that vary more.
 
     Args:
-        run: with its features prepared.
-        keep: leave weights, predictions and logs in its folder; else only what tables read.
-        threads: of the CPU; the recipe's unless given.
+        run: a run whose features are prepared.
+        keep: keep weights, predictions and logs in its folder; by default only the files that tables read.
+        threads: number of CPU threads; the recipe's by default.
         quiet: print nothing.
 
     Raises:
@@ -262,12 +270,12 @@ def train_run(run: Run, *, keep: bool = False, threads: int | None = None, quiet
     data = data_of(values)
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder):
-        if run.finished:  # by another process, while this one waited
+        if run.finished:  # by another process, while this process waited
             return read_result(run, data)
         write_text(run.folder / "recipe.yaml", json.dumps(values, indent=2) + "\n")
-        began, resumed = time.perf_counter(), (run.folder / "state.pt").exists()
+        start, resumed = time.perf_counter(), (run.folder / "state.pt").exists()
         train(read_recipe(run.folder / "recipe.yaml"), resume=True, quiet=quiet)
-        seconds = None if resumed else round(time.perf_counter() - began, 1)
+        seconds = None if resumed else round(time.perf_counter() - start, 1)
         result = {
             "format": FORMAT,
             "variants": list(run.variants),
@@ -278,14 +286,14 @@ def train_run(run: Run, *, keep: bool = False, threads: int | None = None, quiet
             "recipe": values,
         }
         write_text(run.folder / "result.json", _lines(result))
-        (run.folder / "state.pt").unlink(missing_ok=True)  # several times the size of the weights, and of no more use
+        (run.folder / "state.pt").unlink(missing_ok=True)  # no longer needed, and several times the size of the weights
         if not keep:
             _tidy(run)
     return result
 
 
 def _lines(result: Mapping[str, Any]) -> str:
-    """JSON with a line for each field: short, and what differs between two results is seen."""
+    """Return JSON with one line per field: short, and easy to compare."""
     fields = (
         f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':') if name == 'each' else None, allow_nan=False)}"
         for name, value in result.items()
@@ -294,7 +302,7 @@ def _lines(result: Mapping[str, Any]) -> str:
 
 
 def _tidy(run: Run) -> None:
-    """Remove what no table reads. The run is finished by now, so that nothing more is lost if this is interrupted."""
+    """Remove the files that no table reads. The run is already finished, so an interruption here loses nothing."""
     kept = {"result.json", "recipe.yaml", *(["last"] if run.for_offsets else [])}
     for path in run.folder.iterdir():
         if path.name in kept:
@@ -329,9 +337,9 @@ def _scored(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _each(scored: QueryScores) -> dict[str, Any]:
-    """What tests need of each query, small: shares to five decimals, the video as a place in a list of videos."""
+    """Return the score of each query in compact form: five decimals, and videos as indices into a list."""
     videos = list(dict.fromkeys(scored.videos))
-    place = {vid: i for i, vid in enumerate(videos)}
+    index = {vid: i for i, vid in enumerate(videos)}
     return {
         "shares": {
             metric: [None if math.isnan(value) else round(value, 5) for value in scored.each[metric].tolist()]
@@ -339,24 +347,19 @@ def _each(scored: QueryScores) -> dict[str, Any]:
             if metric in scored.each
         },
         "videos": videos,
-        "video_of_query": [place[vid] for vid in scored.videos],
+        "video_of_query": [index[vid] for vid in scored.videos],
     }
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in the folder. The system frees the lock of a process that dies."""
-    try:
-        import fcntl
-    except ImportError:
-        # Windows has no such locks. The processes of one command never share a run; only two commands that are at
-        # work in one folder would.
-        there_are_locks = False
-    else:
-        there_are_locks = True
-    if not there_are_locks:
+    """Wait until no other process works in the folder, then lock it. The system frees the lock of a dead process."""
+    if find_spec("fcntl") is None:
+        # Windows has no such locks. The processes of one command never share a run, but two commands in one folder may.
         yield
         return
+    import fcntl
+
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -368,76 +371,74 @@ def _locked(folder: Path) -> Iterator[None]:
 def execute(
     runs: Sequence[Run], *, jobs: int = 1, keep: bool = False, say: Callable[[str], None] = print
 ) -> list[Failure]:
-    """Train what is not finished; returns what failed. The other runs go on.
+    """Train the unfinished runs and return the failures. A failed run does not stop the others.
 
     Args:
-        runs: those that are not finished with their features prepared.
-        jobs: processes; each trains another run, with one thread if there are several.
-        keep: leave weights, predictions and logs of what is trained; see :func:`train_run`.
-        say: gets a line for each finished run.
+        runs: runs; the features of the unfinished ones must be prepared.
+        jobs: number of processes; each trains one run at a time, with one thread if there are several processes.
+        keep: keep weights, predictions and logs of trained runs; see :func:`train_run`.
+        say: gets a line for each run.
 
     Raises:
-        ValueError: for fewer than one job, or a finished run of other data than there is on this machine.
+        ValueError: for fewer than one job, or if a finished run was trained on other data than this machine has.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be 1 or more, got {jobs}")
     for run in runs:
         if run.finished:
-            read_result(run, data_of(located(run), if_there=True))
-    todo = [run for run in runs if not run.finished]
-    if not todo:
+            read_result(run, data_of(located(run), skip_missing=True))
+    unfinished = [run for run in runs if not run.finished]
+    if not unfinished:
         return []
-    say(f"{len(todo)} of {len(runs)} runs to train, {min(jobs, len(todo))} at once")
-    failures, began = [], time.perf_counter()
-    for done, (run, result) in enumerate(_in_turn(todo, keep) if jobs == 1 else _at_once(todo, jobs, keep), 1):
-        name = f"{done}/{len(todo)} {' = '.join(run.variants)}, seed {run.seed} ({run.folder.name})"
+    total = len(unfinished)
+    say(f"{total} of {len(runs)} runs to train, {min(jobs, total)} at once")
+    failures, start = [], time.perf_counter()
+    in_turn = ((run, _attempt(run, keep=keep)) for run in unfinished)
+    results = in_turn if jobs == 1 else _in_parallel(unfinished, jobs, keep)
+    for done, (run, result) in enumerate(results, 1):
+        name = f"{done}/{total} {' = '.join(run.variants)}, seed {run.seed} ({run.folder.name})"
         if isinstance(result, str):
             failures.append(Failure(run=run, reason=result))
             say(f"{name}: failed: {result}")
             continue
-        left = (time.perf_counter() - began) / done * (len(todo) - done) / 60
-        took = "resumed" if result["seconds"] is None else f"{result['seconds']:.0f} s"
-        say(f"{name}: {_score(result['brief'])}, {took}; about {left:.0f} min left")
+        minutes_left = (time.perf_counter() - start) / done * (total - done) / 60
+        duration = "resumed" if result["seconds"] is None else f"{result['seconds']:.0f} s"
+        say(f"{name}: {_score(result['brief'])}, {duration}; about {minutes_left:.0f} min left")
     return failures
 
 
 def _score(brief: Mapping[str, float]) -> str:
-    """The first of a run's main metrics: annotations may have highlights and no moments."""
+    """Return the main metric of a run as text: moments, or highlights if the annotations have no moments."""
     for title, metric in (("MR mAP", "MR-full-mAP"), ("HL mAP", "HL-min-VeryGood-mAP")):
         if metric in brief:
             return f"{title} {brief[metric]:.2f}"
     return "scored"
 
 
-def _in_turn(runs: Sequence[Run], keep: bool) -> Iterator[tuple[Run, dict[str, Any] | str]]:
-    for run in runs:
-        yield run, _attempt(run, keep=keep)
-
-
 def _attempt(run: Run, **options: Any) -> dict[str, Any] | str:
-    """The result of a run, or why there is none, in one sentence.
+    """Train a run and return its result, or the reason of its failure in one sentence.
 
-    What one run alone may meet is caught: data that does not fit, no memory, a full disk. The reason is a text
-    before it leaves the process, because not every exception can be sent to another one.
+    Errors that concern only this run are caught: data that does not fit, too little memory, a full disk. The reason is
+    a text, because not every exception can be sent to another process.
     """
     try:
         return train_run(run, **options)
     except ValueError as error:
         return " ".join(str(error).split())
     except (MemoryError, OSError, RuntimeError) as error:
-        said = str(error).strip().partition("\n")[0]  # PyTorch adds traces and advice in further lines
-        if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        message = str(error).strip().partition("\n")[0]  # PyTorch adds traces and advice in further lines
+        if isinstance(error, MemoryError) or "out of memory" in message or "allocate memory" in message:
             return "out of memory; run fewer at once (--jobs), or lower train.batch_size"
-        return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _at_once(runs: Sequence[Run], jobs: int, keep: bool) -> Iterator[tuple[Run, dict[str, Any] | str]]:
+def _in_parallel(runs: Sequence[Run], jobs: int, keep: bool) -> Iterator[tuple[Run, dict[str, Any] | str]]:
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    # A pool for each process. When a process of a larger pool dies, all its runs fail, and nobody knows whose fault
-    # it was. Spawned: a forked child of a process in which PyTorch has run threads may hang.
+    # One pool per process: when a process of a larger pool dies, all runs of the pool fail, and the cause is unknown.
+    # Processes are spawned, because a forked child of a process in which PyTorch has run threads may hang.
     context = get_context("spawn")
     waiting, pools, idle = deque(runs), list[ProcessPoolExecutor](), list[ProcessPoolExecutor]()
     working: dict[Future[dict[str, Any] | str], tuple[Run, ProcessPoolExecutor]] = {}
@@ -454,14 +455,14 @@ def _at_once(runs: Sequence[Run], jobs: int, keep: bool) -> Iterator[tuple[Run, 
             for future in finished:
                 run, pool = working.pop(future)
                 try:
-                    found = future.result()
+                    result = future.result()
                 except BrokenProcessPool:  # killed, most often because memory ran out
-                    found = "the process that trained it died, perhaps for want of memory; run it again to go on"
-                if isinstance(found, str):  # what a failure leaves in a process, as on an accelerator, is not reused
+                    result = "the process that trained it died, perhaps for lack of memory; run the command again"
+                if isinstance(result, str):  # a failure may leave its process in a bad state, as on an accelerator
                     pool.shutdown()
                 else:
                     idle.append(pool)
-                yield run, found
+                yield run, result
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)

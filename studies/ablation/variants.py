@@ -1,7 +1,7 @@
-"""What each row of an ablation table changes in the recipe.
+"""The recipe changes of each row of the ablation tables.
 
-A variant is a set of named overrides of one base recipe. Two variants of different tables that come to the same
-recipe are the same run: a run is known by a digest of its resolved recipe, without paths, and by its seed.
+A variant is a set of overrides of one base recipe. A run is identified by its seed and by a digest of its resolved
+recipe without paths, so variants of different tables with the same resolved recipe share their runs.
 """
 
 from __future__ import annotations
@@ -16,58 +16,58 @@ from typing import Any
 from studies.ablation.paper import BY_LENGTH, METRICS, TABLES, PaperTable
 
 BOTH = ("mAP", "HD mAP")
-"""The paper's two averages, one for each task: what is tested, unless a table is about something else."""
+"""The paper's main metric of each task. These are tested unless a table names other columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row: how its recipe differs from the base."""
+    """One row of a table: its changes of the base recipe."""
 
     name: str
-    """As the paper calls it where it has it; then its numbers stand beside ours."""
+    """The paper's name of the row, if the paper has this row; its numbers are then shown beside ours."""
     overrides: Mapping[str, Any] | None
     """Field ("model.attention") -> value; None for a row of the paper that cannot be trained here."""
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Sections of which only these fields are taken from the base, because another side-tuner has others."""
+    """Section -> the only fields taken from the base, for side-tuners that have other fields."""
     why: str = ""
     """Why it cannot be trained."""
     paper: str | None = None
-    """The paper's row, where it is called otherwise."""
+    """The paper's name of the row, if it is not ``name``."""
 
     @property
     def row(self) -> str:
-        """The paper's row that stands beside it, if there is one of that name."""
+        """Return the name of the paper's row to compare with; the paper may not have such a row."""
         return self.paper or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """One table: its variants, and which are compared."""
+    """One table: its variants and the pairs that are compared."""
 
     paper: PaperTable
     variants: tuple[Variant, ...]
     reference: str
-    """The variant that is the paper's own choice."""
+    """Name of the variant that is the paper's own choice."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """(variant, what it is compared with); every other one with the reference unless given."""
+    """Pairs of variants to compare; by default each variant with the reference."""
     tested: tuple[str, ...] = BOTH
-    """Columns that are tested; all tests of a table are adjusted together, so these are few."""
+    """Columns that are tested. They are few, because all tests of a table are adjusted together."""
     note: str = ""
-    """How ours differs from the paper's."""
+    """Difference between our table and the paper's."""
 
     @property
     def name(self) -> str:
-        """The table's."""
+        """Return the name of the table."""
         return self.paper.name
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """The pairs that are tested."""
+        """Return the pairs of variants that are tested."""
         trained = [v.name for v in self.variants if v.overrides is not None and v.name != self.reference]
         return self.pairs or tuple((name, self.reference) for name in trained)
 
 
 def _levels(*chosen: int) -> dict[str, Any]:
-    """Read these layers of the backbone: a number of last ones, or places from the end."""
+    """Return the overrides that read these layers: a number of last layers, or positions from the end."""
     if len(chosen) == 1 and chosen[0] > 0:
         return {"backbone.levels": chosen[0], "model.levels": chosen[0]}
     return {"backbone.levels": list(chosen), "model.levels": len(chosen)}
@@ -81,10 +81,10 @@ _COMMON = {
     "losses": ("weight_saliency",),
     "decode": ("round_to",),
 }
-"""What the other side-tuners have in common with SDST, so that the comparison is one of methods."""
+"""Fields that other side-tuners share with SDST. They stay equal, so that only the methods differ."""
 
 
-def _plain(overrides: Mapping[str, Mapping[str, Any]]) -> tuple[Variant, ...]:
+def _variants(overrides: Mapping[str, Mapping[str, Any]]) -> tuple[Variant, ...]:
     return tuple(Variant(name=name, overrides=changes) for name, changes in overrides.items())
 
 
@@ -97,7 +97,7 @@ _BY_ATTENTION: dict[str, Mapping[str, Any]] = {
 _ABLATIONS = (
     Ablation(
         paper=TABLES["3"],
-        variants=_plain(
+        variants=_variants(
             {
                 "CLS": {"backbone.pooling": "cls"},
                 "Avg. pool": {"backbone.pooling": "mean"},
@@ -110,7 +110,7 @@ _ABLATIONS = (
         paper=TABLES["4"],
         variants=(
             Variant(name="last 4", overrides={}, paper="row 1"),
-            *_plain(
+            *_variants(
                 {
                     "-2, -1": _levels(2),
                     "-3, -1": _levels(-3, -1),
@@ -125,7 +125,7 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["5"],
-        variants=_plain(
+        variants=_variants(
             {
                 "Stand. CA": _BY_ATTENTION["Stand. CA"],
                 "Def. CA": _BY_ATTENTION["Def. CA"],
@@ -146,7 +146,7 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["6"],
-        variants=_plain(
+        variants=_variants(
             {
                 "Raw": {"model.condition_on": "raw"},
                 "Post CA": {"model.condition_on": "ca"},
@@ -158,7 +158,7 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["7"],
-        variants=_plain(
+        variants=_variants(
             {
                 "without CA": {"model.sparse_order": ["sa", "rdsa", "ffn"]},
                 "without SA": {"model.sparse_order": ["ca", "rdsa", "ffn"]},
@@ -171,11 +171,11 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["E"],
-        variants=_plain(
+        variants=_variants(
             {
                 "without L1": {"losses.weight_l1": 0.0},
                 "without IoU": {"losses.weight_iou": 0.0},
-                # Its head is untrained then, so that it must not take part in the score.
+                # The head of actionness is then untrained, so the score must not use it.
                 "without actionness": {"losses.weight_actionness": 0.0, "decode.score": "class"},
                 "without alignment over the batch": {"losses.weight_alignment_batch": 0.0},
                 "without alignment over the levels": {"losses.weight_alignment_levels": 0.0},
@@ -206,15 +206,15 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["J"],
-        variants=_plain({"shared": {}, "unshared": {"model.share_levels": False}}),
+        variants=_variants({"shared": {}, "unshared": {"model.share_levels": False}}),
         reference="shared",
     ),
     Ablation(
         paper=TABLES["K"],
         variants=(
-            *_plain({f"K={k}": _levels(k) for k in (1, 2, 3, 4)}),
+            *_variants({f"K={k}": _levels(k) for k in (1, 2, 3, 4)}),
             Variant(name="K=5", overrides=None, why=_SHALLOW),
-            *_plain({f"K={k}, last layer only": {**_levels(k), "model.level_source": "last"} for k in (2, 3, 4)}),
+            *_variants({f"K={k}, last layer only": {**_levels(k), "model.level_source": "last"} for k in (2, 3, 4)}),
             Variant(name="K=5, last layer only", overrides=None, why=_SHALLOW),
         ),
         reference="K=4",
@@ -229,14 +229,14 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["L"],
-        variants=_plain(_BY_ATTENTION),
+        variants=_variants(_BY_ATTENTION),
         reference="RDSA",
         tested=("mAP short", "mAP middle", "mAP long"),
         note="the runs of table 5",
     ),
     Ablation(
         paper=TABLES["M"],
-        variants=_plain(
+        variants=_variants(
             {
                 f"{name}{' + CNN' if cnn else ''}": {"model.rdsa_points": points, "model.rdsa_cnn": cnn}
                 for name, points in (
@@ -251,46 +251,46 @@ _ABLATIONS = (
     ),
     Ablation(
         paper=TABLES["N"],
-        variants=_plain(
+        variants=_variants(
             {row: {"model.sparse_order": [_ORDER[part] for part in row.split("-")]} for row in TABLES["N"].rows}
         ),
         reference="CA-SA-Def-FFN",
     ),
     Ablation(
         paper=TABLES["offsets"],
-        variants=_plain({"Def. CA": _DEFORMABLE, "RDSA": {}}),
+        variants=_variants({"Def. CA": _DEFORMABLE, "RDSA": {}}),
         reference="RDSA",
         note="the runs of table 5",
     ),
 )
 
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
-"""By the table's name; "offsets" stands for Fig. 4 and Fig. A."""
+"""Name of the table -> ablation; "offsets" is Fig. 4 and Fig. A."""
 
 TESTED: tuple[str, ...] = tuple(
     dict.fromkeys(METRICS[column] for tested in (*(a.tested for a in _ABLATIONS), BY_LENGTH) for column in tested)
 )
-"""The metrics that any table tests, and those of Table L: what a result keeps query by query."""
+"""The metrics of which a result keeps the score of each query: all tested metrics and those of Table L."""
 
 
 def find_ablation(name: str) -> Ablation:
-    """The ablation of that name, in either case; "fig4" and "figA" are other names of "offsets".
+    """Return an ablation by name, in upper or lower case; "fig4" and "figA" are other names of "offsets".
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such ablation.
     """
-    wanted = "offsets" if name.lower() in ("fig4", "figa") else name
+    key = "offsets" if name.lower() in ("fig4", "figa") else name.lower()
     for known, ablation in ABLATIONS.items():
-        if known.lower() == wanted.lower():
+        if known.lower() == key:
             return ablation
     raise ValueError(f"there is no table {name!r}; known are {', '.join(ABLATIONS)}")
 
 
 def overridden(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """The base recipe's values (``Recipe.to_dict``) with a variant's changes.
+    """Return the values of the base recipe (``Recipe.to_dict``) with the changes of a variant.
 
     Raises:
-        ValueError: for a variant that cannot be trained, or a field that the base does not have.
+        ValueError: if the variant cannot be trained, or the base lacks a field that it changes.
     """
     if variant.overrides is None:
         raise ValueError(f"{variant.name!r} cannot be trained here: {variant.why}")
@@ -308,35 +308,36 @@ def overridden(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     return values
 
 
-_UNDECISIVE = ("out", "seed", "threads", "accelerator", "val_every", "save_every", "best_by")
-"""Fields of train that do not change which numbers a run ends with."""
-_PLACES = ("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory")
-"""Fields of data that say where it lies, and how it is read."""
-_LATER: dict[str, dict[str, Any]] = {
+_TRAIN_FIELDS_WITHOUT_EFFECT = ("out", "seed", "threads", "accelerator", "val_every", "save_every", "best_by")
+"""Fields of ``train`` that a digest leaves out, because they do not change how a recipe learns."""
+_DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory")
+"""Fields of ``data`` that say where the data is and how it is read."""
+_ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True},
     "model": {"roi_width": 1.0},
 }
-"""Fields of a section that came later, with what they were before: results of that time stay what they are."""
+"""Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
+"""
 
 
 def digest(recipe: Mapping[str, Any]) -> str:
-    """12 hex digits of a resolved recipe: all that decides its result but the seed and where its data lies.
+    """Return 12 hex digits of everything in a resolved recipe that decides its result, except the seed and the paths.
 
-    The weights that are scored are those after the last epoch, so validation on the way decides nothing. Equal
-    selections of levels are equal, said as a number or as a list.
+    The weights after the last epoch are scored, so validation during training has no effect. Levels given as a number
+    and as an equal list have the same digest.
     """
     values: dict[str, Any] = json.loads(json.dumps(recipe))
-    for name in _PLACES:
+    for name in _DATA_PATHS:
         values["data"].pop(name, None)
-    for section, before in _LATER.items():
-        values[section] = {k: v for k, v in values[section].items() if k not in before or v != before[k]}
-    for name in _UNDECISIVE:
+    for section, defaults in _ADDED_FIELDS.items():
+        values[section] = {k: v for k, v in values[section].items() if k not in defaults or v != defaults[k]}
+    for name in _TRAIN_FIELDS_WITHOUT_EFFECT:
         values["train"].pop(name, None)
     values["backbone"]["levels"] = list(chosen_levels(recipe))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def chosen_levels(recipe: Mapping[str, Any]) -> tuple[int, ...]:
-    """The layers that a resolved recipe reads, as places from the end: -1 is the last."""
+    """Return the layers that a resolved recipe reads, as positions from the end: -1 is the last."""
     levels = recipe["backbone"]["levels"]
     return tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)

@@ -1,4 +1,4 @@
-"""The benchmark of training steps: its plain model is ours, and it measures and prints what it says."""
+"""The benchmark of training steps: its plain model equals ours, and it measures and prints correctly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def training_step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("training_step")
 
 
-def test_the_plain_model_is_ours(training_step: ModuleType) -> None:
-    """Predictions, losses and gradients, in a padded batch."""
+def test_the_plain_model_equals_ours(training_step: ModuleType) -> None:
+    """Compare predictions, losses and gradients in a padded batch."""
     assert 0 < training_step.largest_difference() < 1e-4
 
 
@@ -28,9 +28,9 @@ def test_a_small_benchmark(training_step: ModuleType, monkeypatch: pytest.Monkey
         monkeypatch.setattr(training_step, name, value)
     runs: list[dict[str, Any]] = []
     for name in training_step.MODELS:
-        found = training_step.measure(name, 2)
-        assert found["seconds"] > 0 and found["cpu_seconds"] > 0 and found["peak_mib"] >= 0
-        runs += [{"model": name, "batch": 2, "round": n, **found, "peak_mib": 10.0 + n} for n in range(2)]
+        run = training_step.measure(name, 2)
+        assert run["seconds"] > 0 and run["cpu_seconds"] > 0 and run["peak_mib"] >= 0
+        runs += [{"model": name, "batch": 2, "round": n, **run, "peak_mib": 10.0 + n} for n in range(2)]
     rows = training_step.summary(runs, threads=1)
     assert [row["model"] for row in rows] == list(training_step.MODELS)
     assert rows[0]["times_faster"] == 1 and all(row["memory_share"] == 1 for row in rows)

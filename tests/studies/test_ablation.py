@@ -1,4 +1,4 @@
-"""Ablations: variants fit the real configurations, tables share runs, reports and tests say the right numbers."""
+"""Ablations: variants fit the real configurations, tables share runs, reports and statistical tests are correct."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TINY = SDSTConfig(
 # the paper and the variants ----------------------------------------------------------------------------------------
 
 
-def test_the_papers_numbers_stand_in_its_text(shared: Path) -> None:
+def test_the_papers_numbers_occur_in_its_text(shared: Path) -> None:
     lines = (shared / "papers" / "sdst-paper.txt").read_text(encoding="utf-8").splitlines()
     cells = [[cell.split("(")[0].strip() for cell in line.split("|")] for line in lines if "|" in line]
     printed = [[float(c) for c in row if c.replace(".", "", 1).isdigit()] for row in cells]
@@ -51,8 +51,8 @@ def test_the_papers_numbers_stand_in_its_text(shared: Path) -> None:
         for name, row in table.rows.items():
             assert len(row) == len(table.columns) and set(table.columns) <= set(METRICS)
             count = len(row)
-            inside = any(list(row) == p[i : i + count] for p in printed for i in range(len(p) - count + 1))
-            assert inside, f"table {table.name}, {name}: {row}"
+            is_printed = any(list(row) == p[i : i + count] for p in printed for i in range(len(p) - count + 1))
+            assert is_printed, f"table {table.name}, {name}: {row}"
 
 
 @pytest.mark.parametrize("name", list(ABLATIONS))
@@ -77,33 +77,31 @@ def test_every_variant_is_a_recipe(name: str) -> None:
     assert digest(run.resolve(base, reference)) == digest(base)
 
 
-def test_the_papers_rows_stand_beside_ours_where_it_says_what_they_are() -> None:
+def test_the_papers_rows_are_shown_beside_ours_where_they_are_known() -> None:
     unknown = {"4": {"row 2", "row 3"}, "E": {f"row {i}" for i in range(1, 6)}}
     for name, ablation in ABLATIONS.items():
         assert set(ablation.paper.rows) - {v.row for v in ablation.variants} == unknown.get(name, set())
-        alone = {v.name for v in ablation.variants} - {
-            v.name for v in ablation.variants if v.row in ablation.paper.rows
-        }
-        assert not alone or name in ("4", "E", "offsets")
+        without_paper_row = {v.name for v in ablation.variants if v.row not in ablation.paper.rows}
+        assert not without_paper_row or name in ("4", "E", "offsets")
 
 
 @pytest.mark.slow
 def test_runs_are_shared_between_tables(tmp_path: Path) -> None:
     folders = {name: {r.folder for r in run.plan(a, BASE, tmp_path, [0])} for name, a in ABLATIONS.items()}
-    counts = {name: len(found) for name, found in folders.items()}
+    counts = {name: len(paths) for name, paths in folders.items()}
     assert counts == {
         "3": 3, "4": 5, "5": 5, "6": 4, "7": 5, "E": 6, "H": 6, "J": 2, "K": 7, "L": 3, "M": 6, "N": 6, "offsets": 2
     }  # fmt: skip
-    assert len(set.intersection(*folders.values())) == 1  # the paper's own choice is trained once for all of them
+    assert len(set.intersection(*folders.values())) == 1  # the paper's own choice is trained once for all tables
     assert folders["L"] < folders["5"] and folders["offsets"] < folders["5"]
-    assert len(set.union(*folders.values())) == 44  # and pairs of last levels stand in two tables
+    assert len(set.union(*folders.values())) == 44  # pairs of last levels occur in two tables
     planned = run.plan(ABLATIONS["5"], BASE, tmp_path, [0, 1, 2])
     assert len(planned) == 15
     assert {r.variants for r in planned if r.for_offsets} == {("Def. CA",), ("RDSA",)}
     assert {r.folder for r in planned if r.for_offsets and r.seed == 0} == folders["offsets"]
 
 
-def test_a_digest_is_of_what_decides_the_result() -> None:
+def test_a_digest_covers_what_decides_the_result() -> None:
     base = read_recipe(BASE).to_dict()
 
     def changed(**parts: dict[str, Any]) -> str:
@@ -114,7 +112,7 @@ def test_a_digest_is_of_what_decides_the_result() -> None:
         {"data": {"train": "elsewhere.jsonl", "val_features": "elsewhere"}},
         {"train": {"seed": 7, "threads": 1, "out": "elsewhere", "val_every": 1}},
     )
-    others = (
+    different = (
         {"backbone": {"levels": [-5, -3, -2, -1]}},
         {"data": {"binding": "r2-tuning"}},
         {"train": {"epochs": 99}},
@@ -124,23 +122,23 @@ def test_a_digest_is_of_what_decides_the_result() -> None:
         {"decode": {"score": "class"}},
     )
     assert all(changed(**parts) == digest(base) for parts in same)
-    assert len({changed(**parts) for parts in others} | {digest(base)}) == len(others) + 1
+    assert len({changed(**parts) for parts in different} | {digest(base)}) == len(different) + 1
     assert digest(json.loads(json.dumps(base))) == digest(base) == digest(read_recipe(BASE).to_dict())
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "message"),
     [
         (
-            Variant(name="odd", overrides={"model.nothing": 1}),
-            "variant 'odd': the base recipe has no field model.nothing",
+            Variant(name="bad", overrides={"model.nothing": 1}),
+            "variant 'bad': the base recipe has no field model.nothing",
         ),
-        (Variant(name="odd", overrides={"model.attention": "best"}), "variant 'odd': .*attention"),
-        (Variant(name="odd", overrides=None, why="no such layer"), "'odd' cannot be trained here: no such layer"),
+        (Variant(name="bad", overrides={"model.attention": "best"}), "variant 'bad': .*attention"),
+        (Variant(name="bad", overrides=None, why="no such layer"), "'bad' cannot be trained here: no such layer"),
     ],
 )
-def test_what_does_not_fit_is_named(variant: Variant, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_variant_that_does_not_fit_is_named(variant: Variant, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         run.resolve(read_recipe(BASE).to_dict(), variant)
 
 
@@ -151,7 +149,7 @@ def test_what_does_not_fit_is_named(variant: Variant, said: str) -> None:
 def test_other_benchmarks_are_refused(field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = read_recipe(BASE)
     data = replace(base.data)
-    object.__setattr__(data, field, value)  # what else such a recipe needs does not matter here
+    object.__setattr__(data, field, value)  # the other fields that such a recipe needs do not matter here
     changed = replace(base)
     object.__setattr__(changed, "data", data)
     monkeypatch.setattr(run, "read_recipe", lambda _: changed)
@@ -169,50 +167,50 @@ def test_overriding_leaves_the_base_alone() -> None:
 # inference ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_variance_over_videos_it_is_welchs_test() -> None:
+def test_without_variance_over_videos_the_test_is_welchs() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(50, 1, (2, 4))
-    first, second = (np.repeat(side[:, None], 10, axis=1) for side in means)  # every query alike
-    found = difference(first, second)
+    first, second = (np.repeat(side[:, None], 10, axis=1) for side in means)  # all queries are equal
+    result = difference(first, second)
     welch = stats.ttest_ind(means[0], means[1], equal_var=False)
-    assert found.p == pytest.approx(welch.pvalue) and found.df == pytest.approx(welch.df) and found.of == "recipes"
+    assert result.p == pytest.approx(welch.pvalue) and result.df == pytest.approx(welch.df) and result.of == "recipes"
     interval = welch.confidence_interval()
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_without_variance_between_runs_it_is_a_paired_test_over_videos() -> None:
+def test_without_variance_between_runs_the_test_is_paired_over_videos() -> None:
     rng = np.random.default_rng(1)
     first_Q, second_Q = rng.normal(50, 5, 30), rng.normal(48, 5, 30)
-    found = difference(np.stack([first_Q] * 3), np.stack([second_Q] * 3))
+    result = difference(np.stack([first_Q] * 3), np.stack([second_Q] * 3))
     paired = stats.ttest_rel(first_Q, second_Q)
-    assert found.p == pytest.approx(paired.pvalue) and found.df == pytest.approx(29)
-    assert found.value == pytest.approx(first_Q.mean() - second_Q.mean())
+    assert result.p == pytest.approx(paired.pvalue) and result.df == pytest.approx(29)
+    assert result.value == pytest.approx(first_Q.mean() - second_Q.mean())
 
 
-def test_false_alarms_stay_rare_where_a_test_of_two_files_is_fooled() -> None:
+def test_false_alarms_are_rare_where_a_test_of_two_files_gives_many() -> None:
     rng = np.random.default_rng(2)
     videos, queries, seeds, trials = 30, 5, 3, 300
     groups = [str(v) for v in np.repeat(np.arange(videos), queries)]
-    ours = fooled = 0
+    by_recipes = by_weights = 0
     for _ in range(trials):
         video_Q = np.repeat(rng.normal(0, 10, videos), queries)  # the same for both recipes, which are equally good
         noise = rng.normal(0, 8, (2, seeds, videos * queries))
         runs = video_Q + rng.normal(0, 3, (2, seeds, 1)) + noise
-        ours += difference(runs[0], runs[1], groups=groups).p < 0.05
-        fooled += difference(runs[0][:1], runs[1][:1], groups=groups).p < 0.05
-    assert ours / trials < 0.07
-    assert fooled / trials > 0.3
+        by_recipes += difference(runs[0], runs[1], groups=groups).p < 0.05
+        by_weights += difference(runs[0][:1], runs[1][:1], groups=groups).p < 0.05
+    assert by_recipes / trials < 0.07
+    assert by_weights / trials > 0.3
 
 
-def test_one_run_says_something_of_weights_only_and_holes_do_not_count() -> None:
+def test_one_run_tests_only_the_weights_and_missing_values_do_not_count() -> None:
     rng = np.random.default_rng(3)
     first, second = rng.normal(60, 5, (1, 40)), rng.normal(50, 5, (2, 40))
     first[:, :5] = second[:, :5] = np.nan
-    found = difference(first, second, groups=[str(i // 2) for i in range(40)])
-    assert found.of == "weights" and found.p < 0.01 and math.isnan(found.df)
-    assert found.value == pytest.approx(first[:, 5:].mean() - second[:, 5:].mean())
-    alone = difference(first[:, 5:], second[:, 5:], groups=["a"] * 35)
-    assert math.isnan(alone.p) and math.isnan(alone.low)
+    result = difference(first, second, groups=[str(i // 2) for i in range(40)])
+    assert result.of == "weights" and result.p < 0.01 and math.isnan(result.df)
+    assert result.value == pytest.approx(first[:, 5:].mean() - second[:, 5:].mean())
+    one_video = difference(first[:, 5:], second[:, 5:], groups=["a"] * 35)
+    assert math.isnan(one_video.p) and math.isnan(one_video.low)
     same = difference(second, second)
     assert same.p > 0.99 and same.value == 0
     with pytest.raises(ValueError, match="same queries"):
@@ -225,21 +223,21 @@ def test_one_run_says_something_of_weights_only_and_holes_do_not_count() -> None
 
 
 def made_up(mean: float, seeds: int = 3, *, parameters: int = 2**20) -> list[Scores]:
-    """Runs whose MR mAP is mean - 0.1, mean, mean + 0.1 ...; all other metrics are 10 above."""
-    found = []
+    """Return runs whose MR mAP is mean - 0.1, mean, mean + 0.1 ...; all other metrics are 10 higher."""
+    runs = []
     for seed in range(seeds):
         value = mean + 0.1 * (seed - (seeds - 1) / 2)
         brief = {metric: value + 10 * (metric != "MR-full-mAP") for metric in METRICS.values()}
-        spread = np.tile([-0.01, 0.01], 20)  # the same in all runs: pairing takes it away
+        spread = np.tile([-0.01, 0.01], 20)  # the same in all runs: pairing removes it
         each = {metric: v / 100 + spread for metric, v in brief.items()}
         videos = [str(i // 4) for i in range(40)]
-        found.append(
+        runs.append(
             Scores(seed=seed, brief=brief, each=each, videos=videos, parameters=parameters, seconds=60.0 + seed)
         )
-    return found
+    return runs
 
 
-def test_a_report_says_the_numbers_of_its_runs() -> None:
+def test_a_report_has_the_numbers_of_its_runs() -> None:
     runs = {"CLS": made_up(40.0), "Avg. pool": made_up(50.05), "Adapt. pool": made_up(50.0)}
     table = report.report(ABLATIONS["3"], runs)
     rows = {row["variant"]: row for row in table["rows"]}
@@ -249,9 +247,9 @@ def test_a_report_says_the_numbers_of_its_runs() -> None:
     assert rows["CLS"]["paper"]["mAP"] == 50.53 and rows["CLS"]["seconds"] == 61.0
     tests = {(t["first"], t["metric"]): t for t in table["tests"]}
     assert set(tests) == {(v, m) for v in ("CLS", "Avg. pool") for m in ("mAP", "HD mAP")}
-    found = tests["CLS", "mAP"]
-    assert found["value"] == pytest.approx(-10) and found["paper"] == -5.07 and not found["paper_within_spread"]
-    assert found["verdict"] == "supports" and found["p"] <= found["p_adjusted"] < 0.05
+    clear = tests["CLS", "mAP"]
+    assert clear["value"] == pytest.approx(-10) and clear["paper"] == -5.07 and not clear["paper_within_spread"]
+    assert clear["verdict"] == "supports" and clear["p"] <= clear["p_adjusted"] < 0.05
     near = tests["Avg. pool", "mAP"]
     assert near["verdict"] == "cannot tell" and near["p_adjusted"] > 0.05
     assert (table["queries"], table["videos"]) == (40, 10)
@@ -271,7 +269,7 @@ def test_verdicts(means: tuple[float, float], verdict: str) -> None:
     assert table["rows"][1]["paper_parameters"] == 12.43
 
 
-def test_what_the_paper_does_not_claim_is_not_contradicted() -> None:
+def test_a_difference_within_the_papers_spread_is_not_contradicted() -> None:
     # MixedInit against Def. CA: the paper's HD mAP is lower by 0.16, less than its own spread.
     runs = {"Def. CA + MixedInit": made_up(60.0), "Def. CA": made_up(50.0)}
     tests = {t["metric"]: t for t in report.report(ABLATIONS["5"], runs)["tests"]}
@@ -292,12 +290,12 @@ def test_one_seed_and_unreadable_rows_get_no_verdict() -> None:
     assert "K=5: not trained" in levels
     with pytest.raises(ValueError, match="table J: there is no finished run yet"):
         report.report(ABLATIONS["J"], {})
-    other = [replace(s, videos=["x"] * 40) for s in made_up(50.0)]
+    other_videos = [replace(s, videos=["x"] * 40) for s in made_up(50.0)]
     with pytest.raises(ValueError, match="different queries"):
-        report.report(ABLATIONS["J"], {"unshared": made_up(40.0), "shared": other})
+        report.report(ABLATIONS["J"], {"unshared": made_up(40.0), "shared": other_videos})
 
 
-def test_a_result_is_small_and_holds_what_tests_need(tmp_path: Path) -> None:
+def test_a_result_is_small_and_has_the_score_of_each_query(tmp_path: Path) -> None:
     assert set(TESTED) == {
         "MR-full-mAP", "HL-min-VeryGood-mAP", "MR-short-mAP", "MR-middle-mAP", "MR-long-mAP"
     }  # fmt: skip
@@ -306,41 +304,41 @@ def test_a_result_is_small_and_holds_what_tests_need(tmp_path: Path) -> None:
     each["MR-short-mAP"][::3] = np.nan
     names = tuple(f"video{i // 4}" for i in range(813))
     scored = QueryScores(each=each, qids=tuple(range(813)), queries=("a query",) * 813, videos=names)
-    found = run.Run(variants=("x",), recipe=read_recipe(BASE).to_dict(), folder=tmp_path)
+    finished = run.Run(variants=("x",), recipe=read_recipe(BASE).to_dict(), folder=tmp_path)
     brief = {metric: round(100 * float(np.nanmean(each[metric])), 2) for metric in TESTED}
     result = {"format": run.FORMAT, "brief": brief, "each": run._each(scored), "parameters": 7, "seconds": None}
     path = tmp_path / "result.json"
-    path.write_text(run._lines({**result, "recipe": dict(found.recipe)}))
+    path.write_text(run._lines({**result, "recipe": dict(finished.recipe)}))
     assert path.stat().st_size < 60_000
-    scores = report.read_scores(found)
+    scores = report.read_scores(finished)
     assert tuple(scores.videos) == names and set(scores.each) == set(TESTED)
     for metric in TESTED:
         np.testing.assert_allclose(scores.each[metric], each[metric], atol=0.51e-5)
-    for damage, said in (
+    for damage, message in (
         ({**result, "format": "sidelight.ablation-run/1"}, "expected format"),
         ({**result, "each": {}}, "is damaged .*delete"),
         ({**result, "each": {**run._each(scored), "video_of_query": [0]}}, "is damaged .*number of queries"),
         ([], "expected format"),
     ):
         path.write_text(json.dumps(damage))
-        with pytest.raises(ValueError, match=said):
-            report.read_scores(found)
+        with pytest.raises(ValueError, match=message):
+            report.read_scores(finished)
 
 
-def test_lengths_are_tested_where_the_table_is_about_them(tmp_path: Path) -> None:
+def test_table_l_tests_the_lengths_of_moments(tmp_path: Path) -> None:
     runs = {"Stand. CA": made_up(40.0), "Def. CA": made_up(49.0), "RDSA": made_up(50.0)}
     table = report.report(ABLATIONS["L"], runs)
     assert table["columns"] == ["mAP short", "mAP middle", "mAP long", "mAP"]
     assert {t["metric"] for t in table["tests"]} == {"mAP short", "mAP middle", "mAP long"}
-    picture = report.plot_report(table, tmp_path / "table.png")
-    assert picture.stat().st_size > 1000
+    plot = report.plot_report(table, tmp_path / "table.png")
+    assert plot.stat().st_size > 1000
 
 
 # offsets -----------------------------------------------------------------------------------------------------------
 
 
 def tiny_batch(clips: tuple[int, ...] = (6, 3, 5), padding: int = 0) -> Batch:
-    """Samples of different lengths, one true span each; what is padded is garbage."""
+    """Return samples of different lengths with one true span each; padded clips hold garbage."""
     size, longest, tokens = len(clips), max(clips) + padding, 4
     video, text = torch.full((3, size, longest, 6), 7.0), torch.zeros(3, size, tokens, 5)
     for b, count in enumerate(clips):
@@ -372,13 +370,13 @@ def tiny_model(*, shake: float = 0.0, **changes: Any) -> SDST:
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": "deformable"}, {"share_levels": False}])
-def test_untrained_offsets_are_where_they_start(changes: dict[str, Any]) -> None:
+def test_untrained_offsets_have_their_initial_values(changes: dict[str, Any]) -> None:
     model, batch = tiny_model(**changes), tiny_batch()
-    predictions, found_KBMHP, weights_KBMHP = offsets.record(model, batch)
+    predictions, offsets_KBMHP, weights_KBMHP = offsets.record(model, batch)
     start = initial_offsets("directions", 4, 2)
-    torch.testing.assert_close(found_KBMHP, start.expand(3, 3, 4, 4, 2))
+    torch.testing.assert_close(offsets_KBMHP, start.expand(3, 3, 4, 4, 2))
     torch.testing.assert_close(weights_KBMHP, torch.full_like(weights_KBMHP, 0.5))
-    # Recording changes nothing, and leaves nothing behind.
+    # Recording changes nothing, and the model is as before.
     assert torch.equal(predictions.logits_KBM, model(batch).logits_KBM)
     shaken = tiny_model(shake=0.5, **changes)
     assert (offsets.record(shaken, batch)[1] - start).abs().mean() > 0.1
@@ -388,16 +386,16 @@ def test_a_summary_of_offsets() -> None:
     start = np.zeros((2, 2), np.float32)
     values = np.array([[[0.0, 2.0], [-3.0, 1.0]]], np.float32)
     weights = np.array([[[0.5, 0.5], [0.25, 0.75]]], np.float32)
-    found = offsets.summary(values, weights, start)
-    assert found["moved"] == pytest.approx(1.5) and found["outside"] == pytest.approx(0.5)
-    assert found["weighted_moved"] == pytest.approx(0.5) and found["weighted_outside"] == 0
-    assert [head["mean"] for head in found["heads"]] == pytest.approx([1.0, 0.0])
+    result = offsets.summary(values, weights, start)
+    assert result["moved"] == pytest.approx(1.5) and result["outside"] == pytest.approx(0.5)
+    assert result["weighted_moved"] == pytest.approx(0.5) and result["weighted_outside"] == 0
+    assert [head["mean"] for head in result["heads"]] == pytest.approx([1.0, 0.0])
     empty = offsets.summary(values[:0], weights[:0], start)
     assert empty["moved"] is None and empty["quantiles"] is None and empty["moment_queries"] == 0
 
 
 class OneBatch:
-    """As much of a dataset as offsets read."""
+    """The part of a dataset that offsets read."""
 
     def __len__(self) -> int:
         return 3
@@ -421,12 +419,13 @@ def test_offsets_are_reported_over_seeds(tmp_path: Path) -> None:
     assert [first[s][0]["moment_queries"] for s in offsets.SELECTIONS] == [12, 3, 3]
     assert len(first["all"]) == 3 and first["all"][0]["moved"] == 0 and first["all"][0]["outside"] == 0
     table = offsets.report(measured)
-    over = table["rows"]["RDSA"]["matched"][2]["moved"]
-    values = [run_["matched"][2]["moved"] for run_ in measured["RDSA"]]
-    assert over["mean"] == pytest.approx(np.mean(values)) and over["deviation"] == pytest.approx(np.std(values, ddof=1))
+    moved = table["rows"]["RDSA"]["matched"][2]["moved"]
+    values = [measures["matched"][2]["moved"] for measures in measured["RDSA"]]
+    assert moved["mean"] == pytest.approx(np.mean(values)) and moved["deviation"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
     assert "matched" in offsets.as_text(table)
-    offsets.write_report(table, tmp_path / "offsets.json")
-    assert json.loads((tmp_path / "offsets.json").read_text())["rows"].keys() == {"Def. CA", "RDSA"}
+    assert json.loads(json.dumps(table, allow_nan=False))["rows"].keys() == {"Def. CA", "RDSA"}
     assert offsets.plot_report(table, tmp_path / "offsets.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="this model has none"):
         offsets.record(tiny_model(attention="standard"), tiny_batch())
@@ -435,7 +434,7 @@ def test_offsets_are_reported_over_seeds(tmp_path: Path) -> None:
 # options of the model that only ablations need ---------------------------------------------------------------------
 
 
-def test_the_last_layer_again_and_again() -> None:
+def test_every_level_can_be_the_last_layer() -> None:
     model, batch = tiny_model(shake=0.2, level_source="last"), tiny_batch()
     plain = tiny_model(shake=0.2)
     repeated = replace(
@@ -446,7 +445,7 @@ def test_the_last_layer_again_and_again() -> None:
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_learned_queries_draw_the_same_weights_as_ever() -> None:
+def test_query_selection_does_not_change_the_other_initial_weights() -> None:
     learned, mixed = tiny_model(), tiny_model(query_init="mixed")
     assert not any(name.startswith("selection") for name in learned.state_dict())
     for name, value in learned.state_dict().items():
@@ -460,16 +459,16 @@ def test_queries_start_at_the_best_clips(kind: str) -> None:
     assert predictions.logits_KBM.shape == (4, 3, 4) and predictions.video_KBTF.shape[0] == 3
     selection = model.selection
     assert selection is not None
-    seen: list[tuple[Tensor, ...]] = []
-    handle = selection.register_forward_hook(lambda _module, given, found: seen.append((*given[:3], *found)))
+    recorded: list[tuple[Tensor, ...]] = []
+    handle = selection.register_forward_hook(lambda _module, inputs, outputs: recorded.append((*inputs[:3], *outputs)))
     model(batch)
     handle.remove()
-    memory, references, moments, logits, spans, content = seen[0]
+    memory, references, moments, logits, spans, content = recorded[0]
     scores_BT = selection.class_head(selection.norm(selection.map(memory))).squeeze(-1)
     for b, count in enumerate((6, 3, 5)):
         kept = min(count, 4)
         torch.testing.assert_close(logits[b, :kept], scores_BT[b, :count].sort(descending=True).values[:kept])
-        # A video with fewer clips than moment queries: the others start as learned.
+        # In a video with fewer clips than moment queries, the remaining moment queries start as learned.
         torch.testing.assert_close(spans[b, kept:], references[b, kept:])
         torch.testing.assert_close(content[b, kept:], moments[b, kept:])
     padded = model(tiny_batch(padding=2))
@@ -478,7 +477,7 @@ def test_queries_start_at_the_best_clips(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixed", "pure"])
-def test_the_selection_learns_from_losses_of_its_own(kind: str) -> None:
+def test_the_selection_learns_from_its_own_losses(kind: str) -> None:
     model, batch = tiny_model(shake=0.2, attention="deformable", query_init=kind), tiny_batch((6, 5, 5))
     sdst_losses(model(batch), batch, SDSTLossConfig())["total"].backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -494,8 +493,8 @@ def test_a_weight_of_zero_switches_a_loss_off() -> None:
     names = ("l1", "iou", "actionness", "alignment_batch", "alignment_levels")
     for name in names:
         model = tiny_model(shake=0.2)
-        off: dict[str, Any] = {f"weight_{name}": 0.0}
-        config = SDSTLossConfig(**off)
+        weights: dict[str, Any] = {f"weight_{name}": 0.0}
+        config = SDSTLossConfig(**weights)
         losses = sdst_losses(model(batch), batch, config)
         rest = sum(getattr(config, f"weight_{n}") * v for n, v in losses.items() if n not in ("total", name))
         torch.testing.assert_close(losses["total"], torch.as_tensor(rest))
@@ -504,7 +503,7 @@ def test_a_weight_of_zero_switches_a_loss_off() -> None:
         assert all(g is None or not g.any() for g in head) == (name == "actionness")
 
 
-# the whole way -----------------------------------------------------------------------------------------------------
+# complete tables ---------------------------------------------------------------------------------------------------
 
 TOY = """
 model: {video_dim: 128, text_dim: 128, hidden: 16, heads: 2, moment_queries: 4, roi_bins: 2}
@@ -519,14 +518,14 @@ train: {epochs: 1, batch_size: 8, lr: 1.0e-3, warmup_steps: 2, accelerator: cpu,
 
 @pytest.fixture
 def toy(tiny_world: Path, tmp_path: Path) -> Path:
-    """A recipe that trains in a second."""
+    """Write a recipe that trains in a second."""
     path = tmp_path / "toy.yaml"
     path.write_text(TOY.replace("WORLD", str(tiny_world)))
     return path
 
 
 @pytest.mark.slow
-def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_trained_once_and_made_again(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["j", "--recipe", str(toy), "--out", str(out), "--seeds", "2"]
     assert main([*arguments, "--dry-run"]) == 0
@@ -543,7 +542,7 @@ def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytes
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert len(results) == 4 and all(r["seconds"] > 0 and "MR-short-mAP" in r["brief"] for r in results)
     assert all(list(r["each"]["shares"]) and len(r["each"]["videos"]) == 3 for r in results)
-    # Only the results, on a machine without data: the same table, and nothing is trained.
+    # On a machine with results but without data: the same table, and nothing is trained.
     carried = tmp_path / "carried"
     for folder in folders:
         (carried / folder.name).mkdir(parents=True)
@@ -554,7 +553,7 @@ def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.replace(str(carried), str(out)) == printed[printed.index("Table J") :]
     assert (carried / "tables" / "table-J.json").read_text() == (out / "tables" / "table-J.json").read_text()
     assert {p.name for p in carried.iterdir()} == {"tables", *(folder.name for folder in folders)}
-    # Again: nothing is trained; a run that was lost is trained anew, and comes out the same.
+    # Once more: only a lost run is trained again, with the same result.
     before = {folder: (folder / "result.json").stat().st_mtime_ns for folder in folders}
     shutil.rmtree(folders[0])
     assert main([*arguments, "--dry-run"]) == 0
@@ -564,12 +563,12 @@ def test_a_table_from_nothing_and_again(toy: Path, tmp_path: Path, capsys: pytes
     after = {folder: (folder / "result.json").stat().st_mtime_ns for folder in folders}
     assert [f for f in folders if before[f] != after[f]] == folders[:1]
     assert json.loads((folders[0] / "result.json").read_text())["brief"] == results[0]["brief"]
-    # Another table finds the run that both have; other data is refused.
+    # Another table reuses a shared run; other data is refused.
     assert main(["3", "--recipe", str(toy), "--out", str(out), "--seeds", "1", "--dry-run"]) == 0
     assert "3 runs, 2 to train" in capsys.readouterr().out
-    other = tmp_path / "other.jsonl"
-    other.write_text("".join((toy.parent / "toy.yaml").read_text() and _first_rows(toy, 4)))
-    toy.write_text(toy.read_text().replace(_annotations(toy), str(other)))
+    other_data = tmp_path / "other.jsonl"
+    other_data.write_text("".join(_first_rows(toy, 4)))
+    toy.write_text(toy.read_text().replace(_annotations(toy), str(other_data)))
     assert main(arguments) == 2
     assert "was trained on other data (train, val differ)" in capsys.readouterr().err
 
@@ -583,7 +582,7 @@ def _first_rows(recipe: Path, count: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(toy: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(toy: Path, tmp_path: Path) -> None:
     from lightning_fabric import Fabric
 
     from sidelight.training.data import open_data
@@ -591,16 +590,16 @@ def test_an_interrupted_run_goes_on(toy: Path, tmp_path: Path) -> None:
 
     runs = run.plan(ABLATIONS["J"], toy, tmp_path / "out", [0])
     run.prepare(runs, tmp_path / "out", say=lambda _: None)
-    whole = run.train_run(runs[0], keep=True, quiet=True)
-    left = {path.name for path in runs[0].folder.iterdir()}
-    assert left >= {"result.json", "recipe.yaml", "last", "best", "predictions.jsonl"} and "state.pt" not in left
+    uninterrupted = run.train_run(runs[0], keep=True, quiet=True)
+    kept = {path.name for path in runs[0].folder.iterdir()}
+    assert kept >= {"result.json", "recipe.yaml", "last", "best", "predictions.jsonl"} and "state.pt" not in kept
     moved = replace(runs[0], folder=tmp_path / "out" / "again-0")
     recipe, fabric = run.checked(run.located(moved)), Fabric(accelerator="cpu", devices=1)
     trainer = Trainer(recipe, fabric, open_data(recipe, fabric, quiet=True), quiet=True)
     trainer.run(stop_after=1)
     assert (moved.folder / "state.pt").exists() and not moved.finished
     resumed = run.train_run(moved, quiet=True)
-    assert resumed["brief"] == whole["brief"] and resumed["seconds"] is None
+    assert resumed["brief"] == uninterrupted["brief"] and resumed["seconds"] is None
 
 
 @pytest.mark.slow
@@ -611,40 +610,40 @@ def test_offsets_of_trained_runs_and_levels_of_one_store(
     common = ["--recipe", str(toy), "--out", str(out), "--seeds", "1"]
     assert main(["figA", *common]) == 0
     assert "Fig. 4" in capsys.readouterr().out
-    found = json.loads((out / "tables" / "offsets.json").read_text())
-    assert len(found["runs"]["RDSA"][0]["top"]) == 4
+    table = json.loads((out / "tables" / "offsets.json").read_text())
+    assert len(table["runs"]["RDSA"][0]["top"]) == 4
     for weights in out.glob("*/last"):
         shutil.rmtree(weights)
     assert main(["offsets", *common]) == 2
     assert "has no weights (last/), which offsets are measured with" in capsys.readouterr().err
     strided = [r for r in run.plan(ABLATIONS["4"], toy, out, [0]) if r.variants == ("-3, -1",)]
-    run.prepare(strided, out, say=lambda line: pytest.fail(f"nothing is to be extracted: {line}"))
+    run.prepare(strided, out, say=lambda line: pytest.fail(f"must extract nothing: {line}"))
     assert not run.execute(strided, say=lambda _: None)
     assert run.read_result(strided[0])["recipe"]["model"]["levels"] == 2
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_and_one_that_fails(toy: Path, tmp_path: Path) -> None:
+def test_one_of_two_parallel_runs_fails(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     runs = run.plan(ABLATIONS["J"], toy, out, [0])
     run.prepare(runs, out, say=lambda _: None)
     broken = replace(runs[1], recipe={**runs[1].recipe, "model": {**runs[1].recipe["model"], "video_dim": 64}})
-    said: list[str] = []
-    failures = run.execute([runs[0], broken], jobs=2, say=said.append)
+    lines: list[str] = []
+    failures = run.execute([runs[0], broken], jobs=2, say=lines.append)
     assert runs[0].finished and not broken.finished
     assert [f.run for f in failures] == [broken] and "model.video_dim is 64" in failures[0].reason
-    assert len(said) == 3 and any("failed" in line for line in said)
+    assert len(lines) == 3 and any("failed" in line for line in lines)
 
 
 class Deadly:
-    """Whatever process reads it from a pickle dies."""
+    """An object that ends the process which reads it from a pickle."""
 
     def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
         return os._exit, (1,)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_takes_no_other_run_with_it(toy: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_only_its_own_run(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     runs = run.plan(ABLATIONS["J"], toy, out, [0])
     run.prepare(runs, out, say=lambda _: None)
@@ -655,7 +654,7 @@ def test_a_process_that_dies_takes_no_other_run_with_it(toy: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("two\nlines"), "two lines"),
         (RuntimeError("it broke\nand a trace"), "RuntimeError: it broke"),
@@ -664,11 +663,11 @@ def test_a_process_that_dies_takes_no_other_run_with_it(toy: Path, tmp_path: Pat
         (OSError(28, "No space left on device"), "OSError: .* No space left"),
     ],
 )
-def test_a_run_that_fails_stops_no_other(
-    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_run_stops_no_other_run(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train_run(one: run.Run, **_: Any) -> dict[str, Any]:
-        if one.seed == 0:
+    def train_run(started: run.Run, **_: Any) -> dict[str, Any]:
+        if started.seed == 0:
             raise error
         # As on annotations with highlights and no moments.
         return {"brief": {"HL-min-VeryGood-mAP": 12.3}, "seconds": None}
@@ -681,12 +680,12 @@ def test_a_run_that_fails_stops_no_other(
     ]
     lines: list[str] = []
     (failure,) = run.execute(runs, say=lines.append)
-    assert failure.run is runs[0] and re.match(said, failure.reason) and "\n" not in failure.reason
+    assert failure.run is runs[0] and re.match(message, failure.reason) and "\n" not in failure.reason
     assert "HL mAP 12.30, resumed" in lines[-1]
 
 
 def test_an_interruption_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_run(one: run.Run, **_: Any) -> dict[str, Any]:
+    def train_run(started: run.Run, **_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "train_run", train_run)
@@ -694,14 +693,14 @@ def test_an_interruption_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run.execute([run.Run(variants=("x",), recipe=read_recipe(BASE).to_dict(), folder=tmp_path)], say=lambda _: None)
 
 
-def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_work_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     with run._locked(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["2"], "there is no table '2'; known are 3, 4"),
         (["5", "--seeds", "0"], "--seeds must be 1 or more"),
@@ -711,10 +710,10 @@ def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_mistakes_are_one_sentence(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--out", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_names_of_tables() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of actionness: what it measures, and that the page says what it measured."""
+"""The benchmark of actionness measures correctly, and docs/miniature.md has its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def actionness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 class Fixed(torch.nn.Module):
-    """Two moment queries: the first 5/8 of the one moment [0.2, 0.6], and all of the video."""
+    """A model with two moment queries: the first 5/8 of the moment [0.2, 0.6], and the complete video."""
 
     def forward(self, batch: Any) -> Any:
         return SimpleNamespace(
@@ -54,9 +54,9 @@ def test_shares_of_a_span_and_of_its_moment(actionness: ModuleType) -> None:
     assert rows[0]["class"] == 0.5
 
 
-def test_the_page_says_what_was_measured() -> None:
-    """Every row of the section's tables, by its label, against the committed numbers."""
-    found = json.loads((ROOT / "docs" / "ablation" / "tables" / "actionness.json").read_text(encoding="utf-8"))
+def test_the_page_has_the_measured_numbers() -> None:
+    """Compare every row of the section's tables with the committed numbers."""
+    results = json.loads((ROOT / "docs" / "ablation" / "tables" / "actionness.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
     section = text.partition("### Why actionness")[2].partition("\n## ")[0]
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
@@ -65,10 +65,10 @@ def test_the_page_says_what_was_measured() -> None:
         **{f"1.5, seed {n}": f"runs/roi-width-{n}/last" for n in range(2)},
         "shipped": "shapes",
     }
-    said = {row[0]: row[1:] for row in rows if row[0] and not row[0].startswith("-")}
+    page_rows = {row[0]: row[1:] for row in rows if row[0] and not row[0].startswith("-")}
     checked = 0
     for label, name in names.items():
-        measured = found[name]
+        measured = results[name]
         expected = {
             label: [f"{measured['ranked by'][by]['MR-full-mAP']:.2f}" for by in ("class", "actionness", "both")],
             f"actionness, {label}": [f"{measured['tenths'][n]['actionness']:.3f}" for n in (0, 2, 5, 6, 7, 8, 9)],
@@ -77,8 +77,8 @@ def test_the_page_says_what_was_measured() -> None:
             f"covering, {label}": [f"{measured['fifths'][n]['covering actionness']:.3f}" for n in range(1, 5)],
         }
         for row, cells in expected.items():
-            if row in said:
-                assert said[row] == cells, row
+            if row in page_rows:
+                assert page_rows[row] == cells, row
                 checked += 1
-        assert label in said
-    assert checked == len([row for row in said if row not in ("MR mAP, ranked by", "overlap")])
+        assert label in page_rows
+    assert checked == len([row for row in page_rows if row not in ("MR mAP, ranked by", "overlap")])

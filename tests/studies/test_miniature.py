@@ -1,4 +1,4 @@
-"""The ablation results that are committed, and what docs/miniature.md says of them."""
+"""The committed results of the ablations agree with docs/miniature.md."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TABLES = sorted(path.stem.removeprefix("table-") for path in (RESULTS / "tables"
 
 
 def report(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "tables" / f"table-{name}.json").read_text(encoding="utf-8"))
-    return found
+    table: dict[str, Any] = json.loads((folder / "tables" / f"table-{name}.json").read_text(encoding="utf-8"))
+    return table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -29,25 +29,25 @@ def test_tables_follow_from_the_results(name: str, tmp_path: Path, monkeypatch: 
     seeds = next(row["seeds"] for row in report(name)["rows"] if row["seeds"])
     shutil.copytree(RESULTS, tmp_path / "out", ignore=shutil.ignore_patterns("tables"))
     assert main([name, "--seeds", str(len(seeds)), "--out", str(tmp_path / "out")]) == 0
-    again, kept = report(name, tmp_path / "out"), report(name)
-    for row, old in zip(again["rows"], kept["rows"], strict=True):
+    new_table, old_table = report(name, tmp_path / "out"), report(name)
+    for row, old in zip(new_table["rows"], old_table["rows"], strict=True):
         assert row["variant"] == old["variant"] and row["seeds"] == old["seeds"]
         for column, scores in old["ours"].items():
             assert row["ours"][column]["runs"] == pytest.approx(scores["runs"])
             assert row["ours"][column]["mean"] == (None if scores["mean"] is None else pytest.approx(scores["mean"]))
-    for test, old in zip(again["tests"], kept["tests"], strict=True):
+    for test, old in zip(new_table["tests"], old_table["tests"], strict=True):
         assert test["verdict"] == old["verdict"] and test["p_adjusted"] == pytest.approx(old["p_adjusted"], rel=1e-6)
 
 
 def claims() -> dict[str, list[list[str]]]:
-    """Table -> the rows of its claims in docs/miniature.md."""
+    """Return table -> the rows of its claims in docs/miniature.md."""
     text = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
     sections = re.split(r"^## Table (\w+)", text, flags=re.MULTILINE)
-    found = {}
+    claims_of = {}
     for name, body in zip(sections[1::2], sections[2::2], strict=True):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line[:1] == "|"]
-        found[name] = [row for row in rows if len(row) == 7 and row[2] in METRICS]
-    return found
+        claims_of[name] = [row for row in rows if len(row) == 7 and row[2] in METRICS]
+    return claims_of
 
 
 def test_the_page_has_every_table() -> None:
@@ -55,7 +55,7 @@ def test_the_page_has_every_table() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_page_says_what_the_results_say(name: str) -> None:
+def test_the_claims_of_the_page_equal_the_results(name: str) -> None:
     rows = {(r[0], r[1], r[2]): r[3:] for r in claims()[name]}
     tests = report(name)["tests"]
     assert len(rows) == len(tests)
@@ -70,12 +70,12 @@ def test_the_page_says_what_the_results_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_means_are_those_of_the_results(name: str) -> None:
+def test_the_means_of_the_page_equal_the_results(name: str) -> None:
     text = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
     body = re.split(rf"^## Table {name}\b", text, flags=re.MULTILINE)[1].partition("\n## ")[0]
     rows = {row["variant"]: row["ours"] for row in report(name)["rows"] if row["seeds"]}
-    said = [[c.strip() for c in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
-    means = {cells[0]: cells[1:] for cells in said if len(cells) == 3 and cells[0] in rows}
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+    means = {cells[0]: cells[1:] for cells in lines if len(cells) == 3 and cells[0] in rows}
     if name != "L":  # the runs of Table 5
         assert set(means) == set(rows)
     for variant, cells in means.items():
