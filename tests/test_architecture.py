@@ -139,8 +139,8 @@ def test_a_package_imports_only_packages_above_it() -> None:
 
 
 def test_every_row_is_a_package() -> None:
-    there = {p.stem for p in SOURCE.iterdir() if (p / "__init__.py").exists() or p.suffix == ".py"} - {"__init__"}
-    assert there == set(PACKAGES)
+    on_disk = {p.stem for p in SOURCE.iterdir() if (p / "__init__.py").exists() or p.suffix == ".py"} - {"__init__"}
+    assert on_disk == set(PACKAGES)
 
 
 def test_there_is_no_circle_of_imports() -> None:
