@@ -78,7 +78,7 @@ def test_a_strong_piece_is_not_joined_with_a_weak_one() -> None:
 
 
 def test_a_complete_moment_is_not_joined_with_a_cut_neighbour() -> None:
-    """The second window shows the start of this moment, so its left edge cuts another moment."""
+    # The second window shows the start of this moment, so its left edge cuts another moment.
     windows = [window(0, (16, 20, 0.9), (4, 9, 0.6)), window(10, (10, 13, 0.8), (16, 22, 0.9)), window(20)]
     assert merged(windows) == [(16, 22, 0.9), (10, 13, 0.8), (4, 9, 0.6)]
 
