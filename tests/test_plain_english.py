@@ -36,22 +36,40 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield node.lineno, name
+            case ast.ExceptHandler(name=str(name)) | ast.alias(asname=str(name)) | ast.MatchAs(name=str(name)):
+                yield node.lineno, name
+
+
+def complaints(code: str) -> list[str]:
+    """Return a sentence, which starts with its line, for each docstring and each name that breaks the rules."""
+    tree = ast.parse(code)
+    wrong = [f"{line}: {text.splitlines()[0]}" for line, text in docstrings(tree) if NOT_A_VERB.match(text)]
+    return wrong + [f"{line}: the name {name} says nothing" for line, name in names(tree) if name in SAY_NOTHING]
 
 
 def test_docstrings_start_with_a_verb_and_names_say_something() -> None:
-    wrong = []
-    for path in FILES:
-        tree, where = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(ROOT)
-        wrong += [f"{where}:{n}: {text.splitlines()[0]}" for n, text in docstrings(tree) if NOT_A_VERB.match(text)]
-        wrong += [f"{where}:{n}: the name {name} says nothing" for n, name in names(tree) if name in SAY_NOTHING]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{complaint}"
+        for path in FILES
+        for complaint in complaints(path.read_text(encoding="utf-8"))
+    ]
     assert not wrong, "\n".join(["", *wrong])
 
 
 @pytest.mark.parametrize(
-    "code", ["def f():\n    '''The answer.'''", "found = 1", "f(said=1)", "def f(there): ...", "x.odd"]
+    ("code", "count"),
+    [
+        ("", 0),
+        ("def f():\n    '''Return the answer.'''", 0),
+        ("def f():\n    '''The answer.'''", 1),
+        ("found = 1", 1),
+        ("f(said=1)", 1),
+        ("def f(there, odd): ...", 2),
+        ("x.odd", 1),
+        ("try: ...\nexcept ValueError as found: ...", 1),
+        ("import a as said", 1),
+        ("match x:\n    case [came]: ...", 1),
+    ],
 )
-def test_the_check_sees_what_it_should(code: str) -> None:
-    tree = ast.parse(code)
-    assert any(NOT_A_VERB.match(text) for _, text in docstrings(tree)) or SAY_NOTHING & {
-        name for _, name in names(tree)
-    }
+def test_the_check_sees_what_it_should(code: str, count: int) -> None:
+    assert len(complaints(code)) == count

@@ -203,7 +203,7 @@ def test_videos(tmp_path: Path) -> None:
     (videos / "yard.mp4").rename(videos / "Yard.mp4")
     findings = rows_and_examples(check(tmp_path, videos=videos))
     assert findings == {"missing-video": (1, ("yard",)), "surplus-video": (1, ("Yard.mp4",))}
-    with pytest.raises(AnnotationError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         check(tmp_path, videos=tmp_path / "nowhere")
 
 

@@ -11,10 +11,10 @@ import pytest
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import AnnotationError
 from sidelight.data.datasets import BENCHMARKS, benchmark, recognise
-from sidelight.data.datasets.base import DataWarning, video_files
+from sidelight.data.datasets.base import DataWarning
 from sidelight.data.datasets.qvhighlights import seconds_in_name
 from sidelight.features.sources import find_videos
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.models.decode.sdst import DecodeConfig
 
 UID = "11111111-2222-3333-4444-555555555555"
@@ -113,7 +113,7 @@ def test_published_settings_can_be_decoded_with() -> None:
 
 
 def test_videos_are_named_as_extraction_names_them(tmp_path: Path) -> None:
-    assert video_files(tmp_path) == {}
+    assert videos_in(tmp_path) == {}
     for name in [
         *(f"v{i}{suffix}" for i, suffix in enumerate(VIDEO_SUFFIXES)),
         "UPPER.MP4",
@@ -121,10 +121,10 @@ def test_videos_are_named_as_extraction_names_them(tmp_path: Path) -> None:
         "two.dots.mp4",
     ]:
         (tmp_path / name).touch()
-    files = video_files(tmp_path)
+    files = videos_in(tmp_path)
     assert files == find_videos(tmp_path, files) and {"UPPER", "two.dots"} < files.keys() and "notes" not in files
-    with pytest.raises(AnnotationError, match="is not a folder"):
-        video_files(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not a folder"):
+        videos_in(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

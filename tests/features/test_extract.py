@@ -112,7 +112,7 @@ def test_failures_are_written_and_removed_when_the_video_can_be_read(
     bad = tmp_path / "b.mp4"
     bad.write_text("no video")
     out = tmp_path / "out"
-    _, failures = extract({"a": video, "b": bad}, [], backbone, out, absent={"c": "there is no file"}, workers=1)
+    _, failures = extract({"a": video, "b": bad}, [], backbone, out, without_file={"c": "there is no file"}, workers=1)
     assert failures.keys() == {"b", "c"}
     rows = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert [(r["vid"], r["file"]) for r in rows] == [("b", str(bad)), ("c", "")] and "not a video" in rows[0]["reason"]

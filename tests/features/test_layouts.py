@@ -30,7 +30,7 @@ from sidelight.features.layouts import (
     export_features,
     fitted_timeline,
     import_features,
-    open_features,
+    open_layout,
     recognise,
 )
 from sidelight.features.store import FeatureStore
@@ -108,7 +108,7 @@ RELEASED: dict[str, Callable[[Path], Path]] = {
 
 
 def opened(where: Path | str, rows: list[Annotation] = ROWS, **options: object) -> ForeignFeatures:
-    features = open_features(where, durations=durations_of(rows), keys=rows, **options)  # type: ignore[arg-type]
+    features = open_layout(where, durations=durations_of(rows), keys=rows, **options)  # type: ignore[arg-type]
     assert isinstance(features, ForeignFeatures)
     return features
 
@@ -380,7 +380,7 @@ def test_folders_of_different_lengths_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
     for where in (f"{tmp_path / 'a'}+,{tmp_path}", f",{tmp_path}", f"{tmp_path / 'a'},"):
         with pytest.raises(ValueError, match=r"expected a folder, or VIDEO\[\+VIDEO"):
-            open_features(where)
+            open_layout(where)
 
 
 # --- a published model ------------------------------------------------------------------------------------------

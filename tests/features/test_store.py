@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.core.timeline import Timeline
-from sidelight.features.store import FeatureStore, VideoFeatures
+from sidelight.features.store import FORMAT, FeatureStore, VideoFeatures
 
 
 @pytest.fixture
@@ -86,9 +87,21 @@ def test_missing_or_damaged_files_are_named(store: FeatureStore, tmp_path: Path)
     (store.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         FeatureStore(store.folder)
-    (store.folder / "manifest.json").write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match="expected format"):
-        FeatureStore(store.folder)
+    for manifest, message in (
+        ('{"format": "other"}', "expected format"),
+        ("[]", "expected format"),
+        (json.dumps({"format": FORMAT}), "holds no feature spec"),
+    ):
+        (store.folder / "manifest.json").write_text(manifest)
+        with pytest.raises(ValueError, match=message):
+            FeatureStore(store.folder)
+
+
+def test_a_manifest_of_before_the_first_release_is_read(store: FeatureStore) -> None:
+    manifest = store.folder / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({"format": values["format"], "recipe": values["spec"]}))
+    assert FeatureStore(store.folder).spec == store.spec
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(store: FeatureStore) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sidelight.data.annotations import read_annotations
 from sidelight.shapes import make_world
-from sidelight.shapes.generate import absent_queries, annotate, merge_windows
+from sidelight.shapes.generate import absent_queries, annotate, join_windows
 from sidelight.shapes.language import ACTION_WORDS, SHAPE_WORDS, phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
@@ -43,8 +43,8 @@ ALL_SCENES = [scene for scenes in SCENES.values() for scene in scenes]
         ([(0, 10), (2, 4), (8, 12)], [(0, 12)]),
     ],
 )
-def test_merge_windows(windows: list[tuple[float, float]], merged: list[tuple[float, float]]) -> None:
-    assert merge_windows(windows) == merged
+def test_join_windows(windows: list[tuple[float, float]], merged: list[tuple[float, float]]) -> None:
+    assert join_windows(windows) == merged
 
 
 def test_the_vocabulary_has_its_size() -> None:

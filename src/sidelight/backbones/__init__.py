@@ -54,7 +54,13 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     """
     if name not in BACKBONES:
         raise ValueError(f"there is no backbone {name!r}; known backbones are {', '.join(BACKBONES)}")
-    return BACKBONES[name](**options)
+    try:
+        return BACKBONES[name](**options)
+    except TypeError as error:  # an option that this backbone does not have
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rpartition("argument ")[2].split("'")[1]
+        raise ValueError(f"the backbone {name!r} has no option {option}; leave {option} out") from None
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:

@@ -96,7 +96,9 @@ def pool_tokens(tokens_CPD: Tensor, pooling: str, attention_pool: Callable[[Tens
             return tokens_CPD[:, 1:].mean(1)
         case "attention" if attention_pool is not None:
             return attention_pool(tokens_CPD)
-    return tokens_CPD
+        case "tokens":
+            return tokens_CPD
+    raise ValueError(f"this backbone has no pooling {pooling!r}; choose cls, mean or tokens")
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,8 @@
 How to add a backbone:
 
 1. Make a folder ``backbones/NAME/`` with a ``model.py``, and a ``convert.py`` if published weights need a conversion.
-2. Write a class with the five members of :class:`Backbone`; ``backbones/shapes/model.py`` is the shortest example.
+2. Write a class with the five members of :class:`Backbone`. Its constructor takes ``levels``, ``pooling``, ``weights``,
+   ``clip_seconds`` and ``frames_per_clip`` by name; ``backbones/clip/model.py`` is the shortest complete example.
 3. Use ``backbones/common.py`` for levels, pooling, checks and digests, and ``backbones/conversion.py`` to convert.
 4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, imported inside a function as the others are.
 5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.

@@ -95,7 +95,12 @@ def extract(
     )
     options = {**config.options(), **({"dtype": dtype} if dtype else {})}
     queries = list(dict.fromkeys(row.query for row in rows))
-    settings: dict[str, Any] = {"workers": workers, "batch_clips": batch_clips, "progress": True, "absent": missing}
+    settings: dict[str, Any] = {
+        "workers": workers,
+        "batch_clips": batch_clips,
+        "progress": True,
+        "without_file": missing,
+    }
     try:
         if engine == "ray":
             from sidelight.features.ray import extract_on_ray
@@ -224,7 +229,7 @@ def features_import(
         frames_per_clip: frames per clip that the backbone read.
         as_is: do not divide vectors by their length, as published loaders of moment-detr do.
     """
-    from sidelight.features.layouts import ForeignFeatures, durations_of, import_features, open_features
+    from sidelight.features.layouts import ForeignFeatures, durations_of, import_features, open_layout
 
     _require_local(folder)
     _require_local(out)
@@ -232,7 +237,7 @@ def features_import(
         raise ValueError(f"{folder} is not a folder; expected one with a layout's folders in it")
     require_above_zero(levels=levels, clip_seconds=clip_seconds, frames_per_clip=frames_per_clip)
     rows = _read([annotations], benchmark)
-    features = open_features(
+    features = open_layout(
         folder,
         layout=layout or "",
         durations=durations_of(rows),

@@ -6,6 +6,9 @@ Shape legend, used by every tensor file of the project (a name ends in its axes:
     M moment queries     G ground-truth spans F hidden width       D input width (D_v video, D_t text)
     H attention heads    P sampling points    N any number of points
 
+P counts the tokens of a clip where features keep them all. K is one more than the levels in predictions of a model that
+selects its moment queries first.
+
 Spans are (center, width) in units of each sample's OWN extent: 1.0 is the end of that sample's last real clip, however
 far the batch is padded. Masks are True where data is real, and real entries come first.
 """

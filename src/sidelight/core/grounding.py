@@ -97,7 +97,11 @@ class Grounding:
         return self.moments[: max(0, n)]
 
     def at_least(self, score: float) -> Grounding:
-        """Return the grounding without the moments that score less; if none is left, no moment fits the query."""
+        """Return the grounding without the moments that score less; if none is left, no moment fits the query.
+
+        ``metrics/calibration.py`` chooses the score from examples; ``min_score`` of a decoding configuration does the
+        same while decoding.
+        """
         return replace(self, moments=tuple(m for m in self.moments if m.score >= score))
 
     def to_dict(self) -> dict[str, Any]:

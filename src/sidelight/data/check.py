@@ -22,8 +22,9 @@ from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
-from sidelight.data.datasets.base import Row, annotation_of, json_lines, video_files
+from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
+from sidelight.io.files import videos_in
 from sidelight.io.jsonl import shown
 
 Severity = Literal["error", "warning", "note"]
@@ -571,7 +572,7 @@ def _shared_videos(files: Sequence[CheckedFile]) -> list[Finding]:
 
 
 def _check_videos(folder: Path, durations: Mapping[str, float]) -> list[Finding]:
-    files = video_files(folder)
+    files = videos_in(folder)
     missing = [vid for vid in durations if vid not in files]
     surplus = [path.name for vid, path in files.items() if vid not in durations]
     return findings_of({"missing-video": missing, "surplus-video": surplus}, folder)

@@ -1,4 +1,4 @@
-"""Training targets from annotations: windows, one saliency per clip, the clips that one positive is drawn from.
+"""Training targets from annotations: windows, a saliency per clip, the clips from which a positive is drawn.
 
 A *binding* is a way to make targets. ``plain`` is our own. The others do what R2-Tuning's published code does on its
 benchmarks (``datasets/*.py``). Its losses and ours accept the targets of every binding.
@@ -173,7 +173,7 @@ def bind_saliency(
     scores: Sequence[Sequence[float]] | None = None,
     clip_ids: Sequence[int] | None = None,
 ) -> tuple[Floats32, list[int]]:
-    """Return the saliency of each clip in [0, 1], and the clips that one positive is drawn from.
+    """Return the saliency of each clip in [0, 1], and the clips from which one positive is drawn in each epoch.
 
     With ratings, saliency is their mean over 4. Without ratings, it is 1 for every clip that starts inside a window.
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
-from sidelight.data.datasets.base import DataWarning, video_files
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.data.datasets.base import DataWarning
+from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
 from sidelight.video.read import probe
 
@@ -265,7 +265,7 @@ def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None
     for moment in moments:
         if moment.video not in durations:
             lines.setdefault(moment.video, moment.line)
-    files = video_files(videos) if lines and videos is not None else {}
+    files = videos_in(videos) if lines and videos is not None else {}
     for vid, line in lines.items():
         if videos is None:
             raise AnnotationError(

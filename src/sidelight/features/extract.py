@@ -1,8 +1,8 @@
 """Extract features: videos and queries go through a backbone, in the same way for training and for inference.
 
 Processes of their own (``video/workers.py``) decode ahead. Clips of several videos go through the backbone together, in
-batches of one size, which never changes within a run; the last batch is filled up. So the features of a clip do not
-depend on the other clips of its batch, and neither on the number of workers, on interruptions or on the set of videos.
+batches of one size, which never changes within a run; the last batch is filled up. So the features of a clip
+depend neither on the other clips of its batch nor on the number of workers, on interruptions or on the set of videos.
 
 Legend: K levels, B clips of a batch, C clips of a chunk, T clips of a video, F frames per clip, S side, D width.
 """
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sidelight.backbones.protocol import Backbone, FeatureSpec
 
 BATCH_UNIT = 8
-"""Backbones that split a large batch split it into parts of this many clips. A batch is smaller, or a multiple, so that
-all clips are computed in parts of the same size.
+"""A backbone may split a large batch into parts of this many clips. So a batch has at most this many clips, or a
+multiple of them: then all parts have the same size.
 """
 _FAILURES_EVERY = 5.0
 """Seconds between two writings of the failures."""
@@ -208,14 +208,14 @@ class Collector:
     Args:
         store: the store to fill; its ``failures.jsonl`` is kept up to date.
         videos: id -> file, of all videos of this run.
-        absent: id -> reason, of videos without a file.
+        without_file: id -> reason, of videos without a file.
     """
 
     def __init__(
-        self, store: FeatureStore, videos: Mapping[str, str | Path], absent: Mapping[str, str] | None = None
+        self, store: FeatureStore, videos: Mapping[str, str | Path], without_file: Mapping[str, str] | None = None
     ) -> None:
-        self.store, self.videos = store, {**videos, **dict.fromkeys(absent or {}, "")}
-        self.failures: dict[str, str] = dict(absent or {})
+        self.store, self.videos = store, {**videos, **dict.fromkeys(without_file or {}, "")}
+        self.failures: dict[str, str] = dict(without_file or {})
         self.clips = 0
         self._unfinished: dict[str, _UnfinishedVideo] = {}
         self._failures_written = 0.0
@@ -307,7 +307,7 @@ def extract(
     *,
     workers: int | None = None,
     batch_clips: int | None = None,
-    absent: Mapping[str, str] | None = None,
+    without_file: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> tuple[FeatureStore, dict[str, str]]:
     """Fill a feature store. Features that the store holds are not computed again, so a later call continues.
@@ -323,7 +323,7 @@ def extract(
         out: folder of the store, or an address in object storage; created if it does not exist.
         workers: number of decoding processes; 0 decodes in this process. Depends on the processors unless given.
         batch_clips: clips that go through the backbone at once, of one or several videos: up to 8, or a multiple.
-        absent: id -> reason, of videos without a file; they count as failures.
+        without_file: id -> reason, of videos without a file; they count as failures.
         progress: show a bar with rate and time left.
 
     Returns:
@@ -342,7 +342,7 @@ def extract(
     store = store_at(out, backbone.spec)
     store.add_queries(queries, lambda part: encode_queries(part, backbone))
     missing = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
-    collector, bar = Collector(store, videos, absent), Progress(len(missing), shown=progress)
+    collector, bar = Collector(store, videos, without_file), Progress(len(missing), shown=progress)
     try:
         with DecodeWorkers(missing, sampling_of(backbone.spec), workers=workers) as decoded:
             for item in decoded:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidelight.backbones import Backbone, FeatureSpec, backbone_for, load_backbone
 from sidelight.features.extract import extract
-from sidelight.features.layouts import durations_of, layout_of, open_features
+from sidelight.features.layouts import durations_of, layout_of, open_layout
 from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
 
@@ -165,7 +165,7 @@ def _open_layout(annotations: Sequence[Annotation], source: FeatureSource) -> Fe
         fields = ("backbone", "weights", "levels", "pooling", "clip_seconds", "frames_per_clip", "normalise")
         description = {name: getattr(source, name) for name in fields}
     durations = durations_of(annotations)
-    return open_features(source.folder, layout=layout, durations=durations, keys=annotations, **description)
+    return open_layout(source.folder, layout=layout, durations=durations, keys=annotations, **description)
 
 
 def _open_store(source: FeatureSource) -> FeatureStore:

@@ -101,7 +101,7 @@ def extract_on_ray(
     workers: int | None = None,
     batch_clips: int | None = None,
     actors: int | None = None,
-    absent: Mapping[str, str] | None = None,
+    without_file: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> tuple[FeatureStore, dict[str, str]]:
     """Fill a feature store on a Ray cluster: the cluster of ``RAY_ADDRESS``, or a new one on this machine.
@@ -115,7 +115,7 @@ def extract_on_ray(
         workers: number of videos that are decoded at once; one per processor unless given.
         batch_clips: clips that go through a backbone at once.
         actors: number of backbones; unless given, one per GPU, or one on a processor if there is no GPU.
-        absent: id -> reason, of videos without a file.
+        without_file: id -> reason, of videos without a file.
         progress: show a bar with rate and time left.
 
     Returns:
@@ -139,7 +139,7 @@ def extract_on_ray(
         options = {**options, "weights": str(Path(options["weights"]).resolve())}
     store = _store_with_queries(out, queries, load_backbone(backbone, **options).to(usable_device(None)))
     missing = [{"vid": v, "path": _absolute(path)} for v, path in videos.items() if not store.is_whole(v)]
-    collector, bar = Collector(store, videos, absent), Progress(len(missing), shown=progress)
+    collector, bar = Collector(store, videos, without_file), Progress(len(missing), shown=progress)
     if not missing:
         return store, collector.failures
     if not ray.is_initialized():

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sidelight.data.datasets.base import video_files
-from sidelight.io.files import VIDEO_SUFFIXES
+from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.io.storage import is_address, list_files
-from sidelight.video.read import VideoError
+from sidelight.video.damage import VideoError
 
 
 def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
@@ -18,7 +17,7 @@ def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
     Raises:
         ValueError: if the folder or a file is missing; the message names up to three missing videos.
     """
-    files, wanted_vids = video_files(folder), list(dict.fromkeys(vids))
+    files, wanted_vids = videos_in(folder), list(dict.fromkeys(vids))
     if missing := [vid for vid in wanted_vids if vid not in files]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {len(wanted_vids)} videos, such as {', '.join(missing[:3])}; "

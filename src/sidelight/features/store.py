@@ -31,7 +31,7 @@ import numpy.typing as npt
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing, sweep, write_text
-from sidelight.io.jsonl import read_json_lines
+from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
 
 HalfFeatures = npt.NDArray[np.float16]
@@ -84,7 +84,7 @@ class Features(Protocol):
     """The place of the features, for messages."""
     spec: FeatureSpec
     """The feature spec: how the features were made."""
-    slack: int
+    late_clips: int
     """Number of clips by which a label may lie beyond the features of its video."""
 
     def has_video(self, vid: str) -> bool:
@@ -111,7 +111,7 @@ class FeatureStore:
         ValueError: if the folder is no store, has another format, or lacks one of the levels.
     """
 
-    slack = 1
+    late_clips = 1
 
     def __init__(self, folder: str | Path, *, levels: tuple[int, ...] | None = None) -> None:
         # Training reads at random and many times over, so a store in object storage is copied first.
@@ -125,10 +125,13 @@ class FeatureStore:
             values = json.loads(manifest.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
-        if values.get("format") != FORMAT:
-            raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {values.get('format')!r}")
-        # Stores written before the first release have the key "recipe".
-        self.spec = FeatureSpec.from_dict(values["spec"] if "spec" in values else values["recipe"])
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            stated = values.get("format") if isinstance(values, dict) else values
+            raise ValueError(f"{manifest}: expected format {FORMAT!r}, got {shown(stated)}")
+        spec = values.get("spec") or values.get("recipe")  # stores of before the first release say "recipe"
+        if not isinstance(spec, dict):
+            raise ValueError(f"{manifest} holds no feature spec; extract the features again")
+        self.spec = FeatureSpec.from_dict(spec)
         self._rows: list[int] | None = None
         """Places of the levels to read; None for all."""
         if levels is not None and levels != self.spec.levels:
@@ -273,9 +276,7 @@ class FeatureStore:
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace the rows that :meth:`failures` returns."""
-        lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-        # File names that are not UTF-8 become JSON's own escapes.
-        write_text(self.folder / FAILURES, lines.encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_json_lines(self.folder / FAILURES, rows)
 
     # --- queries --------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ def _parse(number: int, content: bytes) -> Line:
         problem = "this line is not text in UTF-8"
     except json.JSONDecodeError as error:
         problem = f"this line is not valid JSON ({error.msg} at column {error.colno}); was the file cut short?"
+        if b"\r" in content:
+            problem = "this line holds several rows, parted by CR alone; save the file with LF as its line ends"
     except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
         problem = "this line is not readable JSON"
     else:

@@ -199,7 +199,8 @@ def _knapsacks(values_RN: Floats, weights_N: Ints, capacity: int) -> Bools:
 def summarize(saliency_T: npt.ArrayLike, segments: npt.ArrayLike, budget: float = BUDGET) -> Bools:
     """Return the clips of the summary, (T,): the segments with the highest sum of mean saliencies within the budget.
 
-    The value of a segment is its mean saliency, not its length, as in TVSum. So several short segments win over one
+    As in TVSum, the value of a segment is its mean saliency; its length only counts against the budget. So several
+    short segments win over one
     long segment of the same mean. A segment whose mean is not above 0 is never taken: map a saliency that may be
     negative to positive numbers first. The result depends on that map.
 

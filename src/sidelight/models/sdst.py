@@ -268,14 +268,14 @@ class Level(nn.Module):
         self.dense = DenseStream(config.hidden, config.heads, config.ffn_ratio, config.droppath)
         self.sparse = SparseStream(config)
 
-    def read(self, video: Tensor, text: Tensor) -> Reading:
+    def read(self, video: Tensor, text: Tensor) -> MappedInputs:
         """Compute the parts without recurrence, for one level, or for all levels at once if they share it."""
         video, text = self.map_video(video), self.map_text(text)
         dense_text = self.dense.text_attention.project(text, text)
-        return Reading(video, text, *dense_text, *self.sparse.project_text(text))
+        return MappedInputs(video, text, *dense_text, *self.sparse.project_text(text))
 
 
-class Reading(NamedTuple):
+class MappedInputs(NamedTuple):
     """V and T, and T's keys and values in both streams. Read for all levels at once, the first axis is K."""
 
     video: Tensor
@@ -380,7 +380,7 @@ class SDST(nn.Module):
         moment_queries = self.moments_MF.expand(batch.size, -1, -1)
         logits, spans = [], []
         # One unbind for all levels: its gradient is one stack; K slices would each fill a tensor of zeros.
-        levels = map(Reading._make, zip(*(part.unbind(0) for part in readings), strict=True))
+        levels = map(MappedInputs._make, zip(*(part.unbind(0) for part in readings), strict=True))
         for k, reading in enumerate(levels):
             level = cast(Level, self.levels[0 if config.share_levels else k])
             mixed = reading.video + self.gates_K[k].sigmoid() * (dense - reading.video)  # Eq. 3
@@ -428,7 +428,7 @@ class SDST(nn.Module):
         clips = Clips(mask_BT, lengths_B, code_BTF.to(self.moments_MF.dtype))
         return Context(clips, batch.text_mask_BL, words_mask_BL)
 
-    def _read(self, batch: Batch, clips: Clips) -> Reading:
+    def _read(self, batch: Batch, clips: Clips) -> MappedInputs:
         """Pass the features through the levels' input maps; each part starts with axis K, in order of refinement."""
         config = self.config
         video = batch.video_KBTD.to(self.moments_MF.dtype)
@@ -445,7 +445,7 @@ class SDST(nn.Module):
         if config.share_levels:
             return cast(Level, self.levels[0]).read(video, text)
         readings = [cast(Level, level).read(v, t) for level, v, t in zip(self.levels, video, text, strict=True)]
-        return Reading._make(torch.stack(parts) for parts in zip(*readings, strict=True))
+        return MappedInputs._make(torch.stack(parts) for parts in zip(*readings, strict=True))
 
     def _reference_code(self, references_BM2: Tensor) -> Tensor:
         """Encode references by sinusoids of center and width and an MLP: (B, M, 2) -> (B, M, F)."""

@@ -147,7 +147,7 @@ def annotate(scene: Scene, *, seed: int, index: int, side: int = SIDE) -> list[A
     rows: list[Annotation] = []
     for colour, shape, action in _sample_combinations(rng, scene):
         matching = [e for e in scene.events if _matches(e, colour, shape, action)]
-        windows = merge_windows((e.start, e.end) for e in matching)
+        windows = join_windows((e.start, e.end) for e in matching)
         if len(windows) > MAX_WINDOWS or any(end - start > MAX_WINDOW_SECONDS for start, end in windows):
             continue
         clips = [clip for start, end in windows for clip in scene.timeline.clips_in(start, end)]
@@ -225,7 +225,7 @@ def _matches(event: Thing, colour: str | None, shape: str | None, action: str) -
     )
 
 
-def merge_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def join_windows(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Unite windows that overlap or touch, and sort them by start."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(windows):

@@ -161,7 +161,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         train=train.summary,
         val=val.summary if val else None,
         features=data.spec,
-        parameters=sum(p.numel() for p in trainer.bare.parameters()),
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
         device=str(fabric.device),
         losses=losses,
         step_seconds=step_seconds,
@@ -256,7 +256,7 @@ def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
         torch.cuda.reset_peak_memory_stats(device)
     num_clips = trainer.data.train.num_clips()
     batches = epoch_batches(num_clips, epoch=0, batch_size=_batch_share(config), seed=config.seed)
-    trainer.model.train()
+    trainer.wrapped.train()
     losses, seconds = [], 0.0
     for step, indices in enumerate((batches * STEPS)[:STEPS]):
         start = time.perf_counter()
@@ -280,6 +280,6 @@ def _validate_some(trainer: Trainer, val: _SplitData) -> tuple[int, float]:
     some = samples.annotations[: STEPS * share]
     few = GroundingDataset(some, samples.store, in_memory=False, seed=samples.seed, binding=samples.binding)
     start = time.perf_counter()
-    submissions = predict(trainer.bare, few, recipe.decoding, window_clips=recipe.window_clips, batch_size=share)
+    submissions = predict(trainer.model, few, recipe.decoding, window_clips=recipe.window_clips, batch_size=share)
     evaluate_submissions(submissions, some, metric_of(recipe))
     return len(some), (time.perf_counter() - start) / len(some) * len(val.annotations)

@@ -17,7 +17,7 @@ import torch
 
 from sidelight.core import spans
 from sidelight.core.batch import Batch, Targets
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, clips_to_seconds
 from sidelight.data.annotations import Annotation
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
@@ -91,13 +91,13 @@ class GroundingDataset:
         """Return the annotation that targets are made of, without labels of clips that the features lack."""
         timeline = self._timelines[annotation.vid]
         for start, end in annotation.relevant_windows:
-            if end > timeline.extent + self.store.slack * timeline.clip_seconds:
+            if end > timeline.extent + clips_to_seconds(self.store.late_clips, timeline.clip_seconds):
                 raise ValueError(
                     f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
                     f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
                 )
-        if self.store.slack > 1 and self.binding not in ALL_RATED:
-            annotation = _without_late_labels(annotation, timeline, self.store.slack)
+        if self.store.late_clips > 1 and self.binding not in ALL_RATED:
+            annotation = _without_late_labels(annotation, timeline, self.store.late_clips)
         bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
         return annotation
 
@@ -144,13 +144,13 @@ class GroundingDataset:
         return collate([self.sample(i, epoch) for i in indices])
 
 
-def _without_late_labels(annotation: Annotation, timeline: Timeline, slack: int) -> Annotation:
-    """Return the annotation without the labels that begin up to ``slack`` clips after the end of the features.
+def _without_late_labels(annotation: Annotation, timeline: Timeline, max_late: int) -> Annotation:
+    """Return the annotation without the labels that begin up to ``max_late`` clips after the end of the features.
 
     Windows that begin earlier stay; ``sample`` cuts them where the features end.
     """
     clips = timeline.num_clips
-    late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + slack}
+    late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + max_late}
     windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
     if not late_clips and len(windows) == len(annotation.relevant_windows):
         return annotation

@@ -106,8 +106,8 @@ class Trainer:
             # The fused one unscales fp16 gradients by itself, so that Fabric could not clip them before.
             fused=self.config.precision != "16-mixed",
         )
-        self.bare = model
-        self.model, self.optimiser = fabric.setup(
+        self.model = model
+        self.wrapped, self.optimiser = fabric.setup(
             _WithLosses(model, side_tuner(recipe.side_tuner), recipe.losses), optimiser
         )
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if self.config.ema else None
@@ -163,8 +163,9 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        self.model.train()
-        for indices in batches[progress.step - progress.epoch * len(batches) :]:
+        self.wrapped.train()
+        done = progress.step - progress.epoch * len(batches)
+        for indices in batches[done:]:
             step = progress.step
             result = self.train_step(indices)
             if self._log is not None:
@@ -178,21 +179,22 @@ class Trainer:
     def train_step(self, indices: list[int]) -> StepResult:
         """Train on one batch of samples, and count the step."""
         progress = self.progress
+        # Dropout differs between steps and processes (up to 64), and is the same again after a resume.
         torch.manual_seed((self.config.seed * 1_000_003 + progress.step) * 64 + self.fabric.global_rank)
         batch = self.data.train.batch(indices, progress.epoch).to(self.fabric.device)
         lr = learning_rate(progress.step, progress.epoch, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        losses = self.model(_BatchHolder(batch))
+        losses = self.wrapped(_BatchHolder(batch))
         self.fabric.backward(losses["total"])
         norm = self.fabric.clip_gradients(
-            self.model, self.optimiser, max_norm=self.config.clip_norm, error_if_nonfinite=False
+            self.wrapped, self.optimiser, max_norm=self.config.clip_norm, error_if_nonfinite=False
         )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             with torch.no_grad():
-                for name, value in self.bare.state_dict().items():
+                for name, value in self.model.state_dict().items():
                     if value.is_floating_point():
                         self.average[name].lerp_(value, 1 - self.config.ema)
         progress.step += 1
@@ -203,13 +205,14 @@ class Trainer:
         """Score the weights (their average, if there is one) on the validation data; keep the best ones."""
         assert self.data.val is not None
         if self.fabric.is_global_zero:
-            weights = {k: v.clone() for k, v in self.bare.state_dict().items()} if self.average else None
+            recipe, weights = self.recipe, None
             if self.average is not None:
-                self.bare.load_state_dict(self.average)
-            submissions = predict(self.bare, self.data.val, self.recipe.decoding, window_clips=self.recipe.window_clips)
-            self._keep_best(evaluate_submissions(submissions, self.data.val.annotations, metric_of(self.recipe)))
+                weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+                self.model.load_state_dict(self.average)
+            submissions = predict(self.model, self.data.val, recipe.decoding, window_clips=recipe.window_clips)
+            self._keep_best(evaluate_submissions(submissions, self.data.val.annotations, metric_of(recipe)))
             if weights is not None:
-                self.bare.load_state_dict(weights)
+                self.model.load_state_dict(weights)
         self.fabric.barrier()
 
     def _keep_best(self, metrics: dict[str, Any]) -> None:
@@ -226,7 +229,7 @@ class Trainer:
     def _checkpoint(self, metrics: Mapping[str, Any] | None = None) -> Checkpoint:
         values = self.recipe.to_dict()
         return Checkpoint(
-            model=self.bare,
+            model=self.model,
             model_name=self.recipe.side_tuner,
             model_config=values["model"],
             features=self.data.spec,
@@ -239,7 +242,7 @@ class Trainer:
     def _save(self) -> None:
         if self.fabric.is_global_zero:
             state: State = {
-                "model": self.bare.state_dict(),
+                "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "average": self.average,
                 "scaler": self.fabric._precision.state_dict() or None,
@@ -249,7 +252,7 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state, self.progress = load_state(path, self.recipe, self.data)
-        self.bare.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if state["average"] is not None:
             self.average = {k: v.to(self.fabric.device) for k, v in state["average"].items()}

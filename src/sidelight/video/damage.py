@@ -13,7 +13,7 @@ from typing import Any
 from av.packet import Packet
 
 _MAX_GAP = 4096  # bytes between two packets; what a container puts between them is far smaller
-_MAX_PENDING = 4096  # packets remembered whose frame was not decoded yet; sound decoders hold back far fewer
+_MAX_PENDING = 4096  # packets remembered whose frame was not decoded yet; a healthy file needs far fewer
 
 
 class VideoError(ValueError):

@@ -4,12 +4,12 @@
 a damaged file did not give.
 
 Where is a frame's time decided? ``Decoder._next_frame`` takes the presentation timestamp that the file gives the
-frame, in *ticks* (units of the stream's time base); a raw stream has none, so frames are counted there.
+frame, in *ticks* (units of the stream's time base); a raw stream has none, so its frames are counted.
 ``Decoder.seconds`` turns ticks into seconds since ``Decoder.zero``, the start of the video stream.
 
 Skipping: after ``skip_unwanted`` the decoder decodes only frames that are shown at a wanted second and frames that
-others refer to. This trusts the timestamps of packets, which is right for a sound file. Once ``skipped_too_much``, the
-caller must begin again and decode everything. Damage to skipped frames goes unnoticed, as it does when jumping.
+others refer to. This trusts the timestamps of packets, which are right in an undamaged file. Once ``skipped_too_much``
+says so, the caller must begin again and decode everything. Damage to skipped frames goes unnoticed, as when jumping.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from av.video.stream import VideoStream
 from sidelight.video.damage import DamageLog, VideoError
 from sidelight.video.nal import NalReader
 
-_SLACK = 0.5  # s, or two frames if longer: a sound video may end this much before its stated end
+_END_TOLERANCE = 0.5  # s, or two frames if longer: an undamaged video may end this much before its stated end
 _BLIND_JUMP = 10.0  # s; without an index, nearer frames are decoded through: keyframes are seldom further apart
 _IN_FLIGHT = 4  # frames; a jump throws away what the decoder's threads have begun, so a shorter jump gains nothing
 _MAX_READ_ERRORS = 8  # in a row: then the rest of the file is given up
@@ -53,8 +53,8 @@ class Decoder:
     """An open video, its frames in the order of time, and jumps.
 
     ``read`` returns frames with growing seconds; after a ``jump`` it goes on from the new place. A jump may land too
-    late: indexes hold decoding times, groups of pictures are open, keyframes are damaged. So each jump is checked and
-    repeated from further back, at last from the start of the file, which needs no index.
+    late, because an index may hold decoding times, a group of pictures may be open, or a keyframe may be damaged. So
+    each jump is checked and repeated from further back, at last from the start of the file, which needs no index.
     """
 
     container: InputContainer
@@ -74,7 +74,7 @@ class Decoder:
         self.fps = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
         # Ticks from frame to frame where the file does not state them.
         self.step = max(1, round(1 / (stream.guessed_rate or self.fps) / self.tick))
-        self.slack = max(_SLACK, float(2 * self.step * self.tick))
+        self.end_tolerance = max(_END_TOLERANCE, float(2 * self.step * self.tick))
         self.zero = 0  # ticks at second 0
         self.end = 0.0  # s at which the last frame that was read ends
         self.damage = DamageLog(self.tick, self.step)
@@ -83,7 +83,7 @@ class Decoder:
         self._matroska = "matroska" in self.container.format.name
         self._wanted_seconds: list[float] = []  # ascending; empty: all
         self._skipped = 0  # packets
-        self._unreliable = False  # whether packets or frames are not as in a sound file
+        self._unreliable = False  # whether packets or frames are not as in an undamaged file
         self._nal = NalReader(stream)
         self._restart()
         if self._matroska:
@@ -98,7 +98,7 @@ class Decoder:
         ticks, self.first = first
         # Frames that could not be decoded before the first one are part of the video too.
         self.zero = min([ticks, *self.damage.pending])
-        if self.seconds(ticks) > self.slack:
+        if self.seconds(ticks) > self.end_tolerance:
             self.damage.add(self.zero, ticks)
         self._ready.appendleft(self.first)
         self._previous = None
@@ -117,15 +117,15 @@ class Decoder:
             self._wanted_seconds = list(seconds)
 
     def skipped_too_much(self, frame: DecodedFrame, second: float) -> bool:
-        """Check whether a needed frame may have been skipped.
+        """Check whether a needed frame may have been skipped, and forget the packets of frames up to this one.
 
         Args:
             frame: the frame that seems to be shown.
-            second: when.
+            second: the second at which it seems to be shown.
         """
         del self._announced[: bisect_right(self._announced, frame.ticks)]
-        absent = bool(self._announced) and self.seconds(self._announced[0]) <= second
-        return self._skipped > 0 and (absent or self._unreliable or self.damage.lost > 0)
+        overlooked = bool(self._announced) and self.seconds(self._announced[0]) <= second
+        return self._skipped > 0 and (overlooked or self._unreliable or self.damage.lost > 0)
 
     def read(self) -> DecodedFrame | None:
         """Return the next frame; None at the end."""
@@ -172,11 +172,11 @@ class Decoder:
         if self.damage.missing is None:
             packets_end = self.seconds(self.damage.packets_end or self.zero)
             stated, of_this_stream = self.stated_end()
-            sound = stated is not None and not of_this_stream and stated > packets_end + self.slack
-            if stated is None or (sound and self._last_packet_end(others=True) + self.slack >= stated):
-                stated = packets_end  # the file's duration is that of its sound, which goes on after the frames
+            of_audio = stated is not None and not of_this_stream and stated > packets_end + self.end_tolerance
+            if stated is None or (of_audio and self._last_packet_end(others=True) + self.end_tolerance >= stated):
+                stated = packets_end  # the file's duration is that of its audio, which goes on after the frames
             missing = max(stated, packets_end) - self.end
-            self.damage.missing = missing if missing > self.slack else 0.0
+            self.damage.missing = missing if missing > self.end_tolerance else 0.0
         return self.damage.missing > 0
 
     def damage_message(self) -> str:
@@ -407,7 +407,7 @@ def _main_stream(container: InputContainer, path: str) -> VideoStream:
     stills = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [] if kind == "tty" else [s for s in container.streams.video if not s.disposition & stills]
     if not streams:
-        content = "only sound" if container.streams.audio else "no video stream"
+        content = "only audio" if container.streams.audio else "no video stream"
         raise VideoError(f"{path} holds {content}; expected a video file such as MP4, MKV or WebM, so check the path")
     # PyAV's types say that there always is a codec context; where FFmpeg knows no decoder, there is none.
     decodable = [stream for stream in streams if stream.codec_context is not None]  # type: ignore[redundant-expr]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sidelight.backbones.common import check_frames, choose_levels, pool_tokens, weights_digest
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
-from sidelight.io.files import replacing, write_text
+from sidelight.io.files import replacing
 from sidelight.io.tensors import write_tensors
 
 PACKAGED = Path(__file__).resolve().parents[2] / "weights" / "shapes-backbone"
@@ -212,9 +212,10 @@ class TwoTowers(nn.Module):
         """Write ``model.safetensors`` (float16) and ``config.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "model.safetensors") as path:
-            write_tensors({k: v.detach().half() for k, v in self.state_dict().items()}, path, {"format": "pt"})
-        write_text(folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+        # Both are renamed together, so that no weights lie beside the configuration of others.
+        with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config:
+            write_tensors({k: v.detach().half() for k, v in self.state_dict().items()}, weights, {"format": "pt"})
+            config.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> TwoTowers:

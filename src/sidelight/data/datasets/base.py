@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from sidelight.core.timeline import clips_to_seconds
 from sidelight.data.annotations import Annotation, AnnotationError
-from sidelight.io.files import videos_in
 from sidelight.io.jsonl import read_json_lines, shown
 
 Metric = Literal["qvhighlights", "moments", "tvsum", "youtube-highlights"]
@@ -268,18 +267,6 @@ def annotation_of(row: Row) -> Annotation:
     if row.problem:
         raise AnnotationError(row.problem)
     return Annotation.from_dict(row.values)
-
-
-def video_files(folder: str | Path) -> dict[str, Path]:
-    """Return the video files of a folder by video id: their names without suffix.
-
-    Raises:
-        AnnotationError: if it is not a folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise AnnotationError(f"{folder} is not a folder; expected the folder with the video files")
-    return videos_in(folder)
 
 
 def _words(stem: str) -> Sequence[str]:

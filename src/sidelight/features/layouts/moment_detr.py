@@ -5,7 +5,7 @@
 
 UniVTG calls the folders ``vid_slowfast``, ``vid_clip`` and ``txt_clip``, and the sentence's file ``QID.npz``. Features
 have one level. As published loaders do, each folder's vectors are normalised before they are put side by side
-(``normalise`` of :func:`~sidelight.features.layouts.open_features`).
+(``normalise`` of :func:`~sidelight.features.layouts.open_layout`).
 
 Source: ``start_end_dataset.py`` and scripts of github.com/jayleicn/moment_detr. Where ours differs: theirs cuts folders
 of different lengths to the shortest, and sentences to 32 tokens. Here folders may differ by up to CLIPS_OFF clips, and

@@ -33,7 +33,7 @@ class ForeignFeatures:
         normalise: divide every vector by its length, each folder's vectors on their own.
     """
 
-    slack = CLIPS_OFF
+    late_clips = CLIPS_OFF
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ForeignFeatures:
             )
 
 
-def open_features(
+def open_layout(
     where: str | Path,
     *,
     layout: str = "",

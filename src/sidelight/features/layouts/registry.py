@@ -1,4 +1,4 @@
-"""The layouts by name, and how to recognise one. A new layout is a file beside this one and a line here."""
+"""The layouts by name, and how to recognise one. A new layout is a file beside this one and its name here, twice."""
 
 from __future__ import annotations
 

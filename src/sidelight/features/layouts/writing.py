@@ -106,7 +106,7 @@ def import_features(
     """Copy the features of some annotations into a store of ours; features that the store holds are not read again.
 
     Args:
-        features: features of a paper (:func:`~sidelight.features.layouts.open_features`).
+        features: features of a paper (:func:`~sidelight.features.layouts.open_layout`).
         out: folder of the store; created if it does not exist.
         rows: the annotations.
         progress: show a bar.

@@ -182,7 +182,7 @@ def _drop_repeats(pieces: list[_Piece], config: AnswerConfig) -> list[_Piece]:
     """
     kept: list[_Piece] = []
     for piece in sorted(pieces, key=lambda piece: -piece.score):
-        # Of two pieces that do not touch, the overlap is 0, so the hull may stand for the union.
+        # If two pieces touch, earliest start to latest end is their union; if not, the IoU is 0 either way.
         ious = (
             other.overlap(piece) / (max(other.end, piece.end) - min(other.start, piece.start))
             for other in kept

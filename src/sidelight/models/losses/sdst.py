@@ -89,8 +89,8 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
     if targets is None:
         raise ValueError("losses need a batch with targets, got one without; build it from annotated samples")
     with torch.autocast(predictions.logits_KBM.device.type, enabled=False):
-        predictions = predictions._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
-        targets = targets._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        device = predictions.logits_KBM.device
+        predictions, targets = predictions.to(device, torch.float32), targets.to(device, torch.float32)
         matched_KBM, count = match(predictions, targets, config)
         aligned = alignment_losses(predictions.video_KBTF, predictions.text_KBF, targets, config)
         losses = {
