@@ -54,7 +54,7 @@ install: $(STAMP)  ## make .venv and install everything into it
 
 clean:  ## remove .venv, caches and builds
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests studies benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An interrupted or failed installation leaves no stamp, so the next call installs again.
 $(STAMP): pyproject.toml constraints.txt

@@ -7,8 +7,7 @@ For each checkpoint, the script prints
 
 - metrics with moments ranked by class, by actionness, and by both (the paper's score);
 - for the moment queries of the last level, by their overlap (IoU) with the best true moment: mean actionness, mean
-    class,
-  and the 0.1 quantile of actionness;
+  class, and the 0.1 quantile of actionness;
 - mean actionness of spans that lie inside a true moment without covering it, and of spans that cover a true moment
   without lying inside it.
 

@@ -3,15 +3,13 @@
     python benchmarks/extraction.py                                       # some minutes on a laptop
     python benchmarks/extraction.py --device cuda --dtype bfloat16 --depth 40 --clips 32 --parts backbone,extract
 
-Decoding: 4 frames of each clip of 2 s at 224 x 224, compared with an ffmpeg pipe that scales and drops frames. Both
-    run in
-turn, and the fastest run counts. CPU seconds are printed beside wall-clock seconds, because they depend less on other
-programs. The script makes the video: 720p at 25 frames per second, a grainy texture that pans, wobbles and is cut,
-encoded with the default settings of PyAV's x264 (keyframes every 250 frames, B-frames).
+Decoding: 4 frames of each clip of 2 s at 224 x 224, compared with an ffmpeg pipe that scales and drops frames. Both run
+in turn, and the fastest run counts. CPU seconds are printed beside wall-clock seconds, because they depend less
+on other programs. The script makes the video: 720p at 25 frames per second, a grainy texture that pans, wobbles and is
+cut, encoded with the default settings of PyAV's x264 (keyframes every 250 frames, B-frames).
 
 Backbones: random weights, and by default fewer InternVideo2 blocks than in the real model. The limit is one large
-    matrix
-product in the same run.
+matrix product in the same run.
 
 Both together: on a GPU the limit is the slower part alone. On a CPU, decoding and the model share the cores, and the
 limit is the sum of both times.

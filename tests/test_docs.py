@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidelight.cli.main import COMMANDS, main
+from studies.ablation.__main__ import parser as ablation_parser
+from studies.ablation.variants import find_ablation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = REPOSITORY / "src" / "sidelight"
@@ -40,13 +42,19 @@ def test_python_examples_run(
     assert values
 
 
-def _commands() -> list[tuple[str, str]]:
+def _commands(start: str) -> list[tuple[str, str]]:
     lines = [(where, line) for where, block in blocks("") for line in block.splitlines()]
     shown = [(where, line.split("#")[0].strip().removeprefix(".venv/bin/")) for where, line in lines]
-    return [(where, line) for where, line in shown if line.startswith("sidelight ")]
+    return [(where, line) for where, line in shown if line.startswith(start)]
 
 
-@pytest.mark.parametrize(("where", "line"), _commands())
+@pytest.mark.parametrize(("where", "line"), _commands("python -m studies.ablation "))
+def test_shown_studies_are_valid(where: str, line: str) -> None:
+    args = ablation_parser().parse_args(shlex.split(line)[3:])
+    assert find_ablation(args.table).name == args.table, where
+
+
+@pytest.mark.parametrize(("where", "line"), _commands("sidelight "))
 def test_shown_commands_and_options_exist(where: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, name, *arguments = shlex.split(line)
     if name == "COMMAND":
@@ -70,7 +78,7 @@ def test_shown_scripts_exist(page: str, script: str) -> None:
 
 
 def test_the_examples_are_collected() -> None:
-    assert len(blocks("python")) >= 2 and len(_commands()) >= 6 and len(_scripts()) >= 6
+    assert len(blocks("python")) >= 2 and len(_commands("sidelight ")) >= 6 and len(_scripts()) >= 6
 
 
 def _anchors(page: Path) -> set[str]:

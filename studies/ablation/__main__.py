@@ -19,24 +19,28 @@ from studies.ablation.variants import find_ablation
 RECIPE = Path(__file__).resolve().parents[1] / "ablation.yaml"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__, allow_abbrev=False)
-    parser.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
-    parser.add_argument("--recipe", default=str(RECIPE), help="the base recipe, which the variants change")
-    parser.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; if several, each uses one thread")
-    parser.add_argument("--keep", action="store_true", help="keep the weights, predictions and logs of trained runs")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state; train nothing")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    command = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__, allow_abbrev=False)
+    command.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
+    command.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
+    command.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
+    command.add_argument("--recipe", default=str(RECIPE), help="the base recipe, which the variants change")
+    command.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
+    command.add_argument("--jobs", type=int, default=1, help="runs at the same time; if several, each uses one thread")
+    command.add_argument("--keep", action="store_true", help="keep the weights, predictions and logs of trained runs")
+    command.add_argument("--dry-run", action="store_true", help="list the runs and their state; train nothing")
+    return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one table and return the exit code: 0, 1 if a run failed, 2 for a mistake of the user."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         return _run(args)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues with the runs that are not finished", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"studies.ablation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

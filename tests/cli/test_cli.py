@@ -82,8 +82,12 @@ def test_help_shows_options(arguments: list[str], options: list[str], capsys: py
 def test_recipes_are_listed_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
-    width = max(map(len, recipe_names())) + 2
+    assert [line.split()[1] for line in lines] == recipe_names()
+    assert {line.split()[1] for line in lines if line.startswith("pretrain ")} == {
+        "shapes-backbone",
+        "shapes-backbone-visibility",
+    }
+    width = max(map(len, recipe_names())) + 12
     assert all(0 < len(line[width:]) <= 100 for line in lines)
 
 
@@ -211,6 +215,11 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["evaluate", "nowhere.jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
         (["train"], "needs a recipe"),
+        (
+            ["train", "shapes-backbone"],
+            "is a recipe for `sidelight pretrain`, not for `sidelight train`",
+        ),
+        (["pretrain", "shapes"], "shapes is a recipe for `sidelight train`, not for `sidelight pretrain`"),
         (["train", "shapes", "--train.device=2"], "unrecognized arguments: --train.device=2"),
         (["train", "shapes", "--train.epochs=none"], "train.epochs"),
         (["train", "shapes", "--data.train=nowhere.jsonl"], "nowhere.jsonl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,12 +153,20 @@ def test_mistakes(
         ["compare", "good.jsonl", "bad.jsonl", "truth.jsonl", "--json", "bad.jsonl"],
         ["calibrate", "good.jsonl", "truth.jsonl", "--json", "truth.jsonl"],
         ["data", "import", "truth.jsonl", "--out", "truth.jsonl"],
+        ["data", "check", "truth.jsonl", "--json", "truth.jsonl"],
+        ["ground", "video.mp4", "a star", "--json", "video.mp4"],
+        ["ground", "video.mp4", "a star", "--plot", "video.mp4"],
     ],
 )
 def test_no_output_replaces_an_input(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    folder: Path,
+    tiny_world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
 ) -> None:
     monkeypatch.chdir(folder)
+    shutil.copy(next((tiny_world / "videos").iterdir()), folder / "video.mp4")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert main(arguments) == 2
     assert "it is read by the same command; give another file name" in capsys.readouterr().err

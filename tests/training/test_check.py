@@ -92,7 +92,7 @@ def test_without_features_two_videos_are_extracted(
     videos = [f"--data.{part}_videos={tiny_world / 'videos'}" for part in ("train", "val")]
     assert check(*videos, f"--data.train_features={tmp_path / 'new'}") == 0
     shown = capsys.readouterr().out
-    assert shown.count("3 videos, 0.0 h; features of 0 are there, the others come first") == 2
+    assert shown.count("3 videos, 0.0 h; 0 videos have features, the run first extracts the others") == 2
     assert check(*videos, f"--data.train_features={tmp_path / 'new'}", "--backbone.weights=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
     assert check(*videos, f"--data.train_videos={tmp_path}", f"--data.train_features={tmp_path / 'new'}") == 2
@@ -113,7 +113,7 @@ def test_a_store_that_is_half_filled_serves(
     extract(find_videos(tiny_world / "videos", [vid]), queries, backbone, tmp_path / "half", workers=0)
     options = [f"--data.train_videos={tiny_world / 'videos'}", f"--data.train_features={tmp_path / 'half'}"]
     assert check(*options, "--data.val=", "--train.batch_size=2") == 0
-    assert "features of 1 are there, the others come first" in capsys.readouterr().out
+    assert "1 videos have features, the run first extracts the others" in capsys.readouterr().out
     # Without the videos, the run would fail, and so does the check.
     assert check(options[1]) == 2
     assert "has no video" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from sidelight.cli.parser import Command, add_parameters, summary
-from sidelight.recipes import recipe_file
+from sidelight.recipes import command_of, recipe_file
 from sidelight.training.recipe import add_recipe_arguments, file_of, naming, recipe_from
 
 Build = Callable[[Namespace, ArgumentParser], Any]
@@ -31,6 +31,9 @@ def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int
     if not arguments:
         raise ValueError(f"{prog} needs a recipe: a YAML file, or a name that `sidelight recipes` lists")
     if not arguments[0].startswith("-"):
+        proper, typed = command_of(arguments[0]), prog.rpartition(" ")[2]
+        if "pretrain" in (proper, typed) and proper != typed:
+            raise ValueError(f"{arguments[0]} is a recipe for `sidelight {proper}`, not for `{prog}`")
         arguments = ["--config", str(recipe_file(arguments[0])), *arguments[1:]]
     file = arguments[1] if arguments[0] == "--config" and arguments[1:] else None
     try:

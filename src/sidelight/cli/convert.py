@@ -1,4 +1,4 @@
-"""`sidelight convert`: turn checkpoints that others published into checkpoints of ours.
+"""`sidelight convert`: turn published checkpoints into checkpoints of sidelight.
 
 Nothing in such a file is executed. The result appears whole or not at all.
 """
@@ -78,7 +78,7 @@ def convert_internvideo2(
         file: FILE.pt as published: bare, or inside 'module' or 'model'; nothing in it is executed.
         out: folder to make; new, or empty.
         vocabulary: vocab.txt of bert-large-uncased, which the file does not hold; the one beside the file unless given.
-        heads: attention heads of the video tower, which no shape tells; the published number unless given.
+        heads: attention heads of the video tower, which the file does not state; the published number unless given.
         pool_heads: attention heads of the video tower's pool; the published number unless given.
         text_heads: attention heads of the text tower; one per 64 channels unless given.
         activation: gelu for weights trained without the fused kernel; gelu_tanh, as the released ones, unless given.
@@ -135,6 +135,6 @@ def convert_clip(
 
 
 convert = Group(
-    "Turn a checkpoint that others published into one of ours.",
+    "Turn a published checkpoint into one of sidelight.",
     {"r2-tuning": convert_r2_tuning, "internvideo2": convert_internvideo2, "clip": convert_clip},
 )

@@ -44,7 +44,7 @@ def data_check(
     from sidelight.data.check import SEVERITIES
     from sidelight.features.check import check
 
-    require_writable(json)
+    require_writable(json, folder)
     report = check(folder, benchmark=benchmark, videos=videos, features=features)
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     with report_to(json):

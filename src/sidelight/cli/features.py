@@ -252,7 +252,7 @@ def features_import(
     )
     if not isinstance(features, ForeignFeatures):
         raise ValueError(
-            f"{folder} is a feature store of ours; expected features in one of the layouts {', '.join(LAYOUTS)}"
+            f"{folder} is a feature store of sidelight; expected features in one of the layouts {', '.join(LAYOUTS)}"
         )
     store = import_features(features, out, rows, progress=True)
     spec = store.spec

@@ -60,8 +60,8 @@ def ground(
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     probe(video)  # reports what is wrong with the file before the slow work begins
-    require_writable(json)
-    require_plot(plot)
+    require_writable(json, video)
+    require_plot(plot, video)
     cache = None if no_cache else DEFAULT_CACHE
     grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
     groundings = [grounding.at_least(min_score) for grounding in grounder.ground(video, query)]

@@ -145,7 +145,3 @@ def _show_warning(
     """Print sidelight's own warnings as one line, and hide warnings of other packages, which are for developers."""
     if category.__module__.startswith("sidelight"):
         print(f"sidelight: warning: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

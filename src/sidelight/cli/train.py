@@ -53,11 +53,11 @@ def pretrain(config: PretrainConfig) -> None:
 
 def recipes() -> None:
     """List the recipes that ship with sidelight."""
-    from sidelight.recipes import recipe_names, summary_of
+    from sidelight.recipes import command_of, recipe_names, summary_of
 
     width = max(map(len, recipe_names()))
     for name in recipe_names():
-        print(f"{name:<{width}}  {summary_of(name)}")
+        print(f"{command_of(name):<8}  {name:<{width}}  {summary_of(name)}")
 
 
 def summary(recipe: Recipe) -> None:

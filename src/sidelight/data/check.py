@@ -394,6 +394,8 @@ def _annotation_files(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if path.name.startswith(".") or path.suffix not in (".jsonl", ".json", ".txt") or not path.is_file():
             continue
+        if path.name == "world.json" or (path.parent / "manifest.json").is_file():
+            continue  # a file of a shapes world, or of a feature store
         if path.suffix == ".jsonl":
             (files if _holds_annotations(path) else skipped).append(path)
         elif recognise(path) is not None:

@@ -210,7 +210,7 @@ class MapAndPool(torch.autograd.Function):
         grad_text, grad_folded = (torch.zeros_like(x, dtype=exact) for x in (text_KBLF, folded_KBLF))
         grad_last = torch.zeros_like(last_FF, dtype=exact)
         grad_gain, grad_shift, total_F = (torch.zeros_like(inner_gain_F) for _ in range(3))
-        dTx_FD, dTm_FD = (torch.zeros_like(weight_FD) for _ in range(2))
+        grad_clips_FD, grad_mask_FD = (torch.zeros_like(weight_FD) for _ in range(2))
         one_D, zero_D = torch.ones_like(gain_D), torch.zeros_like(gain_D)  # on a CPU faster than None
         for part in frame_parts(video_KBTPD):
             factor_ND, factor_NF = (
@@ -249,20 +249,26 @@ class MapAndPool(torch.autograd.Function):
                 x_ND = F.layer_norm(x_ND, gain_D.shape, one_D, zero_D, ctx.eps)
                 if factor_ND is not None:
                     x_ND.mul_(factor_ND)
-                add_product(dTx_FD, grad_NF.to(products).t(), x_ND.to(products))
+                add_product(grad_clips_FD, grad_NF.to(products).t(), x_ND.to(products))
                 sum_NF = grad_NF if sum_NF is None else sum_NF.add_(grad_NF)
             assert sum_NF is not None
             total_F += sum_NF.sum(0)
             if factor_ND is not None:
-                add_product(dTm_FD, sum_NF.to(products).t(), factor_ND.to(products))
+                add_product(grad_mask_FD, sum_NF.to(products).t(), factor_ND.to(products))
         if kept_BTPD is None:
-            dTm_FD += total_F.unsqueeze(1)
-        dTx_FD, dTm_FD = dTx_FD / (1 - ctx.dropout), dTm_FD / (1 - ctx.dropout)
+            grad_mask_FD += total_F.unsqueeze(1)
+        grad_clips_FD, grad_mask_FD = grad_clips_FD / (1 - ctx.dropout), grad_mask_FD / (1 - ctx.dropout)
         return (
             *(None, None, None),
             *(grad_text.to(text_KBLF.dtype), grad_folded.to(folded_KBLF.dtype)),
-            *((weight_FD * dTx_FD).sum(0), (weight_FD * dTm_FD).sum(0)),
-            *(dTx_FD * gain_D + dTm_FD * shift_D, total_F, grad_gain, grad_shift, grad_last.to(last_FF.dtype)),
+            *((weight_FD * grad_clips_FD).sum(0), (weight_FD * grad_mask_FD).sum(0)),
+            *(
+                grad_clips_FD * gain_D + grad_mask_FD * shift_D,
+                total_F,
+                grad_gain,
+                grad_shift,
+                grad_last.to(last_FF.dtype),
+            ),
             *(None, None, None),
         )
 

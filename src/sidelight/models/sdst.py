@@ -128,7 +128,7 @@ class SDSTConfig:
     """Stop gradients of the references between levels, as DAB-DETR does."""
     reference_init: Literal["spread", "normal"] = "spread"
     """First references: evenly over places and lengths, for any seed, or sigmoid of a normal draw (DAB-DETR)."""
-    query_init: Literal["learned", "mixed", "pure"] = "learned"
+    query_init: Literal["learned", "mixed", "pure"] = "learned"  # stored recipes and checkpoints have this name
     """Start of the moment queries: learned, with references of the best clips ("mixed"), or with references and
     embeddings of the best clips ("pure"; DINO's query selection, Tab. 5); see ``QuerySelection``.
     """

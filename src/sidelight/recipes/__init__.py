@@ -30,6 +30,16 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def command_of(recipe: str | Path) -> str:
+    """Return the command that takes a recipe: ``train``, or ``pretrain`` for the embedded backbone.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    lines = recipe_file(recipe).read_text(encoding="utf-8", errors="replace").splitlines()
+    return "pretrain" if any(line.startswith("world:") for line in lines) else "train"
+
+
 def summary_of(name: str) -> str:
     """Return the first line of a shipped recipe: a comment that says in one sentence what the recipe trains.
 

@@ -54,7 +54,7 @@ class SplitSummary:
     def text(self) -> str:
         """Return the counts as one line."""
         missing = self.ready_videos < self.videos
-        note = f"; features of {self.ready_videos:,} are there, the others come first" if missing else ""
+        note = f"; {self.ready_videos:,} videos have features, the run first extracts the others" if missing else ""
         return f"{self.queries:,} queries, {self.videos:,} videos, {self.hours:.1f} h{note}"
 
 

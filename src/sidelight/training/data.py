@@ -149,6 +149,10 @@ def _check_spec(recipe: Recipe, data: TrainingData) -> None:
             )
     widths = {"video_dim": spec.video_dim, "text_dim": spec.text_dim, "levels": len(spec.levels)}
     for name, width in widths.items():
+        if name == "levels" and width != model.levels and backbone.chosen is not None:
+            raise ValueError(
+                f"recipe: model.levels is {model.levels}, but backbone.levels chooses {width}; make both equal"
+            )
         if getattr(model, name) != width:
             raise ValueError(
                 f"recipe: model.{name} is {getattr(model, name)}, but the features in {data.train.store.folder} have "

@@ -50,7 +50,10 @@ class RunLog:
         self._start = self._last_line = time.perf_counter()
 
     def log_step(self, step: int, epoch: int, lr: float, values: Mapping[str, float], total_steps: int) -> None:
-        """Write the losses and the gradient norm of a step; every ten seconds, print the speed and the time left."""
+        """Write the losses and the gradient norm of a step; every ten seconds, print the speed and the time left.
+
+        Both count the seconds of validations too.
+        """
         self._losses.write(json.dumps({"step": step, "epoch": epoch, "lr": lr, **values}) + "\n")
         self._losses.flush()
         self._add_scalars("train", {**values, "lr": lr}, step)
