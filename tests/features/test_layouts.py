@@ -647,7 +647,7 @@ def test_the_commands(tmp_path: Path, world: Path, tiny_store: Path, capsys: pyt
         (["export", "STORE", "--layout", "moment-detr", "--annotations", "ROWS", "--out", "OUT"], "with --level"),
         (["import", "nowhere", "--annotations", "ROWS", "--out", "OUT"], "not a folder"),
         (["import", "STORE", "--annotations", "ROWS", "--out", "s3://b/out"], "is an address"),
-        (["import", "STORE", "--annotations", "ROWS", "--out", "OUT"], "is a feature store of ours"),
+        (["import", "STORE", "--annotations", "ROWS", "--out", "OUT"], "is a feature store of sidelight"),
         (["import", "STORE", "--annotations", "ROWS", "--out", "OUT", "--levels", "0"], "--levels must be above 0"),
         (["import", "a,b", "--layout", "sdst", "--annotations", "ROWS", "--out", "OUT"], "there is no folder a"),
     ],
