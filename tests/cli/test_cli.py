@@ -56,6 +56,14 @@ def test_help_lists_every_command_and_is_quick() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 110
 
 
+def test_a_closed_pipe_is_no_error() -> None:
+    command = (
+        f"{sys.executable} -c 'import time; time.sleep(1); from sidelight.cli.main import main; main([\"--help\"])'"
+    )
+    done = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

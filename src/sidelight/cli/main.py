@@ -43,20 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after ``sidelight``; those of the process unless given.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
-    if name in ("", "-h", "--help", "help"):
-        print(_usage())
-        return 0 if name else 2
-    if name == "--version":
-        from sidelight import __version__
-
-        print(f"sidelight {__version__}")
-        return 0
-    if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
     if name not in ("train", "pretrain"):  # people who train want to see the warnings of other packages
         warnings.showwarning = _show_warning
     try:
-        return _run(command_of(name), f"sidelight {name}", arguments)
+        return _dispatch(name, arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -66,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         return _fail(" ".join(str(error).split()))
+
+
+def _dispatch(name: str, arguments: Sequence[str]) -> int:
+    if name in ("", "-h", "--help", "help"):
+        print(_usage(), flush=True)
+        return 0 if name else 2
+    if name == "--version":
+        from sidelight import __version__
+
+        print(f"sidelight {__version__}", flush=True)
+        return 0
+    if name not in COMMANDS:
+        raise ValueError(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
+    return _run(command_of(name), f"sidelight {name}", arguments)
 
 
 def command_of(name: str) -> Command | Group:
