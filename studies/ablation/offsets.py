@@ -20,10 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sidelight.export.charts import FIRST, INK, NEITHER, SECOND
+from sidelight.export.charts import FIRST, INK, NEITHER, SECOND, new_figure, save_figure
 from sidelight.models.deformable import DeformableAttention, initial_offsets
 from sidelight.models.sdst import SDST, SDSTConfig
-from studies.ablation.charts import new_figure, save_figure
 from studies.ablation.inference import mean_and_deviation
 from studies.ablation.run import Run, located
 from studies.ablation.variants import Ablation, chosen_levels

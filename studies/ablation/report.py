@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.export.charts import FIRST, INK, NEITHER, SECOND
+from sidelight.export.charts import FIRST, INK, NEITHER, SECOND, new_figure, save_figure
 from sidelight.metrics.statistics import holm
-from studies.ablation.charts import new_figure, save_figure
 from studies.ablation.inference import difference, mean_and_deviation
 from studies.ablation.paper import METRICS, SPREAD
 from studies.ablation.run import Run, read_result

@@ -102,7 +102,6 @@ def test_recipes_are_listed_in_one_line_each(capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the completion script for bash."""
-    pytest.importorskip("shtab")
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     command = [sys.executable, "-m", "sidelight", "completion", "bash"]
@@ -136,7 +135,6 @@ def test_bash_completes(words: list[str], completions: list[str], bash_script: P
 
 
 def test_the_zsh_completion_script_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab")
     assert main(["completion", "zsh"]) == 0
     script = capsys.readouterr().out
     assert script.startswith("#compdef sidelight") and all(name in script for name in COMMANDS)

@@ -36,7 +36,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         ValueError: if Matplotlib is missing.
     """
     metrics, wins = comparison.metrics, comparison.wins
-    figure = _figure(9.5, 1.5 + 0.26 * max(len(metrics), 2.2 * len(wins)))
+    figure = new_figure(9.5, 1.5 + 0.26 * max(len(metrics), 2.2 * len(wins)))
     left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
     colours = {"first": FIRST, "second": SECOND, "no difference": NEITHER}
     for row, metric in enumerate(metrics):
@@ -72,7 +72,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
 
     handles = [Line2D([], [], color=colour, lw=4, label=label) for colour, label in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_reliability(reliability: Reliability, path: str | Path, *, min_score: float | None = None) -> Path:
@@ -86,7 +86,7 @@ def plot_reliability(reliability: Reliability, path: str | Path, *, min_score: f
     Raises:
         ValueError: if Matplotlib is missing.
     """
-    figure = _figure(4.6, 4.8)
+    figure = new_figure(4.6, 4.8)
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     middle = (reliability.edges[:-1] + reliability.edges[1:]) / 2
     width = reliability.edges[1] - reliability.edges[0]
@@ -109,10 +109,15 @@ def plot_reliability(reliability: Reliability, path: str | Path, *, min_score: f
         axes.set_xlim(0, 1)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches.
+
+    Raises:
+        ValueError: if Matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -120,8 +125,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
-    """Write the file beside its target, then rename it."""
-    with replacing(path) as beside:
-        figure.savefig(beside)
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure beside its target, then rename it; return the target."""
+    with replacing(path) as partial:
+        figure.savefig(partial)
     return Path(path)
