@@ -314,8 +314,7 @@ _DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos",
 """Fields of ``data`` that say where the data is and how it is read."""
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True},
-    "model": {"roi_width": 1.0, "saliency_cue": False, "actionness_input": "dense"},
-    "losses": {"actionness_loss": "l1", "class_target": "one"},
+    "model": {"roi_width": 1.0},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
 """
