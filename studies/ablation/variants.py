@@ -314,7 +314,8 @@ _DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos",
 """Fields of ``data`` that say where the data is and how it is read."""
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True},
-    "model": {"roi_width": 1.0},
+    "model": {"roi_width": 1.0, "saliency_cue": False, "actionness_input": "dense"},
+    "losses": {"actionness_loss": "l1", "class_target": "one"},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
 """

@@ -18,6 +18,7 @@ from sidelight.models.losses.contrastive import alignment_losses, sampled_nce_lo
 from sidelight.models.losses.sdst import (
     SDSTLossConfig,
     actionness_loss,
+    class_goal,
     focal_loss,
     match,
     sdst_losses,
@@ -140,16 +141,40 @@ def test_focal(alpha: float | None, reduction: str) -> None:
         weight = 1.0 if alpha is None else (alpha if good else 1 - alpha)
         expected += -weight * (1 - p_right) ** 2 * math.log(p_right)
     expected /= 5 * (K if reduction == "mean" else 1)
-    assert focal_loss(predictions.logits_KBM, positive, 5, config).item() == pytest.approx(expected, rel=1e-5)
+    loss = focal_loss(predictions.logits_KBM, positive, positive.float(), 5, config)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_focal_survives_certain_logits() -> None:
     logits = torch.tensor([[[200.0, -200.0, 200.0, -200.0]]], requires_grad=True)
-    loss = focal_loss(logits, torch.tensor([[[True, True, False, False]]]), 2, CONFIG)
+    positive = torch.tensor([[[True, True, False, False]]])
+    loss = focal_loss(logits, positive, positive.float(), 2, CONFIG)
     loss.backward()
     assert loss.isfinite()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_the_class_goal_can_be_the_overlap() -> None:
+    predictions, batch = make_batch()
+    targets = batch.targets
+    assert targets is not None
+    matched, count = match(predictions, targets, CONFIG)
+    config = SDSTLossConfig(class_target="iou")
+    goal = class_goal(predictions, matched, targets, config)
+    assert torch.equal(class_goal(predictions, matched, targets, CONFIG), (matched >= 0).float())
+    expected_loss = 0.0
+    for k, b, m in itertools.product(range(K), range(B), range(M)):
+        index = int(matched[k, b, m])
+        wanted = overlap(predictions.spans_KBM2[k, b, m], targets.spans_BG2[b, index]) if index >= 0 else 0.0
+        assert float(goal[k, b, m]) == pytest.approx(wanted, abs=1e-5)
+        p = 1 / (1 + math.exp(-float(predictions.logits_KBM[k, b, m])))
+        entropy = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p)
+        expected_loss += (0.25 if index >= 0 else 0.75) * abs(wanted - p) ** 2 * entropy / count
+    loss = focal_loss(predictions.logits_KBM, matched >= 0, goal, count, config)
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-4)
+    empty = replace(targets, spans_BG2=torch.zeros(B, 0, 2), spans_mask_BG=torch.zeros(B, 0, dtype=torch.bool))
+    assert not class_goal(predictions, torch.full_like(matched, -1), empty, config).any()
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou"])
@@ -176,14 +201,18 @@ def test_actionness() -> None:
     assert targets is not None
     last = predictions.spans_KBM2[-1]
     last[0, 0] = torch.tensor([0.95, 0.4])  # reaches beyond the end of the video
-    expected = 0.0
+    expected = expected_entropy = 0.0
     for b, m in itertools.product(range(B), range(M)):
         start, end = (min(max(edge, 0), 1) for edge in edges(last[b, m]))
         inside = torch.tensor([(start + end) / 2, end - start])
         spans = targets.spans_BG2[b][targets.spans_mask_BG[b]]
         goal = max((overlap(inside, span) for span in spans), default=0.0)
-        expected += abs(predictions.actionness_BM[b, m].item() - goal) / (B * M)
-    assert actionness_loss(predictions, targets).item() == pytest.approx(expected, rel=1e-5)
+        estimate = predictions.actionness_BM[b, m].item()
+        expected += abs(estimate - goal) / (B * M)
+        expected_entropy -= (goal * math.log(estimate) + (1 - goal) * math.log(1 - estimate)) / (B * M)
+    assert actionness_loss(predictions, targets, CONFIG).item() == pytest.approx(expected, rel=1e-5)
+    config = SDSTLossConfig(actionness_loss="bce")
+    assert actionness_loss(predictions, targets, config).item() == pytest.approx(expected_entropy, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +241,7 @@ def test_actionness_counts_only_the_part_inside_the_video(
         spans_BG2=torch.tensor(truth).expand(B, 1, 2),
         spans_mask_BG=torch.ones(B, 1, dtype=torch.bool),
     )
-    assert actionness_loss(predictions, targets).item() == pytest.approx(goal, abs=1e-6)
+    assert actionness_loss(predictions, targets, CONFIG).item() == pytest.approx(goal, abs=1e-6)
 
 
 def slow_nce(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> float:

@@ -92,6 +92,14 @@ def plain_code(values: Tensor, width: int) -> Tensor:
     return torch.stack([w.sin() for w in waves] + [w.cos() for w in waves], -1)
 
 
+def plain_cue(model: Any, dense: Tensor, query: Tensor) -> Tensor:
+    """Add 4 cos(D_i, query) u to each clip, or nothing without a cue."""
+    if model.cue is None:
+        return dense
+    rows = [4 * torch.dot(clip, query) / clip.norm() / query.norm() * model.cue.direction for clip in dense]
+    return dense + torch.stack(rows)
+
+
 def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, Tensor]:
     """Predict for one sample, without padding or batching, equation by equation. RDSA has its own slow test."""
     config: SDSTConfig = model.config
@@ -119,12 +127,13 @@ def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, 
         h = sparse.norms["ca"].norm(h + update)
         update = plain_attention(sparse.blocks["sa"], h + p, h + p, h)
         h = sparse.norms["sa"].norm(h + update)
+        pooled = (model.text_pool.score(t).softmax(0) * t).sum(0)
+        read = plain_cue(model, d, pooled)
         everything = torch.ones(1, clips, dtype=torch.bool)
-        update = sparse.blocks["rdsa"](r[None], d[None], everything, torch.tensor([clips]))[0]
+        update = sparse.blocks["rdsa"](r[None], read[None], everything, torch.tensor([clips]))[0]
         h = sparse.norms["rdsa"].norm(h + update)
         h = sparse.norms["ffn"].norm(h + sparse.blocks["ffn"](h))
         r = (torch.log(r / (1 - r)) + model.span_head(h)).sigmoid().detach()
-        pooled = (model.text_pool.score(t).softmax(0) * t).sum(0)
         for name, value in (
             ("logits", model.class_head(h)[:, 0]),
             ("spans", r),
@@ -133,12 +142,15 @@ def plain_forward(model: Any, video_KTD: Tensor, text_KLD: Tensor) -> dict[str, 
         ):
             out[name].append(value)
     around = r * torch.tensor([1.0, config.roi_width])
-    bins = roi_align(d[None], around[None], torch.tensor([clips]), config.roi_bins, config.roi_samples)
+    curve = F.cosine_similarity(d, pooled[None], dim=-1)
+    inputs = {"dense": [read], "saliency": [curve[:, None]], "both": [read, curve[:, None]]}[config.actionness_input]
+    bins = roi_align(
+        torch.cat(inputs, -1)[None], around[None], torch.tensor([clips]), config.roi_bins, config.roi_samples
+    )
     actionness = model.actionness_head(bins[0].flatten(1))[:, 0].sigmoid()
-    saliency = F.cosine_similarity(d, pooled[None], dim=-1)
     return {name: torch.stack(parts) for name, parts in out.items()} | {
         "actionness": actionness,
-        "saliency": saliency,
+        "saliency": curve,
     }
 
 
@@ -168,9 +180,18 @@ def gradients(model: SDST, batch: Batch) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("roi_width", [1.0, 1.5])
-def test_forward_equals_the_plain_one(roi_width: float) -> None:
-    model, batch = tiny_model(roi_width=roi_width), tiny_batch()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"roi_width": 1.5},
+        {"saliency_cue": True},
+        {"actionness_input": "saliency"},
+        {"actionness_input": "both", "saliency_cue": True, "roi_width": 1.5},
+    ],
+)
+def test_forward_equals_the_plain_one(changes: dict[str, Any]) -> None:
+    model, batch = tiny_model(**changes), tiny_batch()
     predictions = model(batch)
     for b in range(batch.size):
         alone = sample_of(batch, b)
@@ -196,7 +217,8 @@ def test_roi_width_decides_whether_actionness_reads_around_a_moment(roi_width: f
     dense, span = torch.randn(1, 20, model.config.hidden), torch.tensor([[[0.5, 0.4]]])
     around = dense.clone()
     around[:, [4, 15]] += 1  # second neighbours of [6, 14): no interpolation inside reads them
-    before, after = (model._actionness(d, span, torch.tensor([20])) for d in (dense, around))
+    saliency, lengths = torch.zeros(1, 20), torch.tensor([20])
+    before, after = (model._actionness(d, saliency, span, lengths) for d in (dense, around))
     assert bool((before != after).any()) == reads_around
 
 
@@ -216,6 +238,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"share_levels": False, "level_order": "deep-first"},
     {"detach_references": False, "roi_gradient": True, "roi_samples": 2, "roi_width": 1.5},
     {"endpoint_features": False, "reference_init": "normal", "offset_init": "grid"},
+    {"saliency_cue": True, "actionness_input": "both"},
+    {"saliency_cue": True, "condition_on": "raw", "actionness_input": "saliency"},
 ]
 
 
@@ -309,9 +333,21 @@ def test_parameter_count_is_the_papers() -> None:
     assert abs(count / PUBLISHED_PARAMETERS - 1) < 0.03
     unshared_count = sum(parameter.numel() for parameter in unshared.parameters())
     assert abs(unshared_count / (12.43 * 2**20) - 1) < 0.03
+    with torch.device("meta"):
+        cued = SDST(replace(config, saliency_cue=True))
+    assert sum(parameter.numel() for parameter in cued.parameters()) == count + 256
     table = parameter_table(shared)
     assert sum(number for _, number in table) == count
     assert dict(table)["actionness_head"] == 1_114_881
+
+
+def test_the_cue_leaves_the_other_first_weights_alone() -> None:
+    models = []
+    for cue in (False, True):
+        torch.manual_seed(0)
+        models.append(SDST(replace(TINY, saliency_cue=cue)).state_dict())
+    assert models[1].keys() - models[0].keys() == {"cue.direction"}
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
 @pytest.mark.parametrize(
@@ -332,6 +368,7 @@ def test_parameter_count_is_the_papers() -> None:
         ({"roi_width": 0.0}, "roi_width must be positive and finite"),
         ({"roi_width": math.inf}, "roi_width must be positive and finite"),
         ({"levels": "4"}, "a whole number"),
+        ({"actionness_input": "video"}, "actionness_input must be one of"),
     ],
 )
 def test_configuration_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
@@ -379,9 +416,9 @@ def test_the_registry_has_sdst() -> None:
     assert config is SDSTConfig
 
 
-def golden_step() -> dict[str, float]:
+def golden_step(config: SDSTConfig = TINY, losses: SDSTLossConfig | None = None) -> dict[str, float]:
     """Return loss, gradient norm and a checksum of the parameters after one step, without random numbers."""
-    model, batch = SDST(TINY), tiny_batch()
+    model, batch = SDST(config), tiny_batch()
     ramp = [torch.arange(p.numel()).view_as(p) for p in model.parameters()]
     with torch.no_grad():
         for parameter, steps in zip(model.parameters(), ramp, strict=True):
@@ -396,7 +433,7 @@ def golden_step() -> dict[str, float]:
     batch = replace(batch, video_KBTD=video, text_KBLD=text, targets=targets)
     # A large epsilon, since some true gradients are zero (key biases): noise must not decide their steps.
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, eps=1e-3)
-    loss = sdst_losses(model(batch), batch, SDSTLossConfig())["total"]
+    loss = sdst_losses(model(batch), batch, losses or SDSTLossConfig())["total"]
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 35.0)
     optimiser.step()
@@ -404,17 +441,24 @@ def golden_step() -> dict[str, float]:
     return {"loss": loss.item(), "gradient_norm": norm.item(), "checksum": float(checksum)}
 
 
+CUED = replace(TINY, saliency_cue=True, actionness_input="both", roi_width=1.5)
+CUED_LOSSES = SDSTLossConfig(actionness_loss="bce", class_target="iou")
 GOLDEN = {"loss": 10.628433, "gradient_norm": 12.205119, "checksum": 31.44323}
+
+
+GOLDEN_CUED = {"loss": 11.300547, "gradient_norm": 12.949104, "checksum": 31.45352}
 
 
 def test_golden_step() -> None:
     """Check that one training step gives the stored numbers.
 
     If a change is meant to move these numbers, renew them: run ``python tests/models/test_sdst.py``, paste
-    the dict that it prints over GOLDEN, and say in the commit why they moved.
+    the dicts that it prints over GOLDEN and GOLDEN_CUED, and say in the commit why they moved.
     """
     assert golden_step() == pytest.approx(GOLDEN, rel=1e-4)
+    assert golden_step(CUED, CUED_LOSSES) == pytest.approx(GOLDEN_CUED, rel=1e-4)
 
 
 if __name__ == "__main__":
     print("GOLDEN =", {name: round(value, 6) for name, value in golden_step().items()})
+    print("GOLDEN_CUED =", {name: round(value, 6) for name, value in golden_step(CUED, CUED_LOSSES).items()})

@@ -85,9 +85,10 @@ def test_sizes_of_the_paper() -> None:
         assert count / 2**20 == pytest.approx(paper, rel=0.1), name
 
 
+@pytest.mark.parametrize("cue", [False, True])
 @pytest.mark.parametrize("name", POINT_MODELS)
-def test_padding_and_neighbours_change_nothing(name: str) -> None:
-    model = tiny_model(name).eval()
+def test_padding_and_neighbours_change_nothing(name: str, cue: bool) -> None:
+    model = tiny_model(name, saliency_cue=cue).eval()
     together = model(tiny_batch(padding=3))
     for b in range(3):
         single = model(alone(tiny_batch(), b))
@@ -99,9 +100,10 @@ def test_padding_and_neighbours_change_nothing(name: str) -> None:
         torch.testing.assert_close(together.level_video_KBTF[:, b, :clips], single.level_video_KBTF[:, 0])
 
 
+@pytest.mark.parametrize("cue", [False, True])
 @pytest.mark.parametrize("name", POINT_MODELS)
-def test_every_parameter_learns(name: str) -> None:
-    model = tiny_model(name)
+def test_every_parameter_learns(name: str, cue: bool) -> None:
+    model = tiny_model(name, saliency_cue=cue)
     losses(name, model, tiny_batch())["total"].backward()
     # These are constant under softmax. With one token per frame, R2-Tuning's q_map and v_map have no effect either.
     idle = ("attention.key.bias", ".q_map", ".v_map") if name == "r2-tuning" else ("attention.key.bias",)
@@ -109,6 +111,21 @@ def test_every_parameter_learns(name: str) -> None:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
         if not any(part in parameter_name for part in idle):
             assert (parameter.grad != 0).any(), parameter_name
+
+
+@pytest.mark.parametrize("name", POINT_MODELS)
+def test_the_cue_adds_saliency_to_what_points_read(name: str) -> None:
+    plain, cued = tiny_model(name).eval(), tiny_model(name, saliency_cue=True).eval()
+    assert cued.state_dict().keys() - plain.state_dict().keys() == {"cue.direction"}
+    cued.load_state_dict({**plain.state_dict(), "cue.direction": torch.linspace(-1, 1, TINY["hidden"])})
+    read: list[torch.Tensor] = []
+    cued.pyramid[0].register_forward_hook(lambda *args: read.append(args[2]))  # type: ignore[union-attr, operator]
+    before, after = plain(tiny_batch()), cued(tiny_batch())
+    torch.testing.assert_close(before.cosine_BT(), after.cosine_BT())  # the highlight curve is not cued
+    mask = after.video_mask_BT
+    expected = after.video_BTF + 4 * after.cosine_BT().unsqueeze(-1) * torch.linspace(-1, 1, TINY["hidden"])
+    torch.testing.assert_close(read[0][mask], expected[mask])
+    assert not torch.allclose(before.logits_BN[before.point_mask_BN], after.logits_BN[after.point_mask_BN])
 
 
 @pytest.mark.parametrize("name", POINT_MODELS)

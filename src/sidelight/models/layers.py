@@ -177,6 +177,26 @@ class TemporalBlock(nn.Module):
         return {"ca": ca, "sa": sa, "ffn": self.ffn_norm(sa, self.ffn(sa))}
 
 
+class SaliencyCue(nn.Module):
+    """Tells the parts of a model that find moments how relevant each clip is.
+
+    Highlights are trained as the cosine of a clip and the query: relevance is an angle to a vector that changes with
+    every query. Attention and heads that read only the clips would have to compute that product again, from the sparse
+    losses of a few matched moments. The cue adds it to the clips along one learned direction.
+    """
+
+    SCALE = 4.0
+    """Factor of the cosine, so that a relevant clip stands out among features of unit variance."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.randn(width))
+
+    def forward(self, clips_BTF: Tensor, saliency_BT: Tensor) -> Tensor:
+        """Add the saliency, (B, T) in [-1, 1], to the clips, (B, T, F)."""
+        return clips_BTF + (self.SCALE * saliency_BT).unsqueeze(-1).to(clips_BTF.dtype) * self.direction
+
+
 class AttentionPool(nn.Module):
     """Attention pooling: one linear score per token, softmax over real tokens, weighted mean."""
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
 from sidelight.core.options import check_types, require
-from sidelight.models.layers import KeysValues, TemporalBlock, check_features, sinusoid
+from sidelight.models.layers import KeysValues, SaliencyCue, TemporalBlock, check_features, sinusoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,10 @@ class PointConfig:
     """Append the start and end of each clip, in units of the extent, to its video features."""
     boundary_head: bool = True
     """Predict starts and ends. TVSum and YouTube Highlights predict the highlight curve alone."""
+    saliency_cue: bool = False
+    """Add each clip's saliency for the query, along one learned direction, to the clips that the pyramid reads. Not in
+    any of the papers; SDST has the same option.
+    """
     padding: Literal["independent", "exact"] = "independent"
     """Effect of padding on a sample: none (independent), or the same as in the published code (exact)."""
 
@@ -192,6 +196,8 @@ class PointModel(nn.Module):
         self.class_head = ConvHead(width, 1)
         self.boundary_head = ConvHead(width, 2) if config.boundary_head else None
         self.coefficients = nn.Parameter(torch.ones(len(config.strides))) if config.boundary_head else None
+        # Built last, so that the other modules draw the same first weights with and without it.
+        self.cue = SaliencyCue(width) if config.saliency_cue else None
 
     def forward(self, batch: Batch) -> PointPredictions:
         """Predict; ValueError if levels or widths are not those that the model was built for."""
@@ -205,12 +211,16 @@ class PointModel(nn.Module):
         clips_BTF = F.relu(clips_BTF)
         scores = self.text_pool(text_KBLF).masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
         level_text_KBF = (scores.softmax(2) * text_KBLF).sum(2)
+        cued_BTF = clips_BTF
+        if self.cue is not None:
+            cosine_BT = F.cosine_similarity(clips_BTF.float(), level_text_KBF[-1].float().unsqueeze(1), dim=-1)
+            cued_BTF = self.cue(clips_BTF, cosine_BT.masked_fill(~video_mask_BT, 0))
         logits, distances, masks = [], [], []
         clips = video_mask_BT.shape[1]
         for number, stride in enumerate(self.config.strides):
             if clips < stride:
                 break
-            level_BTF = self.pyramid[number](clips_BTF)
+            level_BTF = self.pyramid[number](cued_BTF)
             mask_BT = self._point_mask(video_mask_BT, stride)
             head_mask_BT = mask_BT if self.config.padding == "independent" else None
             masks.append(mask_BT)

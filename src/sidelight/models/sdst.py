@@ -61,6 +61,7 @@ from sidelight.models.layers import (
     InputMap,
     KeysValues,
     MultiHeadAttention,
+    SaliencyCue,
     TemporalBlock,
     check_features,
     inverse_sigmoid,
@@ -132,6 +133,12 @@ class SDSTConfig:
     """Start of the moment queries: learned, with references of the best clips ("mixed"), or with references and
     embeddings of the best clips ("pure"; DINO's query selection, Tab. 5); see ``QuerySelection``.
     """
+    saliency_cue: bool = False
+    """Add each clip's saliency for the query, along one learned direction, to the dense stream that moment queries and
+    the actionness head read. Not in the paper; moments are then found after a fraction of the steps.
+    """
+    actionness_input: Literal["dense", "saliency", "both"] = "dense"
+    """What the actionness head pools: the dense stream (the paper), the highlight curve alone, or both."""
     roi_bins: int = 16
     """Number of bins that a moment is pooled into for its actionness."""
     roi_samples: int = 1
@@ -364,11 +371,13 @@ class SDST(nn.Module):
         self.reference_code = MLP(width, width, width) if attends else None
         self.class_head = nn.Linear(width, 1)
         self.span_head = MLP(width, width, width, 2)
-        self.actionness_head = MLP(config.roi_bins * width, width, width, 1)
+        inputs = {"dense": width, "saliency": 1, "both": width + 1}[config.actionness_input]
+        self.actionness_head = MLP(config.roi_bins * inputs, width, width, 1)
         self.text_pool = AttentionPool(width)
         _init_heads(self.class_head, self.span_head, config.class_prior)
         # Built last, so that the other modules draw the same first weights with and without it.
         self.selection = QuerySelection(config) if config.query_init != "learned" else None
+        self.cue = SaliencyCue(width) if config.saliency_cue else None
 
     def forward(self, batch: Batch) -> Predictions:
         check_features(self, self.config, batch)
@@ -378,6 +387,8 @@ class SDST(nn.Module):
         dense = torch.zeros_like(readings.video[0])
         references = self.references_M2.float().sigmoid().expand(batch.size, -1, -1)
         moment_queries = self.moments_MF.expand(batch.size, -1, -1)
+        text_KBF = self.text_pool(readings.text, context.text_mask_BL)
+        mask_BT = batch.video_mask_BT
         logits, spans = [], []
         # One unbind for all levels: its gradient is one stack; K slices would each fill a tensor of zeros.
         levels = map(MappedInputs._make, zip(*(part.unbind(0) for part in readings), strict=True))
@@ -386,6 +397,9 @@ class SDST(nn.Module):
             mixed = reading.video + self.gates_K[k].sigmoid() * (dense - reading.video)  # Eq. 3
             states = level.dense(mixed, (reading.dense_keys, reading.dense_values), context)
             dense, states["raw"] = states["ffn"], reading.video
+            video = states[config.condition_on]
+            if self.cue is not None:
+                video = self.cue(video, cosine_saliency(dense, text_KBF[k], mask_BT))
             if k == 0 and self.selection is not None:
                 chosen_logits, chosen_spans, chosen_rows = self.selection(
                     dense, references, moment_queries, context.clips
@@ -398,7 +412,7 @@ class SDST(nn.Module):
                 moment_queries,
                 references,
                 self._reference_code(references),
-                states[config.condition_on],
+                video,
                 (reading.sparse_keys, reading.sparse_values),
                 context,
             )
@@ -406,15 +420,15 @@ class SDST(nn.Module):
             refined = (inverse_sigmoid(references) + self.span_head(moment_queries).float()).sigmoid()
             spans.append(refined)
             references = refined.detach() if config.detach_references else refined
-        text_KBF = self.text_pool(readings.text, context.text_mask_BL)
+        saliency_BT = cosine_saliency(dense, text_KBF[-1], mask_BT)
         return Predictions(
             logits_KBM=torch.stack(logits),
             spans_KBM2=torch.stack(spans),
-            actionness_BM=self._actionness(dense, spans[-1], context.clips.lengths_B),
-            saliency_BT=cosine_saliency(dense, text_KBF[-1], batch.video_mask_BT),
+            actionness_BM=self._actionness(dense, saliency_BT, spans[-1], context.clips.lengths_B),
+            saliency_BT=saliency_BT,
             video_KBTF=readings.video,
             text_KBF=text_KBF,
-            video_mask_BT=batch.video_mask_BT,
+            video_mask_BT=mask_BT,
             saliency_video_BTF=dense,
             saliency_text_BF=text_KBF[-1],
         )
@@ -454,13 +468,23 @@ class SDST(nn.Module):
         waves = sinusoid(references_BM2, self.config.hidden // 2).flatten(-2)
         return cast(Tensor, self.reference_code(waves.to(self.moments_MF.dtype)))
 
-    def _actionness(self, dense_BTF: Tensor, spans_BM2: Tensor, lengths_B: Tensor) -> Tensor:
+    def _actionness(self, dense_BTF: Tensor, saliency_BT: Tensor, spans_BM2: Tensor, lengths_B: Tensor) -> Tensor:
         """Estimate the best IoU of each span with any ground-truth span, (B, M) in [0, 1]."""
         if not self.config.roi_gradient:
             spans_BM2 = spans_BM2.detach()
         center, width = spans_BM2.unbind(-1)
         around_BM2 = torch.stack([center, width * self.config.roi_width], -1)
-        pooled = roi_align(dense_BTF, around_BM2, lengths_B, self.config.roi_bins, self.config.roi_samples)
+        if self.cue is not None:
+            dense_BTF = self.cue(dense_BTF, saliency_BT)
+        curve_BT1 = saliency_BT.unsqueeze(-1).to(dense_BTF.dtype)
+        read_BTF = {"dense": [dense_BTF], "saliency": [curve_BT1], "both": [dense_BTF, curve_BT1]}
+        pooled = roi_align(
+            torch.cat(read_BTF[self.config.actionness_input], -1),
+            around_BM2,
+            lengths_B,
+            self.config.roi_bins,
+            self.config.roi_samples,
+        )
         return cast(Tensor, self.actionness_head(pooled.flatten(2)).squeeze(-1).float().sigmoid())
 
 

@@ -49,7 +49,15 @@ class SDSTLossConfig(ContrastiveConfig):
     weight_iou: float = 1.0
     """Weight of 1 - IoU, at every level."""
     weight_actionness: float = 1.0
-    """Weight of L1 of the estimated IoU, at the last level."""
+    """Weight of the loss of the estimated IoU, at the last level."""
+    actionness_loss: Literal["l1", "bce"] = "l1"
+    """Loss of the estimated IoU: L1 (the paper), whose best answer is the median of the goal and so 0 where a span
+    misses more often than not; or binary cross-entropy, whose best answer is the mean.
+    """
+    class_target: Literal["one", "iou"] = "one"
+    """Goal of the class logit of a matched moment query: 1 (the paper), or its IoU with the matched span, so that the
+    class tells how well a moment fits (as in VarifocalNet).
+    """
     level_reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the levels' losses: added, like DETR's auxiliary losses, or averaged."""
     cost_class: float = 2.0
@@ -92,11 +100,12 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
         device = predictions.logits_KBM.device
         predictions, targets = predictions.to(device, torch.float32), targets.to(device, torch.float32)
         matched_KBM, count = match(predictions, targets, config)
+        goal_KBM = class_goal(predictions, matched_KBM, targets, config)
         aligned = alignment_losses(predictions.video_KBTF, predictions.text_KBF, targets, config)
         losses = {
-            "class": focal_loss(predictions.logits_KBM, matched_KBM >= 0, count, config),
+            "class": focal_loss(predictions.logits_KBM, matched_KBM >= 0, goal_KBM, count, config),
             **span_losses(predictions.spans_KBM2, matched_KBM, targets, count, config),
-            "actionness": actionness_loss(predictions, targets),
+            "actionness": actionness_loss(predictions, targets, config),
             "saliency": sampled_nce_loss(
                 predictions.saliency_BT,
                 batch.video_mask_BT,
@@ -148,11 +157,30 @@ def match(predictions: Predictions, targets: Targets, config: SDSTLossConfig) ->
     return torch.from_numpy(matched).to(predictions.logits_KBM.device), max(pairs, 1)
 
 
-def focal_loss(logits_KBM: Tensor, positive_KBM: Tensor, count: int, config: SDSTLossConfig) -> Tensor:
-    """Return the focal loss (Eq. 17), divided by ``count``: matched moment queries have goal 1, the others 0."""
-    goal = positive_KBM.to(logits_KBM.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits_KBM, goal, reduction="none")
-    loss = loss * (goal - logits_KBM.sigmoid()).abs() ** config.focal_gamma
+def class_goal(predictions: Predictions, matched_KBM: Tensor, targets: Targets, config: SDSTLossConfig) -> Tensor:
+    """Return the goal of each class logit, (K, B, M): 0 without a match; with one, 1 or the IoU with the match."""
+    is_matched_KBM = (matched_KBM >= 0).to(predictions.logits_KBM.dtype)
+    if config.class_target == "one" or targets.spans_BG2.shape[1] == 0:
+        return is_matched_KBM
+    goal_KBM2 = _matched_spans(matched_KBM, targets)
+    iou_KBM = spans.paired_iou(spans.cw_to_se(predictions.spans_KBM2.detach()), spans.cw_to_se(goal_KBM2))
+    return is_matched_KBM * iou_KBM
+
+
+def focal_loss(
+    logits_KBM: Tensor, positive_KBM: Tensor, goal_KBM: Tensor, count: int, config: SDSTLossConfig
+) -> Tensor:
+    """Return the focal loss (Eq. 17), divided by ``count``.
+
+    Args:
+        logits_KBM: class logits.
+        positive_KBM: True for matched moment queries.
+        goal_KBM: goals in [0, 1].
+        count: number of matched pairs at one level.
+        config: alpha and gamma.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits_KBM, goal_KBM, reduction="none")
+    loss = loss * (goal_KBM - logits_KBM.sigmoid()).abs() ** config.focal_gamma
     if config.focal_alpha is not None:
         loss = loss * torch.where(positive_KBM, config.focal_alpha, 1 - config.focal_alpha)
     return _over_levels(loss.sum((1, 2)) / count, config)
@@ -165,9 +193,7 @@ def span_losses(
     if targets.spans_BG2.shape[1] == 0:
         zero = spans_KBM2.sum() * 0  # a zero with a gradient, so that backward passes through the span head
         return {"l1": zero, "iou": zero}
-    levels = matched_KBM.shape[0]
-    index = matched_KBM.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, 2)
-    goal_KBM2 = targets.spans_BG2.expand(levels, -1, -1, -1).gather(2, index)
+    goal_KBM2 = _matched_spans(matched_KBM, targets)
     is_matched_KBM = (matched_KBM >= 0).to(spans_KBM2.dtype)
     distance_KBM = (spans_KBM2 - goal_KBM2).abs().sum(-1)
     overlap = spans.paired_iou if config.iou_kind == "iou" else spans.paired_giou
@@ -178,8 +204,14 @@ def span_losses(
     }
 
 
-def actionness_loss(predictions: Predictions, targets: Targets) -> Tensor:
-    """Return L1 between actionness and its goal (Eq. 20).
+def _matched_spans(matched_KBM: Tensor, targets: Targets) -> Tensor:
+    """Return the ground-truth span that each moment query got, (K, B, M, 2); the first one without a match."""
+    index = matched_KBM.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, 2)
+    return targets.spans_BG2.expand(matched_KBM.shape[0], -1, -1, -1).gather(2, index)
+
+
+def actionness_loss(predictions: Predictions, targets: Targets, config: SDSTLossConfig) -> Tensor:
+    """Return the mean L1 or cross-entropy between actionness and its goal (Eq. 20).
 
     The goal is the best IoU of the last level's span with any ground-truth span, 0 without one. Only the part of the
     span inside the video counts, since decoding returns that part.
@@ -190,6 +222,8 @@ def actionness_loss(predictions: Predictions, targets: Targets) -> Tensor:
         if targets.spans_BG2.shape[1] > 0:
             overlap_BMG = spans.iou(inside_BM2, spans.cw_to_se(targets.spans_BG2))
             goal_BM = overlap_BMG.masked_fill(~targets.spans_mask_BG.unsqueeze(1), 0).amax(-1)
+    if config.actionness_loss == "bce":
+        return F.binary_cross_entropy(predictions.actionness_BM, goal_BM)
     return F.l1_loss(predictions.actionness_BM, goal_BM)
 
 
