@@ -119,7 +119,7 @@ def test_the_cue_adds_saliency_to_what_points_read(name: str) -> None:
     assert cued.state_dict().keys() - plain.state_dict().keys() == {"cue.direction"}
     cued.load_state_dict({**plain.state_dict(), "cue.direction": torch.linspace(-1, 1, TINY["hidden"])})
     read: list[torch.Tensor] = []
-    cued.pyramid[0].register_forward_hook(lambda *args: read.append(args[2]))  # type: ignore[union-attr, operator]
+    cued.get_submodule("pyramid.0").register_forward_hook(lambda *args: read.append(args[2]))
     before, after = plain(tiny_batch()), cued(tiny_batch())
     torch.testing.assert_close(before.cosine_BT(), after.cosine_BT())  # the highlight curve is not cued
     mask = after.video_mask_BT
