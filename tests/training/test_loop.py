@@ -240,6 +240,20 @@ def test_bce_needs_saliency_between_0_and_1(write: Write) -> None:
     read_recipe(path, ["--data.binding=r2-tuning", "--model.boundary_head=false"])
 
 
+def test_options_newer_than_a_state_count_as_their_defaults(write: Write) -> None:
+    path = write("older")
+    first = train(read_recipe(path, ["--train.epochs=1"]), quiet=True)
+    state = Path(read_recipe(path).train.out) / "state.pt"
+    values = torch.load(state, weights_only=True)
+    fixed = json.loads(values["recipe"])
+    del fixed["model"]["saliency_cue"], fixed["losses"]["class_target"], fixed["backbone"]["frames_per_clip"]
+    torch.save({**values, "recipe": json.dumps(fixed)}, state)
+    with pytest.raises(ValueError, match=r"another recipe .model.saliency_cue was False and is True"):
+        train(read_recipe(path, ["--train.epochs=2", "--model.saliency_cue=true"]), resume=True, quiet=True)
+    again = train(read_recipe(path, ["--train.epochs=2"]), resume=True, quiet=True)
+    assert again.epoch == 2 and again.history[0] == first.history[0]
+
+
 def test_other_ratings_are_another_run_and_another_metric_starts_anew(write: Write, tmp_path: Path) -> None:
     path = write("rated")
     first = train(read_recipe(path, ["--train.epochs=1"]), quiet=True)

@@ -476,15 +476,12 @@ class SDST(nn.Module):
         around_BM2 = torch.stack([center, width * self.config.roi_width], -1)
         if self.cue is not None:
             dense_BTF = self.cue(dense_BTF, saliency_BT)
-        curve_BT1 = saliency_BT.unsqueeze(-1).to(dense_BTF.dtype)
-        read_BTF = {"dense": [dense_BTF], "saliency": [curve_BT1], "both": [dense_BTF, curve_BT1]}
-        pooled = roi_align(
-            torch.cat(read_BTF[self.config.actionness_input], -1),
-            around_BM2,
-            lengths_B,
-            self.config.roi_bins,
-            self.config.roi_samples,
-        )
+        read_BTF = dense_BTF
+        if self.config.actionness_input != "dense":
+            read_BTF = saliency_BT.unsqueeze(-1).to(dense_BTF.dtype)
+        if self.config.actionness_input == "both":
+            read_BTF = torch.cat([dense_BTF, read_BTF], -1)
+        pooled = roi_align(read_BTF, around_BM2, lengths_B, self.config.roi_bins, self.config.roi_samples)
         return cast(Tensor, self.actionness_head(pooled.flatten(2)).squeeze(-1).float().sigmoid())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def save_state(path: Path, state: State, progress: Progress, recipe: Recipe, dat
 def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, Progress]:
     """Read the state of a run, on the CPU, and how far it is.
 
+    Options that are newer than the state count as left at their defaults.
+
     With another validation metric or other validation data, the best score so far is forgotten: the new scores
     cannot be compared with it.
 
@@ -73,6 +76,9 @@ def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, P
     """
     values = torch.load(path, weights_only=True, map_location="cpu")
     saved, current = json.loads(values["recipe"]), json.loads(json.dumps(_fixed_values(recipe, data)))
+    for part in ("model", "backbone", "losses", "train"):
+        defaults = _defaults(getattr(recipe, part))
+        saved[part] = {**{name: defaults[name] for name in current[part] if name in defaults}, **saved[part]}
     for part in current:
         if saved.get(part) != current[part]:
             raise ValueError(
@@ -94,6 +100,12 @@ def _fixed_values(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     fixed = {part: values[part] for part in ("side_tuner", "model", "backbone", "losses", "train")}
     digests = {"features": data.spec.digest(), "annotations": _digest(data.train.annotations)}
     return {**fixed, "data": {**digests, "binding": values["data"]["binding"]}}
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Return the default of each option of a section that has a plain one, as JSON holds it."""
+    plain = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    return dict(json.loads(json.dumps(plain)))
 
 
 def _selection(recipe: Recipe, data: TrainingData) -> list[str]:
