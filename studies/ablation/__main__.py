@@ -14,7 +14,7 @@ from pathlib import Path
 from sidelight.io.files import write_text
 from studies.ablation import offsets, report
 from studies.ablation.run import execute, plan, prepare
-from studies.ablation.variants import find_ablation
+from studies.ablation.variants import find_ablation, with_cue
 
 RECIPE = Path(__file__).resolve().parents[1] / "ablation.yaml"
 
@@ -22,10 +22,18 @@ RECIPE = Path(__file__).resolve().parents[1] / "ablation.yaml"
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     command = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__, allow_abbrev=False)
-    command.add_argument("table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, or offsets (Fig. 4 and Fig. A)")
+    command.add_argument(
+        "table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, offsets (Fig. 4 and Fig. A), or ours: cue, options, rates"
+    )
+    command.add_argument(
+        "--cue", action="store_true", help="train every variant with the saliency cue and our score of a moment"
+    )
     command.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     command.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
     command.add_argument("--recipe", default=str(RECIPE), help="the base recipe, which the variants change")
+    command.add_argument(
+        "--world", help="folder with train/ and val/ of `sidelight shapes`, instead of the data that the recipe names"
+    )
     command.add_argument("--out", default="runs/ablation", help="folder of features, runs and tables")
     command.add_argument("--jobs", type=int, default=1, help="runs at the same time; if several, each uses one thread")
     command.add_argument("--keep", action="store_true", help="keep the weights, predictions and logs of trained runs")
@@ -53,7 +61,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.first_seed < 0:
         raise ValueError(f"--first-seed must be 0 or more, got {args.first_seed}")
     ablation = find_ablation(args.table)
-    runs = plan(ablation, args.recipe, args.out, range(args.first_seed, args.first_seed + args.seeds))
+    if args.cue:
+        ablation = with_cue(ablation)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    runs = plan(ablation, args.recipe, args.out, seeds, world=args.world)
     if args.dry_run:
         for run in runs:
             print(f"{'finished' if run.finished else 'to train':<10}{run.folder}  {' = '.join(run.variants)}")
@@ -70,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     failures = execute(runs, jobs=args.jobs, keep=args.keep)
     folder = Path(args.out) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / (ablation.name if ablation.name == "offsets" else f"table-{ablation.name}")
+    stem = folder / f"{'' if ablation.name == 'offsets' else 'table-'}{ablation.name}{'-cue' if args.cue else ''}"
     writer = offsets if ablation.name == "offsets" else report
     table = writer.from_runs(ablation, runs)
     print(writer.as_text(table))

@@ -97,8 +97,17 @@ def resolve(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
         raise ValueError(f"variant {variant.name!r}: {error}") from None
 
 
-def plan(ablation: Ablation, recipe: str | Path, out: str | Path, seeds: Sequence[int]) -> list[Run]:
+def plan(
+    ablation: Ablation, recipe: str | Path, out: str | Path, seeds: Sequence[int], *, world: str | None = None
+) -> list[Run]:
     """Return the runs of a table without repetition, all variants of one seed before the next seed.
+
+    Args:
+        ablation: the table.
+        recipe: the base recipe.
+        out: folder of features and runs.
+        seeds: one run of each variant for each.
+        world: folder with train/ and val/ of ``sidelight shapes``, instead of the data that the recipe names.
 
     Raises:
         ValueError: if the recipe is missing, its benchmark has other metrics than the tables, or a variant does not
@@ -106,6 +115,10 @@ def plan(ablation: Ablation, recipe: str | Path, out: str | Path, seeds: Sequenc
     """
     base = read_recipe(recipe).to_dict()
     _check_form(base, recipe)
+    if world is not None:
+        for part in ("train", "val"):
+            base["data"][part] = str(Path(world, part, "annotations.jsonl"))
+            base["data"][f"{part}_videos"] = str(Path(world, part, "videos"))
     # The base is resolved, and a copy with another attention is too: it need not be read again.
     offsets = [v for v in ABLATIONS["offsets"].variants if "attention" in base["model"]]
     for_offsets = {digest(overridden(base, variant)) for variant in offsets}

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from studies.ablation.paper import BY_LENGTH, METRICS, TABLES, PaperTable
@@ -73,11 +73,13 @@ def _levels(*chosen: int) -> dict[str, Any]:
     return {"backbone.levels": list(chosen), "model.levels": len(chosen)}
 
 
+RATES = (2e-4, 4e-4, 8e-4)
+"""Learning rates that each side-tuner is tried with (table "rates")."""
 _SHALLOW = "the text tower of the embedded backbone has four layers"
 _DEFORMABLE = {"model.attention": "deformable"}
 _ORDER = {"SA": "sa", "CA": "ca", "Def": "rdsa", "FFN": "ffn"}
 _COMMON = {
-    "model": ("video_dim", "text_dim", "levels", "hidden", "heads", "dropout", "droppath"),
+    "model": ("video_dim", "text_dim", "levels", "hidden", "heads", "dropout", "droppath", "saliency_cue"),
     "losses": ("weight_saliency",),
     "decode": ("round_to",),
 }
@@ -87,6 +89,18 @@ _COMMON = {
 def _variants(overrides: Mapping[str, Mapping[str, Any]]) -> tuple[Variant, ...]:
     return tuple(Variant(name=name, overrides=changes) for name, changes in overrides.items())
 
+
+_CUE: dict[str, Any] = {"model.saliency_cue": True}
+_BEST: dict[str, Any] = {
+    **_CUE,
+    "model.roi_width": 1.5,
+    "model.actionness_input": "both",
+    "losses.actionness_loss": "bce",
+    "losses.class_target": "iou",
+}
+"""Our form of SDST: with the cue and the best score of a moment (table "cue")."""
+_RIVALS = {"w/o tuning": "last-layer", "E3VA": "e3va", "LoSA": "losa", "LST": "lst", "R2-Tuning": "r2-tuning"}
+"""Row of Table H -> side-tuner."""
 
 _BY_ATTENTION: dict[str, Mapping[str, Any]] = {
     "Stand. CA": {"model.attention": "standard"},
@@ -188,16 +202,7 @@ _ABLATIONS = (
     Ablation(
         paper=TABLES["H"],
         variants=(
-            *(
-                Variant(name=name, overrides={"side_tuner": key}, keep=_COMMON)
-                for name, key in (
-                    ("w/o tuning", "last-layer"),
-                    ("E3VA", "e3va"),
-                    ("LoSA", "losa"),
-                    ("LST", "lst"),
-                    ("R2-Tuning", "r2-tuning"),
-                )
-            ),
+            *(Variant(name=name, overrides={"side_tuner": key}, keep=_COMMON) for name, key in _RIVALS.items()),
             Variant(name="SDST", overrides={}),
         ),
         reference="SDST",
@@ -262,6 +267,77 @@ _ABLATIONS = (
         reference="RDSA",
         note="the runs of table 5",
     ),
+    Ablation(
+        paper=TABLES["cue"],
+        variants=(
+            *_variants(
+                {
+                    "SDST": {},
+                    "SDST + cue": _CUE,
+                    "SDST + cue, actionness": {**_BEST, "losses.class_target": "one"},
+                    "SDST + cue, actionness, class": _BEST,
+                }
+            ),
+            Variant(name="R2-Tuning", overrides={"side_tuner": "r2-tuning"}, keep=_COMMON),
+            Variant(name="R2-Tuning + cue", overrides={"side_tuner": "r2-tuning", **_CUE}, keep=_COMMON),
+        ),
+        reference="SDST",
+        pairs=(
+            ("SDST + cue", "SDST"),
+            ("SDST + cue, actionness", "SDST + cue"),
+            ("SDST + cue, actionness, class", "SDST + cue"),
+            ("R2-Tuning + cue", "R2-Tuning"),
+            ("SDST", "R2-Tuning"),
+            ("SDST + cue", "R2-Tuning + cue"),
+            ("SDST + cue, actionness, class", "R2-Tuning + cue"),
+        ),
+        note="actionness: read from the dense stream and the highlight curve, over 1.5 widths, trained by "
+        "cross-entropy; class: its goal is the IoU",
+    ),
+    Ablation(
+        paper=TABLES["options"],
+        variants=_variants(
+            {
+                "cue": _CUE,
+                "none": {},
+                "best": _BEST,
+                "class goal: IoU": {**_CUE, "losses.class_target": "iou"},
+                "actionness: cross-entropy": {**_CUE, "losses.actionness_loss": "bce"},
+                "actionness: cross-entropy, 1.5 widths": {
+                    **_CUE,
+                    "losses.actionness_loss": "bce",
+                    "model.roi_width": 1.5,
+                },
+                "actionness: cross-entropy, 1.5 widths, curve": {
+                    **{k: v for k, v in _BEST.items() if k != "losses.class_target"},
+                    "model.actionness_input": "saliency",
+                },
+                "actionness: cross-entropy, 1.5 widths, both": {**_BEST, "losses.class_target": "one"},
+                "alignment: mean": {**_CUE, "losses.alignment_reduction": "mean"},
+                "TadTR's offsets": {**_CUE, "model.offset_init": "tadtr", "train.offset_lr": 0.1},
+                "RDSA's query reads H": {**_CUE, "model.rdsa_reads_query": True},
+                "ties are negatives": {**_CUE, "losses.nce_ties": "negative"},
+                "matching cost: IoU": {**_CUE, "losses.matching_overlap": "iou"},
+                "soft-NMS without threshold": {**_CUE, "decode.nms_threshold": 0.0},
+            }
+        ),
+        reference="cue",
+    ),
+    Ablation(
+        paper=TABLES["rates"],
+        variants=tuple(
+            Variant(
+                name=f"{name}, {rate:g}",
+                overrides={**({"side_tuner": key} if key else {}), **_CUE, "train.lr": rate},
+                keep=_COMMON if key else {},
+            )
+            for name, key in {"SDST": "", **dict(reversed(_RIVALS.items()))}.items()
+            for rate in RATES
+        ),
+        reference="SDST, 0.0004",
+        tested=(),
+        note="all with the cue",
+    ),
 )
 
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
@@ -284,6 +360,24 @@ def find_ablation(name: str) -> Ablation:
         if known.lower() == key:
             return ablation
     raise ValueError(f"there is no table {name!r}; known are {', '.join(ABLATIONS)}")
+
+
+def with_cue(ablation: Ablation) -> Ablation:
+    """Return the table with the cue in every variant, and with our score of a moment where it is SDST.
+
+    Raises:
+        ValueError: if the table varies the cue itself.
+    """
+    if ablation.paper.name in ("cue", "options", "rates"):
+        raise ValueError(f"table {ablation.name} has rows with and without the cue already; leave out --cue")
+    changed = []
+    for variant in ablation.variants:
+        if variant.overrides is not None:
+            ours = _CUE if "side_tuner" in variant.overrides else _BEST
+            variant = replace(variant, overrides={**ours, **variant.overrides})
+        changed.append(variant)
+    note = "; ".join(part for part in (ablation.note, "all with the saliency cue, SDST with our score too") if part)
+    return replace(ablation, variants=tuple(changed), note=note)
 
 
 def overridden(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
@@ -314,8 +408,14 @@ _DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos",
 """Fields of ``data`` that say where the data is and how it is read."""
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True},
-    "model": {"roi_width": 1.0, "saliency_cue": False, "actionness_input": "dense"},
-    "losses": {"actionness_loss": "l1", "class_target": "one"},
+    "model": {"roi_width": 1.0, "saliency_cue": False, "actionness_input": "dense", "rdsa_reads_query": False},
+    "losses": {
+        "actionness_loss": "l1",
+        "class_target": "one",
+        "alignment_reduction": "sum",
+        "matching_overlap": "giou",
+    },
+    "train": {"offset_lr": 1.0},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
 """

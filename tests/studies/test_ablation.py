@@ -31,9 +31,10 @@ from studies.ablation.__main__ import main
 from studies.ablation.inference import difference
 from studies.ablation.paper import METRICS, TABLES
 from studies.ablation.report import Scores
-from studies.ablation.variants import ABLATIONS, TESTED, Variant, digest, find_ablation, overridden
+from studies.ablation.variants import ABLATIONS, TESTED, Variant, digest, find_ablation, overridden, with_cue
 
 BASE = "studies/ablation.yaml"
+OURS = ("cue", "options", "rates")
 TINY = SDSTConfig(
     video_dim=6, text_dim=5, levels=3, hidden=16, moment_queries=4, heads=4, points=2, ffn_ratio=2, rdsa_width=8,
     roi_bins=3, dropout=0.0, droppath=0.0,
@@ -72,9 +73,11 @@ def test_every_variant_is_a_recipe(name: str) -> None:
         assert recipe.model.levels == len(chosen) and min(chosen) >= -run.ALL_LEVELS
         with torch.device("meta"):
             build_model(recipe.side_tuner, recipe.to_dict()["model"])
-    # The paper's own choice is the base itself.
-    reference = next(v for v in ablation.variants if v.name == ablation.reference)
-    assert digest(run.resolve(base, reference)) == digest(base)
+    if name not in OURS:  # The paper's own choice is the base itself.
+        reference = next(v for v in ablation.variants if v.name == ablation.reference)
+        assert digest(run.resolve(base, reference)) == digest(base)
+        cued = [v for v in with_cue(ablation).variants if v.overrides is not None]
+        assert all(run.resolve(base, variant)["model"]["saliency_cue"] for variant in cued)
 
 
 def test_the_papers_rows_are_shown_beside_ours_where_they_are_known() -> None:
@@ -82,7 +85,7 @@ def test_the_papers_rows_are_shown_beside_ours_where_they_are_known() -> None:
     for name, ablation in ABLATIONS.items():
         assert set(ablation.paper.rows) - {v.row for v in ablation.variants} == unknown.get(name, set())
         without_paper_row = {v.name for v in ablation.variants if v.row not in ablation.paper.rows}
-        assert not without_paper_row or name in ("4", "E", "offsets")
+        assert not without_paper_row or name in ("4", "E", "offsets", *OURS)
 
 
 @pytest.mark.slow
@@ -90,11 +93,13 @@ def test_runs_are_shared_between_tables(tmp_path: Path) -> None:
     folders = {name: {r.folder for r in run.plan(a, BASE, tmp_path, [0])} for name, a in ABLATIONS.items()}
     counts = {name: len(paths) for name, paths in folders.items()}
     assert counts == {
-        "3": 3, "4": 5, "5": 5, "6": 4, "7": 5, "E": 6, "H": 6, "J": 2, "K": 7, "L": 3, "M": 6, "N": 6, "offsets": 2
+        "3": 3, "4": 5, "5": 5, "6": 4, "7": 5, "E": 6, "H": 6, "J": 2, "K": 7, "L": 3, "M": 6, "N": 6, "offsets": 2,
+        "cue": 6, "options": 14, "rates": 18,
     }  # fmt: skip
-    assert len(set.intersection(*folders.values())) == 1  # the paper's own choice is trained once for all tables
+    papers = {name: paths for name, paths in folders.items() if name not in OURS}
+    assert len(set.intersection(*papers.values())) == 1  # the paper's own choice is trained once for all tables
     assert folders["L"] < folders["5"] and folders["offsets"] < folders["5"]
-    assert len(set.union(*folders.values())) == 44  # pairs of last levels occur in two tables
+    assert len(set.union(*papers.values())) == 44  # pairs of last levels occur in two tables
     planned = run.plan(ABLATIONS["5"], BASE, tmp_path, [0, 1, 2])
     assert len(planned) == 15
     assert {r.variants for r in planned if r.for_offsets} == {("Def. CA",), ("RDSA",)}

@@ -109,14 +109,19 @@ def _apply_rows(rows_BMNT: Tensor, features_BTF: Tensor) -> Tensor:
     return torch.unflatten(read, 1, rows_BMNT.shape[1:3])
 
 
-def initial_offsets(kind: Literal["directions", "grid", "zero"], heads: int, points: int) -> Tensor:
+OffsetInit = Literal["directions", "tadtr", "grid", "zero"]
+"""First offsets of deformable points, see :func:`initial_offsets`."""
+
+
+def initial_offsets(kind: OffsetInit, heads: int, points: int) -> Tensor:
     """Return the first offsets of the points of each head, in half widths: (H, P).
 
     "directions": the first axis of Deformable DETR's directions, cos(2 pi h / H), with the points at growing distance;
-    "grid": all H * P points evenly over [-1, 1]; "zero": all in the center.
+    "tadtr": the same with the angles of TadTR's code, cos(4 pi h / H); "grid": all H * P points evenly over [-1, 1];
+    "zero": all in the center.
     """
-    if kind == "directions":
-        angles = 2 * math.pi * torch.arange(heads) / heads
+    if kind in ("directions", "tadtr"):
+        angles = (2 if kind == "directions" else 4) * math.pi * torch.arange(heads) / heads
         return angles.cos().unsqueeze(1) * torch.arange(1, points + 1) / points
     if kind == "grid":
         return torch.linspace(-1, 1, heads * points).view(points, heads).t().contiguous()
@@ -138,10 +143,12 @@ class DeformableAttention(nn.Module):
         points: int,
         *,
         outside: Outside = "zero",
-        offset_init: Literal["directions", "grid", "zero"] = "directions",
+        offset_init: OffsetInit = "directions",
     ) -> None:
         super().__init__()
         self.heads, self.points, self.outside = heads, points, outside
+        # TadTR's code divides the predicted offsets by the number of points, so that they move more slowly.
+        self.unit = points if offset_init == "tadtr" else 1
         self.offsets = nn.Linear(query_width, heads * points)
         self.weights = nn.Linear(query_width, heads * points)
         self.value = xavier_linear(width, width)
@@ -150,12 +157,14 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
         with torch.no_grad():
-            self.offsets.bias.copy_(initial_offsets(offset_init, heads, points).flatten())
+            self.offsets.bias.copy_((self.unit * initial_offsets(offset_init, heads, points)).flatten())
 
     def sampling(self, chooser_BMQ: Tensor) -> tuple[Tensor, Tensor]:
         """Return offsets in half widths, and weights that add up to 1 over the points of a head: (B, M, H, P) each."""
         shape = (self.heads, self.points)
         offsets = torch.unflatten(self.offsets(chooser_BMQ), -1, shape).float()
+        if self.unit != 1:
+            offsets = offsets / self.unit
         weights = torch.unflatten(self.weights(chooser_BMQ), -1, shape).float().softmax(-1)
         return offsets, weights
 
@@ -217,7 +226,8 @@ class LocalContext(nn.Module):
 class ReferenceDeformableAttention(nn.Module):
     """RDSA (Eqs. 10 and 11): the video itself, read at the moment's own reference, chooses the offsets.
 
-    So the vector that chooses the points and the features at these points are in one space.
+    So the vector that chooses the points and the features at these points are in one space. With ``reads_query`` the
+    embedding of the moment query helps to choose.
     """
 
     edges_11N: Tensor
@@ -229,23 +239,34 @@ class ReferenceDeformableAttention(nn.Module):
         read_at: tuple[str, ...],
         context: LocalContext | None,
         attention: DeformableAttention,
+        *,
+        reads_query: bool = False,
     ) -> None:
         super().__init__()
-        self.context = context
-        self.query = MLP(len(read_at) * width, query_width, query_width)
+        self.context, self.reads_query = context, reads_query
+        self.query = MLP((len(read_at) + reads_query) * width, query_width, query_width)
         self.attention = attention
         self.outside = attention.outside
         edges = torch.tensor([EDGE[name] for name in read_at]).view(1, 1, -1)
         self.register_buffer("edges_11N", edges, persistent=False)
 
-    def forward(self, references_BM2: Tensor, video_BTF: Tensor, mask_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the update of the moment queries, (B, M, F)."""
+    def forward(
+        self,
+        references_BM2: Tensor,
+        video_BTF: Tensor,
+        mask_BT: Tensor,
+        lengths_B: Tensor,
+        moment_queries_BMF: Tensor | None = None,
+    ) -> Tensor:
+        """Return the update of the moment queries, (B, M, F); only with ``reads_query`` their embeddings are needed."""
         source_BTF = video_BTF if self.context is None else self.context(video_BTF, mask_BT)
         positions_BMN = span_points(references_BM2, self.edges_11N)
-        read_BMNF = read_points(source_BTF, positions_BMN, lengths_B, self.outside)
-        chooser_BMQ = self.query(read_BMNF.flatten(2))
-        return cast(Tensor, self.attention(chooser_BMQ, references_BM2, video_BTF, lengths_B))
+        read_BMF = read_points(source_BTF, positions_BMN, lengths_B, self.outside).flatten(2)
+        if self.reads_query:
+            assert moment_queries_BMF is not None
+            read_BMF = torch.cat([read_BMF, moment_queries_BMF], -1)
+        return cast(Tensor, self.attention(self.query(read_BMF), references_BM2, video_BTF, lengths_B))
 
     def read_video(self, moment_queries_BMF: Tensor, references_BM2: Tensor, video_BTF: Tensor, clips: Clips) -> Tensor:
-        """Return the update of the moment queries, (B, M, F); their embeddings choose nothing."""
-        return cast(Tensor, self(references_BM2, video_BTF, clips.mask_BT, clips.lengths_B))
+        """Return the update of the moment queries, (B, M, F)."""
+        return cast(Tensor, self(references_BM2, video_BTF, clips.mask_BT, clips.lengths_B, moment_queries_BMF))

@@ -121,7 +121,11 @@ class SDSTConfig:
     """Number of clips that each convolution of that CNN reads at once (odd)."""
     rdsa_width: int = 64
     """Width of the vector by which RDSA chooses its offsets (App. A)."""
-    offset_init: Literal["directions", "grid", "zero"] = "directions"
+    rdsa_reads_query: bool = False
+    """Let RDSA read the embedding of the moment query too to choose its offsets; the sentence after Eq. 11 says that
+    offsets depend on the query's text, the equation reads the video alone.
+    """
+    offset_init: Literal["directions", "tadtr", "grid", "zero"] = "directions"
     """First offsets of deformable points, see ``deformable.initial_offsets``."""
     outside: Literal["zero", "clamp"] = "zero"
     """Value of deformable points beyond the video: zero, as in Deformable DETR, or the nearest clip."""
@@ -261,7 +265,14 @@ def video_attention(config: SDSTConfig) -> nn.Module:
     if config.attention == "deformable":
         return attention
     context = LocalContext(config.hidden, config.rdsa_kernel, config.rdsa_conv) if config.rdsa_cnn else None
-    return ReferenceDeformableAttention(config.hidden, config.rdsa_width, config.rdsa_points, context, attention)
+    return ReferenceDeformableAttention(
+        config.hidden,
+        config.rdsa_width,
+        config.rdsa_points,
+        context,
+        attention,
+        reads_query=config.rdsa_reads_query,
+    )
 
 
 class Level(nn.Module):

@@ -42,6 +42,18 @@ def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
     return config.lr * factor
 
 
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the parameters for the optimiser, with those of ``offset_lr`` in a group of their own if it is not 1."""
+    named = list(model.named_parameters())
+    slow = {name for name, _ in named if "offsets" in name.split(".") or name == "references_M2"}
+    if config.offset_lr == 1 or not slow:
+        return [{"params": [p for _, p in named]}]
+    return [
+        {"params": [p for name, p in named if name not in slow]},
+        {"params": [p for name, p in named if name in slow], "factor": config.offset_lr},
+    ]
+
+
 class _BatchHolder:
     """A batch that Fabric's wrappers pass on as it is; they take apart (and refuse) frozen dataclasses."""
 
@@ -100,7 +112,7 @@ class Trainer:
             _load_start(model, self.config.init, data)
         # fused: one kernel for all parameters instead of several for each.
         optimiser = torch.optim.AdamW(
-            model.parameters(),
+            parameter_groups(model, self.config),
             lr=self.config.lr,
             weight_decay=self.config.weight_decay,
             # The fused one unscales fp16 gradients by itself, so that Fabric could not clip them before.
@@ -184,7 +196,7 @@ class Trainer:
         batch = self.data.train.batch(indices, progress.epoch).to(self.fabric.device)
         lr = learning_rate(progress.step, progress.epoch, self.config)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)
         losses = self.wrapped(_BatchHolder(batch))
         self.fabric.backward(losses["total"])
         norm = self.fabric.clip_gradients(

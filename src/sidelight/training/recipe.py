@@ -109,6 +109,8 @@ class TrainConfig:
     """Samples per step, over all processes together."""
     lr: float = 1e-4
     """Learning rate after warm-up."""
+    offset_lr: float = 1.0
+    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR)."""
     lr_drop_epochs: int = 20
     """Epochs from one drop of the learning rate to the next."""
     lr_drop: float = 0.1
@@ -151,7 +153,7 @@ class TrainConfig:
         )  # fmt: skip
         for name in counts:
             require(self, getattr(self, name) >= 1, name, "at least 1")
-        for name in ("lr", "lr_drop", "clip_norm"):
+        for name in ("lr", "offset_lr", "lr_drop", "clip_norm"):
             require(self, getattr(self, name) > 0, name, "above 0")
         for name in ("warmup_steps", "weight_decay"):
             require(self, getattr(self, name) >= 0, name, "at least 0")

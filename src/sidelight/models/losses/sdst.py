@@ -58,6 +58,9 @@ class SDSTLossConfig(ContrastiveConfig):
     """Goal of the class logit of a matched moment query: 1 (the paper), or its IoU with the matched span, so that the
     class tells how well a moment fits (as in VarifocalNet).
     """
+    alignment_reduction: Literal["sum", "mean"] = "sum"
+    """Reduction of the alignment losses over directions and levels; R2-Tuning, from whom the weight is, averages them.
+    """
     level_reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the levels' losses: added, like DETR's auxiliary losses, or averaged."""
     cost_class: float = 2.0
@@ -65,7 +68,9 @@ class SDSTLossConfig(ContrastiveConfig):
     cost_l1: float = 5.0
     """Weight of the L1 cost in the matching."""
     cost_giou: float = 2.0
-    """Weight of the negative generalised IoU in the matching."""
+    """Weight of the negative overlap in the matching."""
+    matching_overlap: Literal["giou", "iou"] = "giou"
+    """That overlap: the generalised IoU, as in Deformable DETR, or the plain one, as in TadTR."""
     focal_alpha: float | None = 0.25
     """Share of positives in the focal loss (negatives get the rest); None weighs both with 1."""
     focal_gamma: float = 2.0
@@ -114,7 +119,7 @@ def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) 
                 ties=config.nce_ties,
                 positives=config.nce_positives,
             ),
-            **{name: _over_levels(loss_K, config) for name, loss_K in aligned.items()},
+            **{name: _aligned(loss_K, config) for name, loss_K in aligned.items()},
         }
         losses["total"] = torch.stack([getattr(config, f"weight_{n}") * loss for n, loss in losses.items()]).sum()
     return losses
@@ -139,7 +144,8 @@ def match(predictions: Predictions, targets: Targets, config: SDSTLossConfig) ->
     alpha = 0.5 if config.focal_alpha is None else config.focal_alpha
     as_positive = -alpha * (1 - probability) ** config.focal_gamma * probability.log()
     as_negative = -(1 - alpha) * probability**config.focal_gamma * (1 - probability).log()
-    overlap = spans.giou(spans.cw_to_se(predictions.spans_KBM2), spans.cw_to_se(spans_KBG2))
+    overlap_of = spans.giou if config.matching_overlap == "giou" else spans.iou
+    overlap = overlap_of(spans.cw_to_se(predictions.spans_KBM2), spans.cw_to_se(spans_KBG2))
     distance = (predictions.spans_KBM2.unsqueeze(3) - spans_KBG2.unsqueeze(2)).abs().sum(-1)
     cost = config.cost_class * (as_positive - as_negative).unsqueeze(-1)
     cost = cost + config.cost_l1 * distance - config.cost_giou * overlap
@@ -225,6 +231,11 @@ def actionness_loss(predictions: Predictions, targets: Targets, config: SDSTLoss
     if config.actionness_loss == "bce":
         return F.binary_cross_entropy(predictions.actionness_BM, goal_BM)
     return F.l1_loss(predictions.actionness_BM, goal_BM)
+
+
+def _aligned(loss_K: Tensor, config: SDSTLossConfig) -> Tensor:
+    """Reduce an alignment loss, whose two directions are added, over directions and levels."""
+    return loss_K.mean() / 2 if config.alignment_reduction == "mean" else _over_levels(loss_K, config)
 
 
 def _over_levels(loss_K: Tensor, config: SDSTLossConfig) -> Tensor:
