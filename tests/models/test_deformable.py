@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidelight.models.deformable import (
+    Clips,
     DeformableAttention,
     LocalContext,
     Outside,
@@ -147,12 +148,14 @@ def test_deformable_attention_equals_the_slow_one(outside: Outside) -> None:
 
 @pytest.mark.parametrize("points", [("left", "center", "right"), ("left", "right"), ("center",)])
 @pytest.mark.parametrize("kind", ["separable", "full", None])
-def test_rdsa_equals_the_slow_one(kind: str | None, points: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("reads_query", [False, True])
+def test_rdsa_equals_the_slow_one(kind: str | None, points: tuple[str, ...], reads_query: bool) -> None:
     video, mask, references = scene()
     context = None if kind is None else LocalContext(F, 3, kind)  # type: ignore[arg-type]
     attention = DeformableAttention(8, F, 4, 3)
-    rdsa = randomised(ReferenceDeformableAttention(F, 8, points, context, attention))
-    fast = rdsa(references, video, mask, LENGTHS)
+    rdsa = randomised(ReferenceDeformableAttention(F, 8, points, context, attention, reads_query=reads_query))
+    moment_queries = torch.randn(B, M, F)
+    fast = rdsa.read_video(moment_queries, references, video, Clips(mask, LENGTHS, video))  # type: ignore[operator]
     steps = {"left": -0.5, "center": 0.0, "right": 0.5}
     for b, length in enumerate(LENGTHS.tolist()):
         real = video[b, :length]
@@ -160,7 +163,8 @@ def test_rdsa_equals_the_slow_one(kind: str | None, points: tuple[str, ...]) -> 
         for m in range(M):
             center, width = references[b, m].tolist()
             read = [slow_read(source, center + steps[name] * width, length, "zero") for name in points]
-            chooser = rdsa.query(torch.cat(read)).view(1, 1, -1)  # type: ignore[operator]
+            own = [moment_queries[b, m]] if reads_query else []
+            chooser = rdsa.query(torch.cat([*read, *own])).view(1, 1, -1)  # type: ignore[operator]
             slow = slow_deformable(attention, chooser, references[b : b + 1, m : m + 1], real[None], LENGTHS[b : b + 1])
             torch.testing.assert_close(fast[b, m], slow[0, 0], atol=1e-4, rtol=1e-4)
 
@@ -185,10 +189,24 @@ def test_initial_offsets_lie_within_the_span_and_spread() -> None:
     assert initial_offsets("directions", 8, 4)[0].tolist() == [0.25, 0.5, 0.75, 1.0]
     assert len(initial_offsets("grid", 8, 4).unique()) == 32
     assert initial_offsets("zero", 2, 3).abs().sum() == 0
-    attention = DeformableAttention(6, F, 8, 4)
-    offsets, weights = attention.sampling(torch.randn(1, 2, 6))
-    torch.testing.assert_close(offsets[0, 1], initial_offsets("directions", 8, 4))
-    torch.testing.assert_close(weights, torch.full_like(weights, 0.25))
+    for kind in ("directions", "tadtr"):
+        attention = DeformableAttention(6, F, 8, 4, offset_init=kind)  # type: ignore[arg-type]
+        offsets, weights = attention.sampling(torch.randn(1, 2, 6))
+        torch.testing.assert_close(offsets[0, 1], initial_offsets(kind, 8, 4))  # type: ignore[arg-type]
+        torch.testing.assert_close(weights, torch.full_like(weights, 0.25))
+
+
+def test_tadtrs_offsets_point_both_ways_equally_and_move_slowly() -> None:
+    first = initial_offsets("tadtr", 8, 4)[:, -1]
+    torch.testing.assert_close(first, torch.tensor([1.0, 0, -1, 0, 1, 0, -1, 0]), atol=1e-6, rtol=0)
+    moves = []
+    for kind in ("directions", "tadtr"):
+        attention = DeformableAttention(6, F, 8, 4, offset_init=kind)
+        before = attention.sampling(torch.zeros(1, 1, 6))[0]
+        with torch.no_grad():
+            attention.offsets.bias.add_(1)
+        moves.append(attention.sampling(torch.zeros(1, 1, 6))[0] - before)
+    torch.testing.assert_close(moves[1], moves[0] / 4)
 
 
 @pytest.mark.parametrize("samples", [1, 3])

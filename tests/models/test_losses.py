@@ -79,11 +79,12 @@ def overlap(span_1: Tensor, span_2: Tensor, *, generalised: bool = False) -> flo
     return both / union - ((hull - union) / hull if generalised else 0)
 
 
-def test_matching_is_the_cheapest() -> None:
+@pytest.mark.parametrize("kind", ["giou", "iou"])
+def test_matching_is_the_cheapest(kind: Any) -> None:
     predictions, batch = make_batch()
     targets = batch.targets
     assert targets is not None
-    matched, count = match(predictions, targets, CONFIG)
+    matched, count = match(predictions, targets, replace(CONFIG, matching_overlap=kind))
     assert count == 3
     for k, b in itertools.product(range(K), range(B)):
         spans = targets.spans_BG2[b][targets.spans_mask_BG[b]]
@@ -93,7 +94,7 @@ def test_matching_is_the_cheapest() -> None:
             span = predictions.spans_KBM2[k, b, m]
             focal = -0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p)
             distance = (span - spans[g]).abs().sum().item()
-            return 2 * focal + 5 * distance - 2 * overlap(span, spans[g], generalised=True)
+            return 2 * focal + 5 * distance - 2 * overlap(span, spans[g], generalised=kind == "giou")
 
         choices = itertools.permutations(range(M), len(spans))
         best = min(choices, key=lambda choice: sum(cost(m, g) for g, m in enumerate(choice)))
@@ -361,6 +362,12 @@ def test_alignment() -> None:
         across_levels += nll(own, [logit(o, b, k, b) for o in range(K)]) / 2
     assert losses["alignment_batch"].sum().item() == pytest.approx(across_batch, rel=1e-4)
     assert losses["alignment_levels"].sum().item() == pytest.approx(across_levels, rel=1e-4)
+    added = sdst_losses(predictions, batch, CONFIG)
+    averaged = sdst_losses(predictions, batch, replace(CONFIG, alignment_reduction="mean"))
+    assert added["alignment_batch"].item() == pytest.approx(across_batch, rel=1e-4)
+    # R2-Tuning's code: the mean over levels of the mean of the two directions.
+    assert averaged["alignment_batch"].item() == pytest.approx(across_batch / K / 2, rel=1e-4)
+    assert averaged["alignment_levels"].item() == pytest.approx(across_levels / K / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("span_counts", [(0, 0, 0), (0, 1, 0), (2, 1, 3)])

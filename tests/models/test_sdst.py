@@ -239,6 +239,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"detach_references": False, "roi_gradient": True, "roi_samples": 2, "roi_width": 1.5},
     {"endpoint_features": False, "reference_init": "normal", "offset_init": "grid"},
     {"saliency_cue": True, "actionness_input": "both"},
+    {"rdsa_reads_query": True, "offset_init": "tadtr"},
     {"saliency_cue": True, "condition_on": "raw", "actionness_input": "saliency"},
 ]
 

@@ -23,8 +23,9 @@ from sidelight.features.store import FeatureStore
 from sidelight.metrics import evaluate_qvhighlights
 from sidelight.models.registry import SIDE_TUNERS, build_model
 from sidelight.training.checkpoint import Checkpoint
+from sidelight.training.data import open_data
 from sidelight.training.dataset import GroundingDataset
-from sidelight.training.loop import learning_rate, train
+from sidelight.training.loop import Trainer, learning_rate, make_fabric, train
 from sidelight.training.predict import predict
 from sidelight.training.published import R2_TUNING
 from sidelight.training.recipe import Recipe, read_recipe
@@ -238,6 +239,22 @@ def test_bce_needs_saliency_between_0_and_1(write: Write) -> None:
     with pytest.raises(ValueError, match="bce trains no boundaries"):
         read_recipe(path, ["--data.binding=r2-tuning"])
     read_recipe(path, ["--data.binding=r2-tuning", "--model.boundary_head=false"])
+
+
+def test_offsets_and_references_can_learn_more_slowly(write: Write) -> None:
+    recipe = read_recipe(write("slow"), ["--train.offset_lr=0.1", "--train.warmup_steps=0"])
+    fabric = make_fabric(recipe.train)
+    fabric.launch()
+    trainer = Trainer(recipe, fabric, open_data(recipe, fabric, quiet=True), quiet=True)
+    first = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_step([0, 1, 2, 3])
+    fast, slow = (group["lr"] for group in trainer.optimiser.param_groups)
+    assert slow == pytest.approx(0.1 * fast)
+    # AdamW's first step is the learning rate itself wherever there is a gradient, here less a little weight decay.
+    steps = {name: float((p.detach() - first[name]).abs().max()) for name, p in trainer.model.named_parameters()}
+    assert steps["references_M2"] == pytest.approx(slow, rel=0.01)
+    assert steps["levels.0.sparse.blocks.rdsa.attention.offsets.bias"] == pytest.approx(slow, rel=0.01)
+    assert steps["class_head.bias"] == pytest.approx(fast, rel=0.01)
 
 
 def test_options_newer_than_a_state_count_as_their_defaults(write: Write) -> None:
