@@ -33,6 +33,10 @@ from studies.ablation.variants import TESTED, Ablation, Variant
 Floats = npt.NDArray[np.float64]
 
 SIGNIFICANT = 0.05
+BEGUN = 20.0
+"""The mAP above which a run has begun to find moments. Moment queries that never read the video reach about 10. The
+mean of runs of which some have not begun shows when learning begins, not how good a variant is.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,19 @@ class Scores:
     seconds: float | None
     """Duration of the training; None if it was interrupted."""
     folder: str = ""
+    curve: Sequence[tuple[int, float]] = ()
+    """(epoch, mAP) of each validation during training; empty in older results."""
+
+    @property
+    def begun(self) -> bool | None:
+        """Check whether the run finds moments at its end; None if it is not scored by them."""
+        score = self.brief.get(METRICS["mAP"])
+        return None if score is None else score > BEGUN
+
+    @property
+    def begins_at(self) -> int | None:
+        """Return the first validated epoch that finds moments."""
+        return next((epoch for epoch, score in self.curve if score > BEGUN), None)
 
 
 def read_scores(run: Run) -> Scores:
@@ -77,6 +94,7 @@ def read_scores(run: Run) -> Scores:
             parameters=result["parameters"],
             seconds=result["seconds"],
             folder=run.folder.name,
+            curve=[(int(epoch), float(score)) for epoch, score in result.get("curve", ())],
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -156,6 +174,8 @@ def _row(ablation: Ablation, variant: Variant, runs: Sequence[Scores], columns: 
         "parameters": runs[0].parameters if runs else None,
         "paper_parameters": ablation.paper.parameters.get(variant.row),
         "seconds": float(np.mean(seconds)) if seconds else None,
+        "not_begun": [run.seed for run in runs if run.begun is False],
+        "begins_at": [run.begins_at for run in runs],
     }
 
 
@@ -200,17 +220,28 @@ def as_text(table: Mapping[str, Any]) -> str:
     seeds = max((len(row["seeds"]) for row in table["rows"]), default=0)
     data = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {table['queries']} queries of {table['videos']} videos"
     lines = [f"{table['place']}: {table['title']} ({data})", ""]
-    rows = [["", "", *table["columns"], "M params", "seconds"]]
+    rows = [["", "", *table["columns"], "M params", "begins", "seconds"]]
     for row in table["rows"]:
         rows.append([row["variant"], "ours", *_ours(row, table["columns"])])
         paper = [_number(row["paper"][column], "-") for column in table["columns"]]
         if row["paper_parameters"] or any(value != "-" for value in paper):
-            rows.append(["", "paper", *paper, _number(row["paper_parameters"], ""), ""])
+            rows.append(["", "paper", *paper, _number(row["paper_parameters"], ""), "", ""])
     for name, values in table["paper_only"].items():
-        rows.append([name, "paper", *(_number(values.get(column), "-") for column in table["columns"]), "", ""])
+        rows.append([name, "paper", *(_number(values.get(column), "-") for column in table["columns"]), "", "", ""])
     lines += _aligned(rows, left=2)
-    lines += ["", f"ours: mean ± deviation over seeds, percent; {table['reference']} is the paper's own choice"]
+    lines += [
+        "",
+        f"ours: mean ± deviation over seeds, percent; {table['reference']} is the reference",
+        f"begins: first epoch of each run after which mAP exceeds {BEGUN:g}",
+    ]
     lines += [f"{row['variant']}: not trained, {row['why']}" for row in table["rows"] if row["why"]]
+    for row in table["rows"]:
+        if row["not_begun"]:
+            late, count = ", ".join(map(str, row["not_begun"])), len(row["seeds"])
+            lines += [
+                f"* {row['variant']}: {len(row['not_begun'])} of {count} runs (seed {late}) end below {BEGUN:g} mAP: "
+                "they have not begun to find moments, so the mean shows how late learning begins"
+            ]
     lines += [f"note: {note}" for note in table["notes"]]
     if table["tests"]:
         lines += ["", *_tests_text(table["tests"])]
@@ -222,9 +253,16 @@ def _ours(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     for column in columns:
         ours = row["ours"][column]
         spread = "" if ours["deviation"] is None else f" ± {ours['deviation']:.2f}"
-        cells.append("-" if ours["mean"] is None else f"{ours['mean']:.2f}{spread}")
+        mark = "*" if row["not_begun"] and METRICS[column].startswith("MR-") else ""
+        cells.append("-" if ours["mean"] is None else f"{ours['mean']:.2f}{spread}{mark}")
     parameters = None if row["parameters"] is None else row["parameters"] / 2**20
-    return [*cells, _number(parameters, ""), "" if row["seconds"] is None else f"{row['seconds']:.0f}"]
+    begins = [str(epoch) for epoch in row["begins_at"] if epoch is not None]
+    return [
+        *cells,
+        _number(parameters, ""),
+        " ".join(begins),
+        "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+    ]
 
 
 def _tests_text(tests: Sequence[Mapping[str, Any]]) -> list[str]:

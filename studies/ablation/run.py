@@ -287,13 +287,14 @@ def train_run(run: Run, *, keep: bool = False, threads: int | None = None, quiet
             return read_result(run, data)
         write_text(run.folder / "recipe.yaml", json.dumps(values, indent=2) + "\n")
         start, resumed = time.perf_counter(), (run.folder / "state.pt").exists()
-        train(read_recipe(run.folder / "recipe.yaml"), resume=True, quiet=quiet)
+        progress = train(read_recipe(run.folder / "recipe.yaml"), resume=True, quiet=quiet)
         seconds = None if resumed else round(time.perf_counter() - start, 1)
         result = {
             "format": FORMAT,
             "variants": list(run.variants),
             "seed": run.seed,
             **_scored(run.folder, values),
+            "curve": [[scores["epoch"], scores["MR-full-mAP"]] for scores in progress.history],
             "seconds": seconds,
             "data": data,
             "recipe": values,

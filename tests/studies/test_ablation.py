@@ -339,6 +339,20 @@ def test_table_l_tests_the_lengths_of_moments(tmp_path: Path) -> None:
     assert plot.stat().st_size > 1000
 
 
+def test_runs_that_have_not_begun_are_marked() -> None:
+    late = [replace(scores, curve=[(1, 8.0), (2, 21.0), (3, 50.0)]) for scores in made_up(50.0)]
+    never = [replace(made_up(10.0)[0], curve=[(1, 8.0), (2, 9.0), (3, 10.0)])]
+    table = report.report(ABLATIONS["J"], {"unshared": [*never, *late[1:]], "shared": late})
+    rows = {row["variant"]: row for row in table["rows"]}
+    assert rows["unshared"]["not_begun"] == [0] and rows["unshared"]["begins_at"] == [None, *[2] * (len(late) - 1)]
+    assert rows["shared"]["not_begun"] == [] and rows["shared"]["begins_at"] == [2] * len(late)
+    lines = report.as_text(table).splitlines()
+    line = next(line for line in lines if line.startswith("unshared"))
+    assert line.count("*") == sum(METRICS[c].startswith("MR-") for c in table["columns"])
+    assert not any("*" in line for line in lines if line.startswith("shared"))
+    assert sum("unshared: 1 of 3 runs (seed 0) end below 20 mAP" in line for line in lines) == 1
+
+
 # offsets -----------------------------------------------------------------------------------------------------------
 
 
