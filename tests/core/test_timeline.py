@@ -176,3 +176,23 @@ def test_windows_need_two_clips() -> None:
     assert timeline.windows(2) == [(0, timeline)]
     with pytest.raises(ValueError, match="a window needs 2 clips or more, got 1"):
         timeline.windows(1)
+
+
+@pytest.mark.parametrize(
+    ("duration", "clip_seconds", "values", "value_seconds", "expected"),
+    [
+        (4, 2, [], 1, [0, 0]),
+        (4, 2, [1, 3, 5, 5], 1, [2, 5]),
+        (4, 1, [1, 3], 2, [1, 1, 3, 3]),
+        (3, 2, [1, 3, 5], 1, [2, 5]),
+        (6, 2, [1, 3], 1, [2, 0, 0]),
+        (4, 2, [1, 3, 5, 5, 9, 9], 1, [2, 5]),
+        (3, 1.5, [3, 6, 9], 1, [4, 8]),
+        (5, 50 / 30, [0.1] * 5, 1, [0.1, 0.1, 0.1]),
+    ],
+)
+def test_resample(
+    duration: float, clip_seconds: float, values: list[float], value_seconds: float, expected: list[float]
+) -> None:
+    resampled = Timeline(duration=duration, clip_seconds=clip_seconds).resample(values, value_seconds)
+    assert resampled.tolist() == pytest.approx(expected)

@@ -107,6 +107,30 @@ class Timeline:
         middle = min(int((start + end) / 2 / unit), self.num_clips - 1)
         return range(middle, middle + 1)
 
+    def resample(self, values_S: npt.ArrayLike, clip_seconds: float) -> Floats:
+        """Return the mean over each clip, (T,), of values that belong to clips of another length.
+
+        A clip takes each value by the share of time that it overlaps. A clip that no value reaches gets 0; values after
+        the last clip are left out.
+
+        Args:
+            values_S: one value for each clip of ``clip_seconds``, from the start of the video.
+            clip_seconds: length of the clips of the values in seconds.
+        """
+        values = np.asarray(values_S, dtype=np.float64)
+        # Rounded, so that edges at the same second are one edge: otherwise equal values could become unequal.
+        own_edges = (np.arange(self.num_clips + 1) * self.clip_seconds).round(6)
+        value_edges = (np.arange(len(values) + 1) * clip_seconds).round(6)
+        edges = np.union1d(own_edges, value_edges)
+        edges = edges[edges <= min(own_edges[-1], value_edges[-1])]
+        lengths = np.diff(edges)
+        own = np.searchsorted(own_edges, edges[:-1], side="right") - 1
+        source = np.searchsorted(value_edges, edges[:-1], side="right") - 1
+        total_T = np.bincount(own, weights=lengths * values[source], minlength=self.num_clips)
+        seconds_T = np.bincount(own, weights=lengths, minlength=self.num_clips)
+        resampled: Floats = np.divide(total_T, seconds_T, out=np.zeros(self.num_clips), where=seconds_T > 0)
+        return resampled
+
     def windows(self, clips: int) -> list[tuple[int, Timeline]]:
         """Cut a long video into windows of ``clips`` clips that overlap by half.
 
@@ -148,6 +172,11 @@ def clips_to_seconds(clips: Number, clip_seconds: float) -> Number:
     """Convert places counted in clips to seconds; arrays and tensors keep their type and precision."""
     seconds: Number = cast("Any", clips) * clip_seconds  # numbers, arrays and tensors share no type
     return seconds
+
+
+def same_length(first: float, second: float) -> bool:
+    """Check whether two lengths of clips are the same; a recipe has few decimals of a fraction such as 50/30 s."""
+    return math.isclose(first, second, rel_tol=1e-4)
 
 
 def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.options import is_finite_number
+from sidelight.core.timeline import same_length
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ Row = TypeVar("Row", "Annotation", "Submission")
 Floats = npt.NDArray[np.float64]
 
 CLIP_SECONDS = "clip_seconds"
-"""Field of a row: the seconds of the clips that its ratings count. 2 s, as on QVHighlights, where it is missing."""
+"""Field of a row: the seconds of the clips that its ratings (of a prediction: its saliency) count."""
+USUAL_CLIP_SECONDS = 2.0
+"""Length of a rated clip where an annotation has no field clip_seconds, as on QVHighlights."""
 
 
 class AnnotationError(ValueError):
@@ -84,10 +87,21 @@ class Annotation:
             raise _wrong("saliency_scores", "lists of one length, a score per rater", raters)
         if known := [name for name in self.extra if name in _ANNOTATION_FIELDS]:
             raise AnnotationError(f"extra must not hold {known[0]}, which is a field of its own; set that field")
+        _ = self.clip_seconds  # raises if the field is wrong
         object.__setattr__(self, "duration", duration)
         object.__setattr__(self, "relevant_windows", windows)
         object.__setattr__(self, "relevant_clip_ids", clips)
         object.__setattr__(self, "saliency_scores", ratings)
+
+    @property
+    def clip_seconds(self) -> float:
+        """Return the seconds of the clips that relevant_clip_ids count: the row's field, else 2 s.
+
+        Raises:
+            AnnotationError: if the field is not a number of seconds.
+        """
+        seconds = self.extra.get(CLIP_SECONDS)
+        return USUAL_CLIP_SECONDS if seconds is None else _clip_seconds(seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of a line, without the labels that are empty."""
@@ -142,6 +156,8 @@ class Submission:
     """(N, 3) [start, end, score] in seconds, best first. Evaluation does not sort them for recall."""
     pred_saliency_scores: Floats
     """(T,) one score per clip; (0,) if the model predicts none."""
+    clip_seconds: float | None = None
+    """Seconds of these clips; None if they are the clips that the annotation's ratings count."""
 
     def __post_init__(self) -> None:
         _identify(self.qid, self.query, self.vid, query_needed=False)
@@ -153,6 +169,8 @@ class Submission:
         saliency = _floats("pred_saliency_scores", self.pred_saliency_scores)
         object.__setattr__(self, "pred_relevant_windows", windows)
         object.__setattr__(self, "pred_saliency_scores", saliency)
+        if self.clip_seconds is not None:
+            object.__setattr__(self, "clip_seconds", _clip_seconds(self.clip_seconds))
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, Submission) and self.to_dict() == value.to_dict()
@@ -168,6 +186,8 @@ class Submission:
         values["pred_relevant_windows"] = self.pred_relevant_windows.tolist()
         if self.pred_saliency_scores.size:
             values["pred_saliency_scores"] = self.pred_saliency_scores.tolist()
+        if self.clip_seconds is not None:
+            values[CLIP_SECONDS] = self.clip_seconds
         return values
 
     @classmethod
@@ -189,6 +209,7 @@ class Submission:
             vid=fields["vid"],
             pred_relevant_windows=fields.get("pred_relevant_windows", []),
             pred_saliency_scores=fields.get("pred_saliency_scores", []),
+            clip_seconds=fields.get(CLIP_SECONDS),
         )
 
     @classmethod
@@ -204,12 +225,14 @@ class Submission:
                 f"got one of {grounding.query!r}; give the grounding of that query"
             )
         windows = [[m.start, m.end, m.score] for m in grounding.moments]
+        seconds = grounding.timeline.clip_seconds
         return cls(
             qid=annotation.qid,
             query=annotation.query,
             vid=annotation.vid,
             pred_relevant_windows=np.array(windows, dtype=np.float64).reshape(-1, 3),
             pred_saliency_scores=grounding.saliency.astype(np.float64),
+            clip_seconds=None if same_length(seconds, annotation.clip_seconds) else seconds,
         )
 
 
@@ -310,6 +333,14 @@ def _number(name: str, value: Any, expected: str) -> float:
         raise _wrong(name, expected, value)
     number: float = value
     return number
+
+
+def _clip_seconds(value: Any) -> float:
+    expected = "a number of seconds above 0"
+    seconds = _number(CLIP_SECONDS, value, expected)
+    if not 0 < seconds < 1e6:
+        raise _wrong(CLIP_SECONDS, expected, value)
+    return float(seconds)
 
 
 def _window(index: int, window: Any, duration: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
-from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
+from sidelight.data.annotations import CLIP_SECONDS, USUAL_CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
@@ -33,7 +33,6 @@ OWN_DATA = "own data"
 """The name of no benchmark: annotations in the QVHighlights form."""
 EXAMPLES = 3
 """Examples in each finding."""
-_OWN_CLIP_SECONDS = 2.0
 _SPLITS = ("train", "val", "test")
 
 
@@ -103,7 +102,9 @@ KINDS: dict[str, Kind] = {
         "error", "clips with different numbers of raters", "readers stop here; give one rating per rater"
     ),
     "clip-rated-0": Kind(
-        "note", "relevant clips that every rater gave 0", "training uses 0.1 instead, so that they stay relevant"
+        "note",
+        "relevant clips that every rater gave 0",
+        "training gives them a saliency of 0.1, and never draws them as the positive clip",
     ),
     "clip-frames": Kind(
         "warning",
@@ -284,10 +285,9 @@ class CheckedFile:
 
     def clip_seconds(self, annotation: Annotation) -> float | None:
         """Return the length of a clip: the row's, else the benchmark's; None where clips have no fixed length."""
-        seconds: Any = annotation.extra.get(CLIP_SECONDS)
-        if is_finite_number(seconds) and seconds > 0:
-            return float(seconds)
-        return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds
+        if self.benchmark is None or CLIP_SECONDS in annotation.extra:
+            return annotation.clip_seconds
+        return self.benchmark.clip_seconds
 
     def num_clips(self, annotation: Annotation) -> int | None:
         """Return the number of clips of a row's video; None where clips have no fixed length."""
@@ -525,7 +525,7 @@ def _check_row(file: CheckedFile, row: Row, a: Annotation) -> None:
 def _check_windows(file: CheckedFile, row: Row, a: Annotation) -> None:
     latest_end = max((end for _, end in a.relevant_windows), default=0)
     if latest_end > a.duration:
-        seconds = file.clip_seconds(a) or _OWN_CLIP_SECONDS
+        seconds = file.clip_seconds(a) or USUAL_CLIP_SECONDS
         far = latest_end > Timeline(duration=a.duration, clip_seconds=seconds).extent + seconds
         detail = f"ends at {latest_end} in a video of {a.duration} s"
         file.add("window-ends-far" if far else "window-ends-late", row, detail)

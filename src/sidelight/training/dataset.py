@@ -17,7 +17,7 @@ import torch
 
 from sidelight.core import spans
 from sidelight.core.batch import Batch, Targets
-from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.core.timeline import Timeline, clips_to_seconds, same_length
 from sidelight.data.annotations import Annotation
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
@@ -149,8 +149,9 @@ def _without_late_labels(annotation: Annotation, timeline: Timeline, max_late: i
 
     Windows that begin earlier stay; ``sample`` cuts them where the features end.
     """
-    clips = timeline.num_clips
-    late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + max_late}
+    clips, late_clips = timeline.num_clips, set()
+    if same_length(annotation.clip_seconds, timeline.clip_seconds):  # converting other ratings cuts them anyway
+        late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + max_late}
     windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
     if not late_clips and len(windows) == len(annotation.relevant_windows):
         return annotation
