@@ -109,6 +109,15 @@ BAD_ANNOTATIONS: list[tuple[str, str]] = [
         "{}:1: saliency_scores[1][0] must be a whole number of at least 0",
     ),
     (lines(row(saliency_scores=[[], []])), "{}:1: saliency_scores[0] must be a list of whole numbers"),
+    (
+        lines(GOOD, row(relevant_windows=..., windows=[[6, 10]])),
+        "{}:2: there is no field windows; give relevant_windows instead, or remove windows if it is something else",
+    ),
+    (lines(row(relevant_windows=..., relevent_windows=[[6, 10]])), "no field relevent_windows; give relevant_windows"),
+    (lines(row(relevant_windows=..., Relevant_Windows=[[6, 10]])), "no field Relevant_Windows; give relevant_windows"),
+    (lines(row(relevant_windows=..., start=6, end=10)), "there is no field end; give relevant_windows instead"),
+    (lines(row(saliency_scores=..., saliency=[[1], [2]])), "there is no field saliency; give saliency_scores"),
+    (lines(row(clip_length=1, clip_second=1)), "there is no field clip_second; give clip_seconds instead"),
     (lines(row(clip_seconds="2 s")), "{}:1: clip_seconds must be a number of seconds above 0, got '2 s'"),
     (lines(row(clip_seconds=0)), "{}:1: clip_seconds must be a number of seconds above 0, got 0"),
     (lines(row(saliency_scores=[3, 4])), "{}:1: saliency_scores[0] must be a list of whole numbers"),
@@ -122,6 +131,10 @@ BAD_PREDICTIONS: list[tuple[str, str]] = [
     (
         lines(prediction(pred_relevant_windows=..., pred_saliency_scores=...)),
         "{}:1: the field pred_relevant_windows is missing",
+    ),
+    (
+        lines(prediction(pred_saliency_scores=..., pred_saliency_score=[1, 2])),
+        "{}:1: there is no field pred_saliency_score; give pred_saliency_scores instead",
     ),
     (
         lines(prediction(pred_relevant_windows=5)),

@@ -199,6 +199,22 @@ WRONG += [
     ("t.jsonl", RATED % ', "saliency": 1' + RATED.replace("6", "8") % "", "t.jsonl:2: saliency is missing, but line 1"),
     (
         "t.jsonl",
+        '{"video": "a", "query": "x", "duration": 20, "windows": [[1, 2]]}',
+        "t.jsonl:1: there is no field windows; give start and end instead, or remove windows if it is something else",
+    ),
+    (
+        "t.jsonl",
+        '{"video": "a", "query": "x", "duration": 20, "Start": 1, "End": 2}',
+        "t.jsonl:1: there is no field End; give end instead",
+    ),
+    (
+        "t.csv",
+        "video,query,start,end,windows,duration\na,x,1,2,,20\na,y,,,3-4,20\n",
+        "t.csv:3: there is no field windows; give start and end instead",
+    ),
+    ("t.csv", "video,query,start,end,durations\na,x,1,2,20\n", "t.csv:2: there is no field durations; give duration"),
+    (
+        "t.jsonl",
         '{"video": "a", "query": "x", "duration": 20, "saliency": 3}',
         "t.jsonl:1: saliency rates the clips of a window, but start and end are missing",
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,12 +131,25 @@ class Annotation:
         if "pred_relevant_windows" in values and "duration" not in fields:
             raise AnnotationError("expected an annotation, but this looks like a prediction; were two files swapped?")
         _require(fields, "qid", "query", "vid", "duration")
+        require_known_names(values, {**dict.fromkeys(_ANNOTATION_FIELDS, ()), **_OTHER_NAMES})
         return cls(**fields, extra={k: v for k, v in values.items() if k not in _ANNOTATION_FIELDS})
 
 
 _ANNOTATION_FIELDS = (
     "qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"
 )  # fmt: skip
+TIME_NAMES = (
+    "window", "windows", "span", "spans", "moment", "moments", "segment", "segments", "interval", "intervals",
+    "timestamps", "times", "start_time", "end_time", "start_sec", "end_sec", "begin",
+)  # fmt: skip
+"""Names that users give to the times of a moment."""
+_OTHER_NAMES = {
+    "relevant_windows": (*TIME_NAMES, "start", "end"),
+    "relevant_clip_ids": ("clip_ids",),
+    "saliency_scores": ("saliency", "ratings"),
+    CLIP_SECONDS: (),
+}
+"""Fields of labels, with other names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,6 +215,7 @@ class Submission:
         if "relevant_windows" in fields and "pred_relevant_windows" not in fields:
             raise AnnotationError("expected a prediction, but this looks like an annotation; were two files swapped?")
         _require(fields, "qid", "vid")
+        require_known_names(fields, {name: () for name in ("pred_relevant_windows", "pred_saliency_scores")})
         if "pred_saliency_scores" not in fields:  # a prediction needs one of the two
             _require(fields, "pred_relevant_windows")
         return cls(
@@ -304,6 +319,32 @@ def _require(values: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if name not in values:
             raise AnnotationError(f"the field {name} is missing; add it")
+
+
+def require_known_names(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a field whose name looks like a misspelt one: without its labels a row would mean something else.
+
+    Args:
+        values: the fields of a row; a field that is null or blank counts as missing.
+        names: each known field, with other names that users give to it.
+
+    Raises:
+        AnnotationError: if the row lacks a known field, and has an unknown one with a similar or another name.
+    """
+    present = {name for name, value in values.items() if value is not None and str(value).strip()}
+    for name in sorted(present.difference(names)):
+        lower = name.lower()
+        if lower.startswith("pred_") and not any(known.startswith("pred_") for known in names):
+            continue  # predictions beside the annotation
+        meant = [
+            known
+            for known, other_names in names.items()
+            if known not in present and (lower in other_names or get_close_matches(lower, [known], cutoff=0.8))
+        ]
+        if meant:
+            raise AnnotationError(
+                f"there is no field {name}; give {' and '.join(meant)} instead, or remove {name} if it is something else"
+            )
 
 
 def _identify(qid: Any, query: Any, vid: Any, *, query_needed: bool = True) -> None:

@@ -203,7 +203,8 @@ def bind_saliency(
 ) -> tuple[Floats32, list[int]]:
     """Return the saliency of each clip in [0, 1], and the clips from which one positive is drawn in each epoch.
 
-    With ratings, saliency is their mean over 4; a clip that every rater gave 0 is not positive. Without ratings, it is 1 for every clip that starts inside a window.
+    With ratings, saliency is their mean over 4; a clip that every rater gave 0 is not positive. Without ratings, it is
+    1 for every clip that starts inside a window.
 
     Args:
         windows: (G, 2) seconds, made by ``bind_windows``.

@@ -26,7 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from sidelight.core.timeline import Timeline
-from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
+from sidelight.data.annotations import (
+    CLIP_SECONDS,
+    TIME_NAMES,
+    Annotation,
+    AnnotationError,
+    require_known_names,
+    write_annotations,
+)
 from sidelight.data.datasets.base import DataWarning
 from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
@@ -34,6 +41,8 @@ from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
 OPTIONAL = ("duration", "saliency")
+_NAMES = {**dict.fromkeys((*NEEDED, *OPTIONAL), ()), "start": TIME_NAMES, "end": TIME_NAMES}
+"""The columns, with other names that users give to them."""
 _LONGEST = 1e6
 """Longest time in seconds: eleven days."""
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
@@ -185,6 +194,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
     where = f"{path}:{line}"
+    try:
+        require_known_names(values, _NAMES)
+    except AnnotationError as error:
+        raise AnnotationError(f"{where}: {error}") from None
     for name in ("video", "query"):
         if not isinstance(values[name], str) or not values[name].strip():
             raise AnnotationError(f"{where}: {name} must be a text, got {shown(values[name])}; fill it in")

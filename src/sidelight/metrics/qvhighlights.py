@@ -61,9 +61,10 @@ def evaluate_qvhighlights(
     """Return the metrics of QVHighlights in percent, rounded to two decimals like the published scripts.
 
     R1 uses the first window as listed, R5 the first five, and average precision the first ten, sorted by score.
-    Saliency of clips of another length (``Submission.clip_seconds``) is converted. Where saliency is too short, the missing clips get 0. Where it is too long, the rest is ignored, but a highest value there
-    is a miss for HIT@1. The scripts of Moment-DETR and R2-Tuning agree wherever they report the same number for
-    windows of up to 150 s; ``moment-detr`` does not count longer windows as "long".
+    Saliency of clips of another length (``Submission.clip_seconds``) is converted. Where saliency is too short, the
+    missing clips get 0. Where it is too long, the rest is ignored, but a highest value there is a miss for HIT@1. The
+    scripts of Moment-DETR and R2-Tuning agree wherever they report the same number for windows of up to 150 s;
+    ``moment-detr`` does not count longer windows as "long".
 
     Metrics without ground truth are left out of the result; they are not 0. These are the highlight metrics if the
     annotations have no saliency scores, and a length range that no window has (R2-Tuning's script, and
