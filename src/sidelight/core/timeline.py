@@ -179,6 +179,20 @@ def same_length(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=1e-4)
 
 
+CLIPS_OFF = 4
+"""Clips by which the length of a video, or of its features, may differ from the annotated one. R2-Tuning's loader
+accepts the same difference."""
+
+
+def durations_differ(annotated: float, actual: float, clip_seconds: float, *, clips: int = 1) -> bool:
+    """Check whether a video is so much shorter or longer than annotated that it is probably another video.
+
+    A tenth of the annotated duration passes, up to CLIPS_OFF clips, and at least ``clips`` clips.
+    """
+    tenth = min(clips_to_seconds(CLIPS_OFF, clip_seconds), annotated / 10)
+    return abs(annotated - actual) > max(clips_to_seconds(clips, clip_seconds), tenth)
+
+
 def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:
     """Convert seconds to places counted in clips; arrays and tensors keep their type and precision."""
     clips: Number = cast("Any", seconds) / clip_seconds

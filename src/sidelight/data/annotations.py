@@ -343,7 +343,8 @@ def require_known_names(values: Mapping[str, Any], names: Mapping[str, Sequence[
         ]
         if meant:
             raise AnnotationError(
-                f"there is no field {name}; give {' and '.join(meant)} instead, or remove {name} if it is something else"
+                f"there is no field {name}; give {' and '.join(meant)} instead, or remove {name} if it is something "
+                "else"
             )
 
 

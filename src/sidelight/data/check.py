@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.core.options import is_finite_number
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, durations_differ
 from sidelight.data.annotations import CLIP_SECONDS, USUAL_CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
 from sidelight.io.files import videos_in
 from sidelight.io.jsonl import shown
+from sidelight.video.damage import VideoError
+from sidelight.video.read import probe
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -131,6 +133,14 @@ KINDS: dict[str, Kind] = {
     # videos and features
     "missing-video": Kind(
         "error", "videos without a file", "extraction fails for them; expected VID.mp4 or another suffix"
+    ),
+    "unreadable-video": Kind(
+        "error", "video files that cannot be read", "extraction fails for them; repair or replace the files"
+    ),
+    "video-length": Kind(
+        "error",
+        "videos much shorter or longer than their annotated duration",
+        "predict refuses them, because the file is probably another video; compare vid, duration and file",
     ),
     "surplus-video": Kind("note", "video files without annotations", "they are not used"),
     "missing-features": Kind(
@@ -351,7 +361,7 @@ def check_data(folder: str | Path, benchmark_name: str | None = None, videos: st
         folder: the folder of the annotations, which may lie one folder below; or one file.
         benchmark_name: how to read them, or "own data" for the QVHighlights form; unless given, each file is recognised
             by its name or content.
-        videos: folder with the video files, named by their ids; names are compared, nothing is decoded.
+        videos: folder with the video files, named by their ids; one frame of each is decoded.
 
     Raises:
         AnnotationError: if there are no annotations, or no such benchmark.
@@ -362,7 +372,7 @@ def check_data(folder: str | Path, benchmark_name: str | None = None, videos: st
     findings = [finding for file in files for finding in findings_of(file.faults, file.path)]
     data = CheckedData(files, findings + _shared_videos(files), skipped)
     if videos is not None:
-        data.findings += _check_videos(Path(videos), data.durations)
+        data.findings += _check_videos(Path(videos), data)
     return data
 
 
@@ -573,8 +583,22 @@ def _shared_videos(files: Sequence[CheckedFile]) -> list[Finding]:
     return findings
 
 
-def _check_videos(folder: Path, durations: Mapping[str, float]) -> list[Finding]:
+def _check_videos(folder: Path, data: CheckedData) -> list[Finding]:
+    from tqdm import tqdm
+
     files = videos_in(folder)
-    missing = [vid for vid in durations if vid not in files]
-    surplus = [path.name for vid, path in files.items() if vid not in durations]
-    return findings_of({"missing-video": missing, "surplus-video": surplus}, folder)
+    annotations = {a.vid: (file, a) for file in data.files for a in file.annotations}
+    faults: dict[str, list[str]] = defaultdict(list)
+    faults["missing-video"] = [vid for vid in annotations if vid not in files]
+    present = [vid for vid in annotations if vid in files]
+    for vid in tqdm(present, unit="video", desc="reading", disable=None):
+        file, annotation = annotations[vid]
+        try:
+            seconds = probe(files[vid]).duration
+        except VideoError as error:
+            faults["unreadable-video"].append(" ".join(str(error).split()))
+            continue
+        if durations_differ(annotation.duration, seconds, file.clip_seconds(annotation) or USUAL_CLIP_SECONDS):
+            faults["video-length"].append(f"{files[vid].name} lasts {seconds:g} s, annotated {annotation.duration:g} s")
+    faults["surplus-video"] = [path.name for vid, path in files.items() if vid not in annotations]
+    return findings_of(faults, folder)

@@ -8,6 +8,7 @@ Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,9 @@ import torch
 
 from sidelight.core import spans
 from sidelight.core.batch import Batch, Targets
-from sidelight.core.timeline import Timeline, clips_to_seconds, same_length
+from sidelight.core.timeline import Timeline, clips_to_seconds, durations_differ, same_length
 from sidelight.data.annotations import Annotation
+from sidelight.data.datasets.base import DataWarning
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
 
@@ -71,12 +73,40 @@ class GroundingDataset:
         self._text = store.texts(self.annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
+        self._check_durations()
         if binding in ALL_RATED:
             for annotation in self.annotations:
                 timeline = self._timelines[annotation.vid]
                 self._timelines[annotation.vid] = timeline.first(rated_clips(annotation, timeline.num_clips))
         self._in_memory: dict[str, VideoFeatures] = {vid: self._read_video(vid) for vid in vids} if in_memory else {}
         self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
+
+    def _check_durations(self) -> None:
+        """Compare the annotated durations with the videos that the features were made of.
+
+        Where all clips are rated, the ratings are compared instead.
+
+        Raises:
+            ValueError: in prediction, if a video is far shorter or longer; training warns, and refuses only labels
+                that lie outside of the features.
+        """
+        if self.binding in ALL_RATED:
+            return
+        different: dict[str, str] = {}
+        for a in self.annotations:
+            timeline = self._timelines[a.vid]
+            limit = self.store.late_clips
+            if durations_differ(a.duration, timeline.duration, timeline.clip_seconds, clips=limit):
+                different.setdefault(a.vid, f"{a.vid!r} lasts {timeline.duration:g} s, annotated {a.duration:g} s")
+        if not different:
+            return
+        message = (
+            f"{len(different)} of {len(self._timelines)} videos have features of another length than their "
+            f"annotations say (the first: {next(iter(different.values()))}); compare vid, duration and the video file"
+        )
+        if not self.targets:
+            raise ValueError(message)
+        warnings.warn(message, DataWarning, stacklevel=3)
 
     def _features(self, vid: str) -> VideoFeatures:
         return self._in_memory.get(vid) or self._read_video(vid)

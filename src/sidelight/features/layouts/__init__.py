@@ -19,7 +19,8 @@ Legend: K levels, T clips, P tokens of a clip, L tokens of a sentence, D_v / D_t
 
 from __future__ import annotations
 
-from sidelight.features.layouts.base import CLIPS_OFF, SPEC_FILE, Layout, Shape
+from sidelight.core.timeline import CLIPS_OFF
+from sidelight.features.layouts.base import SPEC_FILE, Layout, Shape
 from sidelight.features.layouts.reading import NORMALISED, ForeignFeatures, durations_of, fitted_timeline, open_layout
 from sidelight.features.layouts.registry import LAYOUTS, LayoutName, layout_of, recognise
 from sidelight.features.layouts.writing import export_features, import_features

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.core.timeline import CLIPS_OFF, Timeline, clips_to_seconds
 from sidelight.features.layouts.arrays import halves, unit
-from sidelight.features.layouts.base import CLIPS_OFF, Layout, Shape
+from sidelight.features.layouts.base import Layout, Shape
 from sidelight.features.layouts.registry import LAYOUTS, layout_of
 from sidelight.features.store import Features, FeatureStore, HalfFeatures, SampleKey, VideoFeatures
 
