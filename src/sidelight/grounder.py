@@ -183,6 +183,8 @@ class Grounder:
         from sidelight.training.dataset import collate, unlabelled
         from sidelight.training.predict import ground_batch
 
+        if self.checkpoint.round_clips:
+            video = video.cut_to(video.timeline.rounded())
         samples = [unlabelled(video, features) for features in text]
         return ground_batch(
             self.checkpoint.model,

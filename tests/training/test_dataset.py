@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation
 from sidelight.data.labels import Binding, bind, clip_saliency
-from sidelight.features.store import FeatureStore
+from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.training.dataset import NO_POSITIVE, GroundingDataset, epoch_batches, in_order
 
 TEN = Timeline(duration=20, clip_seconds=2)
@@ -171,6 +172,21 @@ def test_ratings_of_every_clip_of_another_length_are_refused() -> None:
     rated = annotation(duration=8, relevant_clip_ids=(0, 1, 2, 3), saliency_scores=((1, 1), (5, 5), (3, 1), (2, 2)))
     with pytest.raises(ValueError, match="rates every clip of 2 s, but the features of its video 'v' have clips of 1"):
         bind(rated, Timeline(duration=8, clip_seconds=1), "tvsum")
+
+
+def test_clips_can_be_rounded(tiny_annotations: list[Annotation], tiny_store: Path, tmp_path: Path) -> None:
+    """Check a video of 20.7 s with clips of 2 s: 11 clips cover it, the published extraction has 10."""
+    store, first = FeatureStore(tiny_store), replace(tiny_annotations[0], duration=20.697)
+    video_KTD = store.video(first.vid).video_KTD[:, [0] * 11]
+    own = FeatureStore.create(tmp_path, store.spec)
+    own.put_video(first.vid, VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=20.697, clip_seconds=2)))
+    own.put_queries(store.queries([first.query]))
+    late = replace(first, relevant_windows=((18, 20.6), (20.2, 20.6)), relevant_clip_ids=(9,), saliency_scores=((3,),))
+    for binding in get_args(Binding)[:2]:
+        whole, rounded = (GroundingDataset([late], own, binding=binding, round_clips=r) for r in (False, True))
+        assert (whole.sample(0).video_KTD.shape[1], rounded.sample(0).video_KTD.shape[1]) == (11, 10)
+        assert len(rounded.sample(0).saliency_T) == 10 and rounded.timeline(0).duration == 20.697
+        np.testing.assert_allclose(rounded.sample(0).spans_G2, [[0.95, 0.1]], atol=1e-6)
 
 
 def test_labels_of_benchmarks_that_rate_every_clip() -> None:

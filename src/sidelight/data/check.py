@@ -172,7 +172,7 @@ KINDS: dict[str, Kind] = {
     "features-few": Kind(
         "note",
         "features up to 4 clips longer or shorter than their video",
-        "surplus clips are cut; where clips are missing, the video is taken to end early",
+        "surplus clips are cut; where clips are missing, moments may still end at the annotated duration",
     ),
     "features-spec": Kind(
         "error",

@@ -204,7 +204,14 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
     else:
         some, store = annotations, open_features_for(annotations, source)
         ready_videos = len({a.vid for a in annotations})
-    samples = GroundingDataset(some, store, in_memory=False, seed=recipe.train.seed, binding=recipe.data.binding)
+    samples = GroundingDataset(
+        some,
+        store,
+        in_memory=False,
+        seed=recipe.train.seed,
+        binding=recipe.data.binding,
+        round_clips=recipe.data.round_clips,
+    )
     seconds = {a.vid: a.duration for a in annotations}
     summary = SplitSummary(
         queries=len(annotations),
@@ -278,7 +285,14 @@ def _validate_some(trainer: Trainer, val: _SplitData) -> tuple[int, float]:
     recipe, share = trainer.recipe, _batch_share(trainer.config)
     samples = val.samples
     some = samples.annotations[: STEPS * share]
-    few = GroundingDataset(some, samples.store, in_memory=False, seed=samples.seed, binding=samples.binding)
+    few = GroundingDataset(
+        some,
+        samples.store,
+        in_memory=False,
+        seed=samples.seed,
+        binding=samples.binding,
+        round_clips=samples.round_clips,
+    )
     start = time.perf_counter()
     submissions = predict(trainer.model, few, recipe.decoding, window_clips=recipe.window_clips, batch_size=share)
     evaluate_submissions(submissions, some, metric_of(recipe))

@@ -50,6 +50,7 @@ class GroundingDataset:
         targets: read the ground truth too; without it, windows are neither checked nor returned (for prediction).
         binding: how labels become targets, a key of ``data.labels.BINDINGS``. With a binding that needs a rating of
             every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
+        round_clips: leave out a last clip of which less than half lies in the video (:meth:`Timeline.rounded`).
 
     Raises:
         ValueError: if there are no annotations, the store lacks a video or a query, or a window lies outside its
@@ -65,15 +66,18 @@ class GroundingDataset:
         seed: int = 0,
         targets: bool = True,
         binding: Binding = "plain",
+        round_clips: bool = False,
     ) -> None:
         if not annotations:
             raise ValueError("there are no annotations; expected at least one")
         self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
-        self.binding = binding
+        self.binding, self.round_clips = binding, round_clips
         self._text = store.texts(self.annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
         self._check_durations()
+        if round_clips:
+            self._timelines = {vid: timeline.rounded() for vid, timeline in self._timelines.items()}
         if binding in ALL_RATED:
             for annotation in self.annotations:
                 timeline = self._timelines[annotation.vid]
@@ -112,10 +116,7 @@ class GroundingDataset:
         return self._in_memory.get(vid) or self._read_video(vid)
 
     def _read_video(self, vid: str) -> VideoFeatures:
-        features, timeline = self.store.video(vid), self._timelines[vid]
-        if features.timeline == timeline:
-            return features
-        return VideoFeatures(video_KTD=features.video_KTD[:, : timeline.num_clips], timeline=timeline)
+        return self.store.video(vid).cut_to(self._timelines[vid])
 
     def _checked(self, annotation: Annotation) -> Annotation:
         """Return the annotation that targets are made of, without labels of clips that the features lack."""
@@ -126,7 +127,7 @@ class GroundingDataset:
                     f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
                     f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
                 )
-        if self.store.late_clips > 1 and self.binding not in ALL_RATED:
+        if (self.store.late_clips > 1 or timeline.clips is not None) and self.binding not in ALL_RATED:
             annotation = _without_late_labels(annotation, timeline, self.store.late_clips)
         bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
         return annotation

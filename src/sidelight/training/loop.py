@@ -247,6 +247,7 @@ class Trainer:
             features=self.data.spec,
             decode=self.recipe.decoding,
             window_clips=self.recipe.window_clips,
+            round_clips=self.recipe.data.round_clips,
             metrics=dict(metrics or {}),
             recipe=values,
         )

@@ -53,6 +53,8 @@ class PublishedRun:
     """Length of a clip in seconds; one frame was taken of each."""
     window_clips: int
     """Longest video in clips that is not cut into windows."""
+    round_clips: bool = True
+    """Whether the number of clips is rounded: the frames were extracted by FFmpeg's filter fps, which rounds."""
 
     def features(self, weights: str = CLIP_WEIGHTS) -> FeatureSpec:
         """Return the spec of the features: every token of every frame, from CLIP's last K blocks, before the last
