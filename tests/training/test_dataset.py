@@ -106,6 +106,37 @@ def test_an_epoch_covers_and_splits(count: int, size: int, world: int, batches: 
     assert len(flat) > count - size * world
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "world", "sizes"),
+    [
+        (10, 4, 1, [2, 4, 4]),
+        (8, 4, 1, [4, 4]),
+        (3, 4, 1, [3]),
+        (7218, 32, 1, [18] + [32] * 225),
+        (11, 2, 2, [1] + [2] * 2),
+        (9, 2, 2, [2] * 2),
+    ],
+)
+def test_the_last_batch_can_be_kept(count: int, size: int, world: int, sizes: list[int]) -> None:
+    clips = np.random.default_rng(0).integers(5, 75, size=count)
+    parts = [
+        epoch_batches(clips, epoch=3, batch_size=size, last_batch="keep", rank=rank, world=world)
+        for rank in range(world)
+    ]
+    assert all(sorted(map(len, part)) == sizes for part in parts)
+    flat = [i for part in parts for batch in part for i in batch]
+    assert len(set(flat)) == len(flat) == count // world * world
+    # The full batches are those of a run that drops the rest: only their order may differ.
+    dropped = epoch_batches(clips, epoch=3, batch_size=size, world=world)
+    assert count < size * world or {tuple(b) for b in dropped} <= {tuple(b) for b in parts[0]}
+
+
+def test_dropped_batches_are_those_of_earlier_versions() -> None:
+    """Check the order of a run that began before the last batch could be kept: its states go on with it."""
+    clips = np.array([5, 9, 7, 30, 12, 8, 40])
+    assert epoch_batches(clips, epoch=1, batch_size=2, seed=4) == [[3, 6], [2, 5], [1, 4]]
+
+
 def test_epochs_differ_and_repeat() -> None:
     clips = np.random.default_rng(0).integers(5, 75, size=64)
     first = epoch_batches(clips, epoch=0, batch_size=8)

@@ -165,7 +165,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         device=str(fabric.device),
         losses=losses,
         step_seconds=step_seconds,
-        steps=max(1, len(train.annotations) // recipe.train.batch_size),
+        steps=_steps(len(train.annotations), recipe.train),
         val_seconds=val_seconds,
         scored=scored,
         peak_bytes=peak_bytes,
@@ -255,6 +255,12 @@ def _batch_share(config: TrainConfig) -> int:
     return config.batch_size // config.devices
 
 
+def _steps(samples: int, config: TrainConfig) -> int:
+    """Return the steps of an epoch; a dataset smaller than a batch is one batch."""
+    full, rest = divmod(samples, config.batch_size)
+    return max(1, full + (config.last_batch == "keep" and rest >= config.devices))
+
+
 def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
     """Take the steps; return the total loss of each, the seconds of the last, and the largest memory in bytes."""
     config, device = trainer.config, trainer.fabric.device
@@ -262,7 +268,9 @@ def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
     num_clips = trainer.data.train.num_clips()
-    batches = epoch_batches(num_clips, epoch=0, batch_size=_batch_share(config), seed=config.seed)
+    batches = epoch_batches(
+        num_clips, epoch=0, batch_size=_batch_share(config), last_batch=config.last_batch, seed=config.seed
+    )
     trainer.wrapped.train()
     losses, seconds = [], 0.0
     for step, indices in enumerate((batches * STEPS)[:STEPS]):

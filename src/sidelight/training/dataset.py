@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -244,6 +245,7 @@ def epoch_batches(
     *,
     epoch: int,
     batch_size: int,
+    last_batch: Literal["drop", "keep"] = "drop",
     seed: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -252,12 +254,14 @@ def epoch_batches(
 
     Samples are shuffled, then sorted by length within groups of eight batches, so that little is padded; then the
     batches are shuffled. All processes get the same number of batches. Samples that fill no batch for every process
-    are left out of this epoch; each epoch leaves out others.
+    are left out of this epoch, and each epoch leaves out others; or they become a smaller batch.
 
     Args:
         num_clips: (samples,) clips of each sample.
         epoch: number of the epoch, from 0.
         batch_size: samples per process and step; a smaller dataset gives one smaller batch.
+        last_batch: "drop" leaves out the samples that fill no batch, "keep" makes them a smaller batch, in which all
+            processes have equally many samples.
         seed: of the order.
         rank: number of this process.
         world: number of processes.
@@ -272,14 +276,17 @@ def epoch_batches(
         step = len(order) // world * world
         if not step:
             raise ValueError(f"{len(order)} samples are too few for {world} processes; set train.devices lower")
-    # Samples that fill no batch are left out before sorting by length; otherwise they would always be the longest.
-    order = order[: len(order) // step * step]
+    # Samples that fill no batch are taken before sorting by length; otherwise they would always be the longest.
+    order, rest = np.split(order, [len(order) // step * step])
     group = 8 * step
     batches: list[npt.NDArray[np.int64]] = []
     for first in range(0, len(order), group):
         part = order[first : first + group]
         part = part[np.argsort(num_clips[part], kind="stable")]
         batches += [part[i : i + step] for i in range(0, len(part), step)]
+    rest = rest[: len(rest) // world * world]
+    if last_batch == "keep" and len(rest):
+        batches.append(rest)
     return [batches[int(i)][rank::world].tolist() for i in rng.permutation(len(batches))]
 
 

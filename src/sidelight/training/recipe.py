@@ -109,6 +109,10 @@ class TrainConfig:
     """Passes over the training annotations."""
     batch_size: int = 32
     """Samples per step, over all processes together."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """Samples that fill no batch at the end of an epoch: left out, others in each epoch, or a smaller batch, as in the
+    published runs.
+    """
     lr: float = 1e-4
     """Learning rate after warm-up."""
     offset_lr: float = 1.0
