@@ -1,7 +1,8 @@
 """Each recipe of R2-Tuning against its published configuration, field by field.
 
-Source: the folder configs of github.com/yeliudev/R2-Tuning. SDST published no configuration: ``test_recipes.py``
-compares its recipes with Table A of the paper. The published values are stated here by their published names. ``_recipe_of`` says which field of a recipe each one is.
+Source: the folder configs of github.com/yeliudev/R2-Tuning. The published values are stated here by their published
+names; ``_recipe_of`` says which field of a recipe each one is. SDST published no configuration: ``test_recipes.py``
+compares its recipes with Table A of the paper.
 """
 
 from __future__ import annotations
