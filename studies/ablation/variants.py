@@ -415,6 +415,7 @@ _ADDED_FIELDS: dict[str, dict[str, Any]] = {
         "alignment_reduction": "sum",
         "matching_overlap": "giou",
     },
+    "decode": {"keep_all": False},
     "train": {"offset_lr": 1.0, "last_batch": "drop"},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.

@@ -132,7 +132,9 @@ def _recipe_of(published: dict[str, Any]) -> dict[str, Any]:
             nce_directions=published["loss_sal_direction"],
             center_radius=published["sample_radius"],
         ),
-        "decode": R2DecodeConfig(max_moments=published["max_num_moment"], round_to=published["unit"], **nms),
+        "decode": R2DecodeConfig(
+            max_moments=published["max_num_moment"], round_to=published["unit"], keep_all=published["coord_head"], **nms
+        ),
         "train": TrainConfig(
             epochs=published["epochs"] * repeats,
             batch_size=published["batch_size"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,8 @@ def _read(
         truth, metric = read_annotations(annotations), _OWN
     else:
         truth, metric = benchmark.read(annotations), benchmark.metric
+        suffix = benchmark.vid_suffix
+        submissions = [replace(s, vid=s.vid.removesuffix(suffix)) if suffix else s for s in submissions]
     _warn_of_unusual_windows(predictions, submissions, {a.qid: a.duration for a in truth})
     return submissions, truth, metric
 

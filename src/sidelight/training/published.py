@@ -80,14 +80,14 @@ class PublishedRun:
 
 
 _MODEL = R2TuningConfig(video_dim=CLIP_WIDTHS[0], text_dim=CLIP_WIDTHS[1])
-_SOFT = R2DecodeConfig(nms="soft-linear", round_to=None)
+_SOFT = R2DecodeConfig(nms="soft-linear", round_to=None, keep_all=True)
 
 _MOMENTS = {
     "qvhighlights": PublishedRun(
         file="checkpoints/r2_tuning_qvhighlights-ed516355.pth",
         model=_MODEL,
         losses=R2LossConfig(),
-        decode=R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0),
+        decode=R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0, keep_all=True),
         clip_seconds=2.0,
         window_clips=75,
     ),
