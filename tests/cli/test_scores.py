@@ -199,6 +199,13 @@ def test_queries_without_a_moment_are_left_out_and_counted(folder: Path, capsys:
 
 
 @WARNED
+def test_a_warning_is_printed_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # each command warns
+        assert main(["evaluate", str(folder / "good-all.jsonl"), str(folder / "all.jsonl"), "--intervals"]) == 0
+        assert capsys.readouterr().err.count("have no moment and are left out") == 1
+
+
+@WARNED
 @pytest.mark.parametrize(
     ("change", "warning"),
     [

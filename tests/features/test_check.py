@@ -61,6 +61,10 @@ def test_features(tmp_path: Path) -> None:
     folder_with(tmp_path, "annotations.jsonl", [row(), row(qid=2, vid="street", query="a cat")])
     good = store_with(tmp_path / "good", {"yard": 20, "street": 21.9}, ["a dog barks", "a cat"])
     assert not check(tmp_path, features=good).findings
+    assert check(tmp_path, features=good).features == (
+        f"{good}: features of 2 of 2 videos and of 2 of 2 sentences, which fit",
+    )
+    assert check(tmp_path, features=good).skipped == ()  # manifest.json is a file of the store
     bad = store_with(tmp_path / "bad", {"yard": 16, "roof": 20, "street": 20}, ["a dog barks"])
     (bad / "videos" / "street.safetensors").write_bytes(b"damaged")
     findings = rows_and_examples(check(tmp_path, features=bad))
@@ -70,6 +74,7 @@ def test_features(tmp_path: Path) -> None:
         "missing-query-features": (1, ("'a cat'",)),
         "surplus-features": (1, ("roof",)),
     }
+    assert check(tmp_path, features=bad).features == (f"{bad}: features of 2 of 2 videos and of 1 of 2 sentences",)
     empty = store_with(tmp_path / "empty", {}, [])
     findings = rows_and_examples(check(tmp_path, features=empty))
     assert findings["missing-features"] == (2, ("yard", "street")) and findings["missing-query-features"][0] == 2
@@ -104,6 +109,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "windows that end before they start (5)" in shown and "and 2 more" in shown and "not looked at" in shown
     assert main(["data", "check", str(data), "--json", "-"]) == 1
     assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "window-swapped"
+    (data / "val.jsonl").unlink()
+    fitting = store_with(data / "features", {"yard": 20, "street": 20}, ["a dog barks", "a  [bold]dog"])
+    assert main(["data", "check", str(data), "--features", str(fitting)]) == 0
+    shown = capsys.readouterr().out
+    assert "features of 2 of 2 videos and of 2 of 2 sentences, which fit" in shown and "manifest" not in shown
     store = store_with(tmp_path / "store", {}, [])
     assert main(["data", "check", str(data), "--features", str(store), str(store)]) == 1
     capsys.readouterr()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sidelight.backbones import load_backbone
 from sidelight.cli.main import main
-from sidelight.data.annotations import Annotation
+from sidelight.data.annotations import Annotation, write_annotations
 from sidelight.features.extract import extract
 from sidelight.features.sources import find_videos
 from sidelight.training.check import check_run
@@ -68,6 +69,19 @@ def test_it_describes_the_run(
     assert f"{queries // 8} steps an epoch" in shown["speed"] and "all 6 epochs" in shown["speed"]
     assert shown["decoded"] == f"{min(16, queries)} queries of validation"
     assert shown["ready;"].startswith("nothing was written to")
+
+
+@pytest.mark.filterwarnings("ignore:You passed `Fabric")
+def test_it_names_the_arithmetic_in_use_and_the_queries_without_labels(
+    check: Check, tiny_world: Path, tiny_annotations: list[Annotation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = replace(tiny_annotations[0], relevant_windows=(), relevant_clip_ids=(), saliency_scores=())
+    rows = tiny_world.parent / "one-unlabelled.jsonl"
+    write_annotations(rows, [bare, *tiny_annotations[1:8]])
+    assert check(f"--data.train={rows}", "--train.precision=16-mixed") == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert "cpu, bf16-mixed, batches of 8" in shown["arithmetic"]
+    assert shown["train"].startswith("8 queries (1 of them without windows or ratings), ")
 
 
 def test_the_losses_are_those_of_the_run(recipe: Path) -> None:

@@ -89,6 +89,8 @@ def _print_report(report: Report) -> None:
         if finding.rows > len(finding.examples):
             console.print(f"    and {finding.rows - len(finding.examples):,} more")
         console.print(Text(f"    -> {finding.advice}"))
+    for line in report.features:
+        console.print(Text(f"\n{line}"))
     for path in report.skipped:
         console.print(Text(f"\nnot looked at, because it holds no annotations: {path}"))
     console.print()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Literal, TextIO
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name not in ("train", "pretrain"):  # people who train want to see the warnings of other packages
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _warning_printer()
     try:
         return _dispatch(name, arguments)
     except KeyboardInterrupt:
@@ -138,14 +138,23 @@ def _fail(sentence: str) -> int:
     return 2
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print sidelight's own warnings as one line, and hide warnings of other packages, which are for developers."""
-    if category.__module__.startswith("sidelight"):
-        print(f"sidelight: warning: {message}", file=sys.stderr)
+def _warning_printer() -> Callable[..., None]:
+    """Return a function that prints each of sidelight's own warnings once, as one line.
+
+    Warnings of other packages are for developers, and are hidden.
+    """
+    printed: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.startswith("sidelight") and str(message) not in printed:
+            printed.add(str(message))
+            print(f"sidelight: warning: {message}", file=sys.stderr)
+
+    return show

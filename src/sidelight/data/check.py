@@ -35,6 +35,8 @@ OWN_DATA = "own data"
 """The name of no benchmark: annotations in the QVHighlights form."""
 EXAMPLES = 3
 """Examples in each finding."""
+_OTHER_FILES = ("world.json", "manifest.json", "feature-spec.json", "feature-recipe.json")
+"""Files of a shapes world or of features, which may lie beside annotations."""
 _SPLITS = ("train", "val", "test")
 
 
@@ -254,6 +256,8 @@ class Report:
     """Errors first."""
     skipped: tuple[str, ...] = ()
     """Files without annotations, which were not checked."""
+    features: tuple[str, ...] = ()
+    """A line for the feature stores that were compared: how many videos and sentences have features."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -266,6 +270,7 @@ class Report:
             "files": [asdict(f) for f in self.files],
             "findings": [f.to_dict() for f in self.findings],
             "skipped": list(self.skipped),
+            "features": list(self.features),
         }
 
 
@@ -339,6 +344,8 @@ class CheckedData:
     """In the order in which the faults were found."""
     skipped: list[Path]
     """Files without annotations."""
+    features: list[str] = field(default_factory=list)
+    """As in the report."""
 
     @property
     def durations(self) -> dict[str, float]:
@@ -351,6 +358,7 @@ class CheckedData:
             files=tuple(file.report() for file in self.files),
             findings=tuple(sorted(self.findings, key=lambda finding: SEVERITIES.index(finding.severity))),
             skipped=tuple(map(str, self.skipped)),
+            features=tuple(self.features),
         )
 
 
@@ -404,8 +412,8 @@ def _annotation_files(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if path.name.startswith(".") or path.suffix not in (".jsonl", ".json", ".txt") or not path.is_file():
             continue
-        if path.name == "world.json" or (path.parent / "manifest.json").is_file():
-            continue  # a file of a shapes world, or of a feature store
+        if path.name in _OTHER_FILES or (path.parent / "manifest.json").is_file():
+            continue  # a file of a shapes world, of features, or in a feature store
         if path.suffix == ".jsonl":
             (files if _holds_annotations(path) else skipped).append(path)
         elif recognise(path) is not None:

@@ -62,14 +62,20 @@ def _check_stores(stores: Sequence[FeatureStore], data: CheckedData) -> list[Fin
         stored_vids.update(known_vids)
         findings += findings_of(_faults_of_videos(store, known_vids, durations), store.folder)
         surplus += findings_of({"surplus-features": [vid for vid in vids if vid not in durations]}, store.folder)
-    queries = list(dict.fromkeys(a.query for file in data.files for a in file.annotations))
+    sentences = queries = list(dict.fromkeys(a.query for file in data.files for a in file.annotations))
     for store in stores:
         queries = store.missing_queries(queries)
+    places = ", ".join(str(store.folder) for store in stores)
+    data.features.append(
+        f"{places}: features of {len(stored_vids):,} of {len(durations):,} videos and of "
+        f"{len(sentences) - len(queries):,} of {len(sentences):,} sentences"
+        + ("" if findings or queries or len(stored_vids) < len(durations) else ", which fit")
+    )
     missing = {
         "missing-features": [vid for vid in durations if vid not in stored_vids],
         "missing-query-features": [shown(query) for query in queries],
     }
-    return findings + findings_of(missing, ", ".join(str(store.folder) for store in stores)) + surplus
+    return findings + findings_of(missing, places) + surplus
 
 
 def _spec_differences(store: FeatureStore, first: FeatureStore) -> list[str]:

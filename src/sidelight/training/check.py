@@ -48,6 +48,8 @@ class SplitSummary:
     videos: int
     hours: float
     """Length of all videos together."""
+    unlabelled: int
+    """Queries with neither windows nor ratings, which cannot be trained on or scored."""
     ready_videos: int
     """Videos that have features; the run extracts the others when it starts."""
 
@@ -55,7 +57,8 @@ class SplitSummary:
         """Return the counts as one line."""
         missing = self.ready_videos < self.videos
         note = f"; {self.ready_videos:,} videos have features, the run first extracts the others" if missing else ""
-        return f"{self.queries:,} queries, {self.videos:,} videos, {self.hours:.1f} h{note}"
+        labels = f" ({self.unlabelled:,} of them without windows or ratings)" if self.unlabelled else ""
+        return f"{self.queries:,} queries{labels}, {self.videos:,} videos, {self.hours:.1f} h{note}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class RunCheck:
     parameters: int
     """Number of trained parameters."""
     device: str
+    precision: str
+    """Arithmetic that the device computes in: 16-mixed becomes bf16-mixed on a CPU."""
     losses: tuple[float, ...]
     """The total loss of each step."""
     step_seconds: float
@@ -110,7 +115,7 @@ class RunCheck:
             ("model", f"{self.recipe.side_tuner}, {self.parameters:,} parameters"),
             (
                 "arithmetic",
-                f"{self.device}, {train.precision}, batches of {train.batch_size}{per_process}"
+                f"{self.device}, {self.precision}, batches of {train.batch_size}{per_process}"
                 + (f", {self.peak_bytes / 2**20:,.0f} MiB" if self.peak_bytes else ""),
             ),
             ("losses", ", ".join(f"{loss:.4f}" for loss in self.losses) + f" (the first {len(self.losses)} steps)"),
@@ -163,6 +168,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         features=data.spec,
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         device=str(fabric.device),
+        precision=str(fabric._precision.precision),
         losses=losses,
         step_seconds=step_seconds,
         steps=_steps(len(train.annotations), recipe.train),
@@ -217,6 +223,7 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
         queries=len(annotations),
         videos=len(seconds),
         hours=sum(seconds.values()) / 3600,
+        unlabelled=sum(not a.relevant_windows and not a.saliency_scores for a in annotations),
         ready_videos=ready_videos,
     )
     return _SplitData(annotations=annotations, samples=samples, summary=summary)
