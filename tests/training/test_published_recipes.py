@@ -98,11 +98,11 @@ _OURS = {
 
 def _recipe_of(published: dict[str, Any]) -> dict[str, Any]:
     """Return the sections of a recipe with the published values; all other fields have their defaults."""
-    nms = {
+    decoding: dict[Any, dict[str, Any]] = {
         ("normal", 0.7): {"nms": "hard", "nms_threshold": 0.7},
         ("linear",): {"nms": "soft-linear"},
         None: {"nms": "none"},
-    }[published["nms"]]
+    }
     loss_name, class_weight = published["loss_cls"]
     assert published["coord_head"] == published["merge_cls_sal"]  # our models join the two options
     repeats = published["times"]  # times the data is repeated in a published epoch: so many of our epochs
@@ -133,7 +133,10 @@ def _recipe_of(published: dict[str, Any]) -> dict[str, Any]:
             center_radius=published["sample_radius"],
         ),
         "decode": R2DecodeConfig(
-            max_moments=published["max_num_moment"], round_to=published["unit"], keep_all=published["coord_head"], **nms
+            max_moments=published["max_num_moment"],
+            round_to=published["unit"],
+            keep_all=published["coord_head"],
+            **decoding[published["nms"]],
         ),
         "train": TrainConfig(
             epochs=published["epochs"] * repeats,
