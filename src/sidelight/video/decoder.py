@@ -38,6 +38,8 @@ _END_TOLERANCE = 0.5  # s, or two frames if longer: an undamaged video may end t
 _BLIND_JUMP = 10.0  # s; without an index, nearer frames are decoded through: keyframes are seldom further apart
 _IN_FLIGHT = 4  # frames; a jump throws away what the decoder's threads have begun, so a shorter jump gains nothing
 _MAX_READ_ERRORS = 8  # in a row: then the rest of the file is given up
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Options with which PyAV opens a file whose metadata may be any bytes; from version 19 it always does."""
 _MAX_LOOKAHEAD = 32  # packets read ahead to see whether one is wanted; reordering reaches half as far
 
 
@@ -379,8 +381,8 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
             beginning = file.read(8)
         if not beginning:
             raise VideoError(f"{path} is empty (0 bytes); expected a video file, so copy or download it again")
-        # Absolute, since "a:b.mp4" is a protocol to FFmpeg; "replace", since metadata may be any bytes.
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        # Absolute, since "a:b.mp4" is a protocol to FFmpeg.
+        container = av.open(os.path.abspath(path), **_ANY_METADATA)
     except FileNotFoundError:
         raise VideoError(f"{path} does not exist; expected a video file, so check the path") from None
     except OSError as error:
