@@ -11,15 +11,15 @@ from sidelight.cli.shared import (
     BackboneWeights,
     Count,
     Device,
-    Folder,
+    File,
     JsonFile,
     Model,
+    OutFolder,
     PlotFile,
     Score,
     report_to,
     require_plot,
     require_range,
-    require_writable,
     to_json,
     write_json,
 )
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def ground(
-    video: str,
+    video: File,
     query: list[str],
     *,
     model: Model = "shapes",
@@ -60,8 +60,7 @@ def ground(
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     probe(video)  # reports what is wrong with the file before the slow work begins
-    require_writable(json, video)
-    require_plot(plot, video)
+    require_plot(plot)
     cache = None if no_cache else DEFAULT_CACHE
     grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
     groundings = [grounding.at_least(min_score) for grounding in grounder.ground(video, query)]
@@ -76,14 +75,14 @@ def ground(
     write_json(json, [grounding.to_dict() for grounding in groundings])
 
 
-def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
+def demo(*, out: OutFolder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
     """Make a video that no model has seen, ground three queries in it, and draw the result.
 
     Args:
         out: folder for the video, the JSON and the plot.
         seed: number of the video; models were trained on other videos.
     """
-    from sidelight.cli.demo import make_demo
+    from sidelight.cli.demo import make_demo, note_files
 
     start = time.perf_counter()
     result = make_demo(Path(out), seed=seed, model=model, device=device)
@@ -93,6 +92,7 @@ def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", devi
     draw(result.groundings, result.video, plot, result.windows)
     print(f"a synthetic video that was not trained on: {result.video}")
     write_text(json, to_json([grounding.to_dict() for grounding in result.groundings]) + "\n")
+    note_files(Path(out))
     print(f"wrote {json} and {plot} in {time.perf_counter() - start:.1f} s")
 
 

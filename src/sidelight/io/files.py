@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
@@ -107,6 +108,87 @@ def cache_folder(part: str) -> Path:
         return Path(folder) / part
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sidelight" / part
+
+
+_DEVICES = (Path("/dev"), Path("/dev/fd"))
+"""Folders of devices. Renaming a file onto a device would replace the device."""
+
+
+def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path], *, folders: bool = False) -> None:
+    """Check, before slow work begins, that results can be written and replace nothing that is read.
+
+    Files are compared, not their names: links, hard links and relative paths lead to the same file.
+
+    Args:
+        outputs: the name of an option, as the user types it -> what it names; files, or folders.
+        inputs: files, folders and addresses that are read; an input that is no file or folder is passed over.
+        folders: whether the outputs are folders, which may lie inside an input and need no parent folder.
+
+    Raises:
+        ValueError: if an output is an input, is another output, replaces a file inside an input folder, is no file, or
+            has no folder to stand in.
+    """
+    kind = "folder" if folders else "file name"
+    texts = [_local(path) for path in inputs]
+    # Features may be given as VIDEO[+VIDEO...],TEXT.
+    parts = [part for text in texts for part in ([text] if os.path.exists(text) else re.split("[,+]", text))]
+    input_paths = [Path(part) for part in parts if os.path.exists(part)]
+    paths = {name: Path(_local(output)) for name, output in outputs.items()}
+    for number, (name, path) in enumerate(paths.items()):
+        same_address = "://" in (text := _local(outputs[name])) and text in texts
+        if same_address or any(_same_file(path, other) for other in input_paths):
+            raise ValueError(f"cannot write {path}: it is read by the same command; give another {kind} to {name}")
+        for earlier in list(paths)[:number]:
+            if _same_file(path, paths[earlier]):
+                raise ValueError(f"cannot write {path} twice: {earlier} and {name} name the same file; give two names")
+        if folders:
+            continue
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder; give {name} a file name")
+        if (path.exists() and not path.is_file()) or Path(os.path.abspath(path)).parent in _DEVICES:
+            raise ValueError(f"cannot write {path}: it is a device or a pipe, not a file; give {name} a file name")
+        if not (folder := Path(os.path.realpath(path)).parent).is_dir():
+            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
+        if path.exists() and (holder := next((i for i in input_paths if _holds(i, path)), None)):
+            raise ValueError(
+                f"cannot write {path}: this file exists and lies in {holder}, which the same command reads; "
+                f"give another file name to {name}"
+            )
+
+
+def _local(path: str | Path) -> str:
+    """Return a path of this machine without file://, and any other address without its last slash."""
+    text = os.fspath(path)
+    return text.removeprefix("file://") if text.startswith("file://") else text.rstrip("/") if "://" in text else text
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Check whether two paths lead to one file or folder, or would if it were written."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of the two does not exist yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Check whether a file is in a folder or below it, also by a link."""
+    if not folder.is_dir():
+        return False
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents:
+        return True
+    file = path.stat()
+    walked_folders: set[tuple[int, int]] = set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        if (here.st_dev, here.st_ino) in walked_folders:  # by a link that leads back
+            subfolders.clear()
+            continue
+        walked_folders.add((here.st_dev, here.st_ino))
+        for name in names:
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                if os.path.samestat(os.stat(os.path.join(parent, name)), file):
+                    return True
+    return False
 
 
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
