@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -10,23 +11,135 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
-"""The suffixes of video files, in lower case."""
+ANIMATION_SUFFIXES = (".gif", ".apng")
+"""Animations. Beside a video of the same name they are its preview, and are not read."""
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg"),
+    *(".3g2", ".3gp", ".f4v", ".ismv", ".k3g", ".mj2", ".psp", ".qt"),  # relatives of MP4
+    *(".m2t", ".m2ts", ".mts", ".tod", ".tp", ".trp"),  # MPEG-TS, as cameras and television receivers write it
+    *(".evo", ".m1v", ".m2p", ".m2v", ".mod", ".mpe", ".vob"),  # MPEG-1 and MPEG-2
+    *(".asf", ".divx", ".dvr-ms", ".wm", ".wmv", ".wtv"),  # Windows
+    *(".amv", ".flv", ".ivr", ".mk3d", ".nsv", ".nut", ".nuv", ".ogm", ".ogv", ".rm", ".rmvb", ".swf", ".ty", ".viv"),
+    *(".dav", ".dif", ".dv", ".gxf", ".imx", ".lxf", ".mxf"),  # cameras and studios
+    *(".264", ".265", ".266", ".avc", ".h261", ".h263", ".h264", ".h265", ".h266", ".hevc", ".ivf", ".mjpeg", ".mjpg"),
+    *(".obu", ".vc1", ".vvc", ".y4m"),
+    *ANIMATION_SUFFIXES,
+)
+"""The suffixes of video files, in lower case: every container and raw stream that FFmpeg reads and people use. A file
+with another suffix is read if it is named itself.
+"""
+USUAL_SUFFIXES = f"{', '.join(VIDEO_SUFFIXES[:5])} or another suffix of videos"
+"""The suffixes of video files, for messages."""
 
 
-def videos_in(folder: str | Path) -> dict[str, Path]:
+def videos_in(folder: str | Path, vids: Iterable[str] | None = None) -> dict[str, Path]:
     """Return the video files of a folder, not of folders in it: id (the file's name without suffix) -> file, sorted.
 
+    Args:
+        folder: the folder.
+        vids: the ids to return; all unless given. An id without a file is left out.
+
     Raises:
-        ValueError: if it is not a folder.
+        ValueError: if it is not a folder, or two files have the same id.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}
+    wanted_vids = None if vids is None else set(vids)
+    files: dict[str, Path] = {}
+    for name in video_names(path.name for path in folder.iterdir())[0]:
+        vid = Path(name).stem
+        if wanted_vids is not None and vid not in wanted_vids:
+            continue
+        if vid in files:
+            raise ValueError(
+                f"{files[vid]} and {folder / name} would both be the video {vid!r}: an id is a file's name without "
+                "suffix; remove or rename one of them"
+            )
+        files[vid] = folder / name
+    return files
+
+
+def video_names(names: Iterable[str]) -> tuple[list[str], str]:
+    """Select the names of video files from the names in a folder.
+
+    Args:
+        names: names of files. A hidden file is no video: macOS puts a "._film.mp4" beside a film that it copies.
+
+    Returns:
+        The names of videos, sorted, and a few words about the names that were left out; "" if there are none.
+    """
+    shown_names = sorted(name for name in names if not name.startswith("."))
+    by_suffix = [name for name in shown_names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    is_animation = {name: Path(name).suffix.lower() in ANIMATION_SUFFIXES for name in by_suffix}
+    films = {Path(name).stem for name in by_suffix if not is_animation[name]}
+    previews = [name for name in by_suffix if is_animation[name] and Path(name).stem in films]
+    others = Counter(Path(name).suffix.lower() or "no suffix" for name in set(shown_names) - set(by_suffix))
+    counts = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(others.items()))
+    reasons = [f"{sum(others.values())} without the suffix of a video ({counts})"] if others else []
+    if previews:
+        reasons.append(f"{len(previews)} beside a video of the same name ({previews[0]}, ...)")
+    return [name for name in by_suffix if name not in set(previews)], " and ".join(reasons)
+
+
+def path_text(path: object) -> str:
+    """Return a path as text.
+
+    Raises:
+        ValueError: if the value is no path, such as an open file.
+    """
+    try:
+        return os.fsdecode(os.fspath(path))  # type: ignore[call-overload]
+    except TypeError:
+        raise ValueError(
+            f"expected the path of a file, got {type(path).__name__}; write the content to a file and give its path"
+        ) from None
+
+
+def _encoding_of(beginning: bytes) -> str:
+    """Return the encoding of a text file by its byte order mark: PowerShell writes UTF-16, Excel marks UTF-8."""
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8, or in another Unicode encoding if a byte order mark says so.
+
+    Raises:
+        UnicodeDecodeError: if it is in another encoding.
+        OSError: if the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    return content.decode(_encoding_of(content)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def utf8_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a text file in UTF-8, as :func:`read_text` finds its encoding; only a line feed ends a line.
+
+    Bytes that are not UTF-8 are yielded as they are. Bytes that are not UTF-16, in a file that says it is, become a
+    last line that is not UTF-8 either.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        encoding = _encoding_of(file.read(4))
+        file.seek(0)
+        if encoding == "utf-8-sig":
+            yield file.readline().removeprefix(codecs.BOM_UTF8)
+            yield from file
+            return
+    with open(path, encoding=encoding, newline="\n") as text:
+        try:
+            for line in text:
+                yield line.encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            yield b"\xff"
 
 
 def _umask() -> int:
