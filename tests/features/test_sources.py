@@ -85,6 +85,9 @@ def test_two_files_of_one_video_are_refused(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.wmv", "b.mp4"):
         (tmp_path / name).touch()
     assert find_videos(tmp_path, ["b"]) == {"b": tmp_path / "b.mp4"}
+    (tmp_path / "c.docx").touch()
+    with pytest.raises(ValueError, match=r"such as c; .*; ignored files: 1 without the suffix .* \(1 with \.docx\)"):
+        find_videos(tmp_path, ["c"])
     with pytest.raises(ValueError, match=r"a\.mp4 and .*a\.wmv would both be the video 'a'"):
         find_videos(tmp_path, ["a"])
 

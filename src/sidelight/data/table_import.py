@@ -28,7 +28,7 @@ from typing import Any
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
 from sidelight.data.datasets.base import DataWarning
-from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, read_text, videos_in
+from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, ignored_in, read_text, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
 from sidelight.video.read import probe
 
@@ -284,6 +284,7 @@ def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None
         if vid not in files:
             raise AnnotationError(
                 f"{path}:{line}: {videos} has no file of the video {vid!r}; expected {vid} with {USUAL_SUFFIXES}"
+                f"{ignored_in(videos)}"
             )
         durations[vid] = probe(files[vid]).duration
     return durations

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sidelight.data.datasets.base import DataWarning
-from sidelight.io.files import USUAL_SUFFIXES, path_text, read_text, video_names, videos_in
+from sidelight.io.files import USUAL_SUFFIXES, ignored_in, path_text, read_text, video_names, videos_in
 from sidelight.io.storage import is_address, list_files, local_copy, name_of
 from sidelight.video.damage import VideoError, warn
 
@@ -28,7 +28,7 @@ def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
     if missing := [vid for vid in wanted_vids if vid not in files]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {len(wanted_vids)} videos, such as {', '.join(missing[:3])}; "
-            f"expected files named VID with {USUAL_SUFFIXES}"
+            f"expected files named VID with {USUAL_SUFFIXES}{ignored_in(folder)}"
         )
     return {vid: files[vid] for vid in wanted_vids}
 

@@ -64,6 +64,12 @@ def videos_in(folder: str | Path, vids: Iterable[str] | None = None) -> dict[str
     return files
 
 
+def ignored_in(folder: str | Path) -> str:
+    """Return a clause for messages about the files of a folder that are not taken for videos; "" if there are none."""
+    ignored = video_names(path.name for path in Path(folder).iterdir())[1]
+    return f"; ignored files: {ignored}" if ignored else ""
+
+
 def video_names(names: Iterable[str]) -> tuple[list[str], str]:
     """Select the names of video files from the names in a folder.
 
