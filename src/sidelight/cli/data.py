@@ -13,10 +13,11 @@ from sidelight.cli.shared import (
     Folder,
     JsonFile,
     Name,
+    OutFile,
+    OutFolder,
     Seconds,
     Store,
     report_to,
-    require_writable,
     write_json,
 )
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def data_check(
-    folder: str,
+    folder: Folder,
     *,
     benchmark: Name | None = None,
     videos: Folder | None = None,
@@ -44,7 +45,6 @@ def data_check(
     from sidelight.data.check import SEVERITIES
     from sidelight.features.check import check
 
-    require_writable(json, folder)
     report = check(folder, benchmark=benchmark, videos=videos, features=features)
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     with report_to(json):
@@ -89,7 +89,7 @@ def _print_report(report: Report) -> None:
     console.print()
 
 
-def data_import(table: str, *, out: File, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> None:
+def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> None:
     """Make annotations from a table of your own.
 
     Args:
@@ -100,7 +100,6 @@ def data_import(table: str, *, out: File, videos: Folder | None = None, clip_sec
     """
     from sidelight.data.table_import import import_file
 
-    require_writable(out, table)
     annotations = import_file(table, out, videos=videos, clip_seconds=clip_seconds)
     num_videos, num_windows = len({a.vid for a in annotations}), sum(len(a.relevant_windows) for a in annotations)
     print(f"wrote {len(annotations)} queries with {num_windows} windows on {num_videos} videos to {out}")
@@ -111,7 +110,7 @@ data = Group("Check annotations, videos and features; import your own.", {"check
 
 def shapes(
     *,
-    out: Folder,
+    out: OutFolder,
     videos: Count,
     seed: Count = 0,
     split: Literal["train", "val", "test"] = "train",

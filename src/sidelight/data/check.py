@@ -24,7 +24,7 @@ from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
-from sidelight.io.files import videos_in
+from sidelight.io.files import video_names
 from sidelight.io.jsonl import shown
 
 Severity = Literal["error", "warning", "note"]
@@ -131,6 +131,10 @@ KINDS: dict[str, Kind] = {
     "missing-video": Kind(
         "error", "videos without a file", "extraction fails for them; expected VID.mp4 or another suffix"
     ),
+    "video-twice": Kind(
+        "error", "videos with two files", "training and prediction stop here; remove or rename one of the files"
+    ),
+    "ignored-files": Kind("note", "files beside the videos that are ignored", "no video is read from them"),
     "surplus-video": Kind("note", "video files without annotations", "they are not used"),
     "missing-features": Kind(
         "error", "videos without features", "run `sidelight extract`; it continues where it stopped"
@@ -574,7 +578,16 @@ def _shared_videos(files: Sequence[CheckedFile]) -> list[Finding]:
 
 
 def _check_videos(folder: Path, durations: Mapping[str, float]) -> list[Finding]:
-    files = videos_in(folder)
-    missing = [vid for vid in durations if vid not in files]
-    surplus = [path.name for vid, path in files.items() if vid not in durations]
-    return findings_of({"missing-video": missing, "surplus-video": surplus}, folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
+    names, ignored = video_names(path.name for path in folder.iterdir())
+    by_vid: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_vid[Path(name).stem].append(name)
+    faults = {
+        "missing-video": [vid for vid in durations if vid not in by_vid],
+        "video-twice": [" and ".join(by_vid[vid]) for vid in durations if len(by_vid.get(vid, ())) > 1],
+        "surplus-video": [name for vid in by_vid if vid not in durations for name in by_vid[vid]],
+        "ignored-files": [ignored] if ignored else [],
+    }
+    return findings_of(faults, folder)
