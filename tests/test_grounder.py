@@ -19,8 +19,9 @@ import torch
 from sidelight import Grounder, Grounding
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
+from sidelight.core.timeline import Timeline
 from sidelight.features.sources import videos_of
-from sidelight.features.store import FeatureStore
+from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -60,6 +61,22 @@ def test_a_sentence_gives_a_grounding_and_several_a_list(
     np.testing.assert_allclose(both[0].saliency, single.saliency, atol=1e-4)
     for a, b in zip(both[0].moments, single.moments, strict=True):
         assert a.start == pytest.approx(b.start, abs=1e-2) and a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_clips_are_rounded_as_in_training(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path
+) -> None:
+    """Check that a last clip of which less than a half lies in the video is left out, from the same cached features."""
+    plain = Grounder(checkpoint, backbone=backbone, device="cpu")
+    features, text = plain.features(video), plain.encode(["a ring"])
+    short = VideoFeatures(video_KTD=features.video_KTD[:, :6], timeline=Timeline(duration=10.697, clip_seconds=2.0))
+    rounding = Grounder(replace(checkpoint, round_clips=True), backbone=backbone, device="cpu")
+    (whole,), (rounded,) = (g.ground_features(short, text, ["a ring"]) for g in (plain, rounding))
+    assert (len(whole.saliency), len(rounded.saliency)) == (6, 5)
+    assert rounded.timeline.duration == 10.697
+    saved = replace(checkpoint, round_clips=True)
+    saved.save_pretrained(tmp_path)
+    assert Checkpoint.from_pretrained(tmp_path).round_clips
 
 
 def test_the_cache_goes_by_content(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -207,8 +208,10 @@ class Grounder:
         from sidelight.training.dataset import collate, unlabelled
         from sidelight.training.predict import ground_batch
 
+        if self.checkpoint.round_clips:
+            video = video.cut_to(video.timeline.rounded())
         samples = [unlabelled(video, features) for features in text]
-        return ground_batch(
+        groundings = ground_batch(
             self.checkpoint.model,
             collate(samples),
             [video.timeline] * len(samples),
@@ -217,6 +220,8 @@ class Grounder:
             window_clips=self.checkpoint.window_clips,
             videos=[video_name] * len(samples),
         )
+        # Published decoding keeps empty moments for its metrics; they answer nothing.
+        return [replace(g, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0)) for g in groundings]
 
 
 def default_cache() -> Path:

@@ -414,7 +414,7 @@ _TRAIN_FIELDS_WITHOUT_EFFECT = ("out", "seed", "threads", "accelerator", "val_ev
 _DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory")
 """Fields of ``data`` that say where the data is and how it is read."""
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
-    "data": {"layout": None, "normalise": True},
+    "data": {"layout": None, "normalise": True, "round_clips": False},
     "model": {"roi_width": 1.0, "saliency_cue": False, "actionness_input": "dense", "rdsa_reads_query": False},
     "losses": {
         "actionness_loss": "l1",
@@ -422,7 +422,8 @@ _ADDED_FIELDS: dict[str, dict[str, Any]] = {
         "alignment_reduction": "sum",
         "matching_overlap": "giou",
     },
-    "train": {"offset_lr": 1.0},
+    "decode": {"keep_all": False},
+    "train": {"offset_lr": 1.0, "last_batch": "drop"},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
 """

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
@@ -25,6 +28,7 @@ from sidelight.backbones.clip.convert import convert_clip
 from sidelight.backbones.clip.loading import identify_weights
 from sidelight.backbones.clip.model import CLIPBackbone, clean_text
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD, HUB_FILES, OPENAI_FILES
+from sidelight.backbones.common import QueryWarning
 from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
@@ -185,15 +189,36 @@ def test_tokens_are_counted_and_id_0_is_one(backbone: CLIPBackbone) -> None:
         ("  a man\u2019s \u201chat\u201d ", 'a man\'s "hat"'),
         ("R&amp;amp;D &lt;3", "R&D <3"),
         ("plain text, as it is", "plain text, as it is"),
+        ("the \ufb01rst o\ufb00icer", "the first officer"),  # ligatures
+        ("\uff21 \uff44og\uff01", "A dog!"),  # full-width letters
+        ("a man\u00e2\u20ac\u2122s caf\u00c3\u00a9", "a man's caf\u00e9"),  # UTF-8 that was read as Windows-1252
+        ("cafe\u0301", "caf\u00e9"),  # a letter and its accent become one character
+        ("a\r\nb", "a\nb"),
+        ("&EACUTE;", "\u00c9"),
+        ("un \u00e9t\u00e9 \u00e0 M\u00e1laga", "un \u00e9t\u00e9 \u00e0 M\u00e1laga"),
     ],
 )
 def test_sentences_are_cleaned(sentence: str, expected: str) -> None:
+    """Check the results of OpenAI's ``basic_clean``: ftfy.fix_text, then HTML entities decoded twice."""
+    pytest.importorskip("ftfy", reason='needs ftfy: pip install "sidelight[backbones]"')
     assert clean_text(sentence) == expected
 
 
-@pytest.mark.parametrize(
-    ("query", "message"), [("", "one word"), (" \n", "one word"), ("a " * 23, f"25 tokens, .* reads at most {LONGEST}")]
-)
+@given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="&")))
+def test_plain_sentences_need_no_repair(sentence: str) -> None:
+    """Check the shortcut of ``clean_text``, for which ftfy need not be installed."""
+    ftfy = pytest.importorskip("ftfy", reason='needs ftfy: pip install "sidelight[backbones]"')
+    assert ftfy.fix_text(sentence) == sentence
+
+
+def test_without_ftfy_only_plain_sentences_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert clean_text(" a dog's ball ") == "a dog's ball"
+    with pytest.raises(ValueError, match=r"needs ftfy: pip install \"sidelight\[backbones\]\""):
+        clean_text("caf\u00e9")
+
+
+@pytest.mark.parametrize(("query", "message"), [("", "one word"), (" \n", "one word")])
 def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         backbone.encode_text(["a red square", query])
@@ -201,6 +226,15 @@ def test_queries_that_cannot_be_read_are_refused(backbone: CLIPBackbone, query: 
 
 def test_the_longest_query_is_read(backbone: CLIPBackbone) -> None:
     assert backbone.encode_text(["a " * 22])[0].shape == (3, LONGEST, TEXT_WIDTH)
+
+
+def test_longer_queries_are_cut_with_a_warning(backbone: CLIPBackbone) -> None:
+    """Check that the start of the sentence and the end token stay, as with ``truncate`` in OpenAI's code."""
+    with pytest.warns(QueryWarning, match=rf"1 of 2 queries are longer than the {LONGEST} tokens .* first has 31"):
+        short, cut = backbone.token_ids(["red", "a " * 21 + "red " * 8])
+    assert len(cut) == LONGEST and cut[-1] == short[-1] and cut[-2] == short[1]
+    (whole,) = backbone.token_ids(["a " * 21 + "red"])
+    assert cut == whole
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.05), ("float16", 0.01)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, longest_input
 
 timelines = st.builds(
     Timeline,
@@ -165,10 +165,49 @@ def test_windows_cover_the_video_and_overlap(clips: int, size: int, last: float)
     windows = timeline.windows(size)
     covered = [set(range(first, first + window.num_clips)) for first, window in windows]
     assert set().union(*covered) == set(range(timeline.num_clips))
-    assert {len(c) for c in covered} == {min(size, timeline.num_clips)}
+    assert {len(c) for c in covered} == {clips if clips <= longest_input(size) else size}
     assert all(a & b for a, b in itertools.pairwise(covered))
     first, window = windows[-1]
     assert first * 2.0 + window.duration == pytest.approx(timeline.duration)
+
+
+@pytest.mark.parametrize(("clips", "count"), [(75, 1), (76, 1), (78, 1), (79, 2), (113, 3)])
+def test_windows_start_where_a_video_is_clearly_longer(clips: int, count: int) -> None:
+    assert len(Timeline(duration=clips * 2.0, clip_seconds=2).windows(75)) == count
+    assert len(Timeline(duration=150.317, clip_seconds=2).windows(75)) == 1
+
+
+@pytest.mark.parametrize(
+    ("duration", "clip_seconds", "clips"),
+    [
+        (0.3, 2, 1),
+        (30.697, 2, 15),
+        (150.317, 2, 75),
+        (151, 2, 76),
+        (150.999, 2, 75),
+        (150, 2, 75),
+        (30.3, 1, 30),
+        (30.5, 1, 31),
+    ],
+)
+def test_rounded_clips(duration: float, clip_seconds: float, clips: int) -> None:
+    rounded = Timeline(duration=duration, clip_seconds=clip_seconds).rounded()
+    assert (rounded.num_clips, rounded.duration) == (clips, duration)
+    assert rounded.rounded() == rounded == Timeline.from_dict(rounded.to_dict())
+    assert rounded.clip_spans()[-1, 1] == min(rounded.extent, duration)
+
+
+def test_fewer_clips_than_the_duration() -> None:
+    short = Timeline(duration=19.5, clip_seconds=2, clips=8)
+    assert (short.num_clips, short.extent) == (8, 16)
+    assert short.to_seconds([0.5, 1.2]).tolist() == [8, pytest.approx(19.2)]
+    assert list(short.clips_in(15, 19)) == [7] and list(short.clips_in(17, 19)) == [7]
+    first, last = short.windows(5)[0][1], short.windows(5)[-1]
+    assert (first.num_clips, last[0], last[1].num_clips, last[1].duration) == (5, 3, 5, 13.5)
+    assert Timeline(duration=19.5, clip_seconds=2, clips=10) == Timeline(duration=19.5, clip_seconds=2)
+    for clips in (0, 1.5, "3"):
+        with pytest.raises(ValueError, match="clips must be a whole number above 0"):
+            Timeline(duration=19.5, clip_seconds=2, clips=clips)  # type: ignore[arg-type]
 
 
 def test_windows_need_two_clips() -> None:
@@ -176,3 +215,23 @@ def test_windows_need_two_clips() -> None:
     assert timeline.windows(2) == [(0, timeline)]
     with pytest.raises(ValueError, match="a window needs 2 clips or more, got 1"):
         timeline.windows(1)
+
+
+@pytest.mark.parametrize(
+    ("duration", "clip_seconds", "values", "value_seconds", "expected"),
+    [
+        (4, 2, [], 1, [0, 0]),
+        (4, 2, [1, 3, 5, 5], 1, [2, 5]),
+        (4, 1, [1, 3], 2, [1, 1, 3, 3]),
+        (3, 2, [1, 3, 5], 1, [2, 5]),
+        (6, 2, [1, 3], 1, [2, 0, 0]),
+        (4, 2, [1, 3, 5, 5, 9, 9], 1, [2, 5]),
+        (3, 1.5, [3, 6, 9], 1, [4, 8]),
+        (5, 50 / 30, [0.1] * 5, 1, [0.1, 0.1, 0.1]),
+    ],
+)
+def test_resample(
+    duration: float, clip_seconds: float, values: list[float], value_seconds: float, expected: list[float]
+) -> None:
+    resampled = Timeline(duration=duration, clip_seconds=clip_seconds).resample(values, value_seconds)
+    assert resampled.tolist() == pytest.approx(expected)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ BAD_ANNOTATIONS: list[tuple[str, str]] = [
         "{}:1: saliency_scores[1][0] must be a whole number of at least 0",
     ),
     (lines(row(saliency_scores=[[], []])), "{}:1: saliency_scores[0] must be a list of whole numbers"),
+    (
+        lines(GOOD, row(relevant_windows=..., windows=[[6, 10]])),
+        "{}:2: there is no field windows; give relevant_windows instead, or remove windows if it is something else",
+    ),
+    (lines(row(relevant_windows=..., relevent_windows=[[6, 10]])), "no field relevent_windows; give relevant_windows"),
+    (lines(row(relevant_windows=..., Relevant_Windows=[[6, 10]])), "no field Relevant_Windows; give relevant_windows"),
+    (lines(row(relevant_windows=..., start=6, end=10)), "there is no field end; give relevant_windows instead"),
+    (lines(row(saliency_scores=..., saliency=[[1], [2]])), "there is no field saliency; give saliency_scores"),
+    (lines(row(clip_length=1, clip_second=1)), "there is no field clip_second; give clip_seconds instead"),
+    (lines(row(clip_seconds="2 s")), "{}:1: clip_seconds must be a number of seconds above 0, got '2 s'"),
+    (lines(row(clip_seconds=0)), "{}:1: clip_seconds must be a number of seconds above 0, got 0"),
     (lines(row(saliency_scores=[3, 4])), "{}:1: saliency_scores[0] must be a list of whole numbers"),
 ]
 BAD_PREDICTIONS: list[tuple[str, str]] = [
@@ -119,6 +131,10 @@ BAD_PREDICTIONS: list[tuple[str, str]] = [
     (
         lines(prediction(pred_relevant_windows=..., pred_saliency_scores=...)),
         "{}:1: the field pred_relevant_windows is missing",
+    ),
+    (
+        lines(prediction(pred_saliency_scores=..., pred_saliency_score=[1, 2])),
+        "{}:1: there is no field pred_saliency_score; give pred_saliency_scores instead",
     ),
     (
         lines(prediction(pred_relevant_windows=5)),
@@ -349,6 +365,11 @@ def test_a_submission_from_a_grounding() -> None:
     assert submission == Submission.from_dict(json.loads(json.dumps(submission.to_dict())))
     assert hash(submission) == hash(Submission.from_dict(submission.to_dict()))
     assert submission != answer
+    assert submission.clip_seconds is None and "clip_seconds" not in submission.to_dict()
+    fine = replace(answer, timeline=Timeline(duration=3, clip_seconds=1), moments=())
+    fine_submission = Submission.from_grounding(annotation, fine)
+    assert fine_submission.to_dict()["clip_seconds"] == 1.0
+    assert Submission.from_dict(fine_submission.to_dict()) == fine_submission
     another_query = Annotation(qid=4, query="a cat", vid="v", duration=5)
     with pytest.raises(AnnotationError, match="expected a grounding of qid 4's query 'a cat', got one of 'a dog"):
         Submission.from_grounding(another_query, answer)

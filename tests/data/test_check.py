@@ -10,6 +10,7 @@ import pytest
 
 from sidelight.data.annotations import AnnotationError
 from sidelight.data.check import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report, check_data
+from tests.films import Encoding, encode, numbered
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -118,8 +119,8 @@ def test_kinds_of_findings(tmp_path: Path, name: str, rows: list[Any], kinds: li
 
 def test_every_kind_is_tested_and_explained() -> None:
     # Below, in tests/features/test_check.py and in tests/features/test_layouts.py.
-    tested_elsewhere = {"shared-video", "missing-video", "surplus-video", "missing-features", "missing-query-features"}
-    tested_elsewhere |= {"video-twice", "ignored-files"}
+    tested_elsewhere = {"shared-video", "missing-video", "surplus-video", "unreadable-video", "video-length"}
+    tested_elsewhere |= {"missing-features", "missing-query-features", "video-twice", "ignored-files"}
     tested_elsewhere |= {"surplus-features", "features-length", "features-unreadable", "features-spec"}
     tested_elsewhere |= {"features-layout", "features-shape", "features-values", "features-few"}
     assert {kind for _, _, kinds in FILES for kind in kinds} | tested_elsewhere == KINDS.keys()
@@ -198,8 +199,10 @@ def test_videos(tmp_path: Path) -> None:
     folder_with(tmp_path, "annotations.jsonl", [row(), row(qid=2, vid="street")])
     videos = tmp_path / "videos"
     videos.mkdir()
-    for name in ("yard.mp4", "street.MKV", "notes.txt"):
-        (videos / name).touch()
+    film = Encoding([float(second) for second in range(20)])
+    encode(videos / "yard.mp4", film, numbered)
+    encode(videos / "street.MKV", film, numbered)
+    (videos / "notes.txt").touch()
     ignored = (1, ("1 without the suffix of a video (1 with .txt)",))
     assert rows_and_examples(check(tmp_path, videos=videos)) == {"ignored-files": ignored}
     (videos / "yard.wmv").touch()
@@ -213,6 +216,28 @@ def test_videos(tmp_path: Path) -> None:
     assert findings == {"missing-video": (1, ("yard",)), "surplus-video": (1, ("Yard.mp4",))}
     with pytest.raises(ValueError, match="is not a folder"):
         check(tmp_path, videos=tmp_path / "nowhere")
+
+
+def test_videos_of_another_length(tmp_path: Path) -> None:
+    rows = [
+        row(qid=1, vid="same", duration=13),
+        windows([100, 140], qid=2, vid="short", duration=150),
+        windows([1, 2], qid=3, vid="long", duration=5),
+        row(qid=4, vid="damaged"),
+    ]
+    folder_with(tmp_path, "annotations.jsonl", rows)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    film = Encoding([float(second) for second in range(12)])
+    for vid in ("same", "short", "long"):
+        encode(videos / f"{vid}.mp4", film, numbered)
+    (videos / "damaged.mp4").write_bytes(b"no video")
+    report = check(tmp_path, videos=videos)
+    findings = rows_and_examples(report)
+    assert {finding.kind for finding in report.errors} == {"unreadable-video", "video-length"} == set(findings)
+    length, examples = findings["video-length"]
+    assert length == 2 and examples[0].startswith("short.mp4 lasts ") and examples[0].endswith("s, annotated 150 s")
+    assert examples[1].startswith("long.mp4 lasts ") and "damaged.mp4" in findings["unreadable-video"][1][0]
 
 
 def test_the_published_files(shared: Path) -> None:

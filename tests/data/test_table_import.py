@@ -14,7 +14,7 @@ from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation, AnnotationError, read_annotations
 from sidelight.data.datasets.base import DataWarning
 from sidelight.data.labels import clip_saliency
-from sidelight.data.table_import import import_file, import_table, seconds_of
+from sidelight.data.table_import import TableError, import_file, import_table, seconds_of
 from sidelight.features.check import check
 from sidelight.metrics.evaluate import evaluate_files
 from sidelight.video.read import probe
@@ -199,6 +199,22 @@ WRONG += [
     ("t.jsonl", RATED % ', "saliency": 1' + RATED.replace("6", "8") % "", "t.jsonl:2: saliency is missing, but line 1"),
     (
         "t.jsonl",
+        '{"video": "a", "query": "x", "duration": 20, "windows": [[1, 2]]}',
+        "t.jsonl:1: there is no field windows; give start and end instead, or remove windows if it is something else",
+    ),
+    (
+        "t.jsonl",
+        '{"video": "a", "query": "x", "duration": 20, "Start": 1, "End": 2}',
+        "t.jsonl:1: there is no field End; give end instead",
+    ),
+    (
+        "t.csv",
+        "video,query,start,end,windows,duration\na,x,1,2,,20\na,y,,,3-4,20\n",
+        "t.csv:3: there is no field windows; give start and end instead",
+    ),
+    ("t.csv", "video,query,start,end,durations\na,x,1,2,20\n", "t.csv:2: there is no field durations; give duration"),
+    (
+        "t.jsonl",
         '{"video": "a", "query": "x", "duration": 20, "saliency": 3}',
         "t.jsonl:1: saliency rates the clips of a window, but start and end are missing",
     ),
@@ -211,6 +227,24 @@ def test_wrong_rows_are_named_with_file_and_line(tmp_path: Path, name: str, text
         import_file(table(tmp_path, text, name), tmp_path / "out.jsonl")
     assert f"{tmp_path}/{message}" in str(error.value) and len(str(error.value)) < 400
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_all_wrong_rows_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["a,x,1,2,20", "a,y,5,3,20", "a,z,1:99,3,20", "b,x,30,40,20", "b,y,1,2", "b,y,3,4,21", "c,x,1,2,"]
+    path = table(tmp_path, HEADER + "\n".join(rows) + "\n")
+    with pytest.raises(TableError) as error:
+        import_table(path)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{path} has 5 wrong rows:" and len(error.value.problems) == 5
+    assert [int(line.split(":")[1]) for line in lines[1:]] == [3, 4, 5, 6, 7]
+    out = tmp_path / "out.jsonl"
+    assert main(["data", "import", str(path), "--out", str(out)]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 5 and all(line.startswith(f"sidelight: {path}:") for line in shown) and not out.exists()
+    many = table(tmp_path, HEADER + "a,y,5,3,20\n" * 23)
+    assert main(["data", "import", str(many), "--out", str(out)]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 21 and shown[-1] == "sidelight: and 3 more wrong rows"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, tiny_world: Path) -> None:

@@ -13,9 +13,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from sidelight.backbones import SpecMismatchError
 from sidelight.cli.main import main
+from sidelight.core.batch import Predictions
+from sidelight.core.grounding import Grounding
+from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation, read_annotations, write_annotations
 from sidelight.data.labels import Binding
 from sidelight.features.check import check
@@ -34,6 +38,7 @@ from sidelight.features.layouts import (
     recognise,
 )
 from sidelight.features.store import FeatureStore
+from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.dataset import GroundingDataset
 from sidelight.training.loop import train
@@ -210,28 +215,72 @@ def test_two_layouts_in_one_folder_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clips", "duration", "seconds"),
+    ("clips", "duration", "expected"),
     [
-        (1, None, 2),
-        (10, None, 20),
-        (10, 20, 20),
-        (10, 19.5, 19.5),
-        (11, 20, 20),
-        (14, 20, 20),
-        (9, 20, 18),
-        (6, 20, 12),
+        (1, None, (2, 1)),
+        (10, None, (20, 10)),
+        (10, 20, (20, 10)),
+        (10, 19.5, (19.5, 10)),
+        (11, 20, (20, 10)),
+        (14, 20, (20, 10)),
+        (9, 20, (20, 9)),
+        (6, 20, (20, 6)),
         (15, 20, None),
         (5, 20, None),
     ],
 )
-def test_a_few_clips_more_or_fewer_are_accepted(clips: int, duration: float | None, seconds: float | None) -> None:
-    if seconds is None:
+def test_a_few_clips_more_or_fewer_are_accepted(
+    clips: int, duration: float | None, expected: tuple[float, int] | None
+) -> None:
+    if expected is None:
         with pytest.raises(
             ValueError, match=rf"have {clips} clips of 2 s, but its 20 s make 10; up to 4 more or fewer"
         ):
             fitted_timeline("v", clips, duration, 2.0)
         return
-    assert fitted_timeline("v", clips, duration, 2.0).duration == seconds
+    timeline = fitted_timeline("v", clips, duration, 2.0)
+    assert (timeline.duration, timeline.num_clips) == expected
+
+
+def test_moments_may_end_after_the_features_at_the_annotated_duration(tmp_path: Path) -> None:
+    """Check that a moment in a video of 19.5 s with 9 clips of 2 s may end at 19.5 s, as in the published code."""
+    released_r2(tmp_path, clips=CLIPS - 1)
+    row = ROWS[1]
+    dataset = GroundingDataset([row], opened(tmp_path, [row]), targets=False)
+    timeline = dataset.timeline(0)
+    assert (timeline.duration, timeline.num_clips, timeline.extent) == (19.5, 9, 18)
+    store = import_features(opened(tmp_path, [row]), tmp_path / "store", [row])
+    assert store.timeline(row.vid) == timeline == store.video(row.vid).timeline
+    predictions = Predictions(
+        logits_KBM=torch.full((1, 1, 1), 4.0),
+        spans_KBM2=torch.tensor([[[[0.9, 0.5]]]]),  # 11.7 to 20.7 s
+        actionness_BM=torch.ones(1, 1),
+        saliency_BT=torch.zeros(1, 9),
+        video_KBTF=torch.zeros(1, 1, 9, 2),
+        text_KBF=torch.zeros(1, 1, 2),
+        video_mask_BT=torch.ones(1, 9, dtype=torch.bool),
+        saliency_video_BTF=torch.zeros(1, 9, 2),
+        saliency_text_BF=torch.zeros(1, 2),
+    )
+    (grounding,) = DecodeConfig().decode(predictions, [timeline], ["a dog"])
+    assert grounding.moments[0].end == 19.5 and grounding.moments[0].start == pytest.approx(11.7, abs=1e-5)
+    assert Grounding.from_json(grounding.to_json()) == grounding
+
+
+@pytest.mark.parametrize(
+    ("file", "clip_seconds", "share"),
+    [("charades-sta/charades_test.jsonl", 1.0, 45.4), ("tacos/tacos_test.jsonl", 2.0, 60.2)],
+)
+def test_published_extractions_end_before_many_videos(
+    shared: Path, file: str, clip_seconds: float, share: float
+) -> None:
+    """Check that with rounded numbers of clips, answers may reach the annotated duration of every test query."""
+    durations = [row.duration for row in read_annotations(shared / "data" / file)]
+    clips = [Timeline(duration=d, clip_seconds=clip_seconds).rounded().num_clips for d in durations]
+    timelines = [fitted_timeline("v", n, d, clip_seconds) for n, d in zip(clips, durations, strict=True)]
+    assert [t.duration for t in timelines] == durations
+    early = np.mean([t.extent < t.duration for t in timelines])
+    assert round(100 * float(early), 1) == share
 
 
 def test_labels_in_missing_clips_are_cut(tmp_path: Path) -> None:

@@ -167,3 +167,19 @@ def test_metric_names_of_clips_of_another_length() -> None:
     names = metric_names([annotation])
     assert {"MR-full-mAP", "MR-short-mIoU", "HL-min-Fair-Hit1"} < set(names)
     assert "MR-long-mAP" not in names
+
+
+def test_predictions_of_official_code_name_the_camera(tmp_path: Path) -> None:
+    """Check that ids such as s13-d21-cam-002 are those of TACoS' annotations, and that all their rows count."""
+    truth = {"qid": "test_1", "query": "a person cuts", "vid": "s13-d21", "duration": 100, "relevant_windows": [[4, 8]]}
+    rows = [[20, 30, 0.9], [50, 50, 0.5], [4, 8, 0.0]]
+    guess = {"qid": "test_1", "vid": "s13-d21-cam-002", "pred_relevant_windows": rows}
+    (tmp_path / "tacos_test.jsonl").write_text(json.dumps(truth) + "\n")
+    (tmp_path / "p.jsonl").write_text(json.dumps(guess) + "\n")
+    brief = evaluate_files(tmp_path / "p.jsonl", tmp_path / "tacos_test.jsonl")["brief"]
+    assert brief["MR-full-R5@0.7"] == 100 and brief["MR-full-R1@0.7"] == 0
+    assert brief["MR-full-mAP"] == pytest.approx(100 / 3, abs=0.01)
+    other = {**guess, "vid": "s13-d22-cam-002"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(other) + "\n")
+    with pytest.raises(AnnotationError, match="predictions are of another video"):
+        evaluate_files(tmp_path / "p.jsonl", tmp_path / "tacos_test.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,36 @@ def test_unknown_convention() -> None:
         ValueError, match="convention must be one of 'sidelight', 'r2-tuning', 'moment-detr', got 'coco'"
     ):
         evaluate_qvhighlights([guess()], [truth()], convention="coco")  # type: ignore[arg-type]
+
+
+def test_saliency_of_clips_of_another_length_is_converted() -> None:
+    """Check that a perfect curve of 1 s clips is perfect against ratings of 2 s clips."""
+    clips = (35, 36, 40)
+    annotation = Annotation(
+        qid=1, query="a", vid="v", duration=150, relevant_clip_ids=clips, saliency_scores=((4,), (4,), (3,))
+    )
+    curve = np.zeros(150)
+    for clip in clips:
+        curve[2 * clip : 2 * clip + 2] = 1.0
+    perfect = {"HL-mAP": 100.0, "HL-Hit1": 100.0}
+    prediction = Submission(
+        qid=1, vid="v", pred_relevant_windows=np.zeros((0, 3)), pred_saliency_scores=curve, clip_seconds=1
+    )
+    scores = evaluate_qvhighlights([prediction], [annotation])
+    assert scores["HL-min-Good"] == perfect
+    assert scores["HL-min-VeryGood"]["HL-Hit1"] == 100.0
+    rated_seconds = tuple(second for clip in clips for second in (2 * clip, 2 * clip + 1))
+    fine = replace(
+        annotation,
+        relevant_clip_ids=rated_seconds,
+        saliency_scores=((4,), (4,), (4,), (4,), (3,), (3,)),
+        extra={"clip_seconds": 1.0},
+    )
+    coarse = replace(prediction, pred_saliency_scores=curve[::2], clip_seconds=2.0)
+    assert evaluate_qvhighlights([coarse], [fine], clip_seconds=1)["HL-min-Good"] == perfect
+    assert (
+        evaluate_qvhighlights([replace(prediction, clip_seconds=None)], [fine], clip_seconds=1)["HL-min-Good"]
+        == perfect
+    )
+    with pytest.raises(AnnotationError, match="has 150 values, but the video has 75 clips of 2 s"):
+        evaluate_qvhighlights([replace(prediction, clip_seconds=None)], [annotation])

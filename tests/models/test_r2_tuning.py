@@ -432,6 +432,21 @@ def test_decoding() -> None:
         R2DecodeConfig().decode(replace(predictions, logits_BN=predictions.logits_BN * math.nan), timelines, ["q"] * 4)
 
 
+def test_all_rows_can_be_kept() -> None:
+    """Check that windows of score 0 or without length count, as in the published code's files of predictions."""
+    predictions = tiny_model()(batched(*tiny_inputs()))
+    timelines = [Timeline(duration=2.0 * n - 0.5, clip_seconds=2.0) for n in (19, 3, 1, 8)]
+    for config in (R2DecodeConfig(keep_all=True), R2DecodeConfig(nms="soft-linear", round_to=2.0, keep_all=True)):
+        answers = config.decode(predictions, timelines, ["a cat"] * 4)
+        chosen = replace(config, keep_all=False).decode(predictions, timelines, ["a cat"] * 4)
+        for b, (answer, fewer) in enumerate(zip(answers, chosen, strict=True)):
+            rows = postprocess(point_windows(predictions, b, 2.0), timelines[b].duration, config)
+            assert [m.score for m in answer.moments] == rows[:, 2].tolist()
+            assert all(0 <= m.start <= m.end <= timelines[b].duration for m in answer.moments)
+            assert [m for m in answer.moments if m.score > 0 and m.duration > 0] == list(fewer.moments)
+        assert sum(len(a.moments) for a in answers) > sum(len(a.moments) for a in chosen)
+
+
 @pytest.mark.parametrize("nms", ["none", "hard", "soft-linear", "soft-gaussian"])
 def test_post_processing_of_windows_without_length(nms: Any) -> None:
     config = R2DecodeConfig(nms=nms, round_to=2.0)

@@ -70,7 +70,8 @@ def test_the_command_converts_the_golden_checkpoint(
     checkpoint = Checkpoint.from_pretrained(tmp_path / "new" / "out")
     assert checkpoint.model_name == "r2-tuning" and checkpoint.window_clips == 75 and not checkpoint.model.training
     assert checkpoint.model_config["padding"] == "independent"
-    assert checkpoint.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0)
+    assert checkpoint.decode == R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0, keep_all=True)
+    assert checkpoint.round_clips
     assert checkpoint.features == FeatureSpec(
         backbone="clip",
         weights="tiny",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation
-from sidelight.data.labels import bind, clip_saliency
-from sidelight.features.store import FeatureStore
-from sidelight.training.dataset import GroundingDataset, epoch_batches, in_order
+from sidelight.data.labels import Binding, bind, clip_saliency
+from sidelight.features.store import FeatureStore, VideoFeatures
+from sidelight.training.dataset import NO_POSITIVE, GroundingDataset, epoch_batches, in_order
 
 TEN = Timeline(duration=20, clip_seconds=2)
 
@@ -105,6 +106,37 @@ def test_an_epoch_covers_and_splits(count: int, size: int, world: int, batches: 
     assert len(flat) > count - size * world
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "world", "sizes"),
+    [
+        (10, 4, 1, [2, 4, 4]),
+        (8, 4, 1, [4, 4]),
+        (3, 4, 1, [3]),
+        (7218, 32, 1, [18] + [32] * 225),
+        (11, 2, 2, [1] + [2] * 2),
+        (9, 2, 2, [2] * 2),
+    ],
+)
+def test_the_last_batch_can_be_kept(count: int, size: int, world: int, sizes: list[int]) -> None:
+    clips = np.random.default_rng(0).integers(5, 75, size=count)
+    parts = [
+        epoch_batches(clips, epoch=3, batch_size=size, last_batch="keep", rank=rank, world=world)
+        for rank in range(world)
+    ]
+    assert all(sorted(map(len, part)) == sizes for part in parts)
+    flat = [i for part in parts for batch in part for i in batch]
+    assert len(set(flat)) == len(flat) == count // world * world
+    # The full batches are those of a run that drops the rest: only their order may differ.
+    dropped = epoch_batches(clips, epoch=3, batch_size=size, world=world)
+    assert count < size * world or {tuple(b) for b in dropped} <= {tuple(b) for b in parts[0]}
+
+
+def test_dropped_batches_are_those_of_earlier_versions() -> None:
+    """Check the order of a run that began before the last batch could be kept: its states go on with it."""
+    clips = np.array([5, 9, 7, 30, 12, 8, 40])
+    assert epoch_batches(clips, epoch=1, batch_size=2, seed=4) == [[3, 6], [2, 5], [1, 4]]
+
+
 def test_epochs_differ_and_repeat() -> None:
     clips = np.random.default_rng(0).integers(5, 75, size=64)
     first = epoch_batches(clips, epoch=0, batch_size=8)
@@ -125,7 +157,7 @@ def test_in_order(count: int, expected: list[list[int]]) -> None:
 def test_labels_can_be_bound_as_r2_tuning_does(tiny_annotations: list[Annotation], tiny_store: Path) -> None:
     """Check that a short window grows to a clip, and that saliency is the sum of the ratings over 12.
 
-    A clip rated 0 stays 0, but may be drawn as the positive clip.
+    A clip that every rater gave 0 is never the positive clip.
     """
     first = tiny_annotations[0]
     short = replace(
@@ -142,7 +174,50 @@ def test_labels_can_be_bound_as_r2_tuning_does(tiny_annotations: list[Annotation
     np.testing.assert_allclose(plain.sample(0).spans_G2 * clips, [[4.75 / 2, 0.25]], rtol=1e-6)
     assert bound.sample(0).saliency_T[2:4].tolist() == pytest.approx([10 / 12, 0])
     assert plain.sample(0).saliency_T[2:4].tolist() == pytest.approx([10 / 3, 0.1])
-    assert {bound.sample(0, epoch).positive for epoch in range(20)} == {2, 3}
+    for dataset in (plain, bound):
+        assert {dataset.sample(0, epoch).positive for epoch in range(20)} == {2}
+    unrated = GroundingDataset([replace(short, saliency_scores=((0, 0, 0), (0, 0, 0)))], FeatureStore(tiny_store))
+    assert unrated.sample(0).positive == NO_POSITIVE
+
+
+@pytest.mark.parametrize("binding", ["plain", "r2-tuning"])
+def test_ratings_of_clips_of_another_length_are_converted(binding: Binding) -> None:
+    """Check that ratings of 2 s clips reach the seconds that they rate, in features of 1 s and of 4 s clips."""
+    rated = annotation(relevant_windows=((4, 8),), relevant_clip_ids=(2, 3), saliency_scores=((4, 4), (2, 0)))
+    full = 4.0 if binding == "plain" else 1.0
+    fine = bind(rated, Timeline(duration=20, clip_seconds=1), binding)
+    assert fine.saliency_T.tolist() == pytest.approx([0] * 4 + [full, full, full / 4, full / 4] + [0] * 12)
+    assert fine.positives.tolist() == [4, 5, 6, 7]
+    coarse = bind(rated, Timeline(duration=20, clip_seconds=4), binding)
+    assert coarse.saliency_T.tolist() == pytest.approx([0, full * 5 / 8, 0, 0, 0])
+    assert coarse.positives.tolist() == [1]
+    # The row says how long its clips are: the same clips are other seconds.
+    short_clips = replace(rated, extra={"clip_seconds": 1.0})
+    assert bind(short_clips, TEN, binding).saliency_T.tolist() == pytest.approx([0, full * 5 / 8] + [0] * 8)
+    with pytest.raises(ValueError, match="clip 50 is beyond its video 'v', which has 10 clips of 2 s"):
+        bind(replace(rated, relevant_clip_ids=(2, 50)), Timeline(duration=20, clip_seconds=1), "plain")
+
+
+def test_ratings_of_every_clip_of_another_length_are_refused() -> None:
+    """Check a video so short that the number of its ratings alone does not show the difference."""
+    rated = annotation(duration=8, relevant_clip_ids=(0, 1, 2, 3), saliency_scores=((1, 1), (5, 5), (3, 1), (2, 2)))
+    with pytest.raises(ValueError, match="rates every clip of 2 s, but the features of its video 'v' have clips of 1"):
+        bind(rated, Timeline(duration=8, clip_seconds=1), "tvsum")
+
+
+def test_clips_can_be_rounded(tiny_annotations: list[Annotation], tiny_store: Path, tmp_path: Path) -> None:
+    """Check a video of 20.7 s with clips of 2 s: 11 clips cover it, the published extraction has 10."""
+    store, first = FeatureStore(tiny_store), replace(tiny_annotations[0], duration=20.697)
+    video_KTD = store.video(first.vid).video_KTD[:, [0] * 11]
+    own = FeatureStore.create(tmp_path, store.spec)
+    own.put_video(first.vid, VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=20.697, clip_seconds=2)))
+    own.put_queries(store.queries([first.query]))
+    late = replace(first, relevant_windows=((18, 20.6), (20.2, 20.6)), relevant_clip_ids=(9,), saliency_scores=((3,),))
+    for binding in get_args(Binding)[:2]:
+        whole, rounded = (GroundingDataset([late], own, binding=binding, round_clips=r) for r in (False, True))
+        assert (whole.sample(0).video_KTD.shape[1], rounded.sample(0).video_KTD.shape[1]) == (11, 10)
+        assert len(rounded.sample(0).saliency_T) == 10 and rounded.timeline(0).duration == 20.697
+        np.testing.assert_allclose(rounded.sample(0).spans_G2, [[0.95, 0.1]], atol=1e-6)
 
 
 def test_labels_of_benchmarks_that_rate_every_clip() -> None:

@@ -264,9 +264,14 @@ def test_options_newer_than_a_state_count_as_their_defaults(write: Write) -> Non
     values = torch.load(state, weights_only=True)
     fixed = json.loads(values["recipe"])
     del fixed["model"]["saliency_cue"], fixed["losses"]["class_target"], fixed["backbone"]["frames_per_clip"]
+    del fixed["train"]["last_batch"], fixed["data"]["round_clips"]
     torch.save({**values, "recipe": json.dumps(fixed)}, state)
     with pytest.raises(ValueError, match=r"another recipe .model.saliency_cue was False and is True"):
         train(read_recipe(path, ["--train.epochs=2", "--model.saliency_cue=true"]), resume=True, quiet=True)
+    with pytest.raises(ValueError, match=r"another recipe .train.last_batch was 'drop' and is 'keep'"):
+        train(read_recipe(path, ["--train.epochs=2", "--train.last_batch=keep"]), resume=True, quiet=True)
+    with pytest.raises(ValueError, match=r"another recipe .data.round_clips was False and is True"):
+        train(read_recipe(path, ["--train.epochs=2", "--data.round_clips=true"]), resume=True, quiet=True)
     again = train(read_recipe(path, ["--train.epochs=2"]), resume=True, quiet=True)
     assert again.epoch == 2 and again.history[0] == first.history[0]
 

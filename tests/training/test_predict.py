@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from sidelight.backbones import load_backbone
 from sidelight.core.batch import Batch
 from sidelight.data.annotations import Annotation
+from sidelight.data.datasets.base import DataWarning
+from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -127,3 +130,20 @@ def test_windows_of_a_long_video_are_read_in_batches(
     (submission,) = predict(model, dataset, DecodeConfig(), window_clips=4)
     assert set(sizes) == {(2, 4), (1, 4)} or set(sizes) == {(2, 4)}
     assert submission.qid == 0 and model.alive.most == 1
+
+
+def test_a_video_of_another_length_than_annotated(
+    tiny_annotations: list[Annotation], tiny_world: Path, tiny_backbone: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    """Check that predict refuses a store or a file that is far shorter than annotated, before it extracts."""
+    wrong = [replace(tiny_annotations[0], duration=150.0, relevant_windows=((100, 140),))]
+    with pytest.raises(ValueError, match=r"1 of 1 videos have features of another length .* annotated 150 s"):
+        GroundingDataset(wrong, FeatureStore(tiny_store), targets=False)
+    late = [replace(tiny_annotations[0], duration=150.0)]
+    with pytest.warns(DataWarning, match="1 of 1 videos have features of another length"):
+        GroundingDataset(late, FeatureStore(tiny_store))
+    spec = FeatureStore(tiny_store).spec
+    source = FeatureSource.of_spec(spec, tmp_path, videos=tiny_world / "videos")
+    with pytest.raises(ValueError, match=r"lasts 2\d.* s, but the annotations of .* say 150 s; compare vid"):
+        open_features_for(wrong, source, backbone=load_backbone("shapes", weights=tiny_backbone))
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -49,7 +49,7 @@ def test_sdst_is_as_table_a_says(name: str) -> None:
     assert queries == BENCHMARKS[benchmark].moment_queries and unit in (BENCHMARKS[benchmark].unit, None)
     values: dict[str, Any] = {"lr_drop": 0.1, "warmup_steps": 2000, "warmup_ratio": 0.001, "weight_decay": 1e-4}
     values |= {"epochs": epochs, "batch_size": 32, "lr": lr, "lr_drop_epochs": drop, "clip_norm": 35.0}
-    values |= {"precision": "16-mixed", "out": f"runs/{name}", "best_by": recipe.train.best_by}
+    values |= {"precision": "16-mixed", "last_batch": "keep", "out": f"runs/{name}", "best_by": recipe.train.best_by}
     assert recipe.train == TrainConfig(**values)
     assert recipe.decode == DecodeConfig(round_to=unit) and recipe.losses == SDSTLossConfig()
     assert recipe.data.min_duration == 5 and recipe.data.binding == "plain"

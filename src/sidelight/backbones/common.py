@@ -6,6 +6,7 @@ Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, B quer
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -77,6 +78,23 @@ def check_tokens(query: str, ids: Sequence[int], limit: int, *, special: int) ->
         raise ValueError(
             f"the query has {len(ids)} tokens, the text tower reads at most {limit}; shorten it: {query[:60]!r}..."
         )
+
+
+class QueryWarning(UserWarning):
+    """The warning that a part of a query is not read."""
+
+
+def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Return rows of token ids of at most ``limit`` tokens, and warn of those that were cut; the last token stays."""
+    long = [i for i, ids in enumerate(rows) if len(ids) > limit]
+    if long:
+        first = long[0]
+        message = (
+            f"{len(long)} of {len(queries)} queries are longer than the {limit} tokens that the text tower reads, and "
+            f"are cut; the first has {len(rows[first])}: {queries[first][:60]!r}..."
+        )
+        warnings.warn(message, QueryWarning, stacklevel=4)
+    return [[*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids for ids in rows]
 
 
 def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:

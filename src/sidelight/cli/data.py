@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,10 @@ from sidelight.cli.shared import (
 
 if TYPE_CHECKING:
     from sidelight.data.check import Report
+
+
+_MOST_PROBLEMS = 20
+"""Largest number of wrong rows that `data import` prints."""
 
 
 def data_check(
@@ -89,7 +94,7 @@ def _print_report(report: Report) -> None:
     console.print()
 
 
-def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> None:
+def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> int:
     """Make annotations from a table of your own.
 
     Args:
@@ -98,11 +103,19 @@ def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip
         videos: folder with the video files, for durations that the table lacks.
         clip_seconds: length of the clips that are marked relevant.
     """
-    from sidelight.data.table_import import import_file
+    from sidelight.data.table_import import TableError, import_file
 
-    annotations = import_file(table, out, videos=videos, clip_seconds=clip_seconds)
+    try:
+        annotations = import_file(table, out, videos=videos, clip_seconds=clip_seconds)
+    except TableError as error:
+        for problem in error.problems[:_MOST_PROBLEMS]:
+            print(f"sidelight: {' '.join(problem.split())}", file=sys.stderr)
+        if (hidden := len(error.problems) - _MOST_PROBLEMS) > 0:
+            print(f"sidelight: and {hidden} more wrong rows", file=sys.stderr)
+        return 2
     num_videos, num_windows = len({a.vid for a in annotations}), sum(len(a.relevant_windows) for a in annotations)
     print(f"wrote {len(annotations)} queries with {num_windows} windows on {num_videos} videos to {out}")
+    return 0
 
 
 data = Group("Check annotations, videos and features; import your own.", {"check": data_check, "import": data_import})

@@ -126,7 +126,7 @@ def predict(
         store = open_features_for(rows, source, device=target_device, progress=True)
         submissions = predicting.predict(
             checkpoint.model,
-            GroundingDataset(rows, store, targets=False),
+            GroundingDataset(rows, store, targets=False, round_clips=checkpoint.round_clips),
             checkpoint.decode,
             window_clips=checkpoint.window_clips,
             progress=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -34,17 +34,26 @@ class Timeline:
     """Length of the video in seconds."""
     clip_seconds: float
     """Length of a clip in seconds."""
+    clips: int | None = None
+    """Number of clips, where their features end before the video does; else the clips that cover the duration."""
 
     def __post_init__(self) -> None:
+        if self.clips is not None and self.clips < 1:
+            raise ValueError(f"Timeline.clips must be a whole number above 0, or None, got {self.clips!r}")
         for name in ("duration", "clip_seconds"):
             value = getattr(self, name)
             if not is_finite_number(value) or value <= 0:
                 raise ValueError(f"Timeline.{name} must be a number of seconds above 0, got {value!r}")
             object.__setattr__(self, name, float(value))
+        if self.clips == self._covering_clips():
+            object.__setattr__(self, "clips", None)  # equal timelines are equal however they were made
 
     @property
     def num_clips(self) -> int:
         """Return T; the last clip may be cut short by the end of the video."""
+        return self._covering_clips() if self.clips is None else self.clips
+
+    def _covering_clips(self) -> int:
         return max(1, math.ceil(self.duration / self.clip_seconds - _ROUNDING))
 
     @property
@@ -57,6 +66,14 @@ class Timeline:
         if clips >= self.num_clips:
             return self
         return Timeline(duration=clips * self.clip_seconds, clip_seconds=self.clip_seconds)
+
+    def rounded(self) -> Timeline:
+        """Return the timeline without a last clip of which less than half lies in the video.
+
+        FFmpeg's filter fps, by which R2-Tuning extracts its frames, rounds the number of frames in the same way.
+        """
+        nearest = max(1, math.floor(self.duration / self.clip_seconds + 0.5))
+        return self if nearest >= self.num_clips else replace(self, clips=nearest)
 
     def clip_spans(self) -> Floats:
         """Return the span of each clip in seconds, (T, 2); the last one ends at the duration."""
@@ -107,28 +124,53 @@ class Timeline:
         middle = min(int((start + end) / 2 / unit), self.num_clips - 1)
         return range(middle, middle + 1)
 
+    def resample(self, values_S: npt.ArrayLike, clip_seconds: float) -> Floats:
+        """Return the mean over each clip, (T,), of values that belong to clips of another length.
+
+        A clip takes each value by the share of time that it overlaps. A clip that no value reaches gets 0; values after
+        the last clip are left out.
+
+        Args:
+            values_S: one value for each clip of ``clip_seconds``, from the start of the video.
+            clip_seconds: length of the clips of the values in seconds.
+        """
+        values = np.asarray(values_S, dtype=np.float64)
+        # Rounded, so that edges at the same second are one edge: otherwise equal values could become unequal.
+        own_edges = (np.arange(self.num_clips + 1) * self.clip_seconds).round(6)
+        value_edges = (np.arange(len(values) + 1) * clip_seconds).round(6)
+        edges = np.union1d(own_edges, value_edges)
+        edges = edges[edges <= min(own_edges[-1], value_edges[-1])]
+        lengths = np.diff(edges)
+        own = np.searchsorted(own_edges, edges[:-1], side="right") - 1
+        source = np.searchsorted(value_edges, edges[:-1], side="right") - 1
+        total_T = np.bincount(own, weights=lengths * values[source], minlength=self.num_clips)
+        seconds_T = np.bincount(own, weights=lengths, minlength=self.num_clips)
+        resampled: Floats = np.divide(total_T, seconds_T, out=np.zeros(self.num_clips), where=seconds_T > 0)
+        return resampled
+
     def windows(self, clips: int) -> list[tuple[int, Timeline]]:
         """Cut a long video into windows of ``clips`` clips that overlap by half.
 
         Returns:
             (first clip, the window's own timeline) of each window, in order. The last window ends with the video, so
-            that all have equally many clips. A video of no more clips than a window is one window.
+            that all have equally many clips. A video of up to :func:`longest_input` clips is one window.
         """
         if clips < 2:
             raise ValueError(f"a window needs 2 clips or more, got {clips}")
-        if self.num_clips <= clips:
+        if self.num_clips <= longest_input(clips):
             return [(0, self)]
         last = self.num_clips - clips
         firsts = [*range(0, last, clips // 2), last]
-        ends = [min((first + clips) * self.clip_seconds, self.duration) for first in firsts]
+        ends = [min((first + clips) * self.clip_seconds, self.duration) for first in firsts[:-1]]
         return [
-            (first, Timeline(duration=end - first * self.clip_seconds, clip_seconds=self.clip_seconds))
-            for first, end in zip(firsts, ends, strict=True)
+            (first, replace(self, duration=end - first * self.clip_seconds, clips=clips))
+            for first, end in zip(firsts, [*ends, self.duration], strict=True)
         ]
 
     def to_dict(self) -> dict[str, float]:
-        """Return plain values for JSON."""
-        return {"duration": self.duration, "clip_seconds": self.clip_seconds}
+        """Return plain values for JSON; the number of clips only where the duration does not say it."""
+        clips = {} if self.clips is None else {"clips": self.clips}
+        return {"duration": self.duration, "clip_seconds": self.clip_seconds, **clips}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Timeline:
@@ -137,7 +179,15 @@ class Timeline:
         for name in ("duration", "clip_seconds"):
             if name not in present:
                 raise ValueError(f"a timeline needs duration and clip_seconds; {name} is missing")
-        return cls(duration=values["duration"], clip_seconds=values["clip_seconds"])
+        return cls(duration=values["duration"], clip_seconds=values["clip_seconds"], clips=values.get("clips"))
+
+
+def longest_input(window_clips: int) -> int:
+    """Return the clips of the longest video that is read whole: a twentieth more than a window.
+
+    Two windows that differ by a few clips answer worse than one reading of the whole video.
+    """
+    return window_clips + window_clips // 20
 
 
 Number = TypeVar("Number")
@@ -148,6 +198,25 @@ def clips_to_seconds(clips: Number, clip_seconds: float) -> Number:
     """Convert places counted in clips to seconds; arrays and tensors keep their type and precision."""
     seconds: Number = cast("Any", clips) * clip_seconds  # numbers, arrays and tensors share no type
     return seconds
+
+
+def same_length(first: float, second: float) -> bool:
+    """Check whether two lengths of clips are the same; a recipe has few decimals of a fraction such as 50/30 s."""
+    return math.isclose(first, second, rel_tol=1e-4)
+
+
+CLIPS_OFF = 4
+"""Clips by which the length of a video, or of its features, may differ from the annotated one. R2-Tuning's loader
+accepts the same difference."""
+
+
+def durations_differ(annotated: float, actual: float, clip_seconds: float, *, clips: int = 1) -> bool:
+    """Check whether a video is so much shorter or longer than annotated that it is probably another video.
+
+    A tenth of the annotated duration passes, up to CLIPS_OFF clips, and at least ``clips`` clips.
+    """
+    tenth = min(clips_to_seconds(CLIPS_OFF, clip_seconds), annotated / 10)
+    return abs(annotated - actual) > max(clips_to_seconds(clips, clip_seconds), tenth)
 
 
 def seconds_to_clips(seconds: Number, clip_seconds: float) -> Number:

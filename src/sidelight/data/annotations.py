@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.options import is_finite_number
+from sidelight.core.timeline import same_length
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ Row = TypeVar("Row", "Annotation", "Submission")
 Floats = npt.NDArray[np.float64]
 
 CLIP_SECONDS = "clip_seconds"
-"""Field of a row: the seconds of the clips that its ratings count. 2 s, as on QVHighlights, where it is missing."""
+"""Field of a row: the seconds of the clips that its ratings (of a prediction: its saliency) count."""
+USUAL_CLIP_SECONDS = 2.0
+"""Length of a rated clip where an annotation has no field clip_seconds, as on QVHighlights."""
 
 
 class AnnotationError(ValueError):
@@ -84,10 +88,21 @@ class Annotation:
             raise _wrong("saliency_scores", "lists of one length, a score per rater", raters)
         if known := [name for name in self.extra if name in _ANNOTATION_FIELDS]:
             raise AnnotationError(f"extra must not hold {known[0]}, which is a field of its own; set that field")
+        _ = self.clip_seconds  # raises if the field is wrong
         object.__setattr__(self, "duration", duration)
         object.__setattr__(self, "relevant_windows", windows)
         object.__setattr__(self, "relevant_clip_ids", clips)
         object.__setattr__(self, "saliency_scores", ratings)
+
+    @property
+    def clip_seconds(self) -> float:
+        """Return the seconds of the clips that relevant_clip_ids count: the row's field, else 2 s.
+
+        Raises:
+            AnnotationError: if the field is not a number of seconds.
+        """
+        seconds = self.extra.get(CLIP_SECONDS)
+        return USUAL_CLIP_SECONDS if seconds is None else _clip_seconds(seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of a line, without the labels that are empty."""
@@ -116,12 +131,25 @@ class Annotation:
         if "pred_relevant_windows" in values and "duration" not in fields:
             raise AnnotationError("expected an annotation, but this looks like a prediction; were two files swapped?")
         _require(fields, "qid", "query", "vid", "duration")
+        require_known_names(values, {**dict.fromkeys(_ANNOTATION_FIELDS, ()), **_OTHER_NAMES})
         return cls(**fields, extra={k: v for k, v in values.items() if k not in _ANNOTATION_FIELDS})
 
 
 _ANNOTATION_FIELDS = (
     "qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores"
 )  # fmt: skip
+TIME_NAMES = (
+    "window", "windows", "span", "spans", "moment", "moments", "segment", "segments", "interval", "intervals",
+    "timestamps", "times", "start_time", "end_time", "start_sec", "end_sec", "begin",
+)  # fmt: skip
+"""Names that users give to the times of a moment."""
+_OTHER_NAMES = {
+    "relevant_windows": (*TIME_NAMES, "start", "end"),
+    "relevant_clip_ids": ("clip_ids",),
+    "saliency_scores": ("saliency", "ratings"),
+    CLIP_SECONDS: (),
+}
+"""Fields of labels, with other names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,6 +170,8 @@ class Submission:
     """(N, 3) [start, end, score] in seconds, best first. Evaluation does not sort them for recall."""
     pred_saliency_scores: Floats
     """(T,) one score per clip; (0,) if the model predicts none."""
+    clip_seconds: float | None = None
+    """Seconds of these clips; None if they are the clips that the annotation's ratings count."""
 
     def __post_init__(self) -> None:
         _identify(self.qid, self.query, self.vid, query_needed=False)
@@ -153,6 +183,8 @@ class Submission:
         saliency = _floats("pred_saliency_scores", self.pred_saliency_scores)
         object.__setattr__(self, "pred_relevant_windows", windows)
         object.__setattr__(self, "pred_saliency_scores", saliency)
+        if self.clip_seconds is not None:
+            object.__setattr__(self, "clip_seconds", _clip_seconds(self.clip_seconds))
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, Submission) and self.to_dict() == value.to_dict()
@@ -168,6 +200,8 @@ class Submission:
         values["pred_relevant_windows"] = self.pred_relevant_windows.tolist()
         if self.pred_saliency_scores.size:
             values["pred_saliency_scores"] = self.pred_saliency_scores.tolist()
+        if self.clip_seconds is not None:
+            values[CLIP_SECONDS] = self.clip_seconds
         return values
 
     @classmethod
@@ -181,6 +215,7 @@ class Submission:
         if "relevant_windows" in fields and "pred_relevant_windows" not in fields:
             raise AnnotationError("expected a prediction, but this looks like an annotation; were two files swapped?")
         _require(fields, "qid", "vid")
+        require_known_names(fields, {name: () for name in ("pred_relevant_windows", "pred_saliency_scores")})
         if "pred_saliency_scores" not in fields:  # a prediction needs one of the two
             _require(fields, "pred_relevant_windows")
         return cls(
@@ -189,6 +224,7 @@ class Submission:
             vid=fields["vid"],
             pred_relevant_windows=fields.get("pred_relevant_windows", []),
             pred_saliency_scores=fields.get("pred_saliency_scores", []),
+            clip_seconds=fields.get(CLIP_SECONDS),
         )
 
     @classmethod
@@ -204,12 +240,14 @@ class Submission:
                 f"got one of {grounding.query!r}; give the grounding of that query"
             )
         windows = [[m.start, m.end, m.score] for m in grounding.moments]
+        seconds = grounding.timeline.clip_seconds
         return cls(
             qid=annotation.qid,
             query=annotation.query,
             vid=annotation.vid,
             pred_relevant_windows=np.array(windows, dtype=np.float64).reshape(-1, 3),
             pred_saliency_scores=grounding.saliency.astype(np.float64),
+            clip_seconds=None if same_length(seconds, annotation.clip_seconds) else seconds,
         )
 
 
@@ -283,6 +321,33 @@ def _require(values: Mapping[str, Any], *names: str) -> None:
             raise AnnotationError(f"the field {name} is missing; add it")
 
 
+def require_known_names(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a field whose name looks like a misspelt one: without its labels a row would mean something else.
+
+    Args:
+        values: the fields of a row; a field that is null or blank counts as missing.
+        names: each known field, with other names that users give to it.
+
+    Raises:
+        AnnotationError: if the row lacks a known field, and has an unknown one with a similar or another name.
+    """
+    present = {name for name, value in values.items() if value is not None and str(value).strip()}
+    for name in sorted(present.difference(names)):
+        lower = name.lower()
+        if lower.startswith("pred_") and not any(known.startswith("pred_") for known in names):
+            continue  # predictions beside the annotation
+        meant = [
+            known
+            for known, other_names in names.items()
+            if known not in present and (lower in other_names or get_close_matches(lower, [known], cutoff=0.8))
+        ]
+        if meant:
+            raise AnnotationError(
+                f"there is no field {name}; give {' and '.join(meant)} instead, or remove {name} if it is something "
+                "else"
+            )
+
+
 def _identify(qid: Any, query: Any, vid: Any, *, query_needed: bool = True) -> None:
     if isinstance(qid, bool) or not isinstance(qid, (int, str)) or qid == "":
         raise _wrong("qid", "a whole number or a text", qid)
@@ -310,6 +375,14 @@ def _number(name: str, value: Any, expected: str) -> float:
         raise _wrong(name, expected, value)
     number: float = value
     return number
+
+
+def _clip_seconds(value: Any) -> float:
+    expected = "a number of seconds above 0"
+    seconds = _number(CLIP_SECONDS, value, expected)
+    if not 0 < seconds < 1e6:
+        raise _wrong(CLIP_SECONDS, expected, value)
+    return float(seconds)
 
 
 def _window(index: int, window: Any, duration: float) -> tuple[float, float]:

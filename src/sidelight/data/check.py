@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.core.options import is_finite_number
-from sidelight.core.timeline import Timeline
-from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
+from sidelight.core.timeline import Timeline, durations_differ
+from sidelight.data.annotations import CLIP_SECONDS, USUAL_CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
 from sidelight.io.files import video_names
 from sidelight.io.jsonl import shown
+from sidelight.video.damage import VideoError
+from sidelight.video.read import probe
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -33,7 +35,6 @@ OWN_DATA = "own data"
 """The name of no benchmark: annotations in the QVHighlights form."""
 EXAMPLES = 3
 """Examples in each finding."""
-_OWN_CLIP_SECONDS = 2.0
 _SPLITS = ("train", "val", "test")
 
 
@@ -103,7 +104,9 @@ KINDS: dict[str, Kind] = {
         "error", "clips with different numbers of raters", "readers stop here; give one rating per rater"
     ),
     "clip-rated-0": Kind(
-        "note", "relevant clips that every rater gave 0", "training uses 0.1 instead, so that they stay relevant"
+        "note",
+        "relevant clips that every rater gave 0",
+        "training gives them a saliency of 0.1, and never draws them as the positive clip",
     ),
     "clip-frames": Kind(
         "warning",
@@ -135,6 +138,14 @@ KINDS: dict[str, Kind] = {
         "error", "videos with two files", "training and prediction stop here; remove or rename one of the files"
     ),
     "ignored-files": Kind("note", "files beside the videos that are ignored", "no video is read from them"),
+    "unreadable-video": Kind(
+        "error", "video files that cannot be read", "extraction fails for them; repair or replace the files"
+    ),
+    "video-length": Kind(
+        "error",
+        "videos much shorter or longer than their annotated duration",
+        "predict refuses them, because the file is probably another video; compare vid, duration and file",
+    ),
     "surplus-video": Kind("note", "video files without annotations", "they are not used"),
     "missing-features": Kind(
         "error", "videos without features", "run `sidelight extract`; it continues where it stopped"
@@ -165,7 +176,7 @@ KINDS: dict[str, Kind] = {
     "features-few": Kind(
         "note",
         "features up to 4 clips longer or shorter than their video",
-        "surplus clips are cut; where clips are missing, the video is taken to end early",
+        "surplus clips are cut; where clips are missing, moments may still end at the annotated duration",
     ),
     "features-spec": Kind(
         "error",
@@ -288,10 +299,9 @@ class CheckedFile:
 
     def clip_seconds(self, annotation: Annotation) -> float | None:
         """Return the length of a clip: the row's, else the benchmark's; None where clips have no fixed length."""
-        seconds: Any = annotation.extra.get(CLIP_SECONDS)
-        if is_finite_number(seconds) and seconds > 0:
-            return float(seconds)
-        return _OWN_CLIP_SECONDS if self.benchmark is None else self.benchmark.clip_seconds
+        if self.benchmark is None or CLIP_SECONDS in annotation.extra:
+            return annotation.clip_seconds
+        return self.benchmark.clip_seconds
 
     def num_clips(self, annotation: Annotation) -> int | None:
         """Return the number of clips of a row's video; None where clips have no fixed length."""
@@ -355,7 +365,7 @@ def check_data(folder: str | Path, benchmark_name: str | None = None, videos: st
         folder: the folder of the annotations, which may lie one folder below; or one file.
         benchmark_name: how to read them, or "own data" for the QVHighlights form; unless given, each file is recognised
             by its name or content.
-        videos: folder with the video files, named by their ids; names are compared, nothing is decoded.
+        videos: folder with the video files, named by their ids; one frame of each is decoded.
 
     Raises:
         AnnotationError: if there are no annotations, or no such benchmark.
@@ -366,7 +376,7 @@ def check_data(folder: str | Path, benchmark_name: str | None = None, videos: st
     findings = [finding for file in files for finding in findings_of(file.faults, file.path)]
     data = CheckedData(files, findings + _shared_videos(files), skipped)
     if videos is not None:
-        data.findings += _check_videos(Path(videos), data.durations)
+        data.findings += _check_videos(Path(videos), data)
     return data
 
 
@@ -529,7 +539,7 @@ def _check_row(file: CheckedFile, row: Row, a: Annotation) -> None:
 def _check_windows(file: CheckedFile, row: Row, a: Annotation) -> None:
     latest_end = max((end for _, end in a.relevant_windows), default=0)
     if latest_end > a.duration:
-        seconds = file.clip_seconds(a) or _OWN_CLIP_SECONDS
+        seconds = file.clip_seconds(a) or USUAL_CLIP_SECONDS
         far = latest_end > Timeline(duration=a.duration, clip_seconds=seconds).extent + seconds
         detail = f"ends at {latest_end} in a video of {a.duration} s"
         file.add("window-ends-far" if far else "window-ends-late", row, detail)
@@ -577,17 +587,29 @@ def _shared_videos(files: Sequence[CheckedFile]) -> list[Finding]:
     return findings
 
 
-def _check_videos(folder: Path, durations: Mapping[str, float]) -> list[Finding]:
+def _check_videos(folder: Path, data: CheckedData) -> list[Finding]:
+    from tqdm import tqdm
+
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
     names, ignored = video_names(path.name for path in folder.iterdir())
     by_vid: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_vid[Path(name).stem].append(name)
-    faults = {
-        "missing-video": [vid for vid in durations if vid not in by_vid],
-        "video-twice": [" and ".join(by_vid[vid]) for vid in durations if len(by_vid.get(vid, ())) > 1],
-        "surplus-video": [name for vid in by_vid if vid not in durations for name in by_vid[vid]],
-        "ignored-files": [ignored] if ignored else [],
-    }
+    annotations = {a.vid: (file, a) for file in data.files for a in file.annotations}
+    faults: dict[str, list[str]] = defaultdict(list)
+    faults["missing-video"] = [vid for vid in annotations if vid not in by_vid]
+    faults["video-twice"] = [" and ".join(by_vid[vid]) for vid in annotations if len(by_vid.get(vid, ())) > 1]
+    present = [vid for vid in annotations if len(by_vid.get(vid, ())) == 1]
+    for vid in tqdm(present, unit="video", desc="reading", disable=None):
+        (file, annotation), (name,) = annotations[vid], by_vid[vid]
+        try:
+            seconds = probe(folder / name).duration
+        except VideoError as error:
+            faults["unreadable-video"].append(" ".join(str(error).split()))
+            continue
+        if durations_differ(annotation.duration, seconds, file.clip_seconds(annotation) or USUAL_CLIP_SECONDS):
+            faults["video-length"].append(f"{name} lasts {seconds:g} s, annotated {annotation.duration:g} s")
+    faults["surplus-video"] = [name for vid in by_vid if vid not in annotations for name in by_vid[vid]]
+    faults["ignored-files"] = [ignored] if ignored else []
     return findings_of(faults, folder)

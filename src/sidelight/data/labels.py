@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.core.timeline import Timeline, clips_to_seconds, seconds_to_clips
+from sidelight.core.timeline import Timeline, clips_to_seconds, same_length, seconds_to_clips
 from sidelight.data.annotations import Annotation
 
 Floats32 = npt.NDArray[np.float32]
@@ -75,23 +75,34 @@ def rated_clips(annotation: Annotation, clips: int) -> int:
 def _plain(annotation: Annotation, timeline: Timeline) -> Labels:
     """Return the windows as annotated, and the mean of the raters."""
     saliency = clip_saliency(annotation, timeline)
+    relevant = _mean_ratings(annotation, timeline) if annotation.saliency_scores else saliency
     windows = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
-    return Labels(saliency_T=saliency, positives=np.flatnonzero(saliency > 0), windows_G2=windows)
+    return Labels(saliency_T=saliency, positives=np.flatnonzero(relevant > 0), windows_G2=windows)
 
 
 def _r2_tuning(annotation: Annotation, timeline: Timeline) -> Labels:
     """Return windows of at least one clip inside the video, and a quarter of the mean of the raters."""
     windows = bind_windows(annotation.relevant_windows, timeline.num_clips, timeline.clip_seconds)
     ratings = annotation.saliency_scores or None
-    ids = annotation.relevant_clip_ids if ratings else None
-    saliency, clips = bind_saliency(windows, timeline.num_clips, timeline.clip_seconds, ratings, ids)
-    positives = np.asarray(clips, dtype=np.int64)
+    if ratings and not same_length(annotation.clip_seconds, timeline.clip_seconds):
+        saliency = (_mean_ratings(annotation, timeline) / 4).astype(np.float32)
+        positives = np.flatnonzero(saliency)
+    else:
+        ids = annotation.relevant_clip_ids if ratings else None
+        saliency, clips = bind_saliency(windows, timeline.num_clips, timeline.clip_seconds, ratings, ids)
+        positives = np.asarray(clips, dtype=np.int64)
     return Labels(saliency_T=saliency, positives=positives, windows_G2=windows.astype(np.float64))
 
 
 def _tvsum(annotation: Annotation, timeline: Timeline) -> Labels:
     """Return the mean of the raters, scaled from [1, 5] to [0, 1]; clips above the lower median are positive."""
     count = rated_clips(annotation, timeline.num_clips)
+    if not same_length(annotation.clip_seconds, timeline.clip_seconds):
+        raise ValueError(
+            f"annotation {annotation.qid!r} rates every clip of {annotation.clip_seconds:g} s, but the features of its "
+            f"video {annotation.vid!r} have clips of {timeline.clip_seconds:g} s; extract features of the clips that "
+            "the benchmark rates"
+        )
     ratings = np.asarray(annotation.saliency_scores[:count], np.float32)
     saliency = (ratings.mean(1) - 1) / 4
     return _without_windows(saliency, float(np.sort(saliency)[(count - 1) // 2]), timeline)
@@ -129,27 +140,44 @@ BINDINGS: dict[str, Callable[[Annotation, Timeline], Labels]] = {
 def clip_saliency(annotation: Annotation, timeline: Timeline) -> Floats32:
     """Return the mean of the raters for each clip, (T,), and 0 for clips that nobody rated.
 
-    Without any ratings, clips inside the windows get 1. A relevant clip that every rater gave 0 gets 0.1, because it
-    is relevant all the same.
+    Ratings of clips of another length are converted. Without any ratings, clips inside the windows get 1. A relevant
+    clip that every rater gave 0 gets 0.1, because it lies in a moment; it is never the positive clip.
 
     Raises:
         ValueError: if a clip id lies beyond the video.
     """
-    saliency_T = np.zeros(timeline.num_clips, dtype=np.float32)
     if annotation.saliency_scores:
-        for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
-            if clip < timeline.num_clips:
-                saliency_T[clip] = max(float(np.mean(scores)), 0.1)
-            elif clip > timeline.num_clips:  # one clip beyond is rounding in the published files
-                raise ValueError(
-                    f"annotation {annotation.qid!r}: clip {clip} is beyond its video {annotation.vid!r}, "
-                    f"which has {timeline.num_clips} clips; correct relevant_clip_ids"
-                )
-        return saliency_T
+        return _mean_ratings(annotation, timeline, lowest=0.1).astype(np.float32)
+    saliency_T = np.zeros(timeline.num_clips, dtype=np.float32)
     for start, end in annotation.relevant_windows:
         clips = timeline.clips_in(min(start, timeline.duration), min(end, timeline.duration))
         saliency_T[clips.start : clips.stop] = 1.0
     return saliency_T
+
+
+def _mean_ratings(annotation: Annotation, timeline: Timeline, lowest: float = 0.0) -> npt.NDArray[np.float64]:
+    """Return the mean of the raters for each clip of the features, (T,), and 0 for clips that nobody rated.
+
+    Args:
+        annotation: its ratings may count clips of another length than the features have.
+        timeline: of the features.
+        lowest: the least that a relevant clip gets.
+    """
+    own, seconds = timeline, annotation.clip_seconds
+    converts = not same_length(seconds, timeline.clip_seconds)
+    if converts:
+        own = Timeline(duration=max(annotation.duration, timeline.duration), clip_seconds=seconds)
+    mean_S = np.zeros(own.num_clips)
+    for clip, scores in zip(annotation.relevant_clip_ids, annotation.saliency_scores, strict=True):
+        if clip < own.num_clips:
+            mean_S[clip] = max(float(np.mean(scores)), lowest)
+        elif clip > own.num_clips:  # one clip beyond is rounding in the published files
+            raise ValueError(
+                f"annotation {annotation.qid!r}: clip {clip} is beyond its video {annotation.vid!r}, which has "
+                f"{own.num_clips} clips of {seconds:g} s; correct relevant_clip_ids, or state the length of the rated "
+                "clips in clip_seconds"
+            )
+    return timeline.resample(mean_S, seconds) if converts else mean_S
 
 
 def bind_windows(windows: Sequence[Sequence[float]], clips: int, clip_seconds: float) -> Floats32:
@@ -175,7 +203,8 @@ def bind_saliency(
 ) -> tuple[Floats32, list[int]]:
     """Return the saliency of each clip in [0, 1], and the clips from which one positive is drawn in each epoch.
 
-    With ratings, saliency is their mean over 4. Without ratings, it is 1 for every clip that starts inside a window.
+    With ratings, saliency is their mean over 4; a clip that every rater gave 0 is not positive. Without ratings, it is
+    1 for every clip that starts inside a window.
 
     Args:
         windows: (G, 2) seconds, made by ``bind_windows``.
@@ -186,14 +215,10 @@ def bind_saliency(
     """
     saliency_T = np.zeros(clips, dtype=np.float32)
     if scores is not None and clip_ids is not None:
-        rated = [
-            (clip, sum(rating) / (4 * len(rating)))
-            for clip, rating in zip(clip_ids, scores, strict=True)
-            if clip < clips
-        ]
-        for clip, value in rated:
-            saliency_T[clip] = value
-        return saliency_T, [clip for clip, _ in rated]
+        for clip, rating in zip(clip_ids, scores, strict=True):
+            if clip < clips:
+                saliency_T[clip] = sum(rating) / (4 * len(rating))
+        return saliency_T, np.flatnonzero(saliency_T).tolist()
     # Windows and the length of a clip are float32, as in the published code.
     for start, end in np.ceil(seconds_to_clips(windows, clip_seconds)).astype(int):
         saliency_T[start:end] = 1

@@ -21,24 +21,49 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from sidelight.core.timeline import Timeline
-from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError, write_annotations
+from sidelight.data.annotations import (
+    CLIP_SECONDS,
+    TIME_NAMES,
+    Annotation,
+    AnnotationError,
+    require_known_names,
+    write_annotations,
+)
 from sidelight.data.datasets.base import DataWarning
 from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, ignored_in, read_text, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
+from sidelight.video.damage import VideoError
 from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
 OPTIONAL = ("duration", "saliency")
+_NAMES = {**dict.fromkeys((*NEEDED, *OPTIONAL), ()), "start": TIME_NAMES, "end": TIME_NAMES}
+"""The columns, with other names that users give to them."""
 _LONGEST = 1e6
 """Longest time in seconds: eleven days."""
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """The first bytes of .xlsx (a zip file) and of .xls."""
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+
+
+class TableError(AnnotationError):
+    """The error for all wrong rows of a table together.
+
+    Args:
+        path: the table.
+        problems: line number and message of each wrong row.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[tuple[int, str]]) -> None:
+        self.problems = tuple(text for _, text in sorted(problems))
+        several = [f"{path} has {len(self.problems)} wrong rows:"] if len(self.problems) > 1 else []
+        super().__init__("\n".join([*several, *self.problems]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +90,59 @@ def import_table(path: str | Path, *, videos: str | Path | None = None, clip_sec
         clip_seconds: length in seconds of the clips that relevant_clip_ids count.
 
     Raises:
-        AnnotationError: if a row is wrong; names file, line, the expected value and the value it has.
+        TableError: if rows are wrong; names file, line, the expected value and the value of each wrong row.
+        AnnotationError: if the table cannot be read.
     """
     path = Path(path)
     if not clip_seconds > 0:
         raise AnnotationError(f"clip_seconds must be more than 0, got {clip_seconds}")
     if videos is not None and not Path(videos).is_dir():
         raise AnnotationError(f"{videos} is not a folder; expected the folder with the video files")
-    moments = [_moment(path, line, values) for line, values in _rows(path)]
-    if not moments:
+    problems: list[tuple[int, str]] = []
+    moments: list[_Moment] = []
+    unread: set[str] = set()
+    for line, values in _rows(path):
+        with _noting(problems, line):
+            if isinstance(values, AnnotationError):
+                raise values
+            unread |= {str(name) for name in values if name not in _NAMES}
+            moments.append(_moment(path, line, values))
+    if not moments and not problems:
         raise AnnotationError(f"{path} is empty; expected rows with {', '.join(NEEDED)}")
     first_of_video: dict[str, _Moment] = {}
     by_query: dict[tuple[str, str], list[_Moment]] = {}
     for moment in moments:
         first = first_of_video.setdefault(moment.video, moment)
-        if _path_of(first.file).parent != _path_of(moment.file).parent:
-            raise AnnotationError(
-                f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {first.file} in line "
-                f"{first.line}; different videos need different names"
-            )
-        by_query.setdefault((moment.video, moment.query), []).append(moment)
-    durations = _durations(path, moments, videos)
-    return [
-        _annotation(path, qid, rows, durations[vid], clip_seconds)
+        with _noting(problems, moment.line):
+            if _path_of(first.file).parent != _path_of(moment.file).parent:
+                raise AnnotationError(
+                    f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {first.file} in line "
+                    f"{first.line}; different videos need different names"
+                )
+            by_query.setdefault((moment.video, moment.query), []).append(moment)
+    durations = _durations(path, moments, videos, problems)
+    annotations = [
+        _annotation(path, qid, rows, durations[vid], clip_seconds, problems)
         for qid, ((vid, _), rows) in enumerate(by_query.items())
+        if vid in durations
     ]
+    if problems:
+        raise TableError(path, problems)
+    if unread:
+        message = (
+            f"{path}: columns that are not read: {', '.join(sorted(unread))}; known columns are {', '.join(_NAMES)}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+    return [annotation for annotation in annotations if annotation is not None]
+
+
+@contextmanager
+def _noting(problems: list[tuple[int, str]], line: int) -> Iterator[None]:
+    """Add an error about a row to the problems, so that the rows after it are checked too."""
+    try:
+        yield
+    except AnnotationError as error:
+        problems.append((line, str(error)))
 
 
 def import_file(
@@ -125,30 +178,28 @@ def seconds_of(text: object) -> float:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+_Row = tuple[int, Mapping[str, Any] | AnnotationError]
+"""The line number and the fields of a row, or what is wrong with its form."""
+
+
+def _rows(path: Path) -> Iterator[_Row]:
     if not path.is_file():
         raise AnnotationError(f"there is no file {path}; expected a table with {', '.join(NEEDED)}")
-    lines = _json_rows(path) if path.suffix.lower() in (".jsonl", ".json") else _csv_rows(path)
-    unread: set[str] = set()
-    for line, values in lines:
-        unread |= {str(name) for name in values if name not in (*NEEDED, *OPTIONAL)}
-        yield line, values
-    if unread:
-        known = ", ".join((*NEEDED, *OPTIONAL))
-        message = f"{path}: columns that are not read: {', '.join(sorted(unread))}; known columns are {known}"
-        warnings.warn(message, DataWarning, stacklevel=3)
+    yield from _json_rows(path) if path.suffix.lower() in (".jsonl", ".json") else _csv_rows(path)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[_Row]:
     for line in read_json_lines(path, lenient=True):
+        where = f"{path}:{line.number}"
         if line.problem:
-            raise AnnotationError(f"{path}:{line.number}: {line.problem}; expected one JSON object per line")
-        if missing := [name for name in ("video", "query") if name not in line.values]:
-            raise AnnotationError(f"{path}:{line.number}: the field {missing[0]} is missing; add it")
-        yield line.number, line.values
+            yield line.number, AnnotationError(f"{where}: {line.problem}; expected one JSON object per line")
+        elif missing := [name for name in ("video", "query") if name not in line.values]:
+            yield line.number, AnnotationError(f"{where}: the field {missing[0]} is missing; add it")
+        else:
+            yield line.number, line.values
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Path) -> Iterator[_Row]:
     if path.read_bytes()[:8].startswith(_WORKBOOKS):
         raise AnnotationError(f"{path} is an Excel workbook, not CSV; in Excel choose Save As, then CSV UTF-8")
     try:
@@ -176,19 +227,28 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     )
                 continue
             if len(cells) > len(names):
-                raise AnnotationError(
-                    f"{path}:{line}: more values than the header has columns; "
-                    f"put a sentence that contains {separator!r} in double quotes"
+                yield (
+                    line,
+                    AnnotationError(
+                        f"{path}:{line}: more values than the header has columns; "
+                        f"put a sentence that contains {separator!r} in double quotes"
+                    ),
                 )
-            if len(cells) < len(names):
-                raise AnnotationError(f"{path}:{line}: fewer values than the header has columns; add the missing ones")
-            yield line, dict(zip(names, cells, strict=True))
+            elif len(cells) < len(names):
+                problem = "fewer values than the header has columns; add the missing ones"
+                yield line, AnnotationError(f"{path}:{line}: {problem}")
+            else:
+                yield line, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise AnnotationError(f"{path}:{before + 1}: this line is not valid CSV ({error}); check its quotes") from None
 
 
 def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
     where = f"{path}:{line}"
+    try:
+        require_known_names(values, _NAMES)
+    except AnnotationError as error:
+        raise AnnotationError(f"{where}: {error}") from None
     for name in ("video", "query"):
         if not isinstance(values[name], str) or not values[name].strip():
             raise AnnotationError(f"{where}: {name} must be a text, got {shown(values[name])}; fill it in")
@@ -258,17 +318,24 @@ def _ratings(where: str, value: object) -> tuple[int, ...] | None:
 # --- joining the rows of a query ----------------------------------------------------------------------------------
 
 
-def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None) -> dict[str, float]:
-    """Return the seconds of every video, from the table if it gives them, else from the video file."""
+def _durations(
+    path: Path, moments: Sequence[_Moment], videos: str | Path | None, problems: list[tuple[int, str]]
+) -> dict[str, float]:
+    """Return the seconds of every video, from the table if it gives them, else from the video file.
+
+    Where rows are wrong already, a missing duration is no problem: a wrong row may have it.
+    """
+    rows_are_wrong = bool(problems)
     first_with_duration: dict[str, _Moment] = {}
     for moment in moments:
         if moment.duration is not None:
             first = first_with_duration.setdefault(moment.video, moment)
             if first.duration != moment.duration:
-                raise AnnotationError(
+                problem = (
                     f"{path}:{moment.line}: the video {moment.video!r} lasts {moment.duration:g} s here and "
                     f"{first.duration:g} s in line {first.line}; correct one of them"
                 )
+                problems.append((moment.line, problem))
     durations = {vid: moment.duration for vid, moment in first_with_duration.items() if moment.duration is not None}
     lines: dict[str, int] = {}  # of the first row of each video without a duration
     for moment in moments:
@@ -276,56 +343,74 @@ def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None
             lines.setdefault(moment.video, moment.line)
     files = videos_in(videos, lines) if lines and videos is not None else {}
     for vid, line in lines.items():
-        if videos is None:
-            raise AnnotationError(
-                f"{path}:{line}: the duration of the video {vid!r} is missing; add a column duration, or give --videos "
-                "with the video files"
-            )
-        if vid not in files:
-            raise AnnotationError(
+        if vid in files:
+            try:
+                durations[vid] = probe(files[vid]).duration
+            except VideoError as error:
+                problems.append((line, f"{path}:{line}: {error}"))
+        elif videos is not None:
+            problem = (
                 f"{path}:{line}: {videos} has no file of the video {vid!r}; expected {vid} with {USUAL_SUFFIXES}"
                 f"{ignored_in(videos)}"
             )
-        durations[vid] = probe(files[vid]).duration
+            problems.append((line, problem))
+        elif not rows_are_wrong:
+            problem = (
+                f"{path}:{line}: the duration of the video {vid!r} is missing; add a column duration, or give --videos "
+                "with the video files"
+            )
+            problems.append((line, problem))
     return durations
 
 
-def _annotation(path: Path, qid: int, moments: Sequence[_Moment], duration: float, clip_seconds: float) -> Annotation:
+def _annotation(
+    path: Path,
+    qid: int,
+    moments: Sequence[_Moment],
+    duration: float,
+    clip_seconds: float,
+    problems: list[tuple[int, str]],
+) -> Annotation | None:
+    """Return the annotation of the rows of a query; None, and the problems of its rows, if they are wrong."""
     timeline = Timeline(duration=duration, clip_seconds=clip_seconds)
     window_lines: dict[tuple[float, float] | None, int] = {}
     rated = [m for m in moments if m.ratings is not None]
     scores: dict[int, int] = {}
+    known = len(problems)
     for moment in moments:
-        where, window = f"{path}:{moment.line}", moment.window
-        if window in window_lines:
-            raise AnnotationError(f"{where}: this row repeats line {window_lines[window]}; remove one of the two")
-        if window_lines and (window is None or None in window_lines):
-            raise AnnotationError(
-                f"{where}: one of the lines {min(window_lines.values())} and {moment.line} has a window, the other "
-                "says that the video does not show this query; keep one of them"
-            )
-        window_lines[window] = moment.line
-        if rated and moment.ratings is None:
-            raise AnnotationError(
-                f"{where}: saliency is missing, but line {rated[0].line} rates the same query; rate all or none"
-            )
-        if window is None:
-            continue
-        start, end = window
-        if start >= duration or end > duration + clip_seconds:
-            raise AnnotationError(
-                f"{where}: the window from {start:g} to {end:g} s is not inside its video of {duration:g} s; "
-                "correct the times or the video"
-            )
-        clips = timeline.clips_in(start, min(end, duration))
-        ratings = moment.ratings or (1,)
-        if len(ratings) not in (1, len(clips)):
-            raise AnnotationError(
-                f"{where}: saliency must be one number, or {len(clips)}, one for each clip of {clip_seconds:g} s in "
-                f"the window, got {len(ratings)}"
-            )
-        for clip, rating in zip(clips, ratings * (len(clips) if len(ratings) == 1 else 1), strict=True):
-            scores[clip] = max(rating, scores.get(clip, 0))
+        with _noting(problems, moment.line):
+            where, window = f"{path}:{moment.line}", moment.window
+            if window in window_lines:
+                raise AnnotationError(f"{where}: this row repeats line {window_lines[window]}; remove one of the two")
+            if window_lines and (window is None or None in window_lines):
+                raise AnnotationError(
+                    f"{where}: one of the lines {min(window_lines.values())} and {moment.line} has a window, the other "
+                    "says that the video does not show this query; keep one of them"
+                )
+            window_lines[window] = moment.line
+            if rated and moment.ratings is None:
+                raise AnnotationError(
+                    f"{where}: saliency is missing, but line {rated[0].line} rates the same query; rate all or none"
+                )
+            if window is None:
+                continue
+            start, end = window
+            if start >= duration or end > duration + clip_seconds:
+                raise AnnotationError(
+                    f"{where}: the window from {start:g} to {end:g} s is not inside its video of {duration:g} s; "
+                    "correct the times or the video"
+                )
+            clips = timeline.clips_in(start, min(end, duration))
+            ratings = moment.ratings or (1,)
+            if len(ratings) not in (1, len(clips)):
+                raise AnnotationError(
+                    f"{where}: saliency must be one number, or {len(clips)}, one for each clip of {clip_seconds:g} s "
+                    f"in the window, got {len(ratings)}"
+                )
+            for clip, rating in zip(clips, ratings * (len(clips) if len(ratings) == 1 else 1), strict=True):
+                scores[clip] = max(rating, scores.get(clip, 0))
+    if len(problems) > known:
+        return None
     clip_ids = sorted(scores)
     return Annotation(
         qid=qid,

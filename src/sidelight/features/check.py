@@ -30,7 +30,7 @@ def check(
         folder: the folder of the annotations, which may lie one folder below; or one file.
         benchmark: how to read them, or "own data" for the QVHighlights form; unless given, each file is recognised by
             its name or content.
-        videos: folder with the video files, named by their ids; names are compared, nothing is decoded.
+        videos: folder with the video files, named by their ids; one frame of each is decoded.
         features: one feature store or several; or folders in the layout of a paper, whose files are read one by one.
 
     Raises:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidelight.backbones import Backbone, FeatureSpec, backbone_for, load_backbone
+from sidelight.core.timeline import durations_differ
 from sidelight.features.extract import extract
 from sidelight.features.layouts import durations_of, layout_of, open_layout
 from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
+from sidelight.io.storage import is_address
+from sidelight.video.damage import VideoError
+from sidelight.video.read import probe
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +142,7 @@ def open_features_for(
         if extracts and source.lacks_features(annotations):
             files = find_videos(source.videos, (a.vid for a in annotations))
             backbone = (backbone or source.load_backbone()).to(device)
+            _require_durations(annotations, files, source.folder, backbone.spec.clip_seconds)
             queries = (a.query for a in annotations)
             _, failures = extract(files, queries, backbone, source.folder, workers=workers, progress=progress)
             if failures:
@@ -149,6 +154,26 @@ def open_features_for(
         if barrier is not None:
             barrier()
     return _open_store(source)
+
+
+def _require_durations(
+    annotations: Sequence[Annotation], files: Mapping[str, str | Path], folder: str | Path, clip_seconds: float
+) -> None:
+    """Refuse, before the extraction, files whose length is not the annotated one; addresses are not opened for it."""
+    store = FeatureStore(folder) if store_exists(folder) else None
+    durations = durations_of(annotations)
+    for vid, file in files.items():
+        if is_address(file) or (store is not None and store.is_whole(vid)):
+            continue
+        try:
+            seconds = probe(file).duration
+        except VideoError:
+            continue  # the extraction reports all files that cannot be read
+        if durations_differ(durations[vid], seconds, clip_seconds):
+            raise ValueError(
+                f"{file} lasts {seconds:g} s, but the annotations of {vid!r} say {durations[vid]:g} s; compare vid, "
+                "duration and file (`sidelight data check --videos` lists all)"
+            )
 
 
 def _open_layout(annotations: Sequence[Annotation], source: FeatureSource) -> Features:

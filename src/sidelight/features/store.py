@@ -60,6 +60,12 @@ class VideoFeatures:
                 f"width), for {self.timeline.duration:g} s; got {self.video_KTD.shape}"
             )
 
+    def cut_to(self, timeline: Timeline) -> VideoFeatures:
+        """Return the features of the first clips, as a timeline of the same video says; these if it has them all."""
+        if timeline == self.timeline:
+            return self
+        return VideoFeatures(video_KTD=self.video_KTD[:, : timeline.num_clips], timeline=timeline)
+
 
 class SampleKey(Protocol):
     """The key by which features are found: an annotation, or any object with these three attributes."""
@@ -247,6 +253,8 @@ class FeatureStore:
             "duration": repr(features.timeline.duration),
             "clip_seconds": repr(features.timeline.clip_seconds),
         }
+        if features.timeline.clips is not None:
+            metadata["clips"] = str(features.timeline.clips)
         _save(self._video_path(vid), {"video": features.video_KTD}, metadata)
 
     def video(self, vid: str) -> VideoFeatures:
@@ -415,7 +423,8 @@ def _metadata(file: Any) -> dict[str, str]:
 
 
 def _timeline(metadata: Mapping[str, str]) -> Timeline:
-    return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]))
+    clips = int(metadata["clips"]) if "clips" in metadata else None
+    return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]), clips=clips)
 
 
 def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:

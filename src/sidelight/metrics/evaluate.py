@@ -10,13 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.timeline import same_length
 from sidelight.data.annotations import (
     CLIP_SECONDS,
     Annotation,
@@ -159,15 +160,15 @@ def clip_seconds_of(annotations: Sequence[Annotation]) -> float:
     Raises:
         AnnotationError: if the rows differ, or the field is not a number of seconds.
     """
-    lengths = {a.extra.get(CLIP_SECONDS, 2.0): a.qid for a in reversed(annotations)}
-    length = annotations[0].extra.get(CLIP_SECONDS, 2.0)
-    if len(lengths) > 1 or isinstance(length, bool) or not isinstance(length, (int, float)) or not 0 < length < 1e6:
+    lengths = {a.clip_seconds: a.qid for a in reversed(annotations)}
+    length = annotations[0].clip_seconds
+    if len(lengths) > 1:
         raise AnnotationError(
             f"{CLIP_SECONDS} must be the same number of seconds in all rows, got {', '.join(map(repr, lengths))}",
             side="annotations",
-            qid=next((qid for value, qid in lengths.items() if value != length), annotations[0].qid),
+            qid=next(qid for value, qid in lengths.items() if value != length),
         )
-    return float(length)
+    return length
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -191,6 +192,8 @@ def _read(
         truth, metric = read_annotations(annotations), _OWN
     else:
         truth, metric = benchmark.read(annotations), benchmark.metric
+        suffix = benchmark.vid_suffix
+        submissions = [replace(s, vid=s.vid.removesuffix(suffix)) if suffix else s for s in submissions]
     _warn_of_unusual_windows(predictions, submissions, {a.qid: a.duration for a in truth})
     return submissions, truth, metric
 
@@ -256,6 +259,15 @@ def _precision(
         _check_curve(submission, annotation)
     saliency = [s.pred_saliency_scores for s in paired]
     if metric == "tvsum":
+        seconds = clip_seconds_of(annotations)
+        for s in paired:
+            if s.clip_seconds is not None and not same_length(s.clip_seconds, seconds):
+                raise AnnotationError(
+                    f"pred_saliency_scores is of clips of {s.clip_seconds:g} s, but the benchmark rates clips of "
+                    f"{seconds:g} s; predict with features of those clips",
+                    side="predictions",
+                    qid=s.qid,
+                )
         raters = [np.array(a.saliency_scores) for a in annotations]
         return {f"mAP@top{k}": highlights.tvsum_average_precision(saliency, raters, k) for k in (5, 15)}
     # Borderline clips (match 0) are no highlights.

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.core.timeline import seconds_to_clips
+from sidelight.core.timeline import Timeline, clips_to_seconds, same_length, seconds_to_clips
 from sidelight.data.annotations import Annotation, AnnotationError, Submission
+from sidelight.data.labels import CLIPS_SHORT
 from sidelight.metrics import highlights, moment_retrieval
 from sidelight.metrics.moment_retrieval import AP_THRESHOLDS, RECALL_THRESHOLDS, Windows
 from sidelight.metrics.pairing import named, pair
@@ -59,10 +60,11 @@ def evaluate_qvhighlights(
 ) -> dict[str, Any]:
     """Return the metrics of QVHighlights in percent, rounded to two decimals like the published scripts.
 
-    R1 uses the first window as listed, R5 the first five, and average precision the first ten, sorted by score. Where
-    saliency is too short, the missing clips get 0. Where it is too long, the rest is ignored, but a highest value there
-    is a miss for HIT@1. The scripts of Moment-DETR and R2-Tuning agree wherever they report the same number for
-    windows of up to 150 s; ``moment-detr`` does not count longer windows as "long".
+    R1 uses the first window as listed, R5 the first five, and average precision the first ten, sorted by score.
+    Saliency of clips of another length (``Submission.clip_seconds``) is converted. Where saliency is too short, the
+    missing clips get 0. Where it is too long, the rest is ignored, but a highest value there is a miss for HIT@1. The
+    scripts of Moment-DETR and R2-Tuning agree wherever they report the same number for windows of up to 150 s;
+    ``moment-detr`` does not count longer windows as "long".
 
     Metrics without ground truth are left out of the result; they are not 0. These are the highlight metrics if the
     annotations have no saliency scores, and a length range that no window has (R2-Tuning's script, and
@@ -137,7 +139,12 @@ def brief_metrics(annotations: Sequence[Annotation], *, clip_seconds: float = 2.
         clip_seconds: length in seconds of the clips that the annotations' clip ids count.
     """
     empty = [
-        Submission(qid=a.qid, vid=a.vid, pred_relevant_windows=np.zeros((0, 3)), pred_saliency_scores=np.zeros(1))
+        Submission(
+            qid=a.qid,
+            vid=a.vid,
+            pred_relevant_windows=np.zeros((0, 3)),
+            pred_saliency_scores=np.zeros(Timeline(duration=a.duration, clip_seconds=clip_seconds).num_clips),
+        )
         for a in annotations
     ]
     return tuple(evaluate_qvhighlights(empty, annotations, clip_seconds=clip_seconds)["brief"])
@@ -251,7 +258,9 @@ def _curves(
     submissions: Sequence[Submission], annotations: Sequence[Annotation], clip_seconds: float
 ) -> dict[str, _Curves]:
     ratings_QTR, clips_QT = _ratings(annotations, clip_seconds)
-    saliency_QT1, predicted_QT = moment_retrieval.pad([s.pred_saliency_scores for s in submissions], width=1)
+    curves = [_curve(s, a, clip_seconds) for s, a in zip(submissions, annotations, strict=True)]
+    _check_lengths(curves, clips_QT.sum(1), submissions, clip_seconds)
+    saliency_QT1, predicted_QT = moment_retrieval.pad(curves, width=1)
     longest = max(clips_QT.shape[1], predicted_QT.shape[1])
     saliency_QT = _widen(saliency_QT1[..., 0], longest)
     predicted_QT, clips_QT, ratings_QTR = (_widen(a, longest) for a in (predicted_QT, clips_QT, ratings_QTR))
@@ -267,6 +276,33 @@ def _curves(
         )
         for name, part in zip(highlights.LEVELS, parts, strict=True)
     }
+
+
+def _curve(submission: Submission, annotation: Annotation, clip_seconds: float) -> Floats:
+    """Return the predicted saliency of clips of ``clip_seconds``, converted if the prediction has other clips."""
+    seconds, curve = submission.clip_seconds, submission.pred_saliency_scores
+    if seconds is None or same_length(seconds, clip_seconds):
+        return curve
+    extent = min(annotation.duration, clips_to_seconds(len(curve), seconds))
+    return Timeline(duration=extent, clip_seconds=clip_seconds).resample(curve, seconds)
+
+
+def _check_lengths(
+    curves: Sequence[Floats], clips_Q: npt.NDArray[np.int64], submissions: Sequence[Submission], clip_seconds: float
+) -> None:
+    """Refuse curves that are of clips of another length: most of them are far longer or shorter than their videos."""
+    values_Q, clips_Q = np.array([len(curve) for curve in curves]), np.maximum(clips_Q, 1)
+    far_Q = (np.abs(values_Q - clips_Q) > CLIPS_SHORT) & (np.abs(np.log(values_Q / clips_Q)) > math.log(1.25))
+    if far_Q.mean() <= 0.5:
+        return
+    q = int(far_Q.argmax())
+    raise AnnotationError(
+        f"pred_saliency_scores has {values_Q[q]} values, but the video has {clips_Q[q]} clips of {clip_seconds:g} s, "
+        f"which the ratings count; {far_Q.sum()} of {len(far_Q)} predictions differ so: write the length of the "
+        "predicted clips into each prediction, such as clip_seconds: 1, or predict again",
+        side="predictions",
+        qid=submissions[q].qid,
+    )
 
 
 def _ratings(annotations: Sequence[Annotation], clip_seconds: float) -> tuple[Floats, npt.NDArray[np.bool_]]:

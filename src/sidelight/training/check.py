@@ -165,7 +165,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         device=str(fabric.device),
         losses=losses,
         step_seconds=step_seconds,
-        steps=max(1, len(train.annotations) // recipe.train.batch_size),
+        steps=_steps(len(train.annotations), recipe.train),
         val_seconds=val_seconds,
         scored=scored,
         peak_bytes=peak_bytes,
@@ -204,7 +204,14 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
     else:
         some, store = annotations, open_features_for(annotations, source)
         ready_videos = len({a.vid for a in annotations})
-    samples = GroundingDataset(some, store, in_memory=False, seed=recipe.train.seed, binding=recipe.data.binding)
+    samples = GroundingDataset(
+        some,
+        store,
+        in_memory=False,
+        seed=recipe.train.seed,
+        binding=recipe.data.binding,
+        round_clips=recipe.data.round_clips,
+    )
     seconds = {a.vid: a.duration for a in annotations}
     summary = SplitSummary(
         queries=len(annotations),
@@ -248,6 +255,12 @@ def _batch_share(config: TrainConfig) -> int:
     return config.batch_size // config.devices
 
 
+def _steps(samples: int, config: TrainConfig) -> int:
+    """Return the steps of an epoch; a dataset smaller than a batch is one batch."""
+    full, rest = divmod(samples, config.batch_size)
+    return max(1, full + (config.last_batch == "keep" and rest >= config.devices))
+
+
 def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
     """Take the steps; return the total loss of each, the seconds of the last, and the largest memory in bytes."""
     config, device = trainer.config, trainer.fabric.device
@@ -255,7 +268,9 @@ def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
     num_clips = trainer.data.train.num_clips()
-    batches = epoch_batches(num_clips, epoch=0, batch_size=_batch_share(config), seed=config.seed)
+    batches = epoch_batches(
+        num_clips, epoch=0, batch_size=_batch_share(config), last_batch=config.last_batch, seed=config.seed
+    )
     trainer.wrapped.train()
     losses, seconds = [], 0.0
     for step, indices in enumerate((batches * STEPS)[:STEPS]):
@@ -278,7 +293,14 @@ def _validate_some(trainer: Trainer, val: _SplitData) -> tuple[int, float]:
     recipe, share = trainer.recipe, _batch_share(trainer.config)
     samples = val.samples
     some = samples.annotations[: STEPS * share]
-    few = GroundingDataset(some, samples.store, in_memory=False, seed=samples.seed, binding=samples.binding)
+    few = GroundingDataset(
+        some,
+        samples.store,
+        in_memory=False,
+        seed=samples.seed,
+        binding=samples.binding,
+        round_clips=samples.round_clips,
+    )
     start = time.perf_counter()
     submissions = predict(trainer.model, few, recipe.decoding, window_clips=recipe.window_clips, batch_size=share)
     evaluate_submissions(submissions, some, metric_of(recipe))

@@ -41,6 +41,8 @@ class Checkpoint:
     """How predictions become moments."""
     window_clips: int = 75
     """Longest input in clips; longer videos are cut into overlapping windows."""
+    round_clips: bool = False
+    """Leave out a last clip of which less than half lies in the video, as in the training of the model."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Scores on the validation data."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Checkpoint:
             "features": self.features.to_dict(),
             "decode": asdict(self.decode),
             "window_clips": self.window_clips,
+            "round_clips": self.round_clips,
             "metrics": dict(self.metrics),
             "recipe": dict(self.recipe),
         }
@@ -136,6 +139,7 @@ class Checkpoint:
             features=FeatureSpec.from_dict(values["features"]),
             decode=decode,
             window_clips=values["window_clips"],
+            round_clips=values.get("round_clips", False),  # older checkpoints have all clips
             metrics=values["metrics"],
             recipe=values["recipe"],
         )

@@ -91,6 +91,7 @@ def convert_r2_tuning(
         features=published.features(weights or CLIP_WEIGHTS),
         decode=published.decode,
         window_clips=published.window_clips,
+        round_clips=published.round_clips,
         metrics={},
         recipe={
             "name": f"{FAMILY}/{run}",

@@ -59,7 +59,12 @@ def open_data(recipe: Recipe, fabric: Fabric, *, quiet: bool = False) -> Trainin
         )
         data = recipe.data
         return GroundingDataset(
-            annotations, store, in_memory=data.in_memory, seed=recipe.train.seed, binding=data.binding
+            annotations,
+            store,
+            in_memory=data.in_memory,
+            seed=recipe.train.seed,
+            binding=data.binding,
+            round_clips=data.round_clips,
         )
 
     return TrainingData(train=open_split("train"), val=open_split("val") if recipe.data.val else None)

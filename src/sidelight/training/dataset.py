@@ -8,8 +8,10 @@ Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,9 @@ import torch
 
 from sidelight.core import spans
 from sidelight.core.batch import Batch, Targets
-from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.core.timeline import Timeline, clips_to_seconds, durations_differ, same_length
 from sidelight.data.annotations import Annotation
+from sidelight.data.datasets.base import DataWarning
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
 
@@ -48,6 +51,7 @@ class GroundingDataset:
         targets: read the ground truth too; without it, windows are neither checked nor returned (for prediction).
         binding: how labels become targets, a key of ``data.labels.BINDINGS``. With a binding that needs a rating of
             every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
+        round_clips: leave out a last clip of which less than half lies in the video (:meth:`Timeline.rounded`).
 
     Raises:
         ValueError: if there are no annotations, the store lacks a video or a query, or a window lies outside its
@@ -63,14 +67,18 @@ class GroundingDataset:
         seed: int = 0,
         targets: bool = True,
         binding: Binding = "plain",
+        round_clips: bool = False,
     ) -> None:
         if not annotations:
             raise ValueError("there are no annotations; expected at least one")
         self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
-        self.binding = binding
+        self.binding, self.round_clips = binding, round_clips
         self._text = store.texts(self.annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
         self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
+        self._check_durations()
+        if round_clips:
+            self._timelines = {vid: timeline.rounded() for vid, timeline in self._timelines.items()}
         if binding in ALL_RATED:
             for annotation in self.annotations:
                 timeline = self._timelines[annotation.vid]
@@ -78,14 +86,38 @@ class GroundingDataset:
         self._in_memory: dict[str, VideoFeatures] = {vid: self._read_video(vid) for vid in vids} if in_memory else {}
         self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
 
+    def _check_durations(self) -> None:
+        """Compare the annotated durations with the videos that the features were made of.
+
+        Where all clips are rated, the ratings are compared instead.
+
+        Raises:
+            ValueError: in prediction, if a video is far shorter or longer; training warns, and refuses only labels
+                that lie outside of the features.
+        """
+        if self.binding in ALL_RATED:
+            return
+        different: dict[str, str] = {}
+        for a in self.annotations:
+            timeline = self._timelines[a.vid]
+            limit = self.store.late_clips
+            if durations_differ(a.duration, timeline.duration, timeline.clip_seconds, clips=limit):
+                different.setdefault(a.vid, f"{a.vid!r} lasts {timeline.duration:g} s, annotated {a.duration:g} s")
+        if not different:
+            return
+        message = (
+            f"{len(different)} of {len(self._timelines)} videos have features of another length than their "
+            f"annotations say (the first: {next(iter(different.values()))}); compare vid, duration and the video file"
+        )
+        if not self.targets:
+            raise ValueError(message)
+        warnings.warn(message, DataWarning, stacklevel=3)
+
     def _features(self, vid: str) -> VideoFeatures:
         return self._in_memory.get(vid) or self._read_video(vid)
 
     def _read_video(self, vid: str) -> VideoFeatures:
-        features, timeline = self.store.video(vid), self._timelines[vid]
-        if features.timeline == timeline:
-            return features
-        return VideoFeatures(video_KTD=features.video_KTD[:, : timeline.num_clips], timeline=timeline)
+        return self.store.video(vid).cut_to(self._timelines[vid])
 
     def _checked(self, annotation: Annotation) -> Annotation:
         """Return the annotation that targets are made of, without labels of clips that the features lack."""
@@ -96,7 +128,7 @@ class GroundingDataset:
                     f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
                     f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
                 )
-        if self.store.late_clips > 1 and self.binding not in ALL_RATED:
+        if (self.store.late_clips > 1 or timeline.clips is not None) and self.binding not in ALL_RATED:
             annotation = _without_late_labels(annotation, timeline, self.store.late_clips)
         bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
         return annotation
@@ -149,8 +181,9 @@ def _without_late_labels(annotation: Annotation, timeline: Timeline, max_late: i
 
     Windows that begin earlier stay; ``sample`` cuts them where the features end.
     """
-    clips = timeline.num_clips
-    late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + max_late}
+    clips, late_clips = timeline.num_clips, set()
+    if same_length(annotation.clip_seconds, timeline.clip_seconds):  # converting other ratings cuts them anyway
+        late_clips = {clip for clip in annotation.relevant_clip_ids if clips <= clip < clips + max_late}
     windows = tuple(w for w in annotation.relevant_windows if w[0] < timeline.extent)
     if not late_clips and len(windows) == len(annotation.relevant_windows):
         return annotation
@@ -212,6 +245,7 @@ def epoch_batches(
     *,
     epoch: int,
     batch_size: int,
+    last_batch: Literal["drop", "keep"] = "drop",
     seed: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -220,12 +254,14 @@ def epoch_batches(
 
     Samples are shuffled, then sorted by length within groups of eight batches, so that little is padded; then the
     batches are shuffled. All processes get the same number of batches. Samples that fill no batch for every process
-    are left out of this epoch; each epoch leaves out others.
+    are left out of this epoch, and each epoch leaves out others; or they become a smaller batch.
 
     Args:
         num_clips: (samples,) clips of each sample.
         epoch: number of the epoch, from 0.
         batch_size: samples per process and step; a smaller dataset gives one smaller batch.
+        last_batch: "drop" leaves out the samples that fill no batch, "keep" makes them a smaller batch, in which all
+            processes have equally many samples.
         seed: of the order.
         rank: number of this process.
         world: number of processes.
@@ -240,14 +276,17 @@ def epoch_batches(
         step = len(order) // world * world
         if not step:
             raise ValueError(f"{len(order)} samples are too few for {world} processes; set train.devices lower")
-    # Samples that fill no batch are left out before sorting by length; otherwise they would always be the longest.
-    order = order[: len(order) // step * step]
+    # Samples that fill no batch are taken before sorting by length; otherwise they would always be the longest.
+    order, rest = np.split(order, [len(order) // step * step])
     group = 8 * step
     batches: list[npt.NDArray[np.int64]] = []
     for first in range(0, len(order), group):
         part = order[first : first + group]
         part = part[np.argsort(num_clips[part], kind="stable")]
         batches += [part[i : i + step] for i in range(0, len(part), step)]
+    rest = rest[: len(rest) // world * world]
+    if last_batch == "keep" and len(rest):
+        batches.append(rest)
     return [batches[int(i)][rank::world].tolist() for i in rng.permutation(len(batches))]
 
 

@@ -171,6 +171,7 @@ class Trainer:
             self.data.train.num_clips(),
             epoch=progress.epoch,
             batch_size=config.batch_size // self.fabric.world_size,
+            last_batch=config.last_batch,
             seed=config.seed,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
@@ -247,6 +248,7 @@ class Trainer:
             features=self.data.spec,
             decode=self.recipe.decoding,
             window_clips=self.recipe.window_clips,
+            round_clips=self.recipe.data.round_clips,
             metrics=dict(metrics or {}),
             recipe=values,
         )

@@ -9,7 +9,7 @@ import torch
 
 from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
-from sidelight.core.timeline import Timeline
+from sidelight.core.timeline import Timeline, longest_input
 from sidelight.data.annotations import Submission
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.windows import merge_windows
@@ -38,8 +38,8 @@ def ground_batch(
 ) -> list[Grounding]:
     """Return the groundings of a batch of videos of any length.
 
-    Videos of up to ``window_clips`` clips are read whole. Longer ones are read in overlapping windows, whose answers
-    are merged without seams.
+    Videos of up to ``window_clips`` clips, or a few more (:func:`longest_input`), are read whole. Longer ones are read
+    in overlapping windows, whose answers are merged without seams.
 
     Args:
         model: the side-tuner.
@@ -52,7 +52,7 @@ def ground_batch(
     """
     device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
-    if longest <= window_clips:
+    if longest <= longest_input(window_clips):
         return config.decode(model(batch.to(device)), timelines, queries, videos)
     names = videos or [None] * batch.size
     return [

@@ -53,6 +53,8 @@ class PublishedRun:
     """Length of a clip in seconds; one frame was taken of each."""
     window_clips: int
     """Longest video in clips that is not cut into windows."""
+    round_clips: bool = True
+    """Whether the number of clips is rounded: the frames were extracted by FFmpeg's filter fps, which rounds."""
 
     def features(self, weights: str = CLIP_WEIGHTS) -> FeatureSpec:
         """Return the spec of the features: every token of every frame, from CLIP's last K blocks, before the last
@@ -78,14 +80,14 @@ class PublishedRun:
 
 
 _MODEL = R2TuningConfig(video_dim=CLIP_WIDTHS[0], text_dim=CLIP_WIDTHS[1])
-_SOFT = R2DecodeConfig(nms="soft-linear", round_to=None)
+_SOFT = R2DecodeConfig(nms="soft-linear", round_to=None, keep_all=True)
 
 _MOMENTS = {
     "qvhighlights": PublishedRun(
         file="checkpoints/r2_tuning_qvhighlights-ed516355.pth",
         model=_MODEL,
         losses=R2LossConfig(),
-        decode=R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0),
+        decode=R2DecodeConfig(nms="hard", nms_threshold=0.7, round_to=2.0, keep_all=True),
         clip_seconds=2.0,
         window_clips=75,
     ),

@@ -57,6 +57,8 @@ class DataConfig:
     """Shortest training video in seconds; queries on shorter ones are left out (5 in R2-Tuning's and SDST's runs)."""
     domain: str = ""
     """The only domain of youtube-highlights or tvsum to read; all unless given."""
+    round_clips: bool = False
+    """Leave out a last clip of which less than half lies in the video, as R2-Tuning's extraction of frames does."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -107,6 +109,10 @@ class TrainConfig:
     """Passes over the training annotations."""
     batch_size: int = 32
     """Samples per step, over all processes together."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """Samples that fill no batch at the end of an epoch: left out, others in each epoch, or a smaller batch, as in the
+    published runs.
+    """
     lr: float = 1e-4
     """Learning rate after warm-up."""
     offset_lr: float = 1.0

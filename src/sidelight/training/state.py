@@ -79,6 +79,7 @@ def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, P
     for part in ("model", "backbone", "losses", "train"):
         defaults = _defaults(getattr(recipe, part))
         saved[part] = {**{name: defaults[name] for name in current[part] if name in defaults}, **saved[part]}
+    saved["data"].setdefault("round_clips", False)
     for part in current:
         if saved.get(part) != current[part]:
             raise ValueError(
@@ -99,7 +100,7 @@ def _fixed_values(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
         del values["train"][name]
     fixed = {part: values[part] for part in ("side_tuner", "model", "backbone", "losses", "train")}
     digests = {"features": data.spec.digest(), "annotations": _digest(data.train.annotations)}
-    return {**fixed, "data": {**digests, "binding": values["data"]["binding"]}}
+    return {**fixed, "data": {**digests, **{name: values["data"][name] for name in ("binding", "round_clips")}}}
 
 
 def _defaults(config: Any) -> dict[str, Any]:

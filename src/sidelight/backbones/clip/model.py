@@ -8,9 +8,8 @@ before the last LayerNorm of each tower. R2-Tuning (Liu et al., ECCV 2024) reads
 - Text: start token, tokens of the sentence, end token. Under the causal mask a token sees only earlier tokens, so the
   padding on the right changes nothing and may have any id. The length of each sentence says which tokens are real:
   id 0 is a word of CLIP's vocabulary, and files differ in their padding id.
-- Sentences are cleaned as OpenAI's tokenizer cleans plain text: HTML entities are decoded and curly quotes become
-  straight. OpenAI's tokenizer also repairs text with wrong code pages, ligatures and wide letters (by ftfy); this
-  module does not.
+- Sentences are cleaned as OpenAI's tokenizer cleans them: ftfy repairs wrong code pages and replaces ligatures, wide
+  letters and curly quotes; HTML entities are decoded. Longer sentences than the tower reads are cut, with a warning.
 
 This package contains no weights and no vocabulary: ``weights`` names a folder or a hub id that has both.
 
@@ -31,10 +30,16 @@ from torch import Tensor, nn
 
 from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
-from sidelight.backbones.common import check_frames, check_tokens, choose_levels, dtype_of, pad_ids, pool_tokens
+from sidelight.backbones.common import (
+    check_frames,
+    check_tokens,
+    choose_levels,
+    cut_tokens,
+    dtype_of,
+    pad_ids,
+    pool_tokens,
+)
 from sidelight.backbones.protocol import FeatureSpec
-
-_STRAIGHT_QUOTES = str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))  # noqa: RUF001
 
 
 class Normalise(nn.Module):
@@ -194,8 +199,10 @@ class CLIPBackbone:
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode each query to float32 (K, L, D_t): start token, sentence, end token, no padding.
 
+        A query longer than the text tower reads (77 tokens) is cut, with a warning.
+
         Raises:
-            ValueError: for an empty query, or a query longer than the text tower reads (77 tokens).
+            ValueError: for an empty query.
         """
         if not queries:
             return []
@@ -204,11 +211,10 @@ class CLIPBackbone:
         return [levels_KBLD[:, b, : len(ids)].clone() for b, ids in enumerate(id_lists)]
 
     def token_ids(self, queries: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each query, with start and end token.
+        """Return the token ids of each query, with start and end token; long queries are cut before the end token.
 
         Raises:
-            ValueError: for an empty query, a query longer than the text tower reads, or if the weights have no
-                vocabulary.
+            ValueError: for an empty query, or if the weights have no vocabulary.
         """
         if self._tokenizer is None:
             raise ValueError(
@@ -217,11 +223,23 @@ class CLIPBackbone:
             )
         texts = [clean_text(query) for query in queries]
         id_lists: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
+        id_lists = cut_tokens(queries, id_lists, self._max_tokens)
         for query, ids in zip(queries, id_lists, strict=True):
             check_tokens(query, ids, self._max_tokens, special=2)
         return id_lists
 
 
 def clean_text(query: str) -> str:
-    """Return a sentence as OpenAI's tokenizer cleans it: straight quotes, HTML entities decoded twice (some nest)."""
-    return html.unescape(html.unescape(query.translate(_STRAIGHT_QUOTES))).strip()
+    """Return a sentence as OpenAI's tokenizer cleans it: repaired by ftfy, HTML entities decoded twice (some nest).
+
+    Raises:
+        ValueError: if the sentence needs ftfy, and ftfy is not installed.
+    """
+    query = query.strip()
+    if not (query.isascii() and query.isprintable()) or "&" in query:  # ftfy leaves all other sentences as they are
+        try:
+            import ftfy
+        except ImportError:
+            raise ValueError('the backbone clip needs ftfy: pip install "sidelight[backbones]"') from None
+        query = ftfy.fix_text(query)
+    return html.unescape(html.unescape(query)).strip()

@@ -160,6 +160,8 @@ class Benchmark:
     """The convention by which it is scored."""
     splits: Mapping[str, Split] = field(hash=False)
     """Its parts, by name."""
+    vid_suffix: str = ""
+    """Ending of the names of released videos, features and predictions that the annotations' vids lack."""
     domains: tuple[str, ...] = ()
     """Parts that are trained and scored separately; empty on most benchmarks."""
     source: str

@@ -10,8 +10,8 @@ in ``feature-spec.json`` (``feature-recipe.json`` before the first release), whi
 Where ours differs from the published loaders:
 
 - Length. R2-Tuning's loader accepts features up to 4 clips shorter than the duration, Moment-DETR's accepts any length
-  and cuts features after 75 clips. Here features may be up to 4 clips longer or shorter: surplus clips are cut, and a
-  video whose clips are missing ends early. A larger difference is an error.
+  and cuts features after 75 clips. Here features may be up to 4 clips longer or shorter: surplus clips are cut, and
+  where clips are missing, the video keeps its duration. A larger difference is an error.
 - All numbers become float16, as in our stores.
 
 Legend: K levels, T clips, P tokens of a clip, L tokens of a sentence, D_v / D_t widths of video and text.
@@ -19,7 +19,8 @@ Legend: K levels, T clips, P tokens of a clip, L tokens of a sentence, D_v / D_t
 
 from __future__ import annotations
 
-from sidelight.features.layouts.base import CLIPS_OFF, SPEC_FILE, Layout, Shape
+from sidelight.core.timeline import CLIPS_OFF
+from sidelight.features.layouts.base import SPEC_FILE, Layout, Shape
 from sidelight.features.layouts.reading import NORMALISED, ForeignFeatures, durations_of, fitted_timeline, open_layout
 from sidelight.features.layouts.registry import LAYOUTS, LayoutName, layout_of, recognise
 from sidelight.features.layouts.writing import export_features, import_features

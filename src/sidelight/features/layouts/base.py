@@ -17,8 +17,6 @@ from sidelight.backbones.protocol import FeatureSpec
 from sidelight.features.layouts.arrays import Array, find, safe_name, unit
 from sidelight.features.store import SampleKey
 
-CLIPS_OFF = 4
-"""Features may be longer or shorter than their video by up to this many clips."""
 SPEC_FILE = "feature-spec.json"
 """The file with the feature spec, in a folder that sidelight wrote."""
 _OLD_SPEC_FILE = "feature-recipe.json"  # before the first release

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.core.timeline import CLIPS_OFF
 from sidelight.features.layouts.arrays import Array, members, packed, packed_shape, save_npz, unit
-from sidelight.features.layouts.base import CLIPS_OFF, Layout, Shape
+from sidelight.features.layouts.base import Layout, Shape
 from sidelight.features.store import SampleKey
 
 _VIDEO, _TEXT = "features", "last_hidden_state"

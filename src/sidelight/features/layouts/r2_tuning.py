@@ -21,11 +21,10 @@ import numpy as np
 
 from sidelight.backbones.clip.released import CLIP_MODELS
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.data.datasets.tacos import CAMERA
 from sidelight.features.layouts.arrays import Array, mapped, save_npy
 from sidelight.features.layouts.base import Layout, Shape
 from sidelight.features.store import SampleKey
-
-_TACOS_CAMERA = "-cam-002"
 
 
 class R2TuningLayout(Layout):
@@ -68,7 +67,7 @@ class R2TuningLayout(Layout):
 
     def video_names(self, vid: str) -> list[str]:
         """Return the id, and the id with TACoS's camera."""
-        return [vid, vid + _TACOS_CAMERA]
+        return [vid, vid + CAMERA]
 
     def text_names(self, key: SampleKey) -> list[str]:
         """Return the qid and the vid."""

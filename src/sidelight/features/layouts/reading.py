@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.core.timeline import CLIPS_OFF, Timeline, clips_to_seconds
 from sidelight.features.layouts.arrays import halves, unit
-from sidelight.features.layouts.base import CLIPS_OFF, Layout, Shape
+from sidelight.features.layouts.base import Layout, Shape
 from sidelight.features.layouts.registry import LAYOUTS, layout_of
 from sidelight.features.store import Features, FeatureStore, HalfFeatures, SampleKey, VideoFeatures
 
@@ -197,22 +197,21 @@ def fitted_timeline(vid: str, clips: int, duration: float | None, clip_seconds: 
     """Return the timeline of a video whose features have ``clips`` clips.
 
     Features may have up to CLIPS_OFF clips more than the duration: the timeline keeps the duration, and the caller
-    cuts the surplus. Features with up to CLIPS_OFF clips fewer end the timeline early. Without a duration the video
-    lasts as long as its features.
+    cuts the surplus. Features may have up to CLIPS_OFF clips fewer: the timeline keeps the duration too, so that
+    moments may end after the features. Without a duration the video lasts as long as its features.
 
     Raises:
         ValueError: if the lengths differ by more than CLIPS_OFF clips.
     """
-    all_clips = Timeline(duration=clips_to_seconds(clips, clip_seconds), clip_seconds=clip_seconds)
     if duration is None:
-        return all_clips
+        return Timeline(duration=clips_to_seconds(clips, clip_seconds), clip_seconds=clip_seconds)
     expected = Timeline(duration=duration, clip_seconds=clip_seconds)
     if abs(clips - expected.num_clips) > CLIPS_OFF:
         raise ValueError(
             f"the features of {vid!r} have {clips} clips of {clip_seconds:g} s, but its {duration:g} s make "
             f"{expected.num_clips}; up to {CLIPS_OFF} more or fewer are taken: compare vid, duration and clip_seconds"
         )
-    return expected if clips >= expected.num_clips else all_clips
+    return replace(expected, clips=min(clips, expected.num_clips))
 
 
 def _first_shapes(files: Layout, keys: Iterable[SampleKey]) -> tuple[Shape, int]:

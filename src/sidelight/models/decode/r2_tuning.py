@@ -5,7 +5,7 @@ The published post-processing of R2-Tuning differs from SDST's (``sdst.py``) in 
 - The 50 best windows are chosen first.
 - Only windows that end before the video ends are rounded. A window whose rounded length is 0 keeps that length.
 - Linear soft suppression has no threshold.
-- Hard suppression sets scores to 0 and keeps the rows.
+- Hard suppression sets scores to 0 and keeps the rows; ``keep_all`` answers with them too.
 
 One difference from the published code: a window without length overlaps nothing here. There, soft suppression turns its
 score into NaN.
@@ -50,6 +50,10 @@ class R2DecodeConfig(AnswerConfig):
     """Number of windows to process, best first; none processes all."""
     round_to: float | None = 2.0
     """Seconds: round starts and ends to multiples of this (0.1 on Charades-STA). None does not round."""
+    keep_all: bool = False
+    """Keep windows of score 0 or without length, as the published code does. They count in average precision; a
+    Grounder leaves them out.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +63,7 @@ class R2DecodeConfig(AnswerConfig):
         require(self, positive, "round_to", "a number of seconds above 0, or none")
 
     def answers(self, predictions: PointPredictions, timelines: Sequence[Timeline]) -> Iterator[Answer]:
-        """Yield the moments and the saliency of each sample; drop windows without length and with a score of 0."""
+        """Yield the moments and the saliency of each sample."""
         curves = saliency(predictions)
         for b, timeline in enumerate(timelines):
             windows_N3 = np.empty((0, 3), np.float32)
@@ -68,10 +72,12 @@ class R2DecodeConfig(AnswerConfig):
             check_finite(windows_N3, curves[b])
             if len(windows_N3):
                 windows_N3 = postprocess(windows_N3, timeline.duration, self)
+            rows_N3 = windows_N3.astype(np.float64)
+            rows_N3[:, :2] = rows_N3[:, :2].clip(max=timeline.duration)  # float32 may have rounded it up
             moments = tuple(
-                Moment(start, min(end, timeline.duration), score)
-                for start, end, score in windows_N3.astype(np.float64).tolist()
-                if score > 0 and score >= self.min_score and start < min(end, timeline.duration)
+                Moment(start, end, score)
+                for start, end, score in rows_N3.tolist()
+                if score >= self.min_score and (self.keep_all or (score > 0 and start < end))
             )
             yield moments, curves[b]
 

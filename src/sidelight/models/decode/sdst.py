@@ -54,7 +54,7 @@ class DecodeConfig(AnswerConfig):
         """Yield the moments and the saliency of each sample."""
         spans_BM2, scores_BM, saliency_BT, clips_B = _to_host(predictions, self)
         for b, timeline in enumerate(timelines):
-            seconds_M2 = timeline.to_seconds(np.clip(spans_BM2[b], 0, 1))
+            seconds_M2 = timeline.to_seconds(spans_BM2[b])
             if self.round_to is not None:
                 seconds_M2 = _round(seconds_M2, self.round_to, timeline.duration)
             moments = _suppress(seconds_M2, scores_BM[b], self)
