@@ -38,8 +38,9 @@ class Timeline:
     """Number of clips, where their features end before the video does; else the clips that cover the duration."""
 
     def __post_init__(self) -> None:
-        if self.clips is not None and self.clips < 1:
-            raise ValueError(f"Timeline.clips must be a whole number above 0, or None, got {self.clips!r}")
+        clips: object = self.clips  # a caller may pass any type
+        if clips is not None and (not isinstance(clips, int) or clips < 1):
+            raise ValueError(f"Timeline.clips must be a whole number above 0, or None, got {clips!r}")
         for name in ("duration", "clip_seconds"):
             value = getattr(self, name)
             if not is_finite_number(value) or value <= 0:
