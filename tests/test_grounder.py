@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +20,9 @@ from sidelight import Grounder, Grounding
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.core.timeline import Timeline
+from sidelight.features.sources import videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
+from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
 from sidelight.training.checkpoint import Checkpoint
@@ -138,6 +145,111 @@ def test_empty_queries_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="query"):
         Grounder(checkpoint, backbone=backbone, device="cpu").ground(video, query)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (None, "query must be a sentence or a list of sentences, got None"),
+        (3, "query must be a sentence or a list of sentences, got 3"),
+        (["a star", None], "each query must be a sentence, got None in the list; remove it"),
+    ],
+)
+def test_queries_that_are_no_sentences_are_refused(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, query: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grounder(checkpoint, backbone=backbone, device="cpu").ground(video, query)
+
+
+@pytest.mark.parametrize("no_path", [io.BytesIO(b"x"), None])
+def test_a_video_that_is_no_path_is_refused(checkpoint: Checkpoint, backbone: ShapesBackbone, no_path: Any) -> None:
+    grounder = Grounder(checkpoint, backbone=backbone, device="cpu")
+    for call in (lambda: grounder.ground(no_path, "a star"), lambda: grounder.features(no_path)):
+        with pytest.raises(ValueError, match=f"expected the path of a file, got {type(no_path).__name__}"):
+            call()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the current folder on this machine, and notes the requests."""
+
+    requests: list[str]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    requests: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.requests = requests
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_a_web_address_is_read_through_fsspec(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, server: Server
+) -> None:
+    pytest.importorskip("aiohttp")
+    shutil.copy(video, tmp_path / "v.mp4")
+    (tmp_path / "page.mp4").write_text("<!doctype html><title>log in</title>")
+    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    address = f"http://127.0.0.1:{server.server_port}/v.mp4?signature=a/b"
+    grounding = grounder.ground(address, "a ring")
+    assert grounding.video == address
+    assert grounding.moments == grounder.ground(video, "a ring").moments
+    assert set(videos_of([address])) == {"v"}
+    page = f"http://127.0.0.1:{server.server_port}/page.mp4"
+    with pytest.raises(VideoError, match=f"^{page} is a web page"):
+        grounder.ground(page, "a ring")
+    with pytest.raises(StorageError, match=r"none\.mp4 cannot be fetched"):
+        grounder.ground(f"http://127.0.0.1:{server.server_port}/none.mp4", "a ring")
+
+
+def playlist_of(video: Path, folder: Path) -> Path:
+    """Write a video as a playlist with one segment in a folder."""
+    folder.mkdir()
+    with av.open(str(video)) as source, av.open(str(folder / "segment.ts"), "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    (folder / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:30\n#EXTINF:20,\nsegment.ts\n#EXT-X-ENDLIST\n")
+    return folder / "a.m3u8"
+
+
+def test_playlists_of_equal_text_have_their_own_features(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, tiny_world: Path, tmp_path: Path
+) -> None:
+    videos = sorted((tiny_world / "videos").iterdir())[:2]
+    playlists = [playlist_of(video, tmp_path / video.stem) for video in videos]
+    assert playlists[0].read_bytes() == playlists[1].read_bytes()
+    kept, uncached = (
+        Grounder(checkpoint, backbone=backbone, cache=cache, device="cpu") for cache in (tmp_path / "cache", None)
+    )
+    for playlist in playlists:
+        expected = uncached.ground(playlist, "a ring")
+        assert np.array_equal(kept.ground(playlist, "a ring").saliency, expected.saliency)
+
+
+def test_a_playlist_opens_no_address(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, server: Server
+) -> None:
+    playlist = playlist_of(video, tmp_path / "p")
+    playlist.write_text(playlist.read_text().replace("segment", f"http://127.0.0.1:{server.server_port}/p/segment"))
+    with pytest.raises(VideoError, match="is a playlist whose segments cannot be read"):
+        Grounder(checkpoint, backbone=backbone, cache=None, device="cpu").ground(playlist, "a ring")
+    assert server.requests == []
 
 
 def test_a_missing_video_is_refused(checkpoint: Checkpoint, backbone: ShapesBackbone, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from sidelight.core.grounding import Grounding
+from sidelight.io.files import path_text
+from sidelight.io.jsonl import shown
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = "default"
 """Stands for :func:`default_cache`."""
+
+
+_PLAYLISTS = ("concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest")
+"""FFmpeg's names of formats whose files only name other files."""
 
 
 class CacheWarning(UserWarning):
@@ -106,7 +112,8 @@ class Grounder:
         """Find the moments of a video in which a sentence is true.
 
         Args:
-            video: a video file of any length. A video longer than the model's window is read in overlapping windows.
+            video: a video file of any length, or its address (``https://``, ``s3://`` and all else that fsspec reads),
+                from which it is copied first. A video longer than the model's window is read in overlapping windows.
             query: a sentence, or several, which share the features of the video.
 
         Returns:
@@ -114,15 +121,21 @@ class Grounder:
 
         Raises:
             VideoError: if the file cannot be read as a video.
-            ValueError: if a query is empty, or there is none.
+            ValueError: if a query is empty or no sentence, there is none, or the video is no path.
+            StorageError: if the file at an address cannot be fetched.
         """
-        queries = [query] if isinstance(query, str) else list(query)
+        if not isinstance(query, (str, list, tuple)):
+            raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
+        queries: list[Any] = [query] if isinstance(query, str) else list(query)
+        if wrong := [sentence for sentence in queries if not isinstance(sentence, str)]:
+            raise ValueError(f"each query must be a sentence, got {shown(wrong[0])} in the list; remove it")
         if not queries:
             raise ValueError("there is no query; expected a sentence or a list of sentences")
         if not all(sentence.strip() for sentence in queries):
             raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
+        name = path_text(video)
         text = self.encode(queries)
-        groundings = self.ground_features(self.features(video), text, queries, video_name=str(video))
+        groundings = self.ground_features(self.features(video), text, queries, video_name=name)
         return groundings[0] if isinstance(query, str) else groundings
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
@@ -133,13 +146,22 @@ class Grounder:
         return [encoded[query] for query in queries]
 
     def features(self, video: str | Path) -> VideoFeatures:
-        """Return the (K, T, D_v) features of a video file, from the cache if they are in it.
+        """Return the (K, T, D_v) features of a video file or address, from the cache if they are in it.
 
-        Features of a damaged file are not cached, so that each call warns about the damage.
+        Features of a damaged file are not cached, so that each call warns about the damage. Nor are features of a
+        playlist, because two playlists of equal text may have different segments.
 
         Raises:
             VideoError: if the file cannot be read as a video.
+            StorageError: if the file at an address cannot be fetched.
+            ValueError: if the video is no path.
         """
+        from sidelight.features.sources import local_video
+
+        with local_video(video) as path:
+            return self._features_of_file(path)
+
+    def _features_of_file(self, video: Path) -> VideoFeatures:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
@@ -147,12 +169,14 @@ class Grounder:
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
-        probe(video)  # has the best messages for a file that is not a video
+        info = probe(video)  # has the best messages for a file that is not a video
+        if info.container in _PLAYLISTS:
+            return encode_video_file(video, self.backbone)
         key = content_digest(video)
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except OSError as error:
-            warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=3)
+            warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=4)
             return encode_video_file(video, self.backbone)
         if store.has_video(key):
             return store.video(key)
@@ -160,7 +184,7 @@ class Grounder:
             warnings.simplefilter("always", VideoWarning)
             features = encode_video_file(video, self.backbone)
         for warning in caught:
-            warnings.warn(warning.message, stacklevel=3)
+            warnings.warn(warning.message, stacklevel=4)
         if not any(issubclass(warning.category, VideoWarning) for warning in caught):
             store.put_video(key, features)
         return features

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidelight.cli.demo import require_own_files
 from sidelight.cli.ground import clock, sparkline
 from sidelight.cli.main import COMMANDS, main
 from sidelight.core.grounding import Grounding
@@ -193,6 +194,10 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("true:") == 3
     assert {p.suffix for p in tmp_path.iterdir()} == {".mp4", ".json", ".png"}
+    require_own_files(tmp_path)  # the next demo may replace them
+    (tmp_path / "groundings.json").write_text("[]")
+    assert main(["demo", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert (tmp_path / "groundings.json").read_text() == "[]"
 
 
 def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_kinds_of_findings(tmp_path: Path, name: str, rows: list[Any], kinds: li
 def test_every_kind_is_tested_and_explained() -> None:
     # Below, in tests/features/test_check.py and in tests/features/test_layouts.py.
     tested_elsewhere = {"shared-video", "missing-video", "surplus-video", "unreadable-video", "video-length"}
-    tested_elsewhere |= {"missing-features", "missing-query-features"}
+    tested_elsewhere |= {"missing-features", "missing-query-features", "video-twice", "ignored-files"}
     tested_elsewhere |= {"surplus-features", "features-length", "features-unreadable", "features-spec"}
     tested_elsewhere |= {"features-layout", "features-shape", "features-values", "features-few"}
     assert {kind for _, _, kinds in FILES for kind in kinds} | tested_elsewhere == KINDS.keys()
@@ -203,7 +203,14 @@ def test_videos(tmp_path: Path) -> None:
     encode(videos / "yard.mp4", film, numbered)
     encode(videos / "street.MKV", film, numbered)
     (videos / "notes.txt").touch()
-    assert not check(tmp_path, videos=videos).findings
+    ignored = (1, ("1 without the suffix of a video (1 with .txt)",))
+    assert rows_and_examples(check(tmp_path, videos=videos)) == {"ignored-files": ignored}
+    (videos / "yard.wmv").touch()
+    report = check(tmp_path, videos=videos)
+    assert rows_and_examples(report) == {"ignored-files": ignored, "video-twice": (1, ("yard.mp4 and yard.wmv",))}
+    assert [f.kind for f in report.errors] == ["video-twice"]
+    for name in ("yard.wmv", "notes.txt"):
+        (videos / name).unlink()
     (videos / "yard.mp4").rename(videos / "Yard.mp4")
     findings = rows_and_examples(check(tmp_path, videos=videos))
     assert findings == {"missing-video": (1, ("yard",)), "surplus-video": (1, ("Yard.mp4",))}

@@ -264,6 +264,52 @@ def test_files_that_cannot_be_read(tmp_path: Path, tiny_world: Path) -> None:
         import_table(path, clip_seconds=0)
 
 
+TABLE = "video,query,start,end,duration\r\na.mp4,un été,1,2,20\r\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_tables_are_read_as_excel_and_powershell_write_them(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(TABLE.encode(encoding))
+    (row,) = import_table(tmp_path / "t.csv")
+    assert (row.vid, row.query) == ("a", "un été")
+    (tmp_path / "t.jsonl").write_bytes(
+        '{"video": "a", "query": "un été", "start": 1, "end": 2, "duration": 20}\n'.encode(encoding)
+    )
+    assert import_table(tmp_path / "t.jsonl") == [row]
+
+
+@pytest.mark.parametrize("beginning", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_a_workbook_is_no_table(beginning: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(beginning + bytes(40))
+    with pytest.raises(
+        AnnotationError, match=r"t\.csv is an Excel workbook, not CSV; in Excel choose Save As, then CSV"
+    ):
+        import_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("video", "vid"),
+    [
+        ("C:\\films\\a.mp4", "a"),
+        ("films\\a.MKV", "a"),
+        ("\\\\server\\films\\a.mp4", "a"),
+        ("C:/films/a.mp4", "a"),
+        ("films/a.wmv", "a"),
+        ("a", "a"),
+        ("a\\b", "a\\b"),
+    ],
+)
+def test_paths_of_any_system_become_ids(video: str, vid: str, tmp_path: Path) -> None:
+    path = table(tmp_path, f"video,query,start,end,duration\n{video},x,1,2,20\n")
+    assert [row.vid for row in import_table(path)] == [vid]
+
+
+def test_windows_paths_of_two_folders_are_two_videos(tmp_path: Path) -> None:
+    path = table(tmp_path, "video,query,start,end,duration\nC:\\one\\a.mp4,x,1,2,20\nC:\\two\\a.mp4,x,1,2,20\n")
+    with pytest.raises(AnnotationError, match="has the same id, 'a', as"):
+        import_table(path)
+
+
 def test_columns_that_mean_nothing_are_named(tmp_path: Path) -> None:
     path = table(tmp_path, "video,query,start,end,duration,note\na,x,1,2,20,funny\n")
     with pytest.warns(DataWarning, match=r"table.csv: columns that are not read: note; known columns are video, query"):

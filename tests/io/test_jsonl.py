@@ -16,6 +16,8 @@ from sidelight.io.jsonl import Line, read_json_lines, shown, write_json_lines
         (b'\n{"a": 1}\r\n\n{}\n', [Line(number=2, values={"a": 1}), Line(number=4)]),
         (b'\xef\xbb\xbf{"a": 1}\n', [Line(number=1, values={"a": 1})]),
         ('{"a": "x\u2028y\x85z"}\n'.encode(), [Line(number=1, values={"a": "x\u2028y\x85z"})]),
+        ('{"a": "x\u2028é"}\r\n{}\n'.encode("utf-16"), [Line(number=1, values={"a": "x\u2028é"}), Line(number=2)]),
+        (b"\xff\xfe", []),
     ],
 )
 def test_readable_files(tmp_path: Path, content: bytes, expected: list[Line]) -> None:
@@ -44,6 +46,12 @@ def test_unreadable_lines(tmp_path: Path, content: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match="correct this line") as error:
         list(read_json_lines(path))
     assert str(error.value).startswith(f"{path}:2: {problem}")
+
+
+def test_a_damaged_file_in_utf_16(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("{}\n".encode("utf-16") + b"\x00\xd8\x00\x00")  # half of a surrogate pair
+    assert [line.problem for line in read_json_lines(path, lenient=True)][-1] == "this line is not text in UTF-8"
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

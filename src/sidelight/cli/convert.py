@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from sidelight.cli.parser import Group, Option
-from sidelight.cli.shared import Count, Folder, Name, require_range
+from sidelight.cli.shared import Count, File, Folder, Name, OutFolder, Weights, require_range
 
 
 def convert_r2_tuning(
-    file: str,
+    file: File,
     *,
     run: Name,
-    out: Folder,
+    out: OutFolder,
     video_dim: Count | None = None,
     text_dim: Count | None = None,
     hidden: Count | None = None,
-    weights: Annotated[str, Option("NAME|DIR")] | None = None,
+    weights: Weights | None = None,
     padding: Literal["independent", "exact"] = "independent",
 ) -> None:
     """Convert a trained side-tuner of R2-Tuning into a checkpoint.
@@ -63,10 +63,10 @@ def convert_r2_tuning(
 
 
 def convert_internvideo2(
-    file: str,
+    file: File,
     *,
-    out: Folder,
-    vocabulary: Annotated[str, Option("vocab.txt")] | None = None,
+    out: OutFolder,
+    vocabulary: Annotated[str, Option("vocab.txt", path="input")] | None = None,
     heads: Count | None = None,
     pool_heads: Count | None = None,
     text_heads: Count | None = None,
@@ -101,9 +101,9 @@ def convert_internvideo2(
 
 
 def convert_clip(
-    file: str,
+    file: File,
     *,
-    out: Folder,
+    out: OutFolder,
     vocabulary: Folder | None = None,
     heads: Count | None = None,
     text_heads: Count | None = None,

@@ -14,10 +14,11 @@ from sidelight.cli.shared import (
     Folder,
     JsonFile,
     Name,
+    OutFile,
+    OutFolder,
     Seconds,
     Store,
     report_to,
-    require_writable,
     write_json,
 )
 
@@ -30,7 +31,7 @@ _MOST_PROBLEMS = 20
 
 
 def data_check(
-    folder: str,
+    folder: Folder,
     *,
     benchmark: Name | None = None,
     videos: Folder | None = None,
@@ -49,7 +50,6 @@ def data_check(
     from sidelight.data.check import SEVERITIES
     from sidelight.features.check import check
 
-    require_writable(json, folder)
     report = check(folder, benchmark=benchmark, videos=videos, features=features)
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     with report_to(json):
@@ -96,7 +96,7 @@ def _print_report(report: Report) -> None:
     console.print()
 
 
-def data_import(table: str, *, out: File, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> int:
+def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip_seconds: Seconds = 2.0) -> int:
     """Make annotations from a table of your own.
 
     Args:
@@ -107,7 +107,6 @@ def data_import(table: str, *, out: File, videos: Folder | None = None, clip_sec
     """
     from sidelight.data.table_import import TableError, import_file
 
-    require_writable(out, table)
     try:
         annotations = import_file(table, out, videos=videos, clip_seconds=clip_seconds)
     except TableError as error:
@@ -126,7 +125,7 @@ data = Group("Check annotations, videos and features; import your own.", {"check
 
 def shapes(
     *,
-    out: Folder,
+    out: OutFolder,
     videos: Count,
     seed: Count = 0,
     split: Literal["train", "val", "test"] = "train",

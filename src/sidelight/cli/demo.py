@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sidelight.core.grounding import Grounding
 from sidelight.data.annotations import Annotation
+from sidelight.features.sources import content_digest
 from sidelight.grounder import Grounder
+from sidelight.io.files import write_text
 from sidelight.shapes.generate import annotate, draw_video
 from sidelight.shapes.world import sample_scene
 
 WORLD_SEED = 1_000_003
 """Seed of the demo's own world. No model was trained or tuned on this world."""
+
+FILES = ("video.mp4", "groundings.json", "groundings.png")
+"""The files of a demo, in its folder."""
+_MADE = ".demo.json"
+"""Name of the file with the digest of each file that the demo made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +44,36 @@ def make_demo(out: Path, *, seed: int, model: str = "shapes", device: str | None
         model: see :meth:`sidelight.grounder.Grounder.from_pretrained`.
         device: see :meth:`sidelight.grounder.Grounder.from_pretrained`.
     """
+    require_own_files(out)
     out.mkdir(parents=True, exist_ok=True)
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
     video = out / "video.mp4"
     draw_video(scene, video, side=320)
+    note_files(out)
     annotations = choose(annotate(scene, seed=WORLD_SEED, index=seed))
     groundings = Grounder.from_pretrained(model, device=device).ground(video, [a.query for a in annotations])
     return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
+
+
+def require_own_files(out: Path) -> None:
+    """Check that a demo in this folder would replace only files that a demo made.
+
+    Raises:
+        ValueError: if a file of that name exists whose content is not a demo's.
+    """
+    made: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # no demo was made here
+        made = json.loads((out / _MADE).read_text(encoding="utf-8"))
+    for name in FILES:
+        path = out / name
+        if (path.exists() or path.is_symlink()) and (not path.is_file() or made.get(name) != content_digest(path)):
+            raise ValueError(f"{path} exists and was not made by the demo; give --out another folder")
+
+
+def note_files(out: Path) -> None:
+    """Note the digest of each file in the demo's folder, so that the next demo may replace it."""
+    digests = {name: content_digest(out / name) for name in FILES if (out / name).is_file()}
+    write_text(out / _MADE, json.dumps(digests) + "\n")
 
 
 def choose(annotations: Sequence[Annotation]) -> list[Annotation]:

@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from sidelight.cli.parser import Group, Option
-from sidelight.cli.shared import Benchmark, Count, Device, File, Folder, Name, Seconds, Store, require_above_zero
+from sidelight.cli.shared import (
+    Benchmark,
+    Count,
+    Device,
+    File,
+    Folder,
+    Name,
+    OutFolder,
+    OutStore,
+    Seconds,
+    Store,
+    Weights,
+    require_above_zero,
+)
 
 if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
@@ -21,9 +34,9 @@ MAX_LINES = 10
 
 
 def extract(
-    videos: list[str],
+    videos: list[File],
     *,
-    out: Store,
+    out: OutStore,
     annotations: list[File] | None = None,
     benchmark: Benchmark | None = None,
     domain: Name | None = None,
@@ -32,7 +45,7 @@ def extract(
     pooling: Pooling | None = None,
     clip_seconds: Seconds | None = None,
     frames_per_clip: Count | None = None,
-    weights: Annotated[str, Option("NAME|DIR")] = "",
+    weights: Weights = "",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: Device | None = None,
     workers: Count | None = None,
@@ -131,7 +144,7 @@ def _read(files: Sequence[str], benchmark: str | None) -> list[Annotation]:
     return [row for file in files for row in read(file)]
 
 
-def features_verify(store: str, *, annotations: list[File] | None = None, benchmark: Benchmark | None = None) -> int:
+def features_verify(store: Store, *, annotations: list[File] | None = None, benchmark: Benchmark | None = None) -> int:
     """Read a whole store and report what is damaged or missing.
 
     Args:
@@ -172,11 +185,11 @@ def features_verify(store: str, *, annotations: list[File] | None = None, benchm
 
 
 def features_export(
-    store: str,
+    store: Store,
     *,
     layout: Layout,
     annotations: File,
-    out: Folder,
+    out: OutFolder,
     level: Annotated[int, Option("LEVEL")] | None = None,
     benchmark: Benchmark | None = None,
 ) -> None:
@@ -200,13 +213,13 @@ def features_export(
 
 
 def features_import(
-    folder: str,
+    folder: Folder,
     *,
     annotations: File,
-    out: Store,
+    out: OutStore,
     layout: Layout | None = None,
     backbone: Name | None = None,
-    weights: Annotated[str, Option("NAME|DIR")] | None = None,
+    weights: Weights | None = None,
     levels: Count | None = None,
     pooling: Pooling | None = None,
     clip_seconds: Seconds | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,15 @@ from sidelight.cli.shared import (
     BackboneWeights,
     Count,
     Device,
-    Folder,
+    File,
     JsonFile,
     Model,
+    OutFolder,
     PlotFile,
     Score,
     report_to,
     require_plot,
     require_range,
-    require_writable,
     to_json,
     write_json,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def ground(
-    video: str,
+    video: File,
     query: list[str],
     *,
     model: Model = "shapes",
@@ -45,7 +46,7 @@ def ground(
     """Find moments in a video by a sentence.
 
     Args:
-        video: video file of any length.
+        video: video file of any length, or its address, such as https://host/video.mp4.
         query: one or more sentences, each in quotes.
         top: how many moments to print per query; JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
@@ -54,36 +55,37 @@ def ground(
         plot: draw frames, highlight curve and moments.
         no_cache: neither read nor keep the features of this video.
     """
+    from sidelight.features.sources import local_video
     from sidelight.grounder import DEFAULT_CACHE, Grounder
     from sidelight.video.read import probe
 
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
-    probe(video)  # reports what is wrong with the file before the slow work begins
-    require_writable(json, video)
-    require_plot(plot, video)
+    require_plot(plot)
     cache = None if no_cache else DEFAULT_CACHE
-    grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
-    groundings = [grounding.at_least(min_score) for grounding in grounder.ground(video, query)]
-    with report_to(json):
+    with local_video(video) as file, report_to(json):
+        probe(file)  # reports what is wrong with the file before the slow work begins
+        grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
+        answers = (grounding.at_least(min_score) for grounding in grounder.ground(file, query))
+        groundings = [replace(grounding, video=video) for grounding in answers]
         for grounding in groundings:
             print_grounding(grounding, top=top)
         if model == "shapes":
             print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
         if plot:
-            draw(groundings, video, plot)
+            draw(groundings, file, plot)
             print(f"wrote {plot}")
     write_json(json, [grounding.to_dict() for grounding in groundings])
 
 
-def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
+def demo(*, out: OutFolder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
     """Make a video that no model has seen, ground three queries in it, and draw the result.
 
     Args:
         out: folder for the video, the JSON and the plot.
         seed: number of the video; models were trained on other videos.
     """
-    from sidelight.cli.demo import make_demo
+    from sidelight.cli.demo import make_demo, note_files
 
     start = time.perf_counter()
     result = make_demo(Path(out), seed=seed, model=model, device=device)
@@ -93,6 +95,7 @@ def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", devi
     draw(result.groundings, result.video, plot, result.windows)
     print(f"a synthetic video that was not trained on: {result.video}")
     write_text(json, to_json([grounding.to_dict() for grounding in result.groundings]) + "\n")
+    note_files(Path(out))
     print(f"wrote {json} and {plot} in {time.perf_counter() - start:.1f} s")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Literal, TextIO
 
-from sidelight.cli.parser import Command, Group, command_parser, is_configured, summary
+from sidelight.cli.parser import Command, Group, command_parser, is_configured, require_safe_paths, summary
 
 COMMANDS: dict[str, str] = {
     "ground": "sidelight.cli.ground",
@@ -90,7 +90,9 @@ def _run(command: Command | Group, prog: str, arguments: Sequence[str]) -> int:
         from sidelight.cli.configured import run_configured
 
         return run_configured(command, prog, arguments)
-    return command(**vars(command_parser(command, prog).parse_args(arguments))) or 0
+    values = vars(command_parser(command, prog).parse_args(arguments))
+    require_safe_paths(command, values)
+    return command(**values) or 0
 
 
 def _run_group(group: Group, prog: str, arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ Names, types and defaults come from the signature, help texts from the docstring
 - A parameter before ``*`` is a positional argument. ``min_score`` after ``*`` is the option ``--min-score``.
 - ``bool`` is a flag. ``list[...]`` takes one or more values. ``Literal[...]`` takes one of its values.
 - ``Annotated[..., Option(...)]`` sets how help shows the value, and the help of options that several commands share.
+  It also says whether the value is a path that the command reads or writes; ``require_safe_paths`` compares them.
 - ``configured.py`` reads a first parameter of type ``Recipe`` or ``PretrainConfig`` from a YAML file and from options.
 
 The parser is argparse's. jsonargparse reads signatures too, but it writes options with underscores, flags take a value,
@@ -45,6 +46,8 @@ class Option:
     """Placeholder of the value, such as FILE."""
     help: str = ""
     """Help text, for options whose command does not explain them in its docstring."""
+    path: Literal["", "input", "output file", "output folder"] = ""
+    """Whether the value is a path, and what the command does with it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,6 +105,36 @@ def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[st
         settings |= {"required": True} if required else {"default": default}
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     return names
+
+
+def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
+    """Check that a command writes no file that it reads, and no file twice.
+
+    Args:
+        command: the command.
+        values: its arguments, by the name of the parameter.
+
+    Raises:
+        ValueError: see :func:`sidelight.io.files.require_outputs`.
+    """
+    from sidelight.io.files import require_outputs
+
+    hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
+    kinds = {name: path_kind(hints[name]) for name, value in values.items() if value and value != "-"}
+    parameters = inspect.signature(command).parameters
+    # A default, such as the model "shapes", is a packaged name and not a folder of the user.
+    inputs = [values[name] for name in kinds if kinds[name] == "input" and values[name] != parameters[name].default]
+    paths = [path for value in inputs for path in (value if isinstance(value, list) else [value])]
+    for kind in ("output file", "output folder"):
+        outputs = {f"--{name.replace('_', '-')}": values[name] for name in kinds if kinds[name] == kind}
+        require_outputs(outputs, paths, folders=kind == "output folder")
+
+
+def path_kind(hint: Any) -> str:
+    """Return what a command does with the path that a value of this type is; empty if it is no path."""
+    if get_origin(hint) is Annotated:
+        return str(get_args(hint)[1].path)
+    return next((kind for part in get_args(hint) if (kind := path_kind(part))), "")
 
 
 def _settings(hint: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sidelight.cli.shared import (
     Count,
+    File,
     JsonFile,
     Name,
     PlotFile,
@@ -15,7 +16,6 @@ from sidelight.cli.shared import (
     report_to,
     require_plot,
     require_range,
-    require_writable,
     write_json,
 )
 
@@ -30,8 +30,8 @@ FEW_UNITS = 20
 
 
 def evaluate(
-    predictions: list[str],
-    annotations: str,
+    predictions: list[File],
+    annotations: File,
     *,
     benchmark: Name | None = None,
     convention: Convention = "sidelight",
@@ -53,7 +53,6 @@ def evaluate(
     from sidelight.metrics.evaluate import evaluate_files
     from sidelight.metrics.statistics import over_seeds
 
-    require_writable(json, annotations, *predictions)
     if intervals and len(predictions) > 1:
         raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
     if by == "query" and not intervals:
@@ -118,9 +117,9 @@ def by_plural(unit: str) -> str:
 
 
 def compare(
-    first: str,
-    second: str,
-    annotations: str,
+    first: File,
+    second: File,
+    annotations: File,
     *,
     benchmark: Name | None = None,
     by: Literal["video", "query"] = "video",
@@ -144,8 +143,7 @@ def compare(
     from sidelight.metrics import compare as comparing
     from sidelight.metrics.evaluate import query_scores
 
-    require_writable(json, first, second, annotations)
-    require_plot(plot, first, second, annotations)
+    require_plot(plot)
     first_scores, second_scores = (query_scores(f, annotations, benchmark=benchmark) for f in (first, second))
     comparison = comparing.compare(
         first_scores.each,
@@ -215,8 +213,8 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def calibrate(
-    predictions: str,
-    annotations: str,
+    predictions: File,
+    annotations: File,
     *,
     min_score: Score | None = None,
     iou: Score = 0.5,
@@ -239,8 +237,7 @@ def calibrate(
     from sidelight.metrics.calibration import absent_report, choose_min_score, reliability
     from sidelight.metrics.evaluate import best_moments_of
 
-    require_writable(json, predictions, annotations)
-    require_plot(plot, predictions, annotations)
+    require_plot(plot)
     require_range(0, 1, min_score=min_score, iou=iou)
     require_range(1, bins=bins)
     if iou == 0:

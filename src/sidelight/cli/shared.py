@@ -13,22 +13,26 @@ from typing import Annotated, Any
 from sidelight.cli.parser import Option
 from sidelight.io.files import write_text
 
-File = Annotated[str, Option("FILE")]
-Folder = Annotated[str, Option("DIR")]
-Store = Annotated[str, Option("STORE")]
+File = Annotated[str, Option("FILE", path="input")]
+Folder = Annotated[str, Option("DIR", path="input")]
+Store = Annotated[str, Option("STORE", path="input")]
+Weights = Annotated[str, Option("NAME|DIR", path="input")]
+OutFile = Annotated[str, Option("FILE", path="output file")]
+OutFolder = Annotated[str, Option("DIR", path="output folder")]
+OutStore = Annotated[str, Option("STORE", path="output folder")]
 Name = Annotated[str, Option("NAME")]
 Count = Annotated[int, Option("N")]
 Score = Annotated[float, Option("SCORE")]
 Seconds = Annotated[float, Option("SECONDS")]
 
-Model = Annotated[str, Option("NAME|DIR", "a packaged model, a checkpoint's folder, or a hub id")]
+Model = Annotated[str, Option("NAME|DIR", "a packaged model, a checkpoint's folder, or a hub id", "input")]
 Device = Annotated[str, Option("DEVICE", "cpu, cuda or mps; the best available one unless given")]
 BackboneWeights = Annotated[
-    str, Option("DIR", "folder of the backbone's weights, where they do not come with the model")
+    str, Option("DIR", "folder of the backbone's weights, where they do not come with the model", "input")
 ]
 Benchmark = Annotated[str, Option("NAME", "the annotations are released files of this benchmark; JSONL unless given")]
-JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output")]
-PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)")]
+JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output", "output file")]
+PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)", "output file")]
 
 
 def require_range(low: float, high: float = math.inf, **options: float | None) -> None:
@@ -54,31 +58,14 @@ def require_above_zero(**options: float | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
 
 
-def require_writable(path: str | None, *inputs: str | None) -> None:
-    """Check, before slow work begins, that a result can be written and replaces no input.
-
-    Args:
-        path: file to write; None or - for no file.
-        inputs: files that the command reads.
+def require_plot(path: str | None) -> None:
+    """Check that a plot has a suffix that can be drawn.
 
     Raises:
-        ValueError: if the file is an input, is a folder, or has no folder to stand in.
+        ValueError: if not.
     """
-    if path and path != "-":
-        if any(i and Path(i).exists() and Path(path).resolve() == Path(i).resolve() for i in inputs):
-            raise ValueError(f"cannot write {path}: it is read by the same command; give another file name")
-        folder = Path(path).resolve().parent
-        if not folder.is_dir():
-            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
-        if Path(path).is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder; give a file name")
-
-
-def require_plot(path: str | None, *inputs: str | None) -> None:
-    """Check that a plot can be written; see :func:`require_writable`."""
     from sidelight.export.plot import SUFFIXES
 
-    require_writable(path, *inputs)
     if path and Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
 

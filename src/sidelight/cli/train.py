@@ -6,11 +6,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, Store, require_writable
+from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, OutFile, Store
+from sidelight.io.files import require_outputs
 
 if TYPE_CHECKING:
     from sidelight.backbones.shapes.pretrain import PretrainConfig
     from sidelight.training.recipe import Recipe
+
+
+_PARTS_OF_RUN = {"--train.out": "", "--train.out (best)": "best", "--train.out (last)": "last"}
 
 
 def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
@@ -25,7 +29,10 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     from sidelight.training import loop
     from sidelight.training.check import check_run
 
-    out = recipe.train.out
+    out, data = recipe.train.out, recipe.data
+    inputs = [data.train, data.val, data.train_features, data.val_features, data.train_videos, data.val_videos]
+    inputs += [recipe.train.init, recipe.backbone.weights]
+    require_outputs({name: os.path.join(out, part) for name, part in _PARTS_OF_RUN.items()}, inputs, folders=True)
     if check:
         for name, text in check_run(recipe, resume=resume).lines():
             print(f"{name:<12}{text}")
@@ -48,6 +55,7 @@ def pretrain(config: PretrainConfig) -> None:
     """Train the embedded backbone on the shapes world."""
     from sidelight.backbones.shapes import pretrain as pretraining
 
+    require_outputs({"--out": config.out}, [config.init], folders=True)
     pretraining.pretrain(config)
 
 
@@ -85,7 +93,7 @@ def predict(
     annotations: File,
     videos: Folder | None = None,
     features: Store | None = None,
-    out: File,
+    out: OutFile,
 ) -> None:
     """Predict for annotations, in the QVHighlights submission form.
 
@@ -108,7 +116,6 @@ def predict(
 
     if not videos and not features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
-    require_writable(out, annotations)
     rows = read_annotations(annotations)
     target_device = usable_device(device)
     checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)

@@ -38,7 +38,7 @@ class Timeline:
     """Number of clips, where their features end before the video does; else the clips that cover the duration."""
 
     def __post_init__(self) -> None:
-        clips: Any = self.clips  # from a file, it may be of any type
+        clips: object = self.clips  # a caller may pass any type
         if clips is not None and (not isinstance(clips, int) or clips < 1):
             raise ValueError(f"Timeline.clips must be a whole number above 0, or None, got {clips!r}")
         for name in ("duration", "clip_seconds"):

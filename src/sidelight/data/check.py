@@ -24,7 +24,7 @@ from sidelight.data.annotations import CLIP_SECONDS, USUAL_CLIP_SECONDS, Annotat
 from sidelight.data.datasets import BENCHMARKS, Benchmark, benchmark, recognise
 from sidelight.data.datasets.base import Row, annotation_of, json_lines
 from sidelight.data.datasets.qvhighlights import seconds_in_name
-from sidelight.io.files import videos_in
+from sidelight.io.files import video_names
 from sidelight.io.jsonl import shown
 from sidelight.video.damage import VideoError
 from sidelight.video.read import probe
@@ -136,6 +136,10 @@ KINDS: dict[str, Kind] = {
     "missing-video": Kind(
         "error", "videos without a file", "extraction fails for them; expected VID.mp4 or another suffix"
     ),
+    "video-twice": Kind(
+        "error", "videos with two files", "training and prediction stop here; remove or rename one of the files"
+    ),
+    "ignored-files": Kind("note", "files beside the videos that are ignored", "no video is read from them"),
     "unreadable-video": Kind(
         "error", "video files that cannot be read", "extraction fails for them; repair or replace the files"
     ),
@@ -594,19 +598,26 @@ def _shared_videos(files: Sequence[CheckedFile]) -> list[Finding]:
 def _check_videos(folder: Path, data: CheckedData) -> list[Finding]:
     from tqdm import tqdm
 
-    files = videos_in(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
+    names, ignored = video_names(path.name for path in folder.iterdir())
+    by_vid: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_vid[Path(name).stem].append(name)
     annotations = {a.vid: (file, a) for file in data.files for a in file.annotations}
     faults: dict[str, list[str]] = defaultdict(list)
-    faults["missing-video"] = [vid for vid in annotations if vid not in files]
-    present = [vid for vid in annotations if vid in files]
+    faults["missing-video"] = [vid for vid in annotations if vid not in by_vid]
+    faults["video-twice"] = [" and ".join(by_vid[vid]) for vid in annotations if len(by_vid.get(vid, ())) > 1]
+    present = [vid for vid in annotations if len(by_vid.get(vid, ())) == 1]
     for vid in tqdm(present, unit="video", desc="reading", disable=None):
-        file, annotation = annotations[vid]
+        (file, annotation), (name,) = annotations[vid], by_vid[vid]
         try:
-            seconds = probe(files[vid]).duration
+            seconds = probe(folder / name).duration
         except VideoError as error:
             faults["unreadable-video"].append(" ".join(str(error).split()))
             continue
         if durations_differ(annotation.duration, seconds, file.clip_seconds(annotation) or USUAL_CLIP_SECONDS):
-            faults["video-length"].append(f"{files[vid].name} lasts {seconds:g} s, annotated {annotation.duration:g} s")
-    faults["surplus-video"] = [path.name for vid, path in files.items() if vid not in annotations]
+            faults["video-length"].append(f"{name} lasts {seconds:g} s, annotated {annotation.duration:g} s")
+    faults["surplus-video"] = [name for vid in by_vid if vid not in annotations for name in by_vid[vid]]
+    faults["ignored-files"] = [ignored] if ignored else []
     return findings_of(faults, folder)

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from sidelight.core.timeline import Timeline
@@ -36,7 +36,7 @@ from sidelight.data.annotations import (
     write_annotations,
 )
 from sidelight.data.datasets.base import DataWarning
-from sidelight.io.files import VIDEO_SUFFIXES, videos_in
+from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, ignored_in, read_text, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
 from sidelight.video.damage import VideoError
 from sidelight.video.read import probe
@@ -47,6 +47,8 @@ _NAMES = {**dict.fromkeys((*NEEDED, *OPTIONAL), ()), "start": TIME_NAMES, "end":
 """The columns, with other names that users give to them."""
 _LONGEST = 1e6
 """Longest time in seconds: eleven days."""
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""The first bytes of .xlsx (a zip file) and of .xls."""
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -112,7 +114,7 @@ def import_table(path: str | Path, *, videos: str | Path | None = None, clip_sec
     for moment in moments:
         first = first_of_video.setdefault(moment.video, moment)
         with _noting(problems, moment.line):
-            if Path(first.file).parent != Path(moment.file).parent:
+            if _path_of(first.file).parent != _path_of(moment.file).parent:
                 raise AnnotationError(
                     f"{path}:{moment.line}: {moment.file} has the same id, {moment.video!r}, as {first.file} in line "
                     f"{first.line}; different videos need different names"
@@ -198,8 +200,10 @@ def _json_rows(path: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
+    if path.read_bytes()[:8].startswith(_WORKBOOKS):
+        raise AnnotationError(f"{path} is an Excel workbook, not CSV; in Excel choose Save As, then CSV UTF-8")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError:
         raise AnnotationError(f"{path} is not text in UTF-8; save the table as CSV in UTF-8") from None
     separator = max(",;\t", key=text.split("\n", 1)[0].count)
@@ -277,8 +281,13 @@ def _moment(path: Path, line: int, values: Mapping[str, Any]) -> _Moment:
 
 def _vid(video: str) -> str:
     """Return the id of a video: the name of a video file without folder and suffix, other names unchanged."""
-    path = Path(video.strip())
+    path = _path_of(video)
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else video.strip()
+
+
+def _path_of(video: str) -> PurePath:
+    r"""Return the path of a video in a table, which may come from Windows: C:\films\a.mp4."""
+    return PureWindowsPath(video.strip()) if "\\" in video else PurePath(video.strip())
 
 
 def _is_blank(value: object) -> bool:
@@ -332,7 +341,7 @@ def _durations(
     for moment in moments:
         if moment.video not in durations:
             lines.setdefault(moment.video, moment.line)
-    files = videos_in(videos) if lines and videos is not None else {}
+    files = videos_in(videos, lines) if lines and videos is not None else {}
     for vid, line in lines.items():
         if vid in files:
             try:
@@ -341,8 +350,8 @@ def _durations(
                 problems.append((line, f"{path}:{line}: {error}"))
         elif videos is not None:
             problem = (
-                f"{path}:{line}: {videos} has no file of the video {vid!r}; "
-                f"expected {vid} with one of {', '.join(VIDEO_SUFFIXES)}"
+                f"{path}:{line}: {videos} has no file of the video {vid!r}; expected {vid} with {USUAL_SUFFIXES}"
+                f"{ignored_in(videos)}"
             )
             problems.append((line, problem))
         elif not rows_are_wrong:

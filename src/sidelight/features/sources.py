@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from sidelight.io.files import VIDEO_SUFFIXES, videos_in
-from sidelight.io.storage import is_address, list_files
-from sidelight.video.damage import VideoError
+from sidelight.data.datasets.base import DataWarning
+from sidelight.io.files import USUAL_SUFFIXES, ignored_in, path_text, read_text, video_names, videos_in
+from sidelight.io.storage import is_address, list_files, local_copy, name_of
+from sidelight.video.damage import VideoError, warn
+
+_MAX_FOLDERS = 3
+"""How many folders a warning about ignored files names."""
 
 
 def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
@@ -17,11 +23,12 @@ def find_videos(folder: str | Path, vids: Iterable[str]) -> dict[str, Path]:
     Raises:
         ValueError: if the folder or a file is missing; the message names up to three missing videos.
     """
-    files, wanted_vids = videos_in(folder), list(dict.fromkeys(vids))
+    wanted_vids = list(dict.fromkeys(vids))
+    files = videos_in(folder, wanted_vids)
     if missing := [vid for vid in wanted_vids if vid not in files]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {len(wanted_vids)} videos, such as {', '.join(missing[:3])}; "
-            f"expected files named VID with one of {', '.join(VIDEO_SUFFIXES)}"
+            f"expected files named VID with {USUAL_SUFFIXES}{ignored_in(folder)}"
         )
     return {vid: files[vid] for vid in wanted_vids}
 
@@ -34,13 +41,15 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
             ``films/**/*.mp4``, a ``.txt`` list with one of these per line (relative to the list; # begins a comment),
             or the address in object storage of a file, a folder or a pattern.
 
+    A warning says how many files of a folder or pattern were not taken for videos, and why.
+
     Raises:
         ValueError: if a source has no videos, or two files have the same id.
     """
     videos: dict[str, str | Path] = {}
     for source in sources:
         for path in _files_of(source):
-            vid = Path(_file_name(path)).stem
+            vid = Path(name_of(path)).stem
             if vid in videos and str(videos[vid]) != str(path):
                 raise ValueError(
                     f"{videos[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
@@ -93,16 +102,32 @@ def content_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _file_name(path: str | Path) -> str:
-    """Return the name of a file or an address, without the query of a signed link."""
-    return str(path).rsplit("/", 1)[-1].split("?")[0] if is_address(path) else Path(path).name
+@contextmanager
+def local_video(video: str | Path) -> Iterator[Path]:
+    """Yield a file of this machine with a video: the file itself, or a copy of an address for the time of the block.
+
+    FFmpeg itself never opens an address.
+
+    Raises:
+        VideoError: from the block, and then names the address.
+        StorageError: if an address cannot be fetched.
+        ValueError: if the video is no path, or the kind of storage is unknown.
+    """
+    with local_copy(path_text(video)) as path:
+        try:
+            yield path
+        except VideoError as error:
+            if not is_address(video):
+                raise
+            raise VideoError(str(error).replace(str(path), str(video))) from None
 
 
 def _files_of(source: str | Path, *, listed_in: str = "") -> list[str | Path]:
     """Return the video files of one source; ``listed_in`` names the list and line that the source comes from."""
     where = f" ({listed_in})" if listed_in else ""
     if is_address(source):
-        return _videos_only(list_files(str(source)), source, where)
+        addresses = list_files(str(source))
+        return [source] if addresses == [str(source)] else _videos_only(addresses, source, where)
     path = Path(source)
     if path.is_file():
         return _files_in_list(path) if path.suffix.lower() == ".txt" else [path]
@@ -122,30 +147,44 @@ def _is_pattern(source: str | Path) -> bool:
 
 def _files_in_list(path: Path) -> list[str | Path]:
     files: list[str | Path] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text in UTF-8 or UTF-16; expected a list with a video per line") from None
+    for number, line in enumerate(lines, 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
         if Path(entry).suffix.lower() == ".txt":
             raise ValueError(f"{path}, line {number}: a list in a list; expected a video, a folder or a pattern")
-        files += _files_of(entry if is_address(entry) else path.parent / entry, listed_in=f"{path}, line {number}")
+        listed = entry if is_address(entry) else path.parent / entry
+        if "\\" in entry and not os.path.exists(listed):  # a relative path as Windows writes it
+            listed = path.parent / entry.replace("\\", "/")
+        files += _files_of(listed, listed_in=f"{path}, line {number}")
     if not files:
         raise ValueError(f"{path} names no video; expected a path on each line")
     return files
 
 
 def _videos_only(files: Sequence[str | Path], source: str | Path, where: str) -> list[str | Path]:
-    # Hidden files are no videos: macOS puts a "._film.mp4" beside a file that it copies.
-    videos = [
-        file
-        for file in files
-        if (name := _file_name(file).lower()).endswith(VIDEO_SUFFIXES) and not name.startswith(".")
-    ]
+    by_folder: dict[str, dict[str, str | Path]] = {}
+    for file in files:
+        by_folder.setdefault(str(file).rpartition("/")[0], {})[name_of(file)] = file
+    videos: list[str | Path] = []
+    reasons: list[str] = []
+    for folder, by_name in by_folder.items():
+        names, ignored = video_names(by_name)
+        videos += [by_name[name] for name in names]
+        reasons += [f"{ignored} in {folder or '.'}"] if ignored else []
+    if len(reasons) > _MAX_FOLDERS:
+        reasons[_MAX_FOLDERS:] = [f"others in {len(reasons) - _MAX_FOLDERS} more folders"]
+    rest = f"ignored files: {'; '.join(reasons)}" if reasons else ""
     if not videos and _is_pattern(source):
-        raise ValueError(f"{source} matches no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)}")
+        message = f"{source} matches no video files{where}; expected some with {USUAL_SUFFIXES}"
+        raise ValueError("; ".join(filter(None, (message, rest))))
     if not videos:
-        raise ValueError(
-            f"{source} has no video files{where}; expected some with {', '.join(VIDEO_SUFFIXES)} directly in it "
-            "(FOLDER/**/* also searches the folders below)"
-        )
+        message = f"{source} has no video files{where}; expected some with {USUAL_SUFFIXES} directly in it"
+        raise ValueError("; ".join(filter(None, (f"{message} (FOLDER/**/* also searches the folders below)", rest))))
+    if rest:
+        warn(f"{rest}; name a file to read it anyway", DataWarning)
     return videos

@@ -2,30 +2,150 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
-"""The suffixes of video files, in lower case."""
+ANIMATION_SUFFIXES = (".gif", ".apng")
+"""Animations. Beside a video of the same name they are its preview, and are not read."""
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg"),
+    *(".3g2", ".3gp", ".f4v", ".ismv", ".k3g", ".mj2", ".psp", ".qt"),  # relatives of MP4
+    *(".m2t", ".m2ts", ".mts", ".tod", ".tp", ".trp"),  # MPEG-TS, as cameras and television receivers write it
+    *(".evo", ".m1v", ".m2p", ".m2v", ".mod", ".mpe", ".vob"),  # MPEG-1 and MPEG-2
+    *(".asf", ".divx", ".dvr-ms", ".wm", ".wmv", ".wtv"),  # Windows
+    *(".amv", ".flv", ".ivr", ".mk3d", ".nsv", ".nut", ".nuv", ".ogm", ".ogv", ".rm", ".rmvb", ".swf", ".ty", ".viv"),
+    *(".dav", ".dif", ".dv", ".gxf", ".imx", ".lxf", ".mxf"),  # cameras and studios
+    *(".264", ".265", ".266", ".avc", ".h261", ".h263", ".h264", ".h265", ".h266", ".hevc", ".ivf", ".mjpeg", ".mjpg"),
+    *(".obu", ".vc1", ".vvc", ".y4m"),
+    *ANIMATION_SUFFIXES,
+)
+"""The suffixes of video files, in lower case: every container and raw stream that FFmpeg reads and people use. A file
+with another suffix is read if it is named itself.
+"""
+USUAL_SUFFIXES = f"{', '.join(VIDEO_SUFFIXES[:5])} or another suffix of videos"
+"""The suffixes of video files, for messages."""
 
 
-def videos_in(folder: str | Path) -> dict[str, Path]:
+def videos_in(folder: str | Path, vids: Iterable[str] | None = None) -> dict[str, Path]:
     """Return the video files of a folder, not of folders in it: id (the file's name without suffix) -> file, sorted.
 
+    Args:
+        folder: the folder.
+        vids: the ids to return; all unless given. An id without a file is left out.
+
     Raises:
-        ValueError: if it is not a folder.
+        ValueError: if it is not a folder, or two files have the same id.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder with the video files")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}
+    wanted_vids = None if vids is None else set(vids)
+    files: dict[str, Path] = {}
+    for name in video_names(path.name for path in folder.iterdir())[0]:
+        vid = Path(name).stem
+        if wanted_vids is not None and vid not in wanted_vids:
+            continue
+        if vid in files:
+            raise ValueError(
+                f"{files[vid]} and {folder / name} would both be the video {vid!r}: an id is a file's name without "
+                "suffix; remove or rename one of them"
+            )
+        files[vid] = folder / name
+    return files
+
+
+def ignored_in(folder: str | Path) -> str:
+    """Return a clause for messages about the files of a folder that are not taken for videos; "" if there are none."""
+    ignored = video_names(path.name for path in Path(folder).iterdir())[1]
+    return f"; ignored files: {ignored}" if ignored else ""
+
+
+def video_names(names: Iterable[str]) -> tuple[list[str], str]:
+    """Select the names of video files from the names in a folder.
+
+    Args:
+        names: names of files. A hidden file is no video: macOS puts a "._film.mp4" beside a film that it copies.
+
+    Returns:
+        The names of videos, sorted, and a few words about the names that were left out; "" if there are none.
+    """
+    shown_names = sorted(name for name in names if not name.startswith("."))
+    by_suffix = [name for name in shown_names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    is_animation = {name: Path(name).suffix.lower() in ANIMATION_SUFFIXES for name in by_suffix}
+    films = {Path(name).stem for name in by_suffix if not is_animation[name]}
+    previews = [name for name in by_suffix if is_animation[name] and Path(name).stem in films]
+    others = Counter(Path(name).suffix.lower() or "no suffix" for name in set(shown_names) - set(by_suffix))
+    counts = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(others.items()))
+    reasons = [f"{sum(others.values())} without the suffix of a video ({counts})"] if others else []
+    if previews:
+        reasons.append(f"{len(previews)} beside a video of the same name ({previews[0]}, ...)")
+    return [name for name in by_suffix if name not in set(previews)], " and ".join(reasons)
+
+
+def path_text(path: object) -> str:
+    """Return a path as text.
+
+    Raises:
+        ValueError: if the value is no path, such as an open file.
+    """
+    try:
+        return os.fsdecode(os.fspath(path))  # type: ignore[call-overload]
+    except TypeError:
+        raise ValueError(
+            f"expected the path of a file, got {type(path).__name__}; write the content to a file and give its path"
+        ) from None
+
+
+def _encoding_of(beginning: bytes) -> str:
+    """Return the encoding of a text file by its byte order mark: PowerShell writes UTF-16, Excel marks UTF-8."""
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8, or in another Unicode encoding if a byte order mark says so.
+
+    Raises:
+        UnicodeDecodeError: if it is in another encoding.
+        OSError: if the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    return content.decode(_encoding_of(content)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def utf8_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a text file in UTF-8, as :func:`read_text` finds its encoding; only a line feed ends a line.
+
+    Bytes that are not UTF-8 are yielded as they are. Bytes that are not UTF-16, in a file that says it is, become a
+    last line that is not UTF-8 either.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        encoding = _encoding_of(file.read(4))
+        file.seek(0)
+        if encoding == "utf-8-sig":
+            yield file.readline().removeprefix(codecs.BOM_UTF8)
+            yield from file
+            return
+    with open(path, encoding=encoding, newline="\n") as text:
+        try:
+            for line in text:
+                yield line.encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            yield b"\xff"
 
 
 def _umask() -> int:
@@ -107,6 +227,87 @@ def cache_folder(part: str) -> Path:
         return Path(folder) / part
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sidelight" / part
+
+
+_DEVICES = (Path("/dev"), Path("/dev/fd"))
+"""Folders of devices. Renaming a file onto a device would replace the device."""
+
+
+def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path], *, folders: bool = False) -> None:
+    """Check, before slow work begins, that results can be written and replace nothing that is read.
+
+    Files are compared, not their names: links, hard links and relative paths lead to the same file.
+
+    Args:
+        outputs: the name of an option, as the user types it -> what it names; files, or folders.
+        inputs: files, folders and addresses that are read; an input that is no file or folder is passed over.
+        folders: whether the outputs are folders, which may lie inside an input and need no parent folder.
+
+    Raises:
+        ValueError: if an output is an input, is another output, replaces a file inside an input folder, is no file, or
+            has no folder to stand in.
+    """
+    kind = "folder" if folders else "file name"
+    texts = [_local(path) for path in inputs]
+    # Features may be given as VIDEO[+VIDEO...],TEXT.
+    parts = [part for text in texts for part in ([text] if os.path.exists(text) else re.split("[,+]", text))]
+    input_paths = [Path(part) for part in parts if os.path.exists(part)]
+    paths = {name: Path(_local(output)) for name, output in outputs.items()}
+    for number, (name, path) in enumerate(paths.items()):
+        same_address = "://" in (text := _local(outputs[name])) and text in texts
+        if same_address or any(_same_file(path, other) for other in input_paths):
+            raise ValueError(f"cannot write {path}: it is read by the same command; give another {kind} to {name}")
+        for earlier in list(paths)[:number]:
+            if _same_file(path, paths[earlier]):
+                raise ValueError(f"cannot write {path} twice: {earlier} and {name} name the same file; give two names")
+        if folders:
+            continue
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder; give {name} a file name")
+        if (path.exists() and not path.is_file()) or Path(os.path.abspath(path)).parent in _DEVICES:
+            raise ValueError(f"cannot write {path}: it is a device or a pipe, not a file; give {name} a file name")
+        if not (folder := Path(os.path.realpath(path)).parent).is_dir():
+            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
+        if path.exists() and (holder := next((i for i in input_paths if _holds(i, path)), None)):
+            raise ValueError(
+                f"cannot write {path}: this file exists and lies in {holder}, which the same command reads; "
+                f"give another file name to {name}"
+            )
+
+
+def _local(path: str | Path) -> str:
+    """Return a path of this machine without file://, and any other address without its last slash."""
+    text = os.fspath(path)
+    return text.removeprefix("file://") if text.startswith("file://") else text.rstrip("/") if "://" in text else text
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Check whether two paths lead to one file or folder, or would if it were written."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of the two does not exist yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Check whether a file is in a folder or below it, also by a link."""
+    if not folder.is_dir():
+        return False
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents:
+        return True
+    file = path.stat()
+    walked_folders: set[tuple[int, int]] = set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        if (here.st_dev, here.st_ino) in walked_folders:  # by a link that leads back
+            subfolders.clear()
+            continue
+        walked_folders.add((here.st_dev, here.st_ino))
+        for name in names:
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                if os.path.samestat(os.stat(os.path.join(parent, name)), file):
+                    return True
+    return False
 
 
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sidelight.io.files import replacing
+from sidelight.io.files import replacing, utf8_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ def read_json_lines(path: str | Path, *, lenient: bool = False) -> Iterator[Line
     """Yield the lines of a file in UTF-8, except blank ones.
 
     Only a line feed ends a line: a sentence may contain other line separators, such as U+2028. A byte order mark at
-    the start of the file is skipped.
+    the start of the file is skipped; one of UTF-16, which PowerShell writes, makes the file be read as UTF-16.
 
     Args:
         path: the file.
@@ -38,16 +37,13 @@ def read_json_lines(path: str | Path, *, lenient: bool = False) -> Iterator[Line
         ValueError: if a line is not a JSON object, unless ``lenient``; names file and line.
         OSError: if the file cannot be read.
     """
-    with Path(path).open("rb") as file:
-        for number, content in enumerate(file, start=1):
-            if number == 1:
-                content = content.removeprefix(codecs.BOM_UTF8)
-            if not content.strip():
-                continue
-            line = _parse(number, content.rstrip(b"\r\n"))
-            if line.problem and not lenient:
-                raise ValueError(f"{path}:{number}: {line.problem}; correct this line")
-            yield line
+    for number, content in enumerate(utf8_lines(path), start=1):
+        if not content.strip():
+            continue
+        line = _parse(number, content.rstrip(b"\r\n"))
+        if line.problem and not lenient:
+            raise ValueError(f"{path}:{number}: {line.problem}; correct this line")
+        yield line
 
 
 def _parse(number: int, content: bytes) -> Line:

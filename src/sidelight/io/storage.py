@@ -45,7 +45,8 @@ def storage_of(address: str) -> tuple[Any, str]:
         return storage, str(path)
     except (ImportError, ValueError) as error:
         kind = address.split("://")[0]
-        advice = {"s3": "pip install 'sidelight[s3]'", "gs": "pip install 'sidelight[gs]'"}.get(kind, "see fsspec")
+        extra = "http" if kind == "https" else kind
+        advice = f"pip install 'sidelight[{extra}]'" if extra in ("http", "s3", "gs") else "see fsspec"
         raise ValueError(f"{address}: cannot use {kind}:// ({error}); {advice}") from None
 
 
@@ -98,9 +99,16 @@ def local_copy(path: str | Path) -> Iterator[Path]:
         return
     storage, name = storage_of(str(path))
     with tempfile.TemporaryDirectory(prefix="sidelight-") as folder:
-        copy = Path(folder) / PurePosixPath(name).name.split("?")[0]
+        copy = Path(folder) / (name_of(str(path))[-100:] or "video")  # a name may be too long for this machine
         _get(storage, name, copy, str(path))
         yield copy
+
+
+def name_of(path: str | Path) -> str:
+    """Return the name of a file or an address, without the query of a signed link."""
+    if str(path).startswith(("http://", "https://")):
+        return str(path).split("?")[0].split("#")[0].rsplit("/", 1)[-1]
+    return str(path).rsplit("/", 1)[-1].split("?")[0] if is_address(path) else Path(path).name
 
 
 def _get(storage: Any, name: str, target: Path, address: str) -> None:

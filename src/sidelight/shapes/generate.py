@@ -78,8 +78,8 @@ def make_world(
         raise ValueError(f"side must be an even number of at least 128 pixels, got {side}")
     scenes = [sample_scene(seed=seed, index=i, split=split, seconds=seconds) for i in range(videos)]
     folder = Path(out) / "videos"
+    _check_same_world(Path(out), {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same_world(Path(out) / "world.json", {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
         pass  # videos are written to disk, and the iterator yields nothing
@@ -91,13 +91,18 @@ def make_world(
     return annotations
 
 
-def _check_same_world(manifest: Path, settings: dict[str, object]) -> None:
-    """Refuse a folder that holds another world, because existing videos are kept; note the world of a new folder."""
+def _check_same_world(folder: Path, settings: dict[str, object]) -> None:
+    """Refuse a folder that holds another world or the user's own files; note the world of a new folder."""
+    manifest = folder / "world.json"
     if manifest.exists():
         existing = json.loads(manifest.read_text())
         if existing != settings:
-            raise ValueError(f"{manifest.parent} holds another world ({existing}); choose another folder")
+            raise ValueError(f"{folder} holds another world ({existing}); choose another folder")
         return
+    for name in ("videos", "annotations.jsonl", "with-absent.jsonl"):
+        if (folder / name).is_file() or ((folder / name).is_dir() and any((folder / name).iterdir())):
+            raise ValueError(f"{folder / name} exists and is of no world made here; give --out another folder")
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(manifest, json.dumps(settings) + "\n")
 
 

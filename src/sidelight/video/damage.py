@@ -114,9 +114,9 @@ class DamageLog:
         return f"{text}; get a fresh copy if you can"
 
 
-def warn(message: str) -> None:
-    """Issue a VideoWarning that points at the caller outside of this package, whoever drives the iterator."""
+def warn(message: str, category: type[Warning] = VideoWarning) -> None:
+    """Issue a warning that points at the caller outside of this package, whoever drives the iterator."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sidelight":
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, VideoWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

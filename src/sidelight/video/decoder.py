@@ -31,6 +31,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from sidelight.io.files import path_text
+from sidelight.io.storage import is_address
 from sidelight.video.damage import DamageLog, VideoError
 from sidelight.video.nal import NalReader
 
@@ -67,7 +69,7 @@ class Decoder:
     _announced: list[int]  # ascending ticks of the frames to come, by their packets; kept only while skipping
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
-        self.path, self.threads = str(path), threads
+        self.path, self.threads = path_text(path), threads
         self._open()
         stream = self.stream
         self.tick = stream.time_base or Fraction(1, 1000)
@@ -365,6 +367,11 @@ class Decoder:
             self._unreliable = True  # the packet stays pending in the damage log, and the next one may be good
 
 
+def options_for_any_metadata(version: str) -> dict[str, Any]:
+    """Return the options with which a version of PyAV opens a file whose metadata are not UTF-8; 19 needs none."""
+    return {"metadata_errors": "replace"} if int(version.split(".")[0]) < 19 else {}
+
+
 def open_video(path: str) -> tuple[InputContainer, VideoStream]:
     """Open a file and return it with its main video stream.
 
@@ -372,27 +379,41 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
         VideoError: if the file is no video; one sentence says what the file is and what to do.
     """
     beginning = b""
+    if is_address(path):
+        raise VideoError(f"{path} is an address; expected a file of this machine, so download it first")
     if os.path.isdir(path):
         raise VideoError(f"{path} is a folder; expected one video file, so add the file's name")
+    if os.path.exists(path) and not os.path.isfile(path):
+        problem = "is a pipe or a device, and a video is read more than once"
+        raise VideoError(f"{path} {problem}; expected a file, so save the video to a file first")
     try:
         with open(path, "rb") as file:
-            beginning = file.read(8)
+            beginning = file.read(256)
         if not beginning:
             raise VideoError(f"{path} is empty (0 bytes); expected a video file, so copy or download it again")
-        # Absolute, since "a:b.mp4" is a protocol to FFmpeg; "replace", since metadata may be any bytes.
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        # Absolute, since "a:b.mp4" is a protocol to FFmpeg.
+        container = av.open(os.path.abspath(path), **options_for_any_metadata(av.__version__))
     except FileNotFoundError:
         raise VideoError(f"{path} does not exist; expected a video file, so check the path") from None
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise VideoError(f"{path} cannot be read ({reason}); expected a video file that you may read") from None
     except FFmpegError:
-        if beginning[4:] in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
+        if beginning[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
             problem = "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
             raise VideoError(f"{path} {problem}; expected a whole file, so copy or record it again") from None
+        if beginning.startswith(b"#EXTM3U"):
+            problem = "is a playlist whose segments cannot be read; they must be files beside it on this machine"
+            raise VideoError(f"{path} {problem}; download them, or give the video as one file") from None
+        if beginning.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise VideoError(f"{path} is a web page; expected a video file, so give the file itself") from None
         problem = "is not a video; expected MP4, MKV, MOV, WebM or the like"
         raise VideoError(f"{path} {problem}, so check that a video player shows it") from None
     try:
+        # In WebP, the header VP8X has a bit for animations. FFmpeg reads them from PyAV 19 on.
+        if container.format.name == "webp_pipe" and beginning[8:16] == b"WEBPVP8X" and beginning[20] & 2:
+            problem = f"is an animated WebP, which PyAV {av.__version__} cannot read; expected a video file"
+            raise VideoError(f"{path} {problem}, so convert it to MP4 or install PyAV 19 or newer")
         return container, _main_stream(container, path)
     except VideoError:
         container.close()

@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
-from sidelight.io.storage import local_copy
+from sidelight.io.storage import is_address, local_copy
 from sidelight.video.damage import VideoError
 from sidelight.video.read import Resize, frames_at, probe
 
@@ -109,6 +109,15 @@ def clips_of(
     while images := [frame.image for frame in islice(frames, chunk * sampling.frames_per_clip)]:
         images += [images[-1]] * (-len(images) % sampling.frames_per_clip)
         yield np.stack(images).reshape(-1, sampling.frames_per_clip, *images[0].shape)
+
+
+def _naming(parts: Iterator[Chunk | End], path: Path, address: str | Path) -> Iterator[Chunk | End]:
+    """Yield the parts of a video; messages about the copy of an address name the address."""
+    for part in parts:
+        if isinstance(part, End) and is_address(address):
+            error, warning = (text.replace(str(path), str(address)) for text in (part.error, part.warning))
+            part = replace(part, error=error, warning=warning)
+        yield part
 
 
 def decode_video(
@@ -290,9 +299,10 @@ class DecodeWorkers:
                         self._ready.put(End(vid=vid, error=" ".join(str(error).split())))
                         continue
                     if self._in_this_process:
-                        self._forward(decode_video(vid, path, self._sampling, chunk=self._chunk))
+                        parts = decode_video(vid, path, self._sampling, chunk=self._chunk)
+                        self._forward(_naming(parts, path, address))
                     else:
-                        worker = self._decode_with(worker, vid, str(path))
+                        worker = self._decode_with(worker, vid, path, address)
         except BaseException as error:
             if not self._stopped.is_set():
                 self._ready.put(error)  # an error of this program, not of a video
@@ -301,7 +311,7 @@ class DecodeWorkers:
                 self._end(worker)
             self._ready.put(None)
 
-    def _decode_with(self, worker: _Worker | None, vid: str, path: str) -> _Worker | None:
+    def _decode_with(self, worker: _Worker | None, vid: str, path: Path, address: str | Path) -> _Worker | None:
         """Decode a video with a worker, or with a new one if that crashes; return the worker that still runs."""
         forwarded = 0
         for attempt in range(self.RETRIES + 1):
@@ -311,14 +321,15 @@ class DecodeWorkers:
                 worker = worker or _Worker()
                 self._running.add(worker)
             try:
-                self._forward(worker.decode(vid, path, self._sampling, self._chunk), skip=forwarded)
+                parts = worker.decode(vid, str(path), self._sampling, self._chunk)
+                self._forward(_naming(parts, path, address), skip=forwarded)
                 return worker
             except _Crashed as crash:
                 forwarded = max(forwarded, *crash.args)
                 code, worker = self._end(worker), None
                 if attempt == self.RETRIES and not self._stopped.is_set():
                     reason = _describe_exit(code)
-                    error = f"{path}: its decoder crashed twice ({reason}); check that a video player shows it"
+                    error = f"{address}: its decoder crashed twice ({reason}); check that a video player shows it"
                     self._ready.put(End(vid=vid, error=error))
             except BaseException:
                 self._end(worker)

@@ -20,6 +20,7 @@ from sidelight.data.datasets.qvhighlights import QVHIGHLIGHTS
 from sidelight.data.datasets.tacos import TACOS
 from sidelight.data.datasets.tvsum import TVSUM
 from sidelight.data.datasets.youtube_highlights import YOUTUBE_HIGHLIGHTS
+from sidelight.io.files import utf8_lines
 
 __all__ = ["BENCHMARKS", "Benchmark", "benchmark", "recognise"]
 
@@ -67,8 +68,7 @@ def recognise(path: str | Path) -> Benchmark | None:
             (b for b in BENCHMARKS.values() if isinstance(document, dict) and b.document_is_ours(document)), None
         )
     if path.suffix == ".txt":
-        with path.open("rb") as file:
-            first_line = file.readline(10_000)
+        first_line = next(utf8_lines(path), b"")[:10_000]
         return next((b for b in BENCHMARKS.values() if b.text_is_ours(first_line)), None)
     for known in BENCHMARKS.values():
         if name.startswith(known.file_words):

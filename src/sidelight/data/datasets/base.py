@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sidelight.core.timeline import clips_to_seconds
 from sidelight.data.annotations import Annotation, AnnotationError
+from sidelight.io.files import read_text
 from sidelight.io.jsonl import read_json_lines, shown
 
 Metric = Literal["qvhighlights", "moments", "tvsum", "youtube-highlights"]
@@ -79,7 +80,7 @@ def json_document(path: Path) -> Mapping[str, Any]:
         AnnotationError: if the file is not JSON or holds another value.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(read_text(path))
     except UnicodeDecodeError:
         raise AnnotationError(f"{path} is not text; expected annotations as JSON in UTF-8") from None
     except json.JSONDecodeError as error:

@@ -10,12 +10,14 @@ Rounding to 0.1 s and 'linear' soft-NMS without a threshold: R2-Tuning (ECCV 202
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sidelight.data.annotations import AnnotationError
 from sidelight.data.datasets.base import Benchmark, Nms, Row, Split, original_or_json_lines, vid_matches
+from sidelight.io.files import read_text, utf8_lines
 
 _LINE = re.compile(r"(\S+) +(\S+) +(\S+?)##(.*)")
 
@@ -23,10 +25,10 @@ _LINE = re.compile(r"(\S+) +(\S+) +(\S+?)##(.*)")
 def _original(path: Path) -> Iterator[Row]:
     split = "train" if "train" in path.stem else "test"
     durations = _durations(path, split)
-    for number, content in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, content in enumerate(utf8_lines(path), start=1):
         place = str(number)
         try:
-            line = content.decode("utf-8").removesuffix("\r")
+            line = content.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             yield Row(place=place, problem="this line is not text in UTF-8")
             continue
@@ -59,15 +61,14 @@ def _durations(path: Path, split: str) -> dict[str, float]:
             "into the same folder, or use the JSONL form"
         )
     durations: dict[str, float] = {}
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                durations[row["id"]] = float(row["length"])
-            except (KeyError, TypeError, ValueError):
-                raise AnnotationError(
-                    f"{table}:{reader.line_num}: expected the columns id and length (seconds); download it again"
-                ) from None
+    reader = csv.DictReader(io.StringIO(read_text(table)))
+    for row in reader:
+        try:
+            durations[row["id"]] = float(row["length"])
+        except (KeyError, TypeError, ValueError):
+            raise AnnotationError(
+                f"{table}:{reader.line_num}: expected the columns id and length (seconds); download it again"
+            ) from None
     return durations
 
 

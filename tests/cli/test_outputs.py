@@ -1,0 +1,154 @@
+"""No command overwrites what it reads, writes a file twice, or replaces files that are not its own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from sidelight.cli.main import COMMANDS, command_of, main
+from sidelight.cli.parser import CONFIGURATIONS, Command, Group, is_configured, path_kind
+from sidelight.io.files import require_outputs
+
+
+def commands() -> dict[str, Command]:
+    """Return every command and sub-command that takes no configuration, by name."""
+    by_name: dict[str, Command] = {}
+    for name in COMMANDS:
+        command = command_of(name)
+        parts = command.commands.items() if isinstance(command, Group) else [("", command)]
+        by_name.update({f"{name} {part}".strip(): function for part, function in parts if not is_configured(function)})
+    return by_name
+
+
+def test_every_path_of_every_command_is_compared() -> None:
+    no_paths = {"query", "benchmark", "backbone", "domain", "device", "run", "layout"}
+    for name, command in commands().items():
+        hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
+        for parameter in inspect.signature(command).parameters:
+            text = "str" in str(hints[parameter]) and parameter not in no_paths
+            if parameter in ("out", "json", "plot"):
+                assert path_kind(hints[parameter]) in ("output file", "output folder"), (name, parameter)
+            elif text and "Literal" not in str(hints[parameter]):
+                assert path_kind(hints[parameter]) == "input", (name, parameter)
+
+
+@pytest.fixture
+def here(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fill the current folder with a video in a folder, links to it, annotations, a table and a folder of a model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    shutil.copy(sorted((tiny_world / "videos").iterdir())[0], "films/v.mp4")
+    os.link("films/v.mp4", "hard.mp4")
+    os.symlink("films/v.mp4", "soft.mp4")
+    os.symlink("films", "linked-films")
+    shutil.copy(tiny_world / "annotations.jsonl", "a.jsonl")
+    shutil.copy("a.jsonl", "b.jsonl")
+    Path("elsewhere.mp4").write_text("a film of another folder")
+    os.symlink(tmp_path / "elsewhere.mp4", "films/linked.mp4")
+    Path("t.csv").write_text("video,query,start,end,duration\nv,a star,0,1,9\n")
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "ground films/v.mp4 star --json films/v.mp4",
+            "films/v.mp4: it is read by the same command; give another file name to --json",
+        ),
+        ("ground films/v.mp4 star --json hard.mp4", "it is read by the same command"),
+        ("ground hard.mp4 star --json films/v.mp4", "it is read by the same command"),
+        ("ground films/v.mp4 star --json soft.mp4", "it is read by the same command"),
+        ("ground films/v.mp4 star --json linked-films/../films/v.mp4", "it is read by the same command"),
+        ("ground file://HERE/films/v.mp4 star --json films/v.mp4", "it is read by the same command"),
+        (
+            "ground films/v.mp4 star --plot films/v.mp4",
+            "it is read by the same command; give another file name to --plot",
+        ),
+        ("ground films/v.mp4 star --json p.png --plot p.png", "twice: --json and --plot name the same file"),
+        ("ground films/v.mp4 star --json p.png --plot ./p.png", "twice"),
+        ("ground films/v.mp4 star --json films --plot p.png", "it is a folder"),
+        ("ground films/v.mp4 star --json none/a.json", "there is no folder"),
+        ("ground films/v.mp4 star --json /dev/null", "it is a device"),
+        ("ground films/v.mp4 star --model model --json model/config.json", "lies in model"),
+        ("demo --model films --out films", "read by the same command"),
+        ("data check a.jsonl --json a.jsonl", "read by the same command"),
+        ("data check . --json a.jsonl", "this file exists and lies in ."),
+        ("data check a.jsonl --videos films --json films/v.mp4", "lies in films"),
+        ("data import t.csv --out t.csv", "read by the same command"),
+        ("data import t.csv --videos films --out films/v.mp4", "lies in films"),
+        ("data import t.csv --videos films --out elsewhere.mp4", "lies in films"),
+        ("data import t.csv --videos linked-films --out hard.mp4", "lies in linked-films"),
+        ("predict --annotations a.jsonl --videos films --out films/v.mp4", "lies in films"),
+        ("predict --annotations a.jsonl --videos films --out a.jsonl", "read by the same command"),
+        ("predict --annotations a.jsonl --features films --out films/v.mp4", "lies in films"),
+        ("evaluate b.jsonl a.jsonl --json b.jsonl", "read by the same command"),
+        ("compare a.jsonl b.jsonl a.jsonl --json b.jsonl", "read by the same command"),
+        ("compare a.jsonl b.jsonl a.jsonl --json x.png --plot x.png", "twice"),
+        ("calibrate b.jsonl a.jsonl --plot a.jsonl", "read by the same command"),
+        ("extract films --out films", "read by the same command"),
+        ("extract s3://films --out s3://films/", "read by the same command"),
+        ("extract films --annotations a.jsonl --out a.jsonl", "read by the same command"),
+        ("features export model --annotations a.jsonl --layout sdst --out model", "read by the same command"),
+        ("features import films,model --annotations a.jsonl --out model", "read by the same command"),
+        ("convert r2-tuning a.jsonl --run tacos --out a.jsonl", "read by the same command"),
+        ("convert clip a.jsonl --vocabulary model --out model", "read by the same command"),
+        ("convert internvideo2 a.jsonl --out a.jsonl", "read by the same command"),
+        ("train shapes-tiny --train.init=model/last --train.out=model", "read by the same command"),
+        ("train shapes-tiny --data.train_videos=films --train.out=films", "read by the same command"),
+        ("pretrain shapes-backbone --init=model --out=model", "read by the same command"),
+        ("shapes --videos 1 --out .", "exists and is of no world made here"),
+    ],
+)
+def test_outputs_that_would_replace_files_are_refused(
+    line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("model/last").mkdir()
+    Path("annotations.jsonl").write_text("my own")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert main(line.replace("HERE", str(here)).split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "folders"),
+    [
+        ({}, [], False),
+        ({"--json": "new.json"}, ["films"], False),
+        ({"--json": "films/new.json"}, ["films"], False),
+        ({"--json": "b.jsonl", "--plot": "t.csv"}, ["films", "a.jsonl", "model"], False),
+        ({"--out": "b.jsonl"}, ["", "no such film", "s3://bucket/b.jsonl"], False),
+        ({"--out": "films/store"}, ["films", "films/v.mp4"], True),
+        ({"--out": "model"}, ["films", "model/config.json"], True),
+        ({"--out": "s3://b/store"}, ["s3://b/films"], True),
+    ],
+)
+def test_other_outputs_are_allowed(outputs: dict[str, str], inputs: list[str], folders: bool, here: Path) -> None:
+    os.symlink(here / "films", "films/back")  # a link that leads back must not be followed for ever
+    require_outputs(outputs, inputs, folders=folders)
+
+
+def test_a_table_is_imported_beside_its_videos(here: Path) -> None:
+    assert main(["data", "import", "t.csv", "--videos", "films", "--out", "films/v.jsonl"]) == 0
+    assert Path("films/v.jsonl").read_text().startswith('{"qid": 0')
+
+
+def test_the_demo_replaces_no_files_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = ["demo", "--out", str(tmp_path / "d"), "--device", "cpu"]
+    (tmp_path / "d").mkdir()
+    for name in ("video.mp4", "groundings.json", "groundings.png"):
+        own = tmp_path / "d" / name
+        own.write_text("mine")
+        assert main(demo) == 2
+        assert f"{name} exists and was not made by the demo; give --out another folder" in capsys.readouterr().err
+        assert own.read_text() == "mine" and len(list((tmp_path / "d").iterdir())) == 1
+        own.unlink()
