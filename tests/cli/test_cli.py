@@ -201,7 +201,7 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
     world = tmp_path / "w"
     source = [str(world / "videos"), "--annotations", str(world / "annotations.jsonl")]
     assert main(["extract", *source, "--out", str(tmp_path / "s"), "--device", "cpu"]) == 0
-    assert "1 of 1 videos" in capsys.readouterr().out
+    assert "1 of 1 video, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["ground", "nowhere.mp4", "a star"], "nowhere.mp4 does not exist"),
         (["ground", "VIDEO", ""], "a query is empty"),
         (["ground", "VIDEO", "a star", "--top", "0"], "--top must be 1 or more"),
-        (["ground", "VIDEO", "a star", "--top", "many"], "argument --top: expected a whole number, got 'many'"),
-        (["ground", "VIDEO", "a star", "--min-score", "nan"], "argument --min-score: expected a finite number"),
+        (["ground", "VIDEO", "a star", "--top", "many"], "--top must be a whole number, got 'many'"),
+        (["ground", "VIDEO", "a star", "--min-score", "nan"], "--min-score must be a finite number"),
         (["ground", "VIDEO", "a star", "--model", "nothing"], "there is no model 'nothing'"),
         (["ground", "VIDEO", "a star", "--plot", "no/such/folder/a.png"], "there is no folder"),
         (["ground", "VIDEO", "a star", "--nonsense"], "nonsense"),
@@ -237,7 +237,7 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["data", "export"], "sidelight data has no sub-command 'export'"),
         (["data", "import", "x"], "the following arguments are required: --out (see sidelight data import --help)"),
         (["convert", "clip", "x", "--out", "y", "--heads", "0"], "--heads must be 1 or more, got 0"),
-        (["completion", "fish"], "argument shell: invalid choice: 'fish'"),
+        (["completion", "fish"], "shell must be one of bash, zsh, got 'fish'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(

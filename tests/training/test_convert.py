@@ -310,7 +310,7 @@ def test_a_wrong_run_is_refused(
     message = refusal(highlights / "checkpoint.pth", tmp_path, capsys)
     assert "it lacks " in message and "its tensors are those of youtube-highlights-dog and others" in message
     assert command(file, tmp_path / "out", run="else") == 2
-    assert "there is no published run 'else' of R2-Tuning; known are qvhighlights" in capsys.readouterr().err
+    assert "there is no published run of R2-Tuning 'else'; known are qvhighlights" in capsys.readouterr().err
 
 
 def test_other_widths_need_the_name_of_their_weights(
@@ -460,7 +460,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 def test_names_of_other_models_are_not_published_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shapes", "user/model", "r2-tuning", Path("runs/a")):
         assert published_checkpoint(name) is None
-    with pytest.raises(ValueError, match="no published run 'else' of R2-Tuning; known are qvhighlights"):
+    with pytest.raises(ValueError, match="no published run of R2-Tuning 'else'; known are qvhighlights"):
         published_checkpoint("r2-tuning/else")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r2-tuning" / "else").mkdir(parents=True)

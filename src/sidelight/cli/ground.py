@@ -19,6 +19,7 @@ from sidelight.cli.shared import (
     report_to,
     require_plot,
     require_range,
+    require_store,
     require_writable,
     to_json,
     write_json,
@@ -85,6 +86,8 @@ def demo(*, out: Folder = "demo", seed: Count = 7, model: Model = "shapes", devi
     """
     from sidelight.cli.demo import make_demo
 
+    require_store(out)
+    require_range(0, seed=seed)
     start = time.perf_counter()
     result = make_demo(Path(out), seed=seed, model=model, device=device)
     for grounding, windows in zip(result.groundings, result.windows, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sidelight.cli.parser import Option
-from sidelight.io.files import write_text
+from sidelight.io.files import require_writable_folder, write_text
 
 File = Annotated[str, Option("FILE")]
 Folder = Annotated[str, Option("DIR")]
@@ -62,7 +62,7 @@ def require_writable(path: str | None, *inputs: str | None) -> None:
         inputs: files that the command reads.
 
     Raises:
-        ValueError: if the file is an input, is a folder, or has no folder to stand in.
+        ValueError: if the file is an input, is a folder, has no folder to stand in, or cannot be written there.
     """
     if path and path != "-":
         if any(i and Path(i).exists() and Path(path).resolve() == Path(i).resolve() for i in inputs):
@@ -72,6 +72,15 @@ def require_writable(path: str | None, *inputs: str | None) -> None:
             raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
         if Path(path).is_dir():
             raise ValueError(f"cannot write {path}: it is a folder; give a file name")
+        require_writable_folder(folder, target=path)
+
+
+def require_store(path: str) -> None:
+    """Check, before slow work begins, that a feature store or another folder can be written."""
+    from sidelight.io.storage import is_address
+
+    if not is_address(path):
+        require_writable_folder(path)
 
 
 def require_plot(path: str | None, *inputs: str | None) -> None:

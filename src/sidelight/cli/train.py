@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, Store, require_writable
+from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
     from sidelight.backbones.shapes.pretrain import PretrainConfig
@@ -41,7 +42,7 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     if recipe.data.val:
         print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {out}")
     else:
-        print(f"trained {progress.step} steps without validation; see {out}/last")
+        print(f"trained {count_of(progress.step, 'step')} without validation; see {out}/last")
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -67,8 +68,9 @@ def summary(recipe: Recipe) -> None:
 
     values = recipe.to_dict()["model"]
     rows = parameter_table(build_model(recipe.side_tuner, values))
+    levels = count_of(values["levels"], "level")
     print(
-        f"{recipe.side_tuner}: reads {values['levels']} levels of {recipe.backbone.name}, {recipe.backbone.pooling}, "
+        f"{recipe.side_tuner}: reads {levels} of {recipe.backbone.name}, {recipe.backbone.pooling}, "
         f"widths {values['video_dim']} (video) and {values['text_dim']} (query)"
     )
     for name, count in rows:
@@ -125,4 +127,4 @@ def predict(
             progress=True,
         )
     write_submissions(out, submissions)
-    print(f"wrote {len(submissions)} predictions to {out}")
+    print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")

@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,32 @@ def cache_folder(part: str) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sidelight" / part
 
 
+def require_writable_folder(folder: str | Path, *, target: str | Path | None = None) -> None:
+    """Refuse, before the work starts, a folder in which no file can be written.
+
+    A temporary file is made in it; if the folder is missing, in the nearest folder above that exists.
+
+    Args:
+        folder: the folder, which may be missing.
+        target: the path that the user gave, for the message; the folder unless given.
+
+    Raises:
+        ValueError: if no file can be written there.
+    """
+    target = folder if target is None else target
+    path = Path(os.path.abspath(folder))
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            raise ValueError(f"cannot write {target}: {existing} is a file; give another place")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {target}: {error.strerror or error}; give a place where you may write"
+        ) from None
+
+
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
     """Refuse, before the work starts, an output folder that exists and is not empty.
 
@@ -117,11 +144,12 @@ def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
         option: the command-line option that names it, for the message.
 
     Raises:
-        ValueError: if the folder is not empty, or is a file.
+        ValueError: if the folder is not empty, is a file, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already exists; give --{option} a folder that is empty or does not exist yet")
+    require_writable_folder(folder)
 
 
 @contextlib.contextmanager

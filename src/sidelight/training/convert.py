@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sidelight.core.messages import no_such
 from sidelight.io.files import cache_folder, replacing_folder, require_new_folder
 from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
@@ -115,7 +116,7 @@ def published_run(run: str) -> PublishedRun:
         ValueError: if there is none.
     """
     if run not in R2_TUNING:
-        raise ValueError(f"there is no published run {run!r} of R2-Tuning; known are {', '.join(R2_TUNING)}")
+        raise ValueError(no_such("published run of R2-Tuning", run, R2_TUNING))
     return R2_TUNING[run]
 
 
