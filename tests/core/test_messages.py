@@ -41,4 +41,6 @@ def test_suggestions() -> None:
     assert did_you_mean("", []) == ""
     assert did_you_mean("grond", ["train", "ground"]) == "; did you mean 'ground'?"
     assert did_you_mean("xyz", ["train", "ground"]) == ""
-    assert no_such("command", "trian", ["train"]) == "there is no command 'trian'; known are train; did you mean 'train'?"
+    assert (
+        no_such("command", "trian", ["train"]) == "there is no command 'trian'; known are train; did you mean 'train'?"
+    )

@@ -70,9 +70,9 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         ValueError: if sidelight has no such backbone, or ``weights`` is needed.
         SpecMismatchError: if the loaded backbone makes other features.
     """
-    options: dict[str, Any] = {
-        name: getattr(spec, name) for name in ("levels", "pooling", "clip_seconds", "frames_per_clip")
-    }
+    options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
+    if spec.backbone != "shapes":  # its weights fix its clips; other ones are named by the comparison of specs below
+        options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights
     elif spec.backbone == "clip":

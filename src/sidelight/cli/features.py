@@ -18,6 +18,7 @@ from sidelight.cli.shared import (
     Seconds,
     Store,
     require_above_zero,
+    require_package,
     require_range,
     require_store,
 )
@@ -84,6 +85,8 @@ def extract(
 
     require_store(out)
     require_range(1, actors=actors)
+    if engine == "ray":
+        require_package("ray", "ray", "--engine ray needs Ray")
     if actors is not None and engine != "ray":
         raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
     if device is not None and engine == "ray":
