@@ -199,3 +199,34 @@ def test_an_empty_store_folder_counts_as_none(check: Check, tiny_world: Path, tm
     videos = f"--data.train_videos={tiny_world / 'videos'}"
     assert check(videos, f"--data.train_features={tmp_path / 'empty'}", "--data.val=") == 0
     shutil.rmtree(tmp_path / "empty")
+
+
+@pytest.mark.filterwarnings("default::sidelight.training.loop.PrecisionWarning")
+def test_another_precision_is_one_warning(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--train.precision=16-mixed") == 0
+    message = "sidelight: warning: train.precision 16-mixed cannot be used on this device; bf16-mixed is used\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_resumed_run_without_a_state_says_that_it_starts_anew(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("--resume") == 0
+    message = capsys.readouterr().err
+    assert message.startswith("there is no saved state in ") and "the run starts anew" in message
+
+
+def test_an_interrupt_names_no_folder_that_does_not_exist(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sidelight.training.loop.open_data", interrupt)
+    assert main(["train", str(recipe)]) == 130
+    message = capsys.readouterr().err
+    assert "no state was saved yet; the same command starts anew" in message and str(tmp_path) not in message
+    (tmp_path / "runs" / "out").mkdir(parents=True)
+    (tmp_path / "runs" / "out" / "state.pt").touch()
+    assert main(["train", str(recipe)]) == 130
+    assert f"continue with --resume and the same options; see {tmp_path}" in capsys.readouterr().err

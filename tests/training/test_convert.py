@@ -378,6 +378,7 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         # The client reads HF_ENDPOINT once, when it is imported; these arguments do the same for one call.
         arguments = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **arguments))
+        monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: True)
         yield served
 
 
@@ -430,6 +431,8 @@ def test_without_a_network_there_is_one_sentence(
 
     unreachable = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the client tries again"))
     assert "the hub cannot be reached; check the connection" in problem()
     row = {"qid": 1, "query": "a dog", "vid": "a", "duration": 10, "relevant_windows": [[0, 2]]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Literal, TextIO
 
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal or a pipe may have an encoding without bars and accents, such as ASCII or cp1252.
             stream.reconfigure(errors="backslashreplace")
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
-    if name not in ("train", "pretrain"):  # people who train want to see the warnings of other packages
-        warnings.showwarning = _show_warning
+    # People who train want to see the warnings of other packages; for others they are noise.
+    warnings.showwarning = partial(_show_warning, shows_others=name in ("train", "pretrain"))
     try:
         return _dispatch(name, arguments)
     except KeyboardInterrupt:
@@ -158,7 +159,11 @@ def _show_warning(
     lineno: int,
     file: TextIO | None = None,
     line: str | None = None,
+    *,
+    shows_others: bool = False,
 ) -> None:
-    """Print sidelight's own warnings as one line, and hide warnings of other packages, which are for developers."""
+    """Print sidelight's own warnings as one line, and warnings of other packages only where they are wanted."""
     if category.__module__.startswith("sidelight"):
         print(f"sidelight: warning: {message}", file=sys.stderr)
+    elif shows_others:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, Store, require_writable
@@ -25,8 +26,12 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     """
     from sidelight.training import loop
     from sidelight.training.check import check_run
+    from sidelight.training.state import STATE
 
     out = recipe.train.out
+    state = Path(out) / STATE
+    if resume and not state.exists() and _is_first_process():
+        print(f"there is no saved state in {out}, so the run starts anew", file=sys.stderr)
     if check:
         for name, text in check_run(recipe, resume=resume).lines():
             print(f"{name:<12}{text}")
@@ -35,14 +40,24 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     try:
         progress = loop.train(recipe, resume=resume)
     except KeyboardInterrupt:
-        print(f"continue with --resume and the same options; see {out}", file=sys.stderr)
+        if _is_first_process():
+            advice = (
+                f"continue with --resume and the same options; see {out}"
+                if state.exists()
+                else "no state was saved yet; the same command starts anew, and keeps extracted features"
+            )
+            print(advice, file=sys.stderr)
         raise
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not _is_first_process():
         return  # the first process prints for all processes
     if recipe.data.val:
         print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {out}")
     else:
         print(f"trained {count_of(progress.step, 'step')} without validation; see {out}/last")
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def pretrain(config: PretrainConfig) -> None:

@@ -123,7 +123,7 @@ class RunCheck:
         speed = f"{step} a step, {count_of(self.steps, 'step')} an epoch: about {epoch}"
         if self.val:
             speed += f"; a validation {duration_of(self.val_seconds)}"
-        rows.append(("speed", f"{speed}; all {train.epochs} epochs {duration_of(self.run_seconds)}"))
+        rows.append(("speed", f"{speed}; all {count_of(train.epochs, 'epoch')} {duration_of(self.run_seconds)}"))
         return rows
 
 
@@ -141,7 +141,8 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
     """
     out = Path(recipe.train.out)
     _check_out(out, resume=resume)
-    make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
+    if recipe.train.devices > 1:
+        make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
     fabric = make_fabric(recipe.train, devices=1)
     with TemporaryDirectory() as temporary:
         train = _open_some(recipe, "train", fabric, Path(temporary))
