@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import json
 import re
@@ -23,12 +22,13 @@ import pytest
 import torch
 
 from sidelight.backbones.shapes import pretrain as pretraining
-from sidelight.cli import configured, demo
+from sidelight.cli import configured
 from sidelight.cli.main import COMMANDS, command_of, main
 from sidelight.cli.parser import Command, Group, command_parser, is_configured
 from sidelight.features import ray as features_ray
 from sidelight.models.registry import SIDE_TUNERS
 from sidelight.recipes import recipe_file
+from sidelight.shapes.world import Scene, sample_scene
 from sidelight.training.recipe import read_recipe
 from tests.backbones import test_internvideo2 as tiny_internvideo2
 from tests.data.test_datasets import YOUTUBE_ROW
@@ -216,7 +216,7 @@ def clip_file(paths: dict[str, Path]) -> Path:
 
 def commands() -> dict[str, Command]:
     """Return every command and sub-command by what the user types, except those that take a recipe."""
-    named = {}
+    named: dict[str, Command] = {}
     for name in COMMANDS:
         command = command_of(name)
         sub_commands = command.commands if isinstance(command, Group) else {"": command}
@@ -233,8 +233,11 @@ def options_of(name: str) -> dict[str, argparse.Action]:
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the demo short, and put a stub in place of Ray."""
-    short = functools.partial(demo.sample_scene)
-    monkeypatch.setattr(demo, "sample_scene", lambda **settings: short(**{**settings, "seconds": (20, 26)}))
+
+    def short(*, seconds: tuple[float, float], **settings: Any) -> Scene:
+        return sample_scene(seconds=(20, 26), **settings)
+
+    monkeypatch.setattr("sidelight.cli.demo.sample_scene", short)
     monkeypatch.setattr(features_ray, "extract_on_ray", lambda *_, **__: (argparse.Namespace(has_video=bool), {}))
 
 
