@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "sidelight"
 
 PACKAGES = (
-    "recipes",  # YAML files and their names
     "core",  # words that every part uses
+    "recipes",  # YAML files and their names
     "io",  # safe reading and writing
     "video",  # frames at given times
     "data",  # annotations and benchmarks

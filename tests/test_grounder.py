@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import threading
@@ -22,6 +23,7 @@ from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.core.timeline import Timeline
 from sidelight.features.sources import videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
+from sidelight.grounder import CacheWarning
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -93,6 +95,27 @@ def test_the_cache_goes_by_content(
     monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
     again = grounder.ground(tmp_path / "renamed.mp4", "a ring")
     assert again.moments == first.moments and np.array_equal(again.saliency, first.saliency)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    checkpoint: Checkpoint,
+    backbone: ShapesBackbone,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = Grounder(checkpoint, backbone=backbone, cache=None, device="cpu").ground(video, "a ring")
+    (tmp_path / "file").write_text("in the way")
+    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "file" / "cache", device="cpu")
+    with pytest.warns(CacheWarning, match="not kept: no store can be made in .* SIDELIGHT_CACHE can name"):
+        assert grounder.ground(video, "a ring").moments == expected.moments
+    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    monkeypatch.setattr(FeatureStore, "put_video", full)
+    with pytest.warns(CacheWarning, match="No space left on device"):
+        assert grounder.ground(video, "a ring").moments == expected.moments
 
 
 @pytest.fixture

@@ -175,8 +175,8 @@ class Grounder:
         key = content_digest(video)
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
-        except OSError as error:
-            warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=4)
+        except (OSError, ValueError) as error:
+            self._warn_of_cache(error)
             return encode_video_file(video, self.backbone)
         if store.has_video(key):
             return store.video(key)
@@ -186,8 +186,17 @@ class Grounder:
         for warning in caught:
             warnings.warn(warning.message, stacklevel=4)
         if not any(issubclass(warning.category, VideoWarning) for warning in caught):
-            store.put_video(key, features)
+            try:
+                store.put_video(key, features)
+            except OSError as error:  # the disk is full, or the folder became read-only
+                self._warn_of_cache(error)
         return features
+
+    def _warn_of_cache(self, error: Exception) -> None:
+        reason = str(error).partition("; ")[0]
+        warnings.warn(
+            f"the features are not kept: {reason}; SIDELIGHT_CACHE can name another folder", CacheWarning, stacklevel=4
+        )
 
     def ground_features(
         self,

@@ -394,14 +394,15 @@ def execute(
         say: gets a line for each run.
 
     Raises:
-        ValueError: for fewer than one job, or if a finished run was trained on other data than this machine has.
+        ValueError: for fewer than one job, or if runs are to be trained on other data than the finished ones.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be 1 or more, got {jobs}")
+    unfinished = [run for run in runs if not run.finished]
     for run in runs:
         if run.finished:
-            read_result(run, data_of(located(run), skip_missing=True))
-    unfinished = [run for run in runs if not run.finished]
+            # Finished runs alone need no data: the data may have been made again, smaller or for something else.
+            read_result(run, data_of(located(run), skip_missing=True) if unfinished else None)
     if not unfinished:
         return []
     total = len(unfinished)

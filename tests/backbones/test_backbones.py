@@ -111,7 +111,7 @@ def test_wrong_frames_are_refused(backbone: ShapesBackbone) -> None:
 def test_wrong_options_are_named(tiny_backbone: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_backbone("shapes", **{"weights": tiny_backbone, **options})
-    with pytest.raises(ValueError, match="the backbone 'shapes' has no option clip_seconds"):
+    with pytest.raises(ValueError, match="clip_seconds must be 2, got 1: the shapes backbone was trained"):
         load_backbone("shapes", clip_seconds=1.0)
     with pytest.raises(ValueError, match="no backbone 'clop'"):
         load_backbone("clop")

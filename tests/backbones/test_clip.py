@@ -515,3 +515,15 @@ def test_archives_are_opened_only_if_they_are_the_released_ones(
     ours, theirs = load_file(folder / "model.safetensors"), load_file(tiny / "model.safetensors")
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert CLIPBackbone(weights=folder, levels=1).spec.weights == CLIP_B32  # the folder remembers the hub id
+
+
+def test_without_a_network_there_is_one_sentence_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the client tries again"))
+    with pytest.raises(ValueError, match="someone/clip is not on this machine, and the hub cannot be reached"):
+        CLIPBackbone(weights="someone/clip")
+    assert not caplog.records

@@ -150,5 +150,5 @@ def test_an_interrupted_run_resumes(
         resumed, replace(clips, labels=Labels(events=clips.labels.events, visible=clips.labels.visible))
     )
     assert set(scores_without_head) == {"combination", "colour", "shape", "action"}
-    with pytest.raises(ValueError, match="steps must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
         PretrainConfig(steps=0)

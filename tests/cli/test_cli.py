@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from sidelight import Grounder
 from sidelight.cli.demo import require_own_files
 from sidelight.cli.ground import clock, sparkline
 from sidelight.cli.main import COMMANDS, main
 from sidelight.core.grounding import Grounding
-from sidelight.recipes import recipe_names
+from sidelight.export import plot as plotting
+from sidelight.recipes import recipe_file, recipe_names
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["data", "import", "--help"], ["sidelight data import", "--clip-seconds SECONDS", "(default: 2.0)"]),
         (["convert", "--help"], ["convert r2-tuning", "--run", "convert clip", "--text-heads"]),
         (["train", "--help"], ["--resume", "--train.lr", "--model.hidden"]),
+        (["train", "shapes", "--help"], ["Passes over the training annotations. (type: int, default: 8)"]),
     ],
 )
 def test_help_shows_options(arguments: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +164,63 @@ def test_ground_prints_only_json_to_standard_output(video: Path, capsys: pytest.
     assert Grounding.from_dict(grounding).query == "a star"
 
 
+def test_the_plot_has_as_many_moments_as_the_table(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = []
+    monkeypatch.setattr(plotting, "plot_groundings", lambda *_, top, **__: tops.append(top))
+    plot = str(tmp_path / "a.png")
+    assert main(["ground", str(video), "a star", "--top", "2", "--plot", plot, "--device", "cpu"]) == 0
+    assert tops == [2]
+
+
+@pytest.mark.parametrize(
+    ("queries", "noted"),
+    [(["a", "star", "spins"], True), (["a star spins"], False), (["star"], False), (["a star", "ring"], False)],
+)
+def test_a_sentence_without_quotes_is_noted(
+    queries: list[str], noted: bool, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ground", str(video), *queries, "--device", "cpu"]) == 0
+    assert ('for one sentence, use quotes: "a star spins"' in capsys.readouterr().err) == noted
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_every_encoding_can_be_written(encoding: str, video: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    command = [sys.executable, "-m", "sidelight", "ground", str(video), "ein grüner ★", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([*command, "--json", str(target)], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert r"\u2605" in done.stdout.decode(encoding)
+    assert json.loads(target.read_text())[0]["query"] == "ein grüner ★"
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("matplotlib", ["ground", "VIDEO", "a star", "--plot", "OUT.png"]),
+        ("matplotlib", ["demo", "--out", "OUT"]),
+        ("ray", ["extract", "VIDEO", "--out", "OUT", "--engine", "ray"]),
+    ],
+)
+def test_a_missing_package_is_told_before_the_work(
+    package: str,
+    arguments: list[str],
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == package else find(name))
+    monkeypatch.setattr(Grounder, "from_pretrained", lambda *_, **__: pytest.fail("the work began"))
+    paths = {"VIDEO": str(video), "OUT": str(tmp_path / "out"), "OUT.png": str(tmp_path / "out.png")}
+    assert main([paths.get(argument, argument) for argument in arguments]) == 2
+    assert f'pip install "sidelight[{"ray" if package == "ray" else "plot"}]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, out = str(tiny_world / "annotations.jsonl"), tmp_path / "p.jsonl"
     store = tmp_path / "store"
@@ -206,19 +268,27 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
     world = tmp_path / "w"
     source = [str(world / "videos"), "--annotations", str(world / "annotations.jsonl")]
     assert main(["extract", *source, "--out", str(tmp_path / "s"), "--device", "cpu"]) == 0
-    assert "1 of 1 videos" in capsys.readouterr().out
+    assert "1 of 1 video, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["grond"], "there is no command 'grond'"),
+        (["grond"], "did you mean 'ground'?"),
+        (["data", "chek", "x"], "did you mean 'check'?"),
+        (["ground", "VIDEO", "a star", "--tpo", "3"], "did you mean '--top'?"),
+        (["train", "shaps"], "there is no recipe shaps; did you mean 'shapes'?"),
+        (["train", "shapes", "--train.epoch=3"], "did you mean '--train.epochs'?"),
+        (["ground", "VIDEO", "a star", "--model", "shaeps"], "did you mean 'shapes'?"),
+        (["summary", "--config", "BACKBONE"], "shapes-backbone.yaml is a recipe for `sidelight pretrain`, not for"),
+        (["shapes", "--out", "VIDEO", "--videos", "1"], "is a file; give another place"),
+        (["demo", "--out", "VIDEO"], "is a file; give another place"),
         (["ground"], "video"),
         (["ground", "nowhere.mp4", "a star"], "nowhere.mp4 does not exist"),
         (["ground", "VIDEO", ""], "a query is empty"),
         (["ground", "VIDEO", "a star", "--top", "0"], "--top must be 1 or more"),
-        (["ground", "VIDEO", "a star", "--top", "many"], "argument --top: expected a whole number, got 'many'"),
-        (["ground", "VIDEO", "a star", "--min-score", "nan"], "argument --min-score: expected a finite number"),
+        (["ground", "VIDEO", "a star", "--top", "many"], "--top must be a whole number, got 'many'"),
+        (["ground", "VIDEO", "a star", "--min-score", "nan"], "--min-score must be a finite number"),
         (["ground", "VIDEO", "a star", "--model", "nothing"], "there is no model 'nothing'"),
         (["ground", "VIDEO", "a star", "--plot", "no/such/folder/a.png"], "there is no folder"),
         (["ground", "VIDEO", "a star", "--nonsense"], "nonsense"),
@@ -242,13 +312,13 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["data", "export"], "sidelight data has no sub-command 'export'"),
         (["data", "import", "x"], "the following arguments are required: --out (see sidelight data import --help)"),
         (["convert", "clip", "x", "--out", "y", "--heads", "0"], "--heads must be 1 or more, got 0"),
-        (["completion", "fish"], "argument shell: invalid choice: 'fish'"),
+        (["completion", "fish"], "shell must be one of bash, zsh, got 'fish'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
     arguments: list[str], expected: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = {"VIDEO": str(video), "OUT": str(tmp_path / "out")}
+    paths = {"VIDEO": str(video), "OUT": str(tmp_path / "out"), "BACKBONE": str(recipe_file("shapes-backbone"))}
     assert main([paths.get(argument, argument) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("sidelight: ") and expected in message and len(message.strip().splitlines()) == 1

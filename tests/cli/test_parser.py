@@ -58,10 +58,10 @@ def test_values(line: str, values: dict[str, Any]) -> None:
     ("line", "message"),
     [
         ("", "the following arguments are required: first, rest, --out (see prog --help)"),
-        ("x y --out o --max 1", "unrecognized arguments: --max 1"),
-        ("x y --out o --max-count 1.5", "argument --max-count: expected a whole number, got '1.5'"),
-        ("x y --out o --ratio inf", "argument --ratio: expected a finite number, got 'inf'"),
-        ("x y --out o --kind c", "argument --kind: invalid choice: 'c'"),
+        ("x y --out o --max 1", "unrecognized arguments: --max 1; did you mean '--max-count'? (see prog --help)"),
+        ("x y --out o --max-count 1.5", "--max-count must be a whole number, got '1.5'"),
+        ("x y --out o --ratio inf", "--ratio must be a finite number, got 'inf'"),
+        ("x y --out o --kind c", "--kind must be one of a, b, got 'c' (see prog --help)"),
         ("x y --out", "argument --out: expected one argument"),
     ],
 )

@@ -528,7 +528,7 @@ def test_export_refuses_features_that_do_not_fit(tmp_path: Path, world: Path, ti
             export_features(store, out, rows, **{"layout": "sdst", **options})  # type: ignore[arg-type]
 
     refused("there are no annotations", rows=[])
-    refused("no feature layout 'umt' to write", layout="umt")
+    refused("no feature layout 'umt'; known are r2-tuning", layout="umt")
     refused(r"has one level, the store 4 \(-4, -3, -2, -1\); choose one with --level", layout="moment-detr")
     refused("lack", level=-9, layout="moment-detr")
     refused("holds the last levels of a backbone", store=FeatureStore(tiny_store, levels=(-3, -1)))

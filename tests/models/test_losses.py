@@ -436,7 +436,7 @@ def test_a_batch_without_targets_is_refused() -> None:
     [
         ({"weight_l1": -1.0}, "weight_l1 must be at least 0"),
         ({"cost_giou": math.inf}, "cost_giou must be at least 0 and finite"),
-        ({"weight_class": "1"}, "weight_class must be a number"),
+        ({"weight_class": "1"}, "weight_class must be a finite number"),
         ({"alignment_temperature": 0.0}, "above 0"),
         ({"nce_directions": ()}, "'row', 'col' or both"),
         ({"nce_directions": ("row", "up")}, "'row', 'col' or both"),

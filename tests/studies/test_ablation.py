@@ -582,12 +582,14 @@ def test_a_table_is_trained_once_and_made_again(toy: Path, tmp_path: Path, capsy
     after = {folder: (folder / "result.json").stat().st_mtime_ns for folder in folders}
     assert [f for f in folders if before[f] != after[f]] == folders[:1]
     assert json.loads((folders[0] / "result.json").read_text())["brief"] == results[0]["brief"]
-    # Another table reuses a shared run; other data is refused.
+    # Another table reuses a shared run; new runs on other data are refused.
     assert main(["3", "--recipe", str(toy), "--out", str(out), "--seeds", "1", "--dry-run"]) == 0
     assert "3 runs, 2 to train" in capsys.readouterr().out
     other_data = tmp_path / "other.jsonl"
     other_data.write_text("".join(_first_rows(toy, 4)))
     toy.write_text(toy.read_text().replace(_annotations(toy), str(other_data)))
+    assert main(arguments) == 0  # nothing is to be trained: the table needs no data
+    shutil.rmtree(folders[0])
     assert main(arguments) == 2
     assert "was trained on other data (train, val differ)" in capsys.readouterr().err
 

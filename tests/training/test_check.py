@@ -97,7 +97,7 @@ def test_the_losses_are_those_of_the_run(recipe: Path) -> None:
 def test_without_validation_and_with_few_samples(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("--data.val=", "--train.batch_size=10000") == 0
     shown = capsys.readouterr().out
-    assert "validation  none" in shown and "1 steps an epoch" in shown and "decoded" not in shown
+    assert "validation  none" in shown and "1 step an epoch" in shown and "decoded" not in shown
 
 
 def test_without_features_two_videos_are_extracted(
@@ -106,7 +106,7 @@ def test_without_features_two_videos_are_extracted(
     videos = [f"--data.{part}_videos={tiny_world / 'videos'}" for part in ("train", "val")]
     assert check(*videos, f"--data.train_features={tmp_path / 'new'}") == 0
     shown = capsys.readouterr().out
-    assert shown.count("3 videos, 0.0 h; 0 videos have features, the run first extracts the others") == 2
+    assert shown.count("3 videos, 0.0 h; features of 0 videos exist, the run first extracts the others") == 2
     assert check(*videos, f"--data.train_features={tmp_path / 'new'}", "--backbone.weights=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
     assert check(*videos, f"--data.train_videos={tmp_path}", f"--data.train_features={tmp_path / 'new'}") == 2
@@ -127,7 +127,7 @@ def test_a_store_that_is_half_filled_serves(
     extract(find_videos(tiny_world / "videos", [vid]), queries, backbone, tmp_path / "half", workers=0)
     options = [f"--data.train_videos={tiny_world / 'videos'}", f"--data.train_features={tmp_path / 'half'}"]
     assert check(*options, "--data.val=", "--train.batch_size=2") == 0
-    assert "1 videos have features, the run first extracts the others" in capsys.readouterr().out
+    assert "features of 1 video exist, the run first extracts the others" in capsys.readouterr().out
     # Without the videos, the run would fail, and so does the check.
     assert check(options[1]) == 2
     assert "has no video" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_a_folder_that_is_taken_is_named(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     assert check(f"--train.out={tmp_path / 'file' / 'run'}") == 2
-    assert f"{tmp_path / 'file'} is a file; set another" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
     train(read_recipe(recipe, ["--train.epochs=1"]), quiet=True)
     assert check() == 2
     assert "holds a run already; add --resume" in capsys.readouterr().err
@@ -178,9 +178,12 @@ def test_a_folder_that_is_taken_is_named(
     [
         ("model: {video_dim: 32\n", "Problems parsing config"),
         ("- 1\n- 2\n", "Unexpected config"),
-        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epoch: 3}\n", "does not accept option 'epoch'"),
+        (
+            "model: {video_dim: 32, text_dim: 32}\ntrain: {epoch: 3}\n",
+            "has no field 'epoch'; did you mean 'epochs'?",
+        ),
         ("model: {video_dim: 32, text_dim: 32}\ntrain: {epochs: many}\n", "train.epochs"),
-        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epochs: 0}\n", "TrainConfig.epochs must be at least 1"),
+        ("model: {video_dim: 32, text_dim: 32}\ntrain: {epochs: 0}\n", "train.epochs must be at least 1"),
         ("model: {video_dim: 32}\n", "model.text_dim"),
         ("model: {video_dim: 32, text_dim: 32}\nbackbone: {pooling: tokens}\n", "sdst reads one vector a clip"),
         ("side_tuner: none\n", "there is no side-tuner 'none'"),
@@ -202,7 +205,7 @@ def test_mistakes_of_a_recipe_name_its_file(
 
 def test_mistakes_of_the_command_line_do_not_blame_the_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(recipe), "--train.epochs=none"]) == 2
-    assert capsys.readouterr().err.startswith('sidelight: Parser key "train.epochs"')
+    assert capsys.readouterr().err.startswith("sidelight: --train.epochs must be a whole number, got ")
 
 
 def test_an_empty_store_folder_counts_as_none(check: Check, tiny_world: Path, tmp_path: Path) -> None:
@@ -210,3 +213,34 @@ def test_an_empty_store_folder_counts_as_none(check: Check, tiny_world: Path, tm
     videos = f"--data.train_videos={tiny_world / 'videos'}"
     assert check(videos, f"--data.train_features={tmp_path / 'empty'}", "--data.val=") == 0
     shutil.rmtree(tmp_path / "empty")
+
+
+@pytest.mark.filterwarnings("default::sidelight.training.loop.PrecisionWarning")
+def test_another_precision_is_one_warning(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--train.precision=16-mixed") == 0
+    message = "sidelight: warning: train.precision 16-mixed cannot be used on this device; bf16-mixed is used\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_resumed_run_without_a_state_says_that_it_starts_anew(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("--resume") == 0
+    message = capsys.readouterr().err
+    assert message.startswith("there is no saved state in ") and "the run starts anew" in message
+
+
+def test_an_interrupt_names_no_folder_that_does_not_exist(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sidelight.training.loop.open_data", interrupt)
+    assert main(["train", str(recipe)]) == 130
+    message = capsys.readouterr().err
+    assert "no state was saved yet; the same command starts anew" in message and str(tmp_path) not in message
+    (tmp_path / "runs" / "out").mkdir(parents=True)
+    (tmp_path / "runs" / "out" / "state.pt").touch()
+    assert main(["train", str(recipe)]) == 130
+    assert f"continue with --resume and the same options; see {tmp_path}" in capsys.readouterr().err

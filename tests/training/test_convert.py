@@ -311,7 +311,7 @@ def test_a_wrong_run_is_refused(
     message = refusal(highlights / "checkpoint.pth", tmp_path, capsys)
     assert "it lacks " in message and "its tensors are those of youtube-highlights-dog and others" in message
     assert command(file, tmp_path / "out", run="else") == 2
-    assert "there is no published run 'else' of R2-Tuning; known are qvhighlights" in capsys.readouterr().err
+    assert "there is no published run of R2-Tuning 'else'; known are qvhighlights" in capsys.readouterr().err
 
 
 def test_other_widths_need_the_name_of_their_weights(
@@ -379,6 +379,7 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         # The client reads HF_ENDPOINT once, when it is imported; these arguments do the same for one call.
         arguments = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **arguments))
+        monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: True)
         yield served
 
 
@@ -431,6 +432,8 @@ def test_without_a_network_there_is_one_sentence(
 
     unreachable = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the client tries again"))
     assert "the hub cannot be reached; check the connection" in problem()
     row = {"qid": 1, "query": "a dog", "vid": "a", "duration": 10, "relevant_windows": [[0, 2]]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
@@ -461,7 +464,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 def test_names_of_other_models_are_not_published_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shapes", "user/model", "r2-tuning", Path("runs/a")):
         assert published_checkpoint(name) is None
-    with pytest.raises(ValueError, match="no published run 'else' of R2-Tuning; known are qvhighlights"):
+    with pytest.raises(ValueError, match="no published run of R2-Tuning 'else'; known are qvhighlights"):
         published_checkpoint("r2-tuning/else")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r2-tuning" / "else").mkdir(parents=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError
+from sidelight.core.messages import no_such
 
 if TYPE_CHECKING:
     from sidelight.backbones.clip.model import CLIPBackbone
@@ -46,21 +47,15 @@ def load_backbone(name: str, **options: Any) -> Backbone:
 
     Args:
         name: a key of :data:`BACKBONES`.
-        options: options of the backbone: ``levels``, ``pooling`` and ``weights``; all backbones except shapes also take
-            ``clip_seconds``, ``frames_per_clip`` and ``dtype``.
+        options: options of the backbone: ``levels``, ``pooling``, ``weights``, ``clip_seconds``, ``frames_per_clip``;
+            all backbones except shapes also take ``dtype``.
 
     Raises:
         ValueError: if there is no such backbone, or an option is wrong.
     """
     if name not in BACKBONES:
-        raise ValueError(f"there is no backbone {name!r}; known backbones are {', '.join(BACKBONES)}")
-    try:
-        return BACKBONES[name](**options)
-    except TypeError as error:  # an option that this backbone does not have
-        if "unexpected keyword argument" not in str(error):
-            raise
-        option = str(error).rpartition("argument ")[2].split("'")[1]
-        raise ValueError(f"the backbone {name!r} has no option {option}; leave {option} out") from None
+        raise ValueError(no_such("backbone", name, BACKBONES))
+    return BACKBONES[name](**options)
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:
@@ -76,7 +71,7 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         SpecMismatchError: if the loaded backbone makes other features.
     """
     options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
-    if spec.backbone != "shapes":
+    if spec.backbone != "shapes":  # its weights fix its clips; other ones are named by the comparison of specs below
         options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights

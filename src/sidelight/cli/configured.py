@@ -10,16 +10,17 @@ import dataclasses
 import inspect
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from sidelight.cli.parser import Command, add_parameters, summary
+from sidelight.cli.parser import Command, add_parameters, option_names, summary
 from sidelight.recipes import command_of, recipe_file
-from sidelight.training.recipe import add_recipe_arguments, file_of, naming, recipe_from
+from sidelight.training.recipe import add_recipe_arguments, file_of, naming, options_in, plain_mistake, recipe_from
 
-Build = Callable[[Namespace, ArgumentParser], Any]
-"""Make a configuration from parsed arguments."""
+Build = Callable[[Namespace, ArgumentParser, Sequence[str]], Any]
+"""Make a configuration from parsed arguments; the last value names the fields that were typed."""
 
 
 def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int:
@@ -30,23 +31,33 @@ def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int
     """
     if not arguments:
         raise ValueError(f"{prog} needs a recipe: a YAML file, or a name that `sidelight recipes` lists")
-    if not arguments[0].startswith("-"):
-        proper, typed = command_of(arguments[0]), prog.rpartition(" ")[2]
+    name = None if arguments[0].startswith("-") else arguments[0]
+    if name is not None:
+        arguments = ["--config", str(recipe_file(name)), *arguments[1:]]
+    recipe, options = _recipe_in(arguments), options_in(arguments)
+    if recipe is not None:
+        proper, typed = command_of(recipe), prog.rpartition(" ")[2]
         if "pretrain" in (proper, typed) and proper != typed:
-            raise ValueError(f"{arguments[0]} is a recipe for `sidelight {proper}`, not for `{prog}`")
-        arguments = ["--config", str(recipe_file(arguments[0])), *arguments[1:]]
-    file = arguments[1] if arguments[0] == "--config" and arguments[1:] else None
-    try:
+            raise ValueError(f"{name or recipe} is a recipe for `sidelight {proper}`, not for `{prog}`")
+    with naming(recipe, options):
         parser, build, flags = configured_parser(command, prog, arguments)
+    if recipe is not None and not {"-h", "--help"}.isdisjoint(arguments):
+        parser.default_config_files = [recipe]  # help shows the recipe's values as defaults
+    try:
         parsed = parser.parse_args(arguments)
     except (ArgumentError, ValueError) as error:
-        message = " ".join(str(error).split())
-        # A mistake in an option on the command line is no mistake of the recipe.
-        options = (argument.lstrip("-").partition("=")[0] for argument in arguments[2:] if argument.startswith("--"))
-        where = f"recipe {file}: " if file and not any(option in message for option in options) else ""
-        raise ValueError(f"{where}{message} (see {prog} --help)") from None
-    with naming(file_of(parsed)):
-        return command(build(parsed, parser), **{name: parsed[name] for name in flags}) or 0
+        raise ValueError(f"{plain_mistake(error, parser, recipe, arguments)} (see {prog} --help)") from None
+    with naming(file_of(parsed), options), option_names(options):
+        return command(build(parsed, parser, options), **{name: parsed[name] for name in flags}) or 0
+
+
+def _recipe_in(arguments: Sequence[str]) -> str | None:
+    """Return the file of the recipe in the arguments; None if they have none, or it does not exist."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name == "--config" and Path(value or following).is_file():
+            return value or following
+    return None
 
 
 def configured_parser(
@@ -76,7 +87,7 @@ def configured_parser(
     parser.add_class_arguments(PretrainConfig)
     fields = [field.name for field in dataclasses.fields(PretrainConfig)]
 
-    def build(parsed: Namespace, parser: ArgumentParser) -> PretrainConfig:
+    def build(parsed: Namespace, parser: ArgumentParser, options: Sequence[str]) -> PretrainConfig:
         built = parser.instantiate(parsed)
         return PretrainConfig(**{name: built[name] for name in fields})
 

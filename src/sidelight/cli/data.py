@@ -19,8 +19,10 @@ from sidelight.cli.shared import (
     Seconds,
     Store,
     report_to,
+    require_range,
     write_json,
 )
+from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
     from sidelight.data.check import Report
@@ -54,7 +56,7 @@ def data_check(
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     with report_to(json):
         _print_report(report)
-        print(", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items()))
+        print(", ".join(count_of(n, severity) for severity, n in counts.items()))
     write_json(json, report.to_dict())
     return 1 if report.errors else 0
 
@@ -116,7 +118,8 @@ def data_import(table: File, *, out: OutFile, videos: Folder | None = None, clip
             print(f"sidelight: and {hidden} more wrong rows", file=sys.stderr)
         return 2
     num_videos, num_windows = len({a.vid for a in annotations}), sum(len(a.relevant_windows) for a in annotations)
-    print(f"wrote {len(annotations)} queries with {num_windows} windows on {num_videos} videos to {out}")
+    queries, windows = count_of(len(annotations), "query"), count_of(num_windows, "window")
+    print(f"wrote {queries} with {windows} on {count_of(num_videos, 'video')} to {out}")
     return 0
 
 
@@ -150,6 +153,12 @@ def shapes(
     """
     from sidelight.shapes import describe, make_world
 
+    require_range(0, seed=seed, absent=absent)
+    require_range(1, workers=workers)
+    if not 20 <= shortest <= longest:
+        raise ValueError(
+            f"--shortest must be 20 or more, and at most --longest, got --shortest {shortest:g} --longest {longest:g}"
+        )
     annotations = make_world(
         out,
         videos=videos,

@@ -45,13 +45,14 @@ def make_demo(out: Path, *, seed: int, model: str = "shapes", device: str | None
         device: see :meth:`sidelight.grounder.Grounder.from_pretrained`.
     """
     require_own_files(out)
+    grounder = Grounder.from_pretrained(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
     video = out / "video.mp4"
     draw_video(scene, video, side=320)
     note_files(out)
     annotations = choose(annotate(scene, seed=WORLD_SEED, index=seed))
-    groundings = Grounder.from_pretrained(model, device=device).ground(video, [a.query for a in annotations])
+    groundings = grounder.ground(video, [a.query for a in annotations])
     return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
 
 

@@ -21,7 +21,10 @@ from sidelight.cli.shared import (
     Store,
     Weights,
     require_above_zero,
+    require_package,
+    require_range,
 )
+from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
@@ -82,6 +85,9 @@ def extract(
     from sidelight.io.runtime import usable_device
     from sidelight.training.recipe import BackboneConfig
 
+    require_range(1, actors=actors)
+    if engine == "ray":
+        require_package("ray", "ray", "--engine ray needs Ray")
     if actors is not None and engine != "ray":
         raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
     if device is not None and engine == "ray":
@@ -90,8 +96,10 @@ def extract(
         raise ValueError("--benchmark and --domain say how to read --annotations; give --annotations too")
     if domain and not benchmark:
         raise ValueError("--domain needs --benchmark, which says what a domain is")
-    if dtype and backbone == "shapes":
-        raise ValueError("--dtype: the embedded backbone computes in float32; leave --dtype out")
+    if backbone == "shapes":
+        if dtype not in (None, "float32"):
+            raise ValueError(f"--dtype must be float32 for the backbone shapes, got {dtype}")
+        dtype = None
     if domain and benchmark:
         released = benchmark_named(benchmark)
         rows = [row for file in annotations or () for row in released.read(file, domain=domain)]
@@ -126,12 +134,13 @@ def extract(
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise
     num_stored = sum(store.has_video(vid) for vid in files)
-    print(f"{out}: {num_stored} of {len(files) + len(missing)} videos, {len(queries)} queries")
+    print(f"{out}: {num_stored} of {count_of(len(files) + len(missing), 'video')}, {count_of(len(queries), 'query')}")
     for vid, reason in list(failures.items())[:MAX_LINES]:
         print(f"failed: {vid}: {reason}", file=sys.stderr)
     if failures:
-        count = "1 video" if len(failures) == 1 else f"{len(failures)} videos"
-        print(f"{count} failed; {out}/{FAILURES} names each with the reason", file=sys.stderr)
+        print(
+            f"{count_of(len(failures), 'video')} failed; {out}/{FAILURES} names each with the reason", file=sys.stderr
+        )
     return 1 if failures else 0
 
 
@@ -167,20 +176,21 @@ def features_verify(store: Store, *, annotations: list[File] | None = None, benc
     missing_queries = opened.missing_queries(row.query for row in rows) if readable else []
     for query in missing_queries[:MAX_LINES]:
         print(f"missing query {query!r}")
-    for kind, names in (("videos", missing_videos), ("queries", missing_queries)):
+    for kind, names in (("video", missing_videos), ("query", missing_queries)):
         if len(names) > MAX_LINES:
-            print(f"and {len(names) - MAX_LINES} more missing {kind}")
+            print(f"and {count_of(len(names) - MAX_LINES, f'more missing {kind}')}")
     if failed and not rows:
-        print(f"{len(failed)} videos could not be read when they were extracted, see {FAILURES}: {', '.join(failed)}")
-    counts = f"{len(damaged)} damaged files"
+        count = count_of(len(failed), "video")
+        print(f"{count} could not be read when the store was made, see {FAILURES}: {', '.join(failed)}")
+    counts = count_of(len(damaged), "damaged file")
     if rows:
         queries = (
-            f"{len(missing_queries)} missing queries"
+            count_of(len(missing_queries), "missing query")
             if readable
             else ("queries not compared, since their files are damaged")
         )
-        counts += f", {len(missing_videos)} missing videos, {queries}"
-    print(f"{store}: {len(opened.videos())} videos; {counts}")
+        counts += f", {count_of(len(missing_videos), 'missing video')}, {queries}"
+    print(f"{store}: {count_of(len(opened.videos()), 'video')}; {counts}")
     return 1 if damaged or missing_videos or missing_queries else 0
 
 
@@ -207,9 +217,12 @@ def features_export(
 
     _require_local(out)
     rows = _read([annotations], benchmark)
-    videos, queries = export_features(FeatureStore(store), out, rows, layout=layout, level=level, progress=True)
+    opened = FeatureStore(store)
+    if level is not None and level not in opened.spec.levels:
+        raise ValueError(f"--level must be one of {', '.join(map(str, opened.spec.levels))}, got {level}")
+    videos, queries = export_features(opened, out, rows, layout=layout, level=level, progress=True)
     folders = ", ".join(sorted(path.name for path in Path(out).iterdir() if path.is_dir()))
-    print(f"wrote {videos} videos and {queries} queries to {out} ({folders})")
+    print(f"wrote {count_of(videos, 'video')} and {count_of(queries, 'query')} to {out} ({folders})")
 
 
 def features_import(
@@ -269,7 +282,8 @@ def features_import(
         )
     store = import_features(features, out, rows, progress=True)
     spec = store.spec
-    print(f"{store.folder}: {len({row.vid for row in rows})} videos, {len({row.query for row in rows})} queries")
+    videos, queries = len({row.vid for row in rows}), len({row.query for row in rows})
+    print(f"{store.folder}: {count_of(videos, 'video')}, {count_of(queries, 'query')}")
     print(
         f"made by {spec.backbone} ({spec.weights}), levels {', '.join(map(str, spec.levels))}, pooling {spec.pooling}, "
         f"clips of {spec.clip_seconds:g} s"

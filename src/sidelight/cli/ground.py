@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sidelight.cli.shared import (
     PlotFile,
     Score,
     report_to,
+    require_package,
     require_plot,
     require_range,
     to_json,
@@ -48,7 +50,7 @@ def ground(
     Args:
         video: video file of any length, or its address, such as https://host/video.mp4.
         query: one or more sentences, each in quotes.
-        top: how many moments to print per query; JSON holds all moments.
+        top: how many moments to print and to draw per query; JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
             calibrate` chooses this score).
         json: write the groundings as JSON; - for standard output.
@@ -62,6 +64,11 @@ def ground(
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
+    if len(query) > 1 and not any(" " in sentence.strip() for sentence in query):
+        print(
+            f'note: these are {len(query)} queries of one word each; for one sentence, use quotes: "{" ".join(query)}"',
+            file=sys.stderr,
+        )
     cache = None if no_cache else DEFAULT_CACHE
     with local_video(video) as file, report_to(json):
         probe(file)  # reports what is wrong with the file before the slow work begins
@@ -73,7 +80,7 @@ def ground(
         if model == "shapes":
             print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
         if plot:
-            draw(groundings, file, plot)
+            draw(groundings, file, plot, top=top)
             print(f"wrote {plot}")
     write_json(json, [grounding.to_dict() for grounding in groundings])
 
@@ -87,6 +94,8 @@ def demo(*, out: OutFolder = "demo", seed: Count = 7, model: Model = "shapes", d
     """
     from sidelight.cli.demo import make_demo, note_files
 
+    require_range(0, seed=seed)
+    require_package("matplotlib", "plot", "the demo draws a plot and needs Matplotlib")
     start = time.perf_counter()
     result = make_demo(Path(out), seed=seed, model=model, device=device)
     for grounding, windows in zip(result.groundings, result.windows, strict=True):
@@ -113,7 +122,8 @@ def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple
         table.add_row(clock(moment.start), clock(moment.end), f"{moment.score:.2f}")
     console.print(Text(grounding.query, style="bold"))
     # 14 columns narrower than the terminal, and 20 to 75 bars.
-    console.print(Text(f"  {sparkline(grounding.saliency.tolist(), max(20, min(75, console.width - 14)))}"))
+    width = max(20, min(75, console.width - 14))
+    console.print(Text(f"  {sparkline(grounding.saliency.tolist(), width, _bars_for(console.encoding))}"))
     if not grounding.moments:
         console.print("  no such moment")
     else:
@@ -133,9 +143,19 @@ def clock(seconds: float) -> str:
 
 
 _BARS = "▁▂▃▄▅▆▇█"
+_ASCII_BARS = "_.-:=+*#"
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
+def _bars_for(encoding: str) -> str:
+    """Return the bars that an encoding has."""
+    try:
+        _BARS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return _ASCII_BARS
+    return _BARS
+
+
+def sparkline(values: Sequence[float], width: int, bars: str = _BARS) -> str:
     """Return numbers as a row of at most ``width`` bars; the lowest bar is the lowest number."""
     if not values:
         return ""
@@ -146,7 +166,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     ]
     low, high = min(bins), max(bins)
     span = high - low or 1.0
-    return "".join(_BARS[min(7, int((value - low) / span * 8))] for value in bins)
+    return "".join(bars[min(7, int((value - low) / span * 8))] for value in bins)
 
 
 def draw(
@@ -155,6 +175,7 @@ def draw(
     out: str | Path,
     truth: Sequence[Sequence[tuple[float, float]]] | None = None,
     *,
+    top: int = 5,
     num_frames: int = 12,
 ) -> None:
     """Draw groundings of one video below a strip of its frames.
@@ -164,6 +185,7 @@ def draw(
         video: the file.
         out: file to write.
         truth: true windows of each query, in seconds.
+        top: most moments to draw per query.
         num_frames: how many frames to read for the strip.
     """
     from sidelight.export.plot import plot_groundings
@@ -175,4 +197,4 @@ def draw(
     seconds = [(i + 0.5) / num_frames * groundings[0].timeline.duration for i in range(num_frames)]
     frames = frames_at(video, seconds, size=(width, height))
     strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
-    plot_groundings(groundings, out, frames=strip, truth=truth)
+    plot_groundings(groundings, out, frames=strip, truth=truth, top=top)

@@ -6,6 +6,7 @@ A user's mistake is one sentence on stderr and exit code 2. Each command imports
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -13,7 +14,16 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Literal, TextIO
 
-from sidelight.cli.parser import Command, Group, command_parser, is_configured, require_safe_paths, summary
+from sidelight.cli.parser import (
+    Command,
+    Group,
+    command_parser,
+    is_configured,
+    option_names,
+    require_safe_paths,
+    summary,
+)
+from sidelight.core.messages import did_you_mean, no_such
 
 COMMANDS: dict[str, str] = {
     "ground": "sidelight.cli.ground",
@@ -42,9 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after ``sidelight``; those of the process unless given.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal or a pipe may have an encoding without bars and accents, such as ASCII or cp1252.
+            stream.reconfigure(errors="backslashreplace")
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
-    if name not in ("train", "pretrain"):  # people who train want to see the warnings of other packages
-        warnings.showwarning = _warning_printer()
+    # People who train want to see the warnings of other packages; for others they are noise.
+    warnings.showwarning = _warning_printer(shows_others=name in ("train", "pretrain"))
     try:
         return _dispatch(name, arguments)
     except KeyboardInterrupt:
@@ -54,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has ended (`| head`), which is no error for the user.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        if error.filename is None:
+            return _fail(str(error))
+        return _fail(f"{os.fsdecode(error.filename)} cannot be read or written: {error.strerror}")
+    except ValueError as error:
         return _fail(" ".join(str(error).split()))
 
 
@@ -68,7 +86,7 @@ def _dispatch(name: str, arguments: Sequence[str]) -> int:
         print(f"sidelight {__version__}", flush=True)
         return 0
     if name not in COMMANDS:
-        raise ValueError(f"there is no command {name!r}; known are {', '.join(COMMANDS)} (see sidelight --help)")
+        raise ValueError(f"{no_such('command', name, COMMANDS)} (see sidelight --help)")
     return _run(command_of(name), f"sidelight {name}", arguments)
 
 
@@ -92,7 +110,8 @@ def _run(command: Command | Group, prog: str, arguments: Sequence[str]) -> int:
         return run_configured(command, prog, arguments)
     values = vars(command_parser(command, prog).parse_args(arguments))
     require_safe_paths(command, values)
-    return command(**values) or 0
+    with option_names(values):
+        return command(**values) or 0
 
 
 def _run_group(group: Group, prog: str, arguments: Sequence[str]) -> int:
@@ -101,7 +120,8 @@ def _run_group(group: Group, prog: str, arguments: Sequence[str]) -> int:
         return _run(group.commands[name], f"{prog} {name}", rest)
     if name not in ("-h", "--help"):
         problem = f"{prog} has no sub-command {name!r}" if name else f"{prog} needs a sub-command"
-        raise ValueError(f"{problem}; expected one of {', '.join(group.commands)} (see {prog} --help)")
+        hint = did_you_mean(name, group.commands)
+        raise ValueError(f"{problem}; expected one of {', '.join(group.commands)}{hint} (see {prog} --help)")
     print(f"{group.summary}\n")
     for sub_name, command in group.commands.items():
         print(f"{command_parser(command, f'{prog} {sub_name}').format_usage()}  {summary(command)}\n")
@@ -140,10 +160,11 @@ def _fail(sentence: str) -> int:
     return 2
 
 
-def _warning_printer() -> Callable[..., None]:
+def _warning_printer(*, shows_others: bool) -> Callable[..., None]:
     """Return a function that prints each of sidelight's own warnings once, as one line.
 
-    Warnings of other packages are for developers, and are hidden.
+    Args:
+        shows_others: print warnings of other packages too, which are for developers.
     """
     printed: set[str] = set()
 
@@ -155,8 +176,11 @@ def _warning_printer() -> Callable[..., None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category.__module__.startswith("sidelight") and str(message) not in printed:
-            printed.add(str(message))
-            print(f"sidelight: warning: {message}", file=sys.stderr)
+        if category.__module__.startswith("sidelight"):
+            if str(message) not in printed:
+                printed.add(str(message))
+                print(f"sidelight: warning: {message}", file=sys.stderr)
+        elif shows_others:
+            print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
     return show

@@ -18,10 +18,13 @@ import argparse
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from sidelight.core.messages import did_you_mean
 
 CONFIGURATIONS = ("Recipe", "PretrainConfig")
 """Types of parameters that ``configured.py`` reads."""
@@ -57,7 +60,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ValueError with the message and the command that explains the options."""
+        """Raise ValueError with the message in plain words, and the command that explains the options."""
+        if match := re.match(r"argument (\S+): invalid choice: (['\"])(.*?)\2", message):
+            name, value = match[1], match[3]
+            choices = next(a.choices for a in self._actions if name in (a.dest, *a.option_strings)) or ()
+            message = f"{name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}"
+        elif match := re.match(r"argument (\S+): (must be .*)", message):
+            message = f"{match[1]} {match[2]}"
+        elif message.startswith("unrecognized arguments: "):
+            message += option_hint(message.split()[2], self._option_string_actions)
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
@@ -65,6 +76,32 @@ def summary(command: Command | Group) -> str:
     """Return the first sentence about a command, without its full stop."""
     text = command.summary if isinstance(command, Group) else inspect.getdoc(command) or ""
     return " ".join(text.split("\n\n")[0].split()).removesuffix(".")
+
+
+@contextlib.contextmanager
+def option_names(names: Iterable[str]) -> Iterator[None]:
+    """Name the option as it is typed in errors that begin with a parameter: "side must be ..." -> "--side must be ...".
+
+    Args:
+        names: the parameters of the command.
+    """
+    try:
+        yield
+    except ValueError as error:
+        parameter = re.match(r"(?:\w+\.)?(\w+)(?= must be )", str(error))
+        if parameter is None or parameter[1] not in names:
+            raise
+        raise ValueError(f"--{parameter[1].replace('_', '-')}{str(error)[parameter.end() :]}") from None
+
+
+def option_hint(argument: str, options: Iterable[str]) -> str:
+    """Return a suggestion for a misspelt option, or nothing.
+
+    Args:
+        argument: what the user typed, such as --tpo=3.
+        options: the options of the command.
+    """
+    return did_you_mean(argument.partition("=")[0], options) if argument.startswith("-") else ""
 
 
 def is_configured(command: Command) -> bool:
@@ -158,7 +195,7 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
 
 
 def _number(text: str) -> float:
@@ -166,4 +203,4 @@ def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
         if math.isfinite(number := float(text)):
             return number
-    raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")

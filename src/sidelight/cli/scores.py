@@ -18,6 +18,7 @@ from sidelight.cli.shared import (
     require_range,
     write_json,
 )
+from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
     from sidelight.metrics.calibration import Reliability
@@ -71,7 +72,7 @@ def evaluate(
                         "one of them has saliency; runs of several seeds need the same fields"
                     )
             seeds = {name: over_seeds([r["brief"][name] for r in results]) for name in brief}
-            print(f"{'':<28}   mean  deviation over {len(results)} runs")
+            print(f"{'':<28}   mean  deviation over {count_of(len(results), 'run')}")
             for name, (mean, deviation) in seeds.items():
                 print(f"{name:<28}{mean:>7.{decimals}f}  {deviation:.2f}")
             runs = [{"predictions": f, **r} for f, r in zip(predictions, results, strict=True)]
@@ -82,7 +83,7 @@ def evaluate(
                 low_high = bounds.get(name)
                 interval = f"[{low_high[0]:6.2f}, {low_high[1]:6.2f}]" if low_high else "[    -,     -]"
                 print(f"{name:<28}{value:>7.{decimals}f}  {interval}")
-            print(f"95 % intervals over {units} {by_plural(by)}; - where too few of them count")
+            print(f"95 % intervals over {count_of(units, by)}; - where too few of them count")
             if units < FEW_UNITS:
                 print(f"note: a bootstrap over fewer than {FEW_UNITS} gives intervals that are too narrow; take more")
             values = {**results[0], "intervals": bounds}
@@ -109,11 +110,6 @@ def _intervals(
         for name, interval in zip(scores.each, intervals(percent, groups=groups), strict=True)
     }
     return bounds, len(set(groups)) if groups else len(scores.qids)
-
-
-def by_plural(unit: str) -> str:
-    """Return the plural of a unit of the bootstrap."""
-    return "videos" if unit == "video" else "queries"
 
 
 def compare(
@@ -144,6 +140,7 @@ def compare(
     from sidelight.metrics.evaluate import query_scores
 
     require_plot(plot)
+    require_range(0, seed=seed)
     first_scores, second_scores = (query_scores(f, annotations, benchmark=benchmark) for f in (first, second))
     comparison = comparing.compare(
         first_scores.each,
@@ -200,7 +197,7 @@ def _print_comparison(comparison: Comparison) -> None:
     for texts in rows:
         cells = [f"{texts[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(texts[1:-1], widths[1:-1], strict=True))]
         print("  ".join([*cells, texts[-1]]))
-    print(f"\np: paired permutation test over {comparison.groups} {by_plural(comparison.grouped_by)}; ", end="")
+    print(f"\np: paired permutation test over {count_of(comparison.groups, comparison.grouped_by)}; ", end="")
     print("adjusted: Holm, over this table")
     print("\nqueries answered better")
     width = max(len(win.metric) for win in comparison.wins)
@@ -259,8 +256,9 @@ def calibrate(
                 threshold = choose_min_score(best.score_Q, present)
                 print(f'\nchosen for the best F1 of the answer "no such moment": --min-score {threshold:.3f}')
             report = absent_report(best.score_Q, present, threshold)
+            queries = count_of(len(present), "query")
             print(
-                f'"no such moment" below {threshold:g} ({(~present).sum()} of {len(present)} queries have none): '
+                f'"no such moment" below {threshold:g} ({(~present).sum()} of {queries} have none): '
                 f"precision {100 * report.precision:.1f} %, recall {100 * report.recall:.1f} %, "
                 f"F1 {100 * report.f1:.1f} %; {100 * report.lost:.1f} % of the other queries lose their moment"
             )

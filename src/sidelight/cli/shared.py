@@ -62,12 +62,31 @@ def require_plot(path: str | None) -> None:
     """Check that a plot has a suffix that can be drawn.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, or Matplotlib is missing.
     """
     from sidelight.export.plot import SUFFIXES
 
     if path and Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
+    if path:
+        require_package("matplotlib", "plot", "plots need Matplotlib")
+
+
+def require_package(name: str, extra: str, purpose: str) -> None:
+    """Check, before slow work begins, that an optional package is installed.
+
+    Args:
+        name: the package, as it is imported.
+        extra: the extra of sidelight that installs it.
+        purpose: the beginning of the message, such as "plots need Matplotlib".
+
+    Raises:
+        ValueError: if the package is missing.
+    """
+    from importlib.util import find_spec
+
+    if find_spec(name) is None:
+        raise ValueError(f'{purpose}: pip install "sidelight[{extra}]"')
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, OutFile, Store
+from sidelight.core.messages import count_of
 from sidelight.io.files import require_outputs
 
 if TYPE_CHECKING:
@@ -28,11 +30,15 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     """
     from sidelight.training import loop
     from sidelight.training.check import check_run
+    from sidelight.training.state import STATE
 
     out, data = recipe.train.out, recipe.data
     inputs = [data.train, data.val, data.train_features, data.val_features, data.train_videos, data.val_videos]
     inputs += [recipe.train.init, recipe.backbone.weights]
     require_outputs({name: os.path.join(out, part) for name, part in _PARTS_OF_RUN.items()}, inputs, folders=True)
+    state = Path(out) / STATE
+    if resume and not state.exists() and _is_first_process():
+        print(f"there is no saved state in {out}, so the run starts anew", file=sys.stderr)
     if check:
         for name, text in check_run(recipe, resume=resume).lines():
             print(f"{name:<12}{text}")
@@ -41,14 +47,24 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
     try:
         progress = loop.train(recipe, resume=resume)
     except KeyboardInterrupt:
-        print(f"continue with --resume and the same options; see {out}", file=sys.stderr)
+        if _is_first_process():
+            advice = (
+                f"continue with --resume and the same options; see {out}"
+                if state.exists()
+                else "no state was saved yet; the same command starts anew, and keeps extracted features"
+            )
+            print(advice, file=sys.stderr)
         raise
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not _is_first_process():
         return  # the first process prints for all processes
     if recipe.data.val:
         print(f"best epoch {progress.best_epoch}: {recipe.train.best_by} {progress.best:.2f}; see {out}")
     else:
-        print(f"trained {progress.step} steps without validation; see {out}/last")
+        print(f"trained {count_of(progress.step, 'step')} without validation; see {out}/last")
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -75,8 +91,9 @@ def summary(recipe: Recipe) -> None:
 
     values = recipe.to_dict()["model"]
     rows = parameter_table(build_model(recipe.side_tuner, values))
+    levels = count_of(values["levels"], "level")
     print(
-        f"{recipe.side_tuner}: reads {values['levels']} levels of {recipe.backbone.name}, {recipe.backbone.pooling}, "
+        f"{recipe.side_tuner}: reads {levels} of {recipe.backbone.name}, {recipe.backbone.pooling}, "
         f"widths {values['video_dim']} (video) and {values['text_dim']} (query)"
     )
     for name, count in rows:
@@ -132,4 +149,4 @@ def predict(
             progress=True,
         )
     write_submissions(out, submissions)
-    print(f"wrote {len(submissions)} predictions to {out}")
+    print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")

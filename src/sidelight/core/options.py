@@ -35,7 +35,7 @@ def check_types(config: Any) -> None:
         fitted, ok = _fit(value, hints[field.name])
         if not ok:
             raise ValueError(
-                f"{type(config).__name__}.{field.name} must be {_describe(hints[field.name])}, got {value!r}"
+                f"{type(config).__name__}.{field.name} must be {describe(hints[field.name])}, got {value!r}"
             )
         if fitted is not value:
             object.__setattr__(config, field.name, fitted)
@@ -45,6 +45,11 @@ def require(config: Any, condition: bool, name: str, expected: str) -> None:
     """Raise a ValueError that the field ``name`` must be ``expected``, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {getattr(config, name)!r}")
+
+
+def check_threads(config: Any) -> None:
+    """Check the field ``threads``: PyTorch fails without a sentence for numbers that the system cannot give."""
+    require(config, 0 <= config.threads <= 1024, "threads", "between 0 and 1024")
 
 
 def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
@@ -65,8 +70,8 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
         fitted = tuple(item for item, _ in results)
         return (value if fitted == value else fitted), all(ok for _, ok in results)
     if hint is float:
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        return (float(value) if is_int else value), is_int or isinstance(value, float)
+        is_int = isinstance(value, int) and is_finite_number(value)
+        return (float(value) if is_int else value), is_finite_number(value)
     if hint is int:
         return value, isinstance(value, int) and not isinstance(value, bool)
     if hint is None or hint is types.NoneType:
@@ -74,13 +79,29 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     return value, not isinstance(hint, type) or isinstance(value, hint)
 
 
-def _describe(hint: Any) -> str:
+def literals(hint: Any) -> list[Any]:
+    """Return the values that the ``Literal`` types in an annotation allow."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [choice for part in get_args(hint) for choice in literals(part)]
+
+
+def describe(hint: Any) -> str:
+    """Return in words what an annotation allows: "a whole number or none", for messages."""
     origin, parameters = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in parameters)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in parameters)
+        return " or ".join(describe(choice) for choice in parameters)
+    if origin is list:
+        return f"a list of {describe(parameters[0]).removeprefix('a ')}s"
     if origin is tuple:
-        return "a list of " + ", ".join(_describe(part) for part in parameters if part is not Ellipsis)
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text", types.NoneType: "none"}
-    return names.get(hint, str(hint))
+        return "a list of " + ", ".join(describe(part) for part in parameters if part is not Ellipsis)
+    names = {
+        float: "a finite number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "none",
+    }
+    return "none" if hint is types.NoneType else names.get(hint, str(hint))

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -261,6 +262,8 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
             if _same_file(path, paths[earlier]):
                 raise ValueError(f"cannot write {path} twice: {earlier} and {name} name the same file; give two names")
         if folders:
+            if "://" not in text:
+                require_writable_folder(path)
             continue
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder; give {name} a file name")
@@ -268,6 +271,7 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
             raise ValueError(f"cannot write {path}: it is a device or a pipe, not a file; give {name} a file name")
         if not (folder := Path(os.path.realpath(path)).parent).is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
+        require_writable_folder(folder, target=path)
         if path.exists() and (holder := next((i for i in input_paths if _holds(i, path)), None)):
             raise ValueError(
                 f"cannot write {path}: this file exists and lies in {holder}, which the same command reads; "
@@ -310,6 +314,32 @@ def _holds(folder: Path, path: Path) -> bool:
     return False
 
 
+def require_writable_folder(folder: str | Path, *, target: str | Path | None = None) -> None:
+    """Refuse, before the work starts, a folder in which no file can be written.
+
+    A temporary file is made in it; if the folder is missing, in the nearest folder above that exists.
+
+    Args:
+        folder: the folder, which may be missing.
+        target: the path that the user gave, for the message; the folder unless given.
+
+    Raises:
+        ValueError: if no file can be written there.
+    """
+    target = folder if target is None else target
+    path = Path(os.path.abspath(folder))
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            raise ValueError(f"cannot write {target}: {existing} is a file; give another place")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {target}: {error.strerror or error}; give a place where you may write"
+        ) from None
+
+
 def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
     """Refuse, before the work starts, an output folder that exists and is not empty.
 
@@ -318,11 +348,12 @@ def require_new_folder(folder: str | Path, *, option: str = "out") -> None:
         option: the command-line option that names it, for the message.
 
     Raises:
-        ValueError: if the folder is not empty, or is a file.
+        ValueError: if the folder is not empty, is a file, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already exists; give --{option} a folder that is empty or does not exist yet")
+    require_writable_folder(folder)
 
 
 @contextlib.contextmanager

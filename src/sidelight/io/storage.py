@@ -25,6 +25,20 @@ class StorageError(OSError):
     """Object storage cannot be reached, or denies access."""
 
 
+def hub_answers() -> bool:
+    """Check by one request whether the Hugging Face hub can be reached.
+
+    The hub's client retries for half a minute, even for files that it has already.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # versions of the client use different HTTP libraries, each with its own exceptions
+        return False
+    return True
+
+
 def is_address(path: str | Path) -> bool:
     """Check whether a path lies in object storage."""
     return "://" in str(path)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
+from sidelight.core.messages import no_such
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
@@ -76,7 +77,7 @@ SIDE_TUNERS: dict[str, SideTuner] = {
 def side_tuner(name: str) -> SideTuner:
     """Return the side-tuner of that name; ValueError if the name is unknown."""
     if name not in SIDE_TUNERS:
-        raise ValueError(f"there is no side-tuner {name!r}; known are {', '.join(SIDE_TUNERS)}")
+        raise ValueError(no_such("side-tuner", name, SIDE_TUNERS))
     return SIDE_TUNERS[name]
 
 

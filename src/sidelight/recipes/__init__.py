@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidelight.core.messages import did_you_mean
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -22,7 +24,13 @@ def recipe_file(recipe: str | Path) -> Path:
     shipped = FOLDER / f"{recipe}.yaml"
     if shipped.parent == FOLDER and shipped.is_file():
         return shipped
-    raise ValueError(f"there is no recipe {recipe}; give a YAML file, or a name that `sidelight recipes` lists")
+    if not any(sign in str(recipe) for sign in "/\\"):
+        hint = did_you_mean(str(recipe).removesuffix(".yaml"), recipe_names())
+    else:
+        hint = ""
+    raise ValueError(
+        f"there is no recipe {recipe}{hint or '; give a YAML file, or a name that `sidelight recipes` lists'}"
+    )
 
 
 def recipe_names() -> list[str]:

@@ -9,7 +9,6 @@ videos into a temporary folder.
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.core.messages import count_of, duration_of
 from sidelight.data.annotations import Annotation
 from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
+from sidelight.io.files import require_writable_folder
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.training.data import Split, TrainingData, feature_source, metric_of, read_split
 from sidelight.training.dataset import GroundingDataset, epoch_batches
@@ -56,9 +57,10 @@ class SplitSummary:
     def text(self) -> str:
         """Return the counts as one line."""
         missing = self.ready_videos < self.videos
-        note = f"; {self.ready_videos:,} videos have features, the run first extracts the others" if missing else ""
+        ready = count_of(self.ready_videos, "video")
+        note = f"; features of {ready} exist, the run first extracts the others" if missing else ""
         labels = f" ({self.unlabelled:,} of them without windows or ratings)" if self.unlabelled else ""
-        return f"{self.queries:,} queries{labels}, {self.videos:,} videos, {self.hours:.1f} h{note}"
+        return f"{count_of(self.queries, 'query')}{labels}, {count_of(self.videos, 'video')}, {self.hours:.1f} h{note}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +123,13 @@ class RunCheck:
             ("losses", ", ".join(f"{loss:.4f}" for loss in self.losses) + f" (the first {len(self.losses)} steps)"),
         ]
         if self.val:
-            rows.append(("decoded", f"{self.scored} queries of validation"))
-        speed = f"{self.step_seconds:.2g} s a step, {self.steps:,} steps an epoch: about {_clock(self.epoch_seconds)}"
+            rows.append(("decoded", f"{count_of(self.scored, 'query')} of validation"))
+        step, epoch = duration_of(self.step_seconds), duration_of(self.epoch_seconds)
+        speed = f"{step} a step, {count_of(self.steps, 'step')} an epoch: about {epoch}"
         if self.val:
-            speed += f"; a validation {_clock(self.val_seconds)}"
-        rows.append(("speed", f"{speed}; all {train.epochs} epochs {_clock(self.run_seconds)}"))
+            speed += f"; a validation {duration_of(self.val_seconds)}"
+        rows.append(("speed", f"{speed}; all {count_of(train.epochs, 'epoch')} {duration_of(self.run_seconds)}"))
         return rows
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
@@ -149,7 +146,8 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
     """
     out = Path(recipe.train.out)
     _check_out(out, resume=resume)
-    make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
+    if recipe.train.devices > 1:
+        make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
     fabric = make_fabric(recipe.train, devices=1)
     with TemporaryDirectory() as temporary:
         train = _open_some(recipe, "train", fabric, Path(temporary))
@@ -181,11 +179,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
 def _check_out(out: Path, *, resume: bool) -> None:
     if (out / STATE).exists() and not resume:
         raise ValueError(f"{out} holds a run already; add --resume to go on with it, or set train.out")
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"train.out {out} cannot be made: {existing} is a file; set another")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"train.out {out} cannot be made: {existing} cannot be written; set another")
+    require_writable_folder(out, target=f"train.out {out}")
 
 
 @dataclass(frozen=True, kw_only=True)

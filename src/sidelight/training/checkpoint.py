@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.core.messages import did_you_mean
 from sidelight.io.files import replacing
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import build_model, side_tuner
@@ -172,7 +173,8 @@ def _locate(name: str, revision: str | None) -> Path:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no model {name!r}; expected a folder, a hub id such as user/model, or one of {packaged}"
+            f"there is no model {name!r}; expected a folder, a hub id such as user/model, or one of "
+            f"{', '.join(packaged)}{did_you_mean(name, packaged)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

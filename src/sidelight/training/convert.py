@@ -21,7 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sidelight.io.files import cache_folder, replacing_folder, require_new_folder
+from sidelight.core.messages import no_such
+from sidelight.io.files import cache_folder, replacing_folder, require_new_folder, require_writable_folder
+from sidelight.io.storage import hub_answers
 from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.training.checkpoint import FILES, FORMAT, Checkpoint
@@ -116,7 +118,7 @@ def published_run(run: str) -> PublishedRun:
         ValueError: if there is none.
     """
     if run not in R2_TUNING:
-        raise ValueError(f"there is no published run {run!r} of R2-Tuning; known are {', '.join(R2_TUNING)}")
+        raise ValueError(no_such("published run of R2-Tuning", run, R2_TUNING))
     return R2_TUNING[run]
 
 
@@ -272,6 +274,12 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
     folder = models_cache() / f"{FAMILY}-{run}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
     if _is_complete(folder):
         return folder
+    try:
+        require_writable_folder(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} cannot be kept in {folder.parent} ({error}): set SIDELIGHT_CACHE to a folder that can be written"
+        ) from None
     file = _download(published.file, run, revision)
     if _is_complete(folder):  # another process was first
         return folder
@@ -318,7 +326,7 @@ def _download(path: str, run: str, revision: str | None) -> Path:
     repository = f"{R2_REPOSITORY}{f' at {revision}' if revision else ''}"
     try:
         with _without_warnings("huggingface_hub"):
-            return Path(hf_hub_download(R2_REPOSITORY, path, revision=revision))
+            return Path(hf_hub_download(R2_REPOSITORY, path, revision=revision, local_files_only=not hub_answers()))
     except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError
         problem = f"the hub cannot be reached; check the connection and try again, or {by_hand}"
     except EntryNotFoundError:

@@ -7,6 +7,8 @@ a run that was killed goes on with exactly the losses that it would have had.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from sidelight.core.batch import Batch
+
+
+class PrecisionWarning(UserWarning):
+    """Warning that a run computes in another precision than its recipe says."""
 
 
 def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
@@ -316,16 +322,26 @@ def make_fabric(config: TrainConfig, *, devices: int | None = None) -> Fabric:
         raise ValueError('training needs more packages: pip install "sidelight[train]"') from None
     devices = config.devices if devices is None else devices
     tune_cpu(config.threads)
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     try:
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=devices,
-            precision=config.precision,
-            # Moment queries that match nothing leave parameters without a gradient in some processes.
-            strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's own; what a user needs to know is said below
+            fabric = Fabric(
+                accelerator=config.accelerator,
+                devices=devices,
+                precision=config.precision,
+                # Moment queries that match nothing leave parameters without a gradient in some processes.
+                strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
+            )
     except (RuntimeError, ValueError, ImportError) as error:
         raise ValueError(
             f"train.accelerator {config.accelerator!r} with train.devices {devices} cannot be used here "
             f"({' '.join(str(error).split())}); try --train.accelerator=cpu --train.devices=1"
         ) from None
+    if (precision := fabric._precision.precision) != config.precision:
+        warnings.warn(
+            f"train.precision {config.precision} cannot be used on this device; {precision} is used",
+            PrecisionWarning,
+            stacklevel=2,
+        )
+    return fabric

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidelight.core.options import check_types, require
+from sidelight.core.messages import did_you_mean, no_such
+from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
 from sidelight.models.decode.answer import AnswerConfig
@@ -138,7 +139,7 @@ class TrainConfig:
     devices: int = 1
     """Number of processes, each with its device."""
     threads: int = 0
-    """CPU threads per process; 0 leaves PyTorch's default."""
+    """CPU threads per process; 0 leaves PyTorch's default, which OMP_NUM_THREADS sets."""
     seed: int = 0
     """Seed of the weights, the order, dropout and positive clips."""
     val_every: int = 1
@@ -163,8 +164,12 @@ class TrainConfig:
             require(self, getattr(self, name) > 0, name, "above 0")
         for name in ("warmup_steps", "weight_decay"):
             require(self, getattr(self, name) >= 0, name, "at least 0")
+        require(self, 0 <= self.seed < 2**32, "seed", "at least 0 and below 2^32")
+        require(self, 0 <= self.warmup_ratio <= 1, "warmup_ratio", "between 0 and 1")
         require(self, 0 <= self.ema < 1, "ema", "in [0, 1)")
-        require(self, self.batch_size % self.devices == 0, "batch_size", "divisible by devices")
+        check_threads(self)
+        divisible = self.batch_size % self.devices == 0
+        require(self, divisible, "batch_size", f"divisible by train.devices ({self.devices})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +249,8 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
         ValueError: for an unknown side-tuner.
     """
     name = _chosen_side_tuner(arguments)
+    if name not in SIDE_TUNERS:
+        raise ValueError(f"recipe: side_tuner: {no_such('side-tuner', name, SIDE_TUNERS)}")
     kind = side_tuner(name)
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
     parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
@@ -272,13 +279,18 @@ def _chosen_side_tuner(arguments: Sequence[str]) -> str:
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
 
 
-def recipe_from(parsed: Namespace, parser: ArgumentParser) -> Recipe:
+def recipe_from(parsed: Namespace, parser: ArgumentParser, options: Iterable[str] = ()) -> Recipe:
     """Build the recipe from the parsed options of :func:`add_recipe_arguments`.
 
+    Args:
+        parsed: the parsed options.
+        parser: the parser.
+        options: fields whose values come from the command line, for messages.
+
     Raises:
-        ValueError: if fields do not fit together; names the file, if one was read.
+        ValueError: if a value is out of its range, or fields do not fit together; names the option or the file.
     """
-    with naming(file_of(parsed)):
+    with naming(file_of(parsed), options):
         built = parser.instantiate(parsed)
         return Recipe(**{field.name: built[field.name] for field in dataclasses.fields(Recipe)})
 
@@ -289,20 +301,85 @@ def file_of(parsed: Namespace) -> str | None:
     return str(files[-1]) if files else None
 
 
+_SECTIONS = {"Recipe": "", "PretrainConfig": "", "TrainConfig": "train.", "DataConfig": "data."}
+_SECTIONS |= {"BackboneConfig": "backbone."}
+
+
+def _section_of(config: str) -> str:
+    """Return the section of a recipe that a configuration class holds, with a dot: "train." for TrainConfig."""
+    if config.endswith(("LossConfig", "DecodeConfig", "AnswerConfig")):
+        return "losses." if config.endswith("LossConfig") else "decode."
+    return _SECTIONS.get(config, "model.")
+
+
 @contextlib.contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Put the name of the recipe file into errors about a recipe: about its fields, and "recipe: ...".
+def naming(path: object, options: Iterable[str] = ()) -> Iterator[None]:
+    """Begin errors about fields of a recipe with the option that was typed, or else with the recipe's file.
+
+    "TrainConfig.epochs must be ..." becomes "--train.epochs must be ..." or "recipe FILE: train.epochs must be ...".
+    "recipe: ..." becomes "recipe FILE: ...".
 
     Args:
-        path: the file; None leaves errors as they are.
+        path: the file, or None.
+        options: fields whose values come from the command line, such as "train.epochs".
     """
     try:
         yield
     except ValueError as error:
         message = " ".join(str(error).split())
-        if path is None or not re.match(r"recipe: |\w+Config\.", message):
+        parts = re.match(r"(Recipe|\w+Config)\.(\w+)( must be .*)", message)
+        if parts is None and not message.startswith("recipe: "):
             raise
-        raise ValueError(f"recipe {path}: {message.removeprefix('recipe: ')}") from None
+        field = f"{_section_of(parts[1])}{parts[2]}" if parts else ""
+        if parts and field in options:
+            raise ValueError(f"--{field}{parts[3]}") from None
+        if parts:
+            message = f"{field}{parts[3]}"
+        where = "recipe: " if path is None else f"recipe {path}: "
+        raise ValueError(f"{where}{message.removeprefix('recipe: ')}") from None
+
+
+def options_in(arguments: Sequence[str]) -> list[str]:
+    """Return the fields that arguments such as ``--train.lr=2e-4`` set: "train.lr"."""
+    return [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+
+
+def plain_mistake(error: Exception, parser: ArgumentParser, path: object = None, arguments: Sequence[str] = ()) -> str:
+    """Return an error of jsonargparse in plain words; begin it with the option that was typed, or the recipe's file.
+
+    Args:
+        error: the error.
+        parser: has the options of :func:`add_recipe_arguments`.
+        path: the recipe's file, or None.
+        arguments: the arguments on the command line, without the file.
+    """
+    message = " ".join(str(error).split()).removeprefix("recipe: ")
+    actions = {action.dest: action for action in parser._actions}
+    options = options_in(arguments)
+    if message.startswith("unrecognized arguments: "):
+        unknown = message.split()[2]
+        known = [f"--{name}" for name in actions] if unknown.startswith("-") else []
+        return message + did_you_mean(unknown.partition("=")[0], known)
+    if match := re.search(r'^Parser key "([\w.]+)": (.*)', message):
+        field, message = match.groups()
+        value = re.search(r"(?:Got value|Given value): (.*)$", message)
+        hint = getattr(actions.get(field), "_typehint", None) or getattr(actions.get(field), "type", None)
+        if value and hint:
+            choices = [choice for choice in literals(hint) if isinstance(choice, str)]
+            message = f"must be {describe(hint)}, got {value[1]!r}{did_you_mean(value[1], choices)}"
+        elif "Unable to load config" in message:
+            message = "must be a YAML file with the fields of this section"
+        elif match := re.match(r"(File does not exist): (.*)", message):
+            message = f"names a file that does not exist: {match[2]}"
+        if field in options:
+            return f"--{field} {message}"
+        message = f"{field} {message}"
+    elif match := re.match(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'", message):
+        section, name = match.groups()
+        known = [dest.removeprefix(f"{section}.") for dest in actions if dest.startswith(f"{section or ''}")]
+        where = f"the section {section}" if section else "a recipe"
+        message = f"{where} has no field {name!r}{did_you_mean(name, known)}"
+    return message if path is None else f"recipe {path}: {message}"
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -324,7 +401,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     parser = ArgumentParser(exit_on_error=False)
     try:
         add_recipe_arguments(parser, arguments)
-        return recipe_from(parser.parse_args(arguments), parser)
+        parsed = parser.parse_args(arguments)
     except (ArgumentError, ValueError) as error:
-        message = " ".join(str(error).split()).removeprefix(f"recipe {path}: ")
-        raise ValueError(f"recipe {path}: {message}") from None
+        raise ValueError(plain_mistake(error, parser, path, overrides)) from None
+    return recipe_from(parsed, parser, options_in(overrides))

@@ -16,6 +16,7 @@ from torch import nn
 
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MODELS, HUB_FILES
 from sidelight.backbones.common import weights_digest
+from sidelight.io.storage import hub_answers
 
 SAME_WEIGHTS_AS = "same_weights_as"
 """Metadata of a safetensors file: the hub id of the same weights. The converter writes it."""
@@ -55,7 +56,7 @@ def read_config(weights: str | Path) -> Any:
             "a feature spec, give the folder of those weights (--backbone-weights FOLDER)"
         )
     with _reading(weights) as transformers:
-        values, _ = transformers.CLIPConfig.get_config_dict(weights)
+        values, _ = transformers.CLIPConfig.get_config_dict(weights, local_files_only=_is_offline(weights))
     if (model_type := values.get("model_type")) != "clip":
         raise ValueError(f"{weights} is not CLIP: its config.json says model_type {model_type!r}, expected 'clip'")
     with _reading(weights) as transformers:
@@ -75,6 +76,7 @@ def read_model(weights: str | Path) -> Any:
             attn_implementation="sdpa",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            local_files_only=_is_offline(weights),
         )
     names = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     missing = sorted(name for name in names if name.startswith(_TOWERS))
@@ -100,7 +102,7 @@ def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | N
     if folder.is_dir() and not find_vocabulary(folder):
         return None  # transformers would invent a vocabulary of three words
     with _reading(weights) as transformers:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(weights)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(weights, local_files_only=_is_offline(weights))
     ids = tokenizer("a", verbose=False)["input_ids"]
     if len(tokenizer) > vocabulary_size or ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
         raise ValueError(
@@ -146,6 +148,11 @@ def towers_digest(model: nn.Module) -> str:
     return weights_digest({name: t for name, t in model.state_dict().items() if name.startswith(_TOWERS)})
 
 
+def _is_offline(weights: str | Path) -> bool:
+    """Check whether the weights are on the hub and the hub does not answer."""
+    return not Path(weights).is_dir() and not hub_answers()
+
+
 def _is_hub_id(name: str) -> bool:
     """Check for the form OWNER/NAME. A path has more parts, or begins with a dot, a slash or a tilde."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
@@ -167,6 +174,11 @@ def _reading(weights: str | Path) -> Iterator[Any]:
         yield transformers
     except Exception as error:  # errors of transformers, of the hub's client, and of three file formats
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        if _is_offline(weights):
+            raise ValueError(
+                f"{weights} is not on this machine, and the hub cannot be reached; check the connection, or give a "
+                "folder with the weights"
+            ) from None
         raise ValueError(f"{weights} cannot be read as CLIP ({reason}); check the folder or the hub id") from None
     finally:
         logging.set_verbosity(verbosity)

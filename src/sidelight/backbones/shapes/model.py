@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sidelight.backbones.common import check_frames, choose_levels, pool_tokens, weights_digest
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
+from sidelight.core.options import check_types, require
 from sidelight.io.files import replacing
 from sidelight.io.tensors import write_tensors
 
@@ -60,15 +61,14 @@ class ShapesBackboneConfig:
     """Width of the joint space, in which clips are compared with sentences."""
 
     def __post_init__(self) -> None:
-        if self.resolution % 16:
-            raise ValueError(f"resolution must be a multiple of 16, got {self.resolution}")
-        if self.frames_per_clip % 2:
-            raise ValueError(f"frames_per_clip must be even, got {self.frames_per_clip}")
-        if self.width % self.heads or self.text_width % self.text_heads:
-            raise ValueError(
-                f"width must be divisible by heads, and text_width by text_heads; got {self.width} and {self.heads}, "
-                f"{self.text_width} and {self.text_heads}"
-            )
+        check_types(self)
+        for field in fields(self):
+            require(self, getattr(self, field.name) > 0, field.name, "above 0")
+        require(self, self.resolution % 16 == 0, "resolution", "a multiple of 16")
+        require(self, self.frames_per_clip % 2 == 0, "frames_per_clip", "even")
+        for width, heads in (("width", "heads"), ("text_width", "text_heads")):
+            divisible = getattr(self, width) % getattr(self, heads) == 0
+            require(self, divisible, width, f"divisible by {heads} ({getattr(self, heads)})")
 
 
 class Block(nn.Module):
@@ -244,9 +244,12 @@ class ShapesBackbone:
         levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
         pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level) or ``tokens``.
         weights: folder of the weights; unless given, the weights shipped with the package.
+        clip_seconds: length of a clip; only the length of the training.
+        frames_per_clip: frames of a clip; only the number of the training.
 
     Raises:
-        ValueError: for levels that the towers do not have, an unknown pooling, or missing weights.
+        ValueError: for levels that the towers do not have, an unknown pooling, missing weights, or clips that differ
+            from those of the training.
     """
 
     def __init__(
@@ -255,9 +258,17 @@ class ShapesBackbone:
         levels: int | Sequence[int] = 4,
         pooling: str = "attention",
         weights: str | Path | None = None,
+        clip_seconds: float | None = None,
+        frames_per_clip: int | None = None,
     ) -> None:
         self.model = TwoTowers.load(weights or PACKAGED).eval().requires_grad_(False)
         config = self.model.config
+        for name, value in (("clip_seconds", clip_seconds), ("frames_per_clip", frames_per_clip)):
+            if value not in (None, trained := getattr(config, name)):
+                raise ValueError(
+                    f"{name} must be {trained:g}, got {value:g}: the shapes backbone was trained on such clips; leave "
+                    f"{name} out"
+                )
         self.spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),

@@ -40,6 +40,7 @@ from sidelight.backbones.shapes.labels import (
     sample_sentences,
 )
 from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
+from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing
 from sidelight.io.runtime import tune_cpu
@@ -85,8 +86,8 @@ class PretrainConfig:
     """AdamW's weight decay."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
-    threads: int = 2
-    """CPU threads."""
+    threads: int = 0
+    """CPU threads, and processes that draw; 0 leaves PyTorch's default, which OMP_NUM_THREADS sets."""
     init: str = ""
     """Folder of weights to start from, instead of random weights."""
     out: str = "runs/shapes-backbone"
@@ -95,11 +96,19 @@ class PretrainConfig:
     """Sizes of the towers."""
 
     def __post_init__(self) -> None:
-        for field in ("videos", "val_videos", "steps", "batch", "threads"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be 1 or more, got {getattr(self, field)}")
-        if self.visibility_weight < 0:
-            raise ValueError(f"visibility_weight must be 0 or more, got {self.visibility_weight}")
+        check_types(self)
+        for name in ("videos", "val_videos", "steps", "batch", "drawn_clips"):
+            require(self, getattr(self, name) >= 1, name, "at least 1")
+        for name in ("seed", "drawn_scenes", "negatives", "visibility_weight", "warmup", "weight_decay"):
+            require(self, getattr(self, name) >= 0, name, "at least 0")
+        for name in ("lr", "clip_norm"):
+            require(self, getattr(self, name) > 0, name, "above 0")
+        check_threads(self)
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes that draw."""
+        return self.threads or torch.get_num_threads()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +137,7 @@ def load_clips(config: PretrainConfig, split: str) -> Clips:
     size = f"{model.resolution}-{model.frames_per_clip}-{model.clip_seconds:g}"
     cached = folder / f"clips-{config.seed}-{size}-{videos}.npy"
     if not cached.exists():
-        make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.threads, progress=True)
+        make_world(folder, videos=videos, seed=config.seed, split=split, workers=config.processes, progress=True)
         _decode_scenes(scenes, folder, cached, model)
     parts = [(cached, Labels.joined([label_clips(scene, model) for scene in scenes]))]
     if split == "train" and config.drawn_scenes:
@@ -182,7 +191,7 @@ def _drawn_scenes(config: PretrainConfig, cached: Path) -> tuple[Path, Labels]:
         shape = (config.drawn_scenes * config.drawn_clips, *_clip_shape(config.model))
         with replacing(pixels_path) as pixels_beside, replacing(labels_path) as labels_beside:
             clips = np.lib.format.open_memmap(pixels_beside, mode="w+", dtype=np.uint8, shape=shape)
-            with ProcessPoolExecutor(config.threads) as pool:
+            with ProcessPoolExecutor(config.processes) as pool:
                 scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
                 for frames, labels in tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"):
                     clips[row : row + len(frames)] = frames
@@ -270,10 +279,11 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     """
     tune_cpu(config.threads)
     torch.manual_seed(config.seed)
-    clips, out = load_clips(config, "train"), Path(config.out)
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     training = _Training(config)
     first = training.resume(out / "state.pt")
+    clips = load_clips(config, "train")
     pool, began, losses = clips.with_event(), time.perf_counter(), []
     for step in range(first, config.steps):
         losses.append(training.step(step, clips, pool))
@@ -293,6 +303,11 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     accuracies = training.validate()
     print(f"{asdict(config)}\n{accuracies}", flush=True)
     return accuracies
+
+
+def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not change within a run, of a configuration's values."""
+    return {name: value for name, value in config.items() if name != "threads"}
 
 
 class _Training:
@@ -316,7 +331,7 @@ class _Training:
         if not path.exists():
             return 0
         saved = torch.load(path, weights_only=True)
-        if saved["config"] != json.dumps(asdict(self.config)):
+        if _fixed_values(json.loads(saved["config"])) != _fixed_values(asdict(self.config)):
             raise ValueError(f"{path} is of a run with another configuration; remove it or choose another out")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])

@@ -11,6 +11,7 @@ import itertools
 import json
 from pathlib import Path
 
+from sidelight.core.messages import no_such
 from sidelight.data.annotations import CLIP_SECONDS, AnnotationError
 from sidelight.data.datasets.activitynet import ACTIVITYNET
 from sidelight.data.datasets.base import Benchmark, json_lines
@@ -44,7 +45,7 @@ def benchmark(name: str) -> Benchmark:
         AnnotationError: if there is none; lists the known names.
     """
     if name not in BENCHMARKS:
-        raise AnnotationError(f"there is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+        raise AnnotationError(no_such("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
 
 

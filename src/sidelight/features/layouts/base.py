@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.core.messages import count_of
 from sidelight.features.layouts.arrays import Array, find, safe_name, unit
 from sidelight.features.store import SampleKey
 
@@ -40,7 +41,7 @@ class Shape:
 
     def describe(self) -> str:
         """Return the shape without the length, such as "4 levels, 50 tokens a clip, 768 wide, float16"."""
-        levels = f"{self.levels} level{'s' if self.levels > 1 else ''}"
+        levels = count_of(self.levels, "level")
         tokens = f", {self.tokens} tokens a clip" if self.tokens > 1 else ""
         return f"{levels}{tokens}, {self.width} wide, {self.dtype}"
 

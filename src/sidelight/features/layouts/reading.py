@@ -157,10 +157,8 @@ def open_layout(
         raise ValueError(f"{files.spec_file} names {len(stored)} levels, the files have {shape.levels}")
     levels = stored if levels is None else levels
     if missing := set(levels) - set(stored):
-        raise ValueError(
-            f"the features in {where} have the levels {stored} and lack {sorted(missing)}; choose among those with "
-            "backbone.levels (or --levels)"
-        )
+        advice = "extract them again with all levels that the model reads" if spec else "choose among those"
+        raise ValueError(f"the features in {where} have the levels {stored} and lack {sorted(missing)}; {advice}")
     options = {
         "backbone": backbone,
         "weights": weights,

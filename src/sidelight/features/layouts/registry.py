@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from sidelight.core.messages import no_such
 from sidelight.features.layouts.base import Layout, folders_named
 from sidelight.features.layouts.moment_detr import MomentDETRLayout
 from sidelight.features.layouts.r2_tuning import R2TuningLayout
@@ -52,5 +53,5 @@ def layout_of(where: str | Path, layout: str = "") -> str:
         ValueError: if there is no layout of that name.
     """
     if layout not in ("", "sidelight", *LAYOUTS):
-        raise ValueError(f"there is no feature layout {layout!r}; known are sidelight, {', '.join(LAYOUTS)}")
+        raise ValueError(no_such("feature layout", layout, ("sidelight", *LAYOUTS)))
     return layout or recognise(where) or "sidelight"

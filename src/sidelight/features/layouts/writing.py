@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sidelight.core.messages import no_such
 from sidelight.features.layouts.arrays import safe_name
 from sidelight.features.layouts.base import SPEC_FILE, Layout
 from sidelight.features.layouts.reading import ForeignFeatures
@@ -52,7 +53,7 @@ def export_features(
 
     out, rows = Path(os.path.abspath(out)), list(rows)  # "." has no name to put another beside
     if layout not in LAYOUTS:
-        raise ValueError(f"there is no feature layout {layout!r} to write; known are {', '.join(LAYOUTS)}")
+        raise ValueError(no_such("feature layout", layout, LAYOUTS))
     if not rows:
         raise ValueError("there are no annotations; expected at least one")
     require_new_folder(out)
