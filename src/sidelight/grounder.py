@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -115,13 +116,24 @@ class Grounder:
             VideoError: if the file cannot be read as a video.
             ValueError: if a query is empty, or there is none.
         """
+        from sidelight.video.damage import VideoWarning
+
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("there is no query; expected a sentence or a list of sentences")
         if not all(sentence.strip() for sentence in queries):
             raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
         text = self.encode(queries)
-        groundings = self.ground_features(self.features(video), text, queries, video_name=str(video))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VideoWarning)
+            features = self.features(video)
+        notes = []
+        for warning in caught:
+            warnings.warn(warning.message, stacklevel=2)
+            if issubclass(warning.category, VideoWarning):
+                notes.append(str(warning.message))
+        groundings = self.ground_features(features, text, queries, video_name=str(video))
+        groundings = [replace(grounding, notes=tuple(notes)) for grounding in groundings]
         return groundings[0] if isinstance(query, str) else groundings
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
@@ -134,7 +146,8 @@ class Grounder:
     def features(self, video: str | Path) -> VideoFeatures:
         """Return the (K, T, D_v) features of a video file, from the cache if they are in it.
 
-        Features of a damaged file are not cached, so that each call warns about the damage.
+        Features of a damaged file are not cached, so that each call warns about the damage. Notes about a file's times
+        (``probe``) are issued as warnings too, at each call.
 
         Raises:
             VideoError: if the file cannot be read as a video.
@@ -142,25 +155,31 @@ class Grounder:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
+        from sidelight.video.damage import warn
         from sidelight.video.read import VideoWarning, probe
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
-        probe(video)  # has the best messages for a file that is not a video
-        key = content_digest(video)
+        info = probe(video)  # has the best messages for a file that is not a video
+        note = "; ".join(info.notes)
+        # Features without the mark may be of an earlier version, which gave such a video other times.
+        key = content_digest(video) + ("-2" if note else "")
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except OSError as error:
             warnings.warn(f"no features are kept: {self.cache} cannot be written ({error})", CacheWarning, stacklevel=3)
             return encode_video_file(video, self.backbone)
         if store.has_video(key):
+            if note:
+                warn(note)
             return store.video(key)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
             features = encode_video_file(video, self.backbone)
         for warning in caught:
             warnings.warn(warning.message, stacklevel=3)
-        if not any(issubclass(warning.category, VideoWarning) for warning in caught):
+        messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}
+        if not messages - {note}:
             store.put_video(key, features)
         return features
 

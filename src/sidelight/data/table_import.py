@@ -30,6 +30,7 @@ from sidelight.data.annotations import CLIP_SECONDS, Annotation, AnnotationError
 from sidelight.data.datasets.base import DataWarning
 from sidelight.io.files import VIDEO_SUFFIXES, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
+from sidelight.video.damage import warn
 from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
@@ -277,7 +278,10 @@ def _durations(path: Path, moments: Sequence[_Moment], videos: str | Path | None
                 f"{path}:{line}: {videos} has no file of the video {vid!r}; "
                 f"expected {vid} with one of {', '.join(VIDEO_SUFFIXES)}"
             )
-        durations[vid] = probe(files[vid]).duration
+        info = probe(files[vid])
+        for note in info.notes:
+            warn(note)
+        durations[vid] = info.duration
     return durations
 
 
