@@ -105,10 +105,7 @@ class Decoder:
         first = self._next_frame()
         if first is None:
             self.close()
-            raise VideoError(
-                f"{self.path} is a {stream.codec_context.codec.canonical_name} video of which not one frame could be "
-                "decoded; check that a video player shows it, or get a fresh copy"
-            )
+            raise VideoError(self._undecodable())
         ticks, self.first = first
         # Frames that could not be decoded before the first one are part of the video too.
         self.zero = min([ticks, *self.damage.pending])
@@ -195,8 +192,19 @@ class Decoder:
         return self.damage.missing > 0
 
     def damage_message(self) -> str:
-        """Return a sentence about the damage met so far; empty if there was none."""
+        """Return a sentence about the damage met so far; empty if there was none.
+
+        Raises:
+            VideoError: if the damage is the whole video.
+        """
+        if self.damage.is_total(self.end - self.lead):
+            raise VideoError(self._undecodable())
         return self.damage.message(self.path, end=self.end, stated_end=self.stated_end()[0] or 0.0)
+
+    def _undecodable(self) -> str:
+        codec = self.stream.codec_context.codec.canonical_name
+        problem = f"is a {codec} video of which not one frame could be decoded"
+        return f"{self.path} {problem}; check that a video player shows it, or get a fresh copy"
 
     def duration(self) -> float:
         """Return the seconds to the end of the video: as the file states them, or as its frames show them."""
@@ -427,7 +435,11 @@ class Decoder:
         return packet
 
     def _read_packet(self) -> Packet[VideoStream] | None:
-        """Read the next packet of the file; None at the end of the readable file."""
+        """Read the next packet of the file; None at the end of the readable file.
+
+        Raises:
+            VideoError: if the packet is encrypted.
+        """
         errors = 0
         while errors < _MAX_READ_ERRORS:
             try:
@@ -445,6 +457,9 @@ class Decoder:
                 continue
             if not packet.size and packet.dts is None:  # PyAV's mark of the end
                 return None
+            if packet.has_sidedata("encryption_info"):  # only where the key is unknown
+                self.close()
+                raise VideoError(f"{self.path} is encrypted (DRM), so it cannot be decoded; expected an open copy")
             self._continue_clock(packet)
             self.damage.packet_read(packet)
             if self._wanted_seconds and packet.pts is not None and packet.size and not packet.is_discard:
