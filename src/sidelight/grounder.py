@@ -162,8 +162,8 @@ class Grounder:
             return encode_video_file(video, self.backbone)
         info = probe(video)  # has the best messages for a file that is not a video
         note = "; ".join(info.notes)
-        # Features without the mark may be of an earlier version, which gave such a video other times.
-        key = content_digest(video) + ("-2" if note else "")
+        # Features without the mark may be of an earlier version, which gave such a video other times or colours.
+        key = content_digest(video) + ("-2" if note or info.hdr else "")
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except OSError as error:

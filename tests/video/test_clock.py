@@ -156,12 +156,12 @@ def test_segments_with_a_file_type_are_one_recording(tmp_path: Path) -> None:
 
 def boxes(data: bytes) -> list[tuple[bytes, bytes]]:
     """Return kind and bytes of each box of an MP4 file."""
-    found, place = [], 0
+    parts, place = [], 0
     while place < len(data):
         length = int.from_bytes(data[place : place + 4], "big")
-        found.append((data[place + 4 : place + 8], data[place : place + length]))
+        parts.append((data[place + 4 : place + 8], data[place : place + length]))
         place += length
-    return found
+    return parts
 
 
 # --- durations -------------------------------------------------------------------------------------------

@@ -365,8 +365,8 @@ class Decoder:
         self._decode(packet)
         frame = self.read()
         # A later frame means that the keyframe is damaged, or only begins a gradual refresh that is not done yet.
-        found = frame is not None and frame.av_frame.pts == packet.pts and frame.seconds <= second
-        return frame if found else None
+        is_keyframe = frame is not None and frame.av_frame.pts == packet.pts
+        return frame if frame is not None and is_keyframe and frame.seconds <= second else None
 
     def _next_frame(self) -> tuple[int, VideoFrame] | None:
         """Return the next frame and its time in ticks; None at the end."""

@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 from sidelight.video.clock import Part, parts_of
 from sidelight.video.damage import VideoError, VideoWarning, warn
 from sidelight.video.decoder import DecodedFrame, Decoder
+from sidelight.video.hdr import HLG, PQ, to_sdr
 
 __all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe"]
 
@@ -63,6 +64,8 @@ class VideoInfo:
     pixel_format: str
     start: float
     """Seconds on the file's own clock at second 0 of the video."""
+    hdr: str = ""
+    """The transfer function of a video of high dynamic range: pq or hlg; its frames are mapped."""
     notes: tuple[str, ...] = ()
     """Sentences: where times differ from the file's own statements, such as a duration that is too short."""
 
@@ -125,6 +128,7 @@ def _part_info(path: str | os.PathLike[str], part: Part, *, alone: bool) -> Vide
             container=decoder.container.format.name,
             pixel_format=first.format.name,
             start=float(decoder.zero * decoder.tick),
+            hdr={PQ: "pq", HLG: "hlg"}.get(decoder.stream.codec_context.color_trc, ""),
             notes=decoder.notes(),
         )
     finally:
@@ -146,7 +150,7 @@ def frames_at(
     Where a damaged file lacks frames, the last good frame is repeated; where the file breaks off, the iterator ends
     early. Both are reported once. Other frames are decoded only where a wanted frame needs them or may need them, and
     are never converted to RGB; damage to the rest goes unnoticed. Colours without a tag are read as players do: BT.709
-    for high definition, BT.601 below.
+    for high definition, BT.601 below. HDR (PQ, HLG) is mapped to the standard range (``hdr``).
 
     Args:
         path: the file.
@@ -283,17 +287,25 @@ class _RgbConverter:
             scale = max(self._size[0] / displayed[0], self._size[1] / displayed[1])
             width, height = (round(length * scale) for length in displayed)
             self._scaled = max(self._size[0], width), max(self._size[1], height)
+        context = decoder.stream.codec_context
+        self._transfer, self._primaries = context.color_trc, context.color_primaries
         self._scaler = VideoReformatter()  # keeps its tables from frame to frame
 
     def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
         (sideways, flip_x, flip_y), matrix = _turn(frame), None
-        if frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
+        is_hdr = self._transfer in (PQ, HLG)
+        if frame.colorspace == 2 and is_hdr and not frame.format.is_rgb:
+            matrix = Colorspace.BT2020
+        elif frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
             matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
         width, height = self._scaled[::-1] if sideways else self._scaled
+        layout = "rgb48le" if is_hdr else "rgb24"
         image = self._scaler.reformat(
-            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER_FLAGS
+            frame, width, height, layout, src_colorspace=matrix, interpolation=_SCALER_FLAGS
         ).to_ndarray()
+        if is_hdr:
+            image = to_sdr(image, self._transfer, self._primaries)
         image = image.transpose(1, 0, 2) if sideways else image
         image = image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         left, top = (self._scaled[0] - self._size[0]) // 2, (self._scaled[1] - self._size[1]) // 2
