@@ -21,14 +21,15 @@ from sidelight import Grounder, Grounding
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.core.timeline import Timeline
-from sidelight.features.sources import videos_of
+from sidelight.features.extract import encode_video_file
+from sidelight.features.sources import content_digest, videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.grounder import CacheWarning
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
 from sidelight.training.checkpoint import Checkpoint
-from sidelight.video.read import VideoError, VideoWarning
+from sidelight.video.read import VideoError, VideoWarning, probe
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 
@@ -143,6 +144,25 @@ def test_features_of_a_damaged_video_are_not_cached(
     assert groundings[0].moments == groundings[1].moments
     grounder.ground(video, "a ring")
     assert len(store.videos()) == 1
+
+
+def test_notes_about_a_video_are_in_each_answer(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check two recordings in one file, and that features which an earlier version cached for it are not used."""
+    path = tmp_path / "joined.mp4"
+    path.write_bytes(2 * video.read_bytes())
+    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    store = FeatureStore.create(tmp_path / "cache" / backbone.spec.digest(), backbone.spec)
+    store.put_video(content_digest(path), encode_video_file(video, backbone))
+    for _ in range(2):
+        with pytest.warns(VideoWarning, match="joins 2 recordings") as caught:
+            grounding = grounder.ground(path, "a ring")
+        assert len(caught) == 1
+        assert grounding.notes == (str(caught[0].message),) == tuple(grounding.at_least(0.5).to_dict()["notes"])
+        assert Grounding.from_json(grounding.to_json()) == grounding
+        assert grounding.timeline.duration == pytest.approx(2 * probe(video).duration)
+        monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
 
 
 def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path) -> None:

@@ -124,6 +124,8 @@ class Grounder:
             ValueError: if a query is empty or no sentence, there is none, or the video is no path.
             StorageError: if the file at an address cannot be fetched.
         """
+        from sidelight.video.damage import VideoWarning, warn
+
         if not isinstance(query, (str, list, tuple)):
             raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
         queries: list[Any] = [query] if isinstance(query, str) else list(query)
@@ -135,7 +137,14 @@ class Grounder:
             raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
         name = path_text(video)
         text = self.encode(queries)
-        groundings = self.ground_features(self.features(video), text, queries, video_name=name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VideoWarning)
+            features = self.features(video)
+        for warning in caught:
+            warn(str(warning.message), warning.category)
+        notes = tuple(str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning))
+        groundings = self.ground_features(features, text, queries, video_name=name)
+        groundings = [replace(grounding, notes=notes) for grounding in groundings]
         return groundings[0] if isinstance(query, str) else groundings
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
@@ -149,7 +158,8 @@ class Grounder:
         """Return the (K, T, D_v) features of a video file or address, from the cache if they are in it.
 
         Features of a damaged file are not cached, so that each call warns about the damage. Nor are features of a
-        playlist, because two playlists of equal text may have different segments.
+        playlist, because two playlists of equal text may have different segments. Notes about a file's times
+        (``probe``) are issued as warnings too, at each call.
 
         Raises:
             VideoError: if the file cannot be read as a video.
@@ -165,6 +175,7 @@ class Grounder:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
+        from sidelight.video.damage import warn
         from sidelight.video.read import VideoWarning, probe
 
         if self.cache is None:
@@ -172,20 +183,25 @@ class Grounder:
         info = probe(video)  # has the best messages for a file that is not a video
         if info.container in _PLAYLISTS:
             return encode_video_file(video, self.backbone)
-        key = content_digest(video)
+        note = "; ".join(info.notes)
+        # Features without the mark may be of an earlier version, which gave such a video other times or colours.
+        key = content_digest(video) + ("-2" if note or info.hdr else "")
         try:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except (OSError, ValueError) as error:
             self._warn_of_cache(error)
             return encode_video_file(video, self.backbone)
         if store.has_video(key):
+            if note:
+                warn(note)
             return store.video(key)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
             features = encode_video_file(video, self.backbone)
         for warning in caught:
-            warnings.warn(warning.message, stacklevel=4)
-        if not any(issubclass(warning.category, VideoWarning) for warning in caught):
+            warn(str(warning.message), warning.category)
+        messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}
+        if not messages - {note}:
             try:
                 store.put_video(key, features)
             except OSError as error:  # the disk is full, or the folder became read-only

@@ -46,3 +46,20 @@ def test_the_message_states_seconds_and_share(lost: int, missing: float | None, 
     log.missing = missing
     message = log.message("a.mp4", end=6.0, stated_end=10.0)
     assert message.startswith(f"a.mp4 is damaged: {expected}") if expected else message == ""
+
+
+@pytest.mark.parametrize(
+    ("frames", "end", "total"),
+    [
+        ([], 0.0, False),
+        ([True], 1.0, False),  # one frame of a film that starts in the middle of a group of pictures
+        ([True, True, True], 3.0, True),
+        ([True, True, True], 9.0, False),
+        ([True, False, True], 3.0, False),
+    ],
+)
+def test_damage_is_total_if_no_frame_is_sound(frames: list[bool], end: float, total: bool) -> None:
+    log = DamageLog(Fraction(1, 10), 10)
+    for i, corrupt in enumerate(frames):
+        log.frame_decoded(10 * i, 10 * i + 10, corrupt=corrupt)
+    assert log.is_total(end) == total

@@ -347,6 +347,11 @@ def _cut(path: Path, film: MakeFilm) -> None:
     path.write_bytes(data[: len(data) // 2])  # the index of the frames is written last
 
 
+def _encrypted(path: Path, film: MakeFilm) -> None:
+    keys = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb", "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}
+    encode(path, Encoding(steady(30), mux={"encryption_scheme": "cenc-aes-ctr", **keys}), numbered)
+
+
 def _sound_only(path: Path, film: MakeFilm) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000)
@@ -406,6 +411,7 @@ def _still_image(path: Path, film: MakeFilm) -> None:
             "MP4|video",
         ),
         ("cut.mp4", _cut, "moov|index"),
+        ("encrypted.mp4", _encrypted, "is encrypted"),
         ("sound.m4a", _sound_only, "only audio"),
         ("sound.wav", _wave, "only audio"),
         ("cover.mp4", _cover, "only audio"),

@@ -195,6 +195,7 @@ def draw(
     height = 160
     width = max(2, round(height * info.width / info.height))
     seconds = [(i + 0.5) / num_frames * groundings[0].timeline.duration for i in range(num_frames)]
-    frames = frames_at(video, seconds, size=(width, height))
+    # Whoever made the groundings has reported damage.
+    frames = frames_at(video, seconds, size=(width, height), on_damage=lambda message: None)
     strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
     plot_groundings(groundings, out, frames=strip, truth=truth, top=top)

@@ -64,6 +64,8 @@ class Grounding:
     """(num_clips,) the highlight curve: one score per clip. Read-only."""
     video: str | None = None
     """The file or the id of the video."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the video that matter to the answer, such as damage or joined recordings."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
@@ -106,7 +108,7 @@ class Grounding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; :meth:`from_dict` returns an equal Grounding."""
-        return {
+        values: dict[str, Any] = {
             "format": FORMAT,
             "video": self.video,
             "query": self.query,
@@ -114,6 +116,7 @@ class Grounding:
             "moments": [{"start": m.start, "end": m.end, "score": m.score} for m in self.moments],
             "saliency": [float(v) for v in self.saliency],
         }
+        return {**values, "notes": list(self.notes)} if self.notes else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grounding:
@@ -132,6 +135,7 @@ class Grounding:
             moments=_moments(values["moments"]),
             saliency=_float32(values["saliency"]),
             video=values.get("video"),
+            notes=tuple(values.get("notes", ())),
         )
 
     def to_json(self) -> str:

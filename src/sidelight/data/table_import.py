@@ -38,7 +38,7 @@ from sidelight.data.annotations import (
 from sidelight.data.datasets.base import DataWarning
 from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, ignored_in, read_text, videos_in
 from sidelight.io.jsonl import read_json_lines, shown
-from sidelight.video.damage import VideoError
+from sidelight.video.damage import VideoError, warn
 from sidelight.video.read import probe
 
 NEEDED = ("video", "query", "start", "end")
@@ -345,9 +345,13 @@ def _durations(
     for vid, line in lines.items():
         if vid in files:
             try:
-                durations[vid] = probe(files[vid]).duration
+                info = probe(files[vid])
             except VideoError as error:
                 problems.append((line, f"{path}:{line}: {error}"))
+                continue
+            for note in info.notes:
+                warn(note)
+            durations[vid] = info.duration
         elif videos is not None:
             problem = (
                 f"{path}:{line}: {videos} has no file of the video {vid!r}; expected {vid} with {USUAL_SUFFIXES}"

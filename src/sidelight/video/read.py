@@ -1,7 +1,9 @@
 """Read a video file: its properties (``probe``) and its frames at given seconds (``frames_at``).
 
-Second 0 is where the video stream starts, whatever the file's own clock shows there. A frame is shown from its own
-presentation timestamp until the next frame's; a frame rate never replaces a timestamp that the file gives.
+Second 0 is where the video stream starts, whatever the file's own clock shows there; if the sound starts clearly
+earlier, it is where the sound starts, as in a player. A frame is shown from its own presentation timestamp until the
+next frame's; a frame rate never replaces a timestamp that the file gives. Recordings that were joined in one file
+follow each other without a gap.
 
 Where is a frame's time decided? ``Decoder._next_frame`` in ``decoder`` takes each frame's timestamp, and
 ``Decoder.seconds`` turns it into seconds. ``_shown_frames`` here decides which frame is shown at a wanted second.
@@ -11,8 +13,9 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from typing import Any, Literal
@@ -23,8 +26,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
+from sidelight.video.clock import Part, parts_of
 from sidelight.video.damage import VideoError, VideoWarning, warn
 from sidelight.video.decoder import DecodedFrame, Decoder
+from sidelight.video.hdr import HLG, PQ, to_sdr
 
 __all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe"]
 
@@ -59,6 +64,10 @@ class VideoInfo:
     pixel_format: str
     start: float
     """Seconds on the file's own clock at second 0 of the video."""
+    hdr: str = ""
+    """The transfer function of a video of high dynamic range: pq or hlg; its frames are mapped."""
+    notes: tuple[str, ...] = ()
+    """Sentences: where times differ from the file's own statements, such as a duration that is too short."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,40 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         VideoError: if the file cannot be read as a video.
     """
-    decoder = Decoder(path)
+    recordings, unreadable = _recordings(path)
+    info = recordings[0][1]
+    if len(recordings) + len(unreadable) == 1:
+        return info
+    duration = sum(info.duration for _, info in recordings)
+    note = f"{os.fspath(path)} joins {len(recordings)} recordings; they follow each other, {duration:.2f} s in all"
+    return replace(info, duration=duration, notes=(note, *unreadable))
+
+
+def _recordings(path: str | os.PathLike[str]) -> tuple[list[tuple[Part, VideoInfo]], list[str]]:
+    """Return the recordings in a file, and a sentence about each that cannot be read, unless none can."""
+    recordings, unreadable = list[tuple[Part, VideoInfo]](), list[str]()
+    parts = parts_of(path)
+    for part in parts:
+        try:
+            recordings.append((part, _part_info(path, part, alone=len(parts) == 1)))
+        except VideoError as error:
+            if part is parts[-1] and not recordings:
+                raise
+            unreadable.append(f"a recording in {os.fspath(path)} is left out: {error}")
+    return recordings, unreadable
+
+
+def _part_info(path: str | os.PathLike[str], part: Part, *, alone: bool) -> VideoInfo:
+    decoder = Decoder(path, part=part)
     try:
         first = decoder.first
         turn, (width, height) = _turn(first), _displayed_size(first, decoder.stream)
+        duration, frames_end = decoder.duration(), decoder.frames_end()
+        if not alone and not part.indexed and frames_end is not None:
+            duration = frames_end  # where the next recording follows
         return VideoInfo(
             path=decoder.path,
-            duration=decoder.duration(),
+            duration=duration,
             fps=decoder.fps,
             width=width,
             height=height,
@@ -92,6 +128,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             container=decoder.container.format.name,
             pixel_format=first.format.name,
             start=float(decoder.zero * decoder.tick),
+            hdr={PQ: "pq", HLG: "hlg"}.get(decoder.stream.codec_context.color_trc, ""),
+            notes=decoder.notes(),
         )
     finally:
         decoder.close()
@@ -112,7 +150,7 @@ def frames_at(
     Where a damaged file lacks frames, the last good frame is repeated; where the file breaks off, the iterator ends
     early. Both are reported once. Other frames are decoded only where a wanted frame needs them or may need them, and
     are never converted to RGB; damage to the rest goes unnoticed. Colours without a tag are read as players do: BT.709
-    for high definition, BT.601 below.
+    for high definition, BT.601 below. HDR (PQ, HLG) is mapped to the standard range (``hdr``).
 
     Args:
         path: the file.
@@ -120,7 +158,8 @@ def frames_at(
         size: (width, height) of the images; as displayed if None.
         resize: "stretch" to the size, or "crop": scale until the size is covered, then cut out the middle.
         threads: threads of the decoder; 0 for one per processor. The images do not depend on it.
-        on_damage: called with a sentence about the damage; if None, a VideoWarning is issued.
+        on_damage: called with a sentence about the damage, and with the notes of ``probe``; if None, a VideoWarning is
+            issued for each.
 
     Yields:
         Exactly one Frame per wanted time, in order. Memory does not grow with the video.
@@ -143,9 +182,53 @@ def frames_at(
         raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
+    wanted_seconds, report = [second + _ROUNDING for second in wanted_seconds], on_damage or warn
+    if len(parts_of(path)) > 1:
+        info, recordings = probe(path), _recordings(path)[0]
+        size = size or (info.width, info.height)
+
+        def frames_of(part: Part, seconds: list[float]) -> Iterator[Frame]:
+            decoder = Decoder(path, threads, part)
+            return _frames(decoder, _RgbConverter(decoder, size, resize), seconds, report)
+
+        lengths = [(part, info.duration) for part, info in recordings]
+        return _noted(info.notes, report, _joined_frames(lengths, frames_of, wanted_seconds))
     decoder = Decoder(path, threads)  # opened here, not in the generator, so that a bad file is reported at once
-    converter = _RgbConverter(decoder, size, resize)
-    return _frames(decoder, converter, [second + _ROUNDING for second in wanted_seconds], on_damage or warn)
+    frames = _frames(decoder, _RgbConverter(decoder, size, resize), wanted_seconds, report)
+    return _noted(decoder.notes(), report, frames)
+
+
+def _noted(notes: Sequence[str], report: Callable[[str], None], frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Report the notes when the first frame is read."""
+    for note in notes:
+        report(note)
+    yield from frames
+
+
+def _joined_frames(
+    recordings: Sequence[tuple[Part, float]],
+    frames_of: Callable[[Part, list[float]], Iterator[Frame]],
+    wanted_seconds: list[float],
+) -> Iterator[Frame]:
+    """Yield the frame shown at each wanted second, where recordings follow each other.
+
+    Args:
+        recordings: each with its seconds.
+        frames_of: yields the frames of a recording at seconds since its start.
+        wanted_seconds: since the start of the first recording.
+    """
+    start, first = 0.0, 0
+    for number, (part, length) in enumerate(recordings):
+        is_last = number == len(recordings) - 1
+        after = len(wanted_seconds) if is_last else bisect_left(wanted_seconds, start + length)
+        frame, missing = None, after - first
+        if missing:
+            for frame in frames_of(part, [second - start for second in wanted_seconds[first:after]]):
+                frame, missing = replace(frame, seconds=frame.seconds + start), missing - 1
+                yield frame
+        if frame is not None and not is_last:
+            yield from [frame] * missing  # this recording breaks off, and others follow
+        start, first = start + length, after
 
 
 def _frames(
@@ -162,7 +245,7 @@ def _frames(
         while (decoded := next(shown_frames, None)) is not None:
             if decoder.skipped_too_much(decoded, wanted_seconds[count]):  # begin again, and skip nothing
                 decoder.close()
-                decoder = Decoder(decoder.path, decoder.threads)
+                decoder = Decoder(decoder.path, decoder.threads, decoder.part)
                 shown_frames = islice(_shown_frames(decoder, wanted_seconds), count, None)
                 continue
             count += 1
@@ -204,17 +287,25 @@ class _RgbConverter:
             scale = max(self._size[0] / displayed[0], self._size[1] / displayed[1])
             width, height = (round(length * scale) for length in displayed)
             self._scaled = max(self._size[0], width), max(self._size[1], height)
+        context = decoder.stream.codec_context
+        self._transfer, self._primaries = context.color_trc, context.color_primaries
         self._scaler = VideoReformatter()  # keeps its tables from frame to frame
 
     def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
         (sideways, flip_x, flip_y), matrix = _turn(frame), None
-        if frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
+        is_hdr = self._transfer in (PQ, HLG)
+        if frame.colorspace == 2 and is_hdr and not frame.format.is_rgb:
+            matrix = Colorspace.BT2020
+        elif frame.colorspace == 2 and not frame.format.is_rgb:  # H.273: 2 is unspecified
             matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
         width, height = self._scaled[::-1] if sideways else self._scaled
+        layout = "rgb48le" if is_hdr else "rgb24"
         image = self._scaler.reformat(
-            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_SCALER_FLAGS
+            frame, width, height, layout, src_colorspace=matrix, interpolation=_SCALER_FLAGS
         ).to_ndarray()
+        if is_hdr:
+            image = to_sdr(image.astype(np.uint16, copy=False), self._transfer, self._primaries)
         image = image.transpose(1, 0, 2) if sideways else image
         image = image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         left, top = (self._scaled[0] - self._size[0]) // 2, (self._scaled[1] - self._size[1]) // 2
