@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidelight.core.messages import count_of
 from sidelight.io.files import write_text
 from studies.ablation import offsets, report
 from studies.ablation.run import execute, plan, prepare
@@ -71,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         for variant in ablation.variants:
             if variant.overrides is None:
                 print(f"{'never':<10}{variant.name}: {variant.why}")
-        print(f"{len(runs)} runs, {sum(not run.finished for run in runs)} to train")
+        print(f"{count_of(len(runs), 'run')}, {sum(not run.finished for run in runs)} to train")
         return 0
     if ablation.name == "offsets":
         offsets.check_weights(runs)

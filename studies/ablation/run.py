@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidelight.core.messages import count_of
 from sidelight.io.files import write_text
 from sidelight.training.recipe import BackboneConfig, Recipe, read_recipe
 from studies.ablation.variants import ABLATIONS, TESTED, Ablation, Variant, chosen_levels, digest, overridden
@@ -406,7 +407,7 @@ def execute(
     if not unfinished:
         return []
     total = len(unfinished)
-    say(f"{total} of {len(runs)} runs to train, {min(jobs, total)} at once")
+    say(f"{total} of {count_of(len(runs), 'run')} to train, {min(jobs, total)} at once")
     failures, start = [], time.perf_counter()
     in_turn = ((run, _attempt(run, keep=keep)) for run in unfinished)
     results = in_turn if jobs == 1 else _in_parallel(unfinished, jobs, keep)

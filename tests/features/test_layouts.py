@@ -182,6 +182,16 @@ def test_moment_detrs_files_are_normalised_each_then_put_together(tmp_path: Path
     assert np.array_equal(opened(where, normalise=False).video("v_1").video_KTD[0, :, :6], clip)
 
 
+def test_missing_levels_of_a_model_advise_no_option_of_another_command(tmp_path: Path) -> None:
+    released_sdst(tmp_path)
+    spec = replace(opened(tmp_path).spec, levels=(-9, -1))
+    with pytest.raises(
+        ValueError, match=r"lack \[-9\]; extract them again with all levels that the model reads"
+    ) as error:
+        opened(tmp_path, spec=spec)
+    assert "--levels" not in str(error.value)
+
+
 def test_type_checkers_know_the_same_names() -> None:
     assert get_args(LayoutName) == ("sidelight", *LAYOUTS) and [kind.name for kind in LAYOUTS.values()] == [*LAYOUTS]
 

@@ -242,5 +242,15 @@ def test_an_interrupt_names_no_folder_that_does_not_exist(
     assert "no state was saved yet; the same command starts anew" in message and str(tmp_path) not in message
     (tmp_path / "runs" / "out").mkdir(parents=True)
     (tmp_path / "runs" / "out" / "state.pt").touch()
-    assert main(["train", str(recipe)]) == 130
+    assert main(["train", str(recipe), "--resume"]) == 130
     assert f"continue with --resume and the same options; see {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_features_are_extracted(
+    recipe: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    new = [f"--data.train_features={tmp_path / 'new'}", f"--data.train_videos={tiny_world / 'videos'}"]
+    assert main(["train", str(recipe), *new, f"--train.out={tmp_path / 'file' / 'run'}"]) == 2
+    assert f"cannot write train.out {tmp_path / 'file' / 'run'}" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

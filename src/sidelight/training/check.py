@@ -23,11 +23,10 @@ from sidelight.data.annotations import Annotation
 from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
-from sidelight.io.files import require_writable_folder
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.training.data import Split, TrainingData, feature_source, metric_of, read_split
 from sidelight.training.dataset import GroundingDataset, epoch_batches
-from sidelight.training.loop import Trainer, make_fabric
+from sidelight.training.loop import Trainer, check_out, make_fabric
 from sidelight.training.predict import predict
 from sidelight.training.recipe import Recipe, TrainConfig
 from sidelight.training.state import STATE, load_state
@@ -145,7 +144,7 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         ValueError: for whatever would stop the run; if a loss is not finite.
     """
     out = Path(recipe.train.out)
-    _check_out(out, resume=resume)
+    check_out(out, resume=resume)
     if recipe.train.devices > 1:
         make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
     fabric = make_fabric(recipe.train, devices=1)
@@ -174,12 +173,6 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
         scored=scored,
         peak_bytes=peak_bytes,
     )
-
-
-def _check_out(out: Path, *, resume: bool) -> None:
-    if (out / STATE).exists() and not resume:
-        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or set train.out")
-    require_writable_folder(out, target=f"train.out {out}")
 
 
 @dataclass(frozen=True, kw_only=True)

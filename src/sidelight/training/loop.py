@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sidelight.io.files import require_writable_folder
 from sidelight.io.runtime import tune_cpu
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.models.registry import SideTuner, build_model, side_tuner
@@ -142,9 +143,8 @@ class Trainer:
         Raises:
             ValueError: if the run exists and ``resume`` is false, or its state is of another recipe.
         """
+        check_out(self.out, resume=resume)
         state = self.out / STATE
-        if state.exists() and not resume:
-            raise ValueError(f"{self.out} holds a run already; add --resume to go on with it, or set train.out")
         if state.exists():
             self._load(state)
         if self.fabric.is_global_zero:
@@ -301,9 +301,25 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
     Raises:
         ValueError: if data is missing or does not fit the recipe, or the run exists and ``resume`` is false.
     """
+    check_out(Path(recipe.train.out), resume=resume)
     fabric = make_fabric(recipe.train)
     fabric.launch()
     return Trainer(recipe, fabric, open_data(recipe, fabric, quiet=quiet), quiet=quiet).run(resume=resume)
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuse, before features are extracted, the folder of another run or one that cannot be written.
+
+    Args:
+        out: the folder of the run.
+        resume: the run goes on with the one in the folder.
+
+    Raises:
+        ValueError: if the folder holds a run and ``resume`` is false, or cannot be made or written.
+    """
+    require_writable_folder(out, target=f"train.out {out}")
+    if (out / STATE).exists() and not resume:
+        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or set train.out")
 
 
 def make_fabric(config: TrainConfig, *, devices: int | None = None) -> Fabric:
