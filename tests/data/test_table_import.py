@@ -325,7 +325,7 @@ def test_the_command(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFix
     message = capsys.readouterr().err
     assert message.startswith("sidelight: ") and "--videos" in message and not out.exists()
     assert main([*arguments, "--videos", str(tiny_world / "videos"), "--clip-seconds", "1"]) == 0
-    assert f"wrote 1 queries with 2 windows on 1 videos to {out}" in capsys.readouterr().out
+    assert f"wrote 1 query with 2 windows on 1 video to {out}" in capsys.readouterr().out
     (annotation,) = read_annotations(out)
     assert (annotation.vid, annotation.relevant_windows) == (video.stem, ((1, 2), (5, 7.5)))
     assert not check(out).findings

@@ -23,6 +23,8 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from sidelight.io.files import path_text
+
 _BACK = Fraction(1, 10)  # s; a timestamp that is earlier than the one before by more is a break, as in ffmpeg
 _AHEAD = 10  # s; so is one that is later by more, in a broadcast format, as in ffmpeg
 _AHEAD_FRAMES = 8  # unless frames are that far apart
@@ -66,9 +68,10 @@ class Clock(NamedTuple):
 
 def parts_of(path: str | os.PathLike[str]) -> tuple[Part, ...]:
     """Return the recordings that a file joins: one of an ordinary file, and of a file that cannot be read."""
+    name = path_text(path)
     with suppress(OSError):
-        if os.path.isfile(path):
-            return _parts_of(os.fspath(path), *state_of(path))
+        if os.path.isfile(name):
+            return _parts_of(name, *state_of(name))
     return (Part(),)
 
 

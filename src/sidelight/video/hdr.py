@@ -59,7 +59,8 @@ def _signal_to_light(transfer: int) -> Floats:
     """Return the light of each 16-bit signal: of PQ in cd/m2, of HLG that of the scene, 0 to 1."""
     signal = np.arange(2**16) / (2**16 - 1)
     if transfer == PQ:
-        return _from_pq(signal).astype(np.float32)
+        pq: Floats = _from_pq(signal).astype(np.float32)
+        return pq
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     light: Floats = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
     return light

@@ -26,6 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
+from sidelight.io.files import path_text
 from sidelight.video.clock import Part, parts_of
 from sidelight.video.damage import VideoError, VideoWarning, warn
 from sidelight.video.decoder import DecodedFrame, Decoder
@@ -91,7 +92,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     if len(recordings) + len(unreadable) == 1:
         return info
     duration = sum(info.duration for _, info in recordings)
-    note = f"{os.fspath(path)} joins {len(recordings)} recordings; they follow each other, {duration:.2f} s in all"
+    note = f"{path_text(path)} joins {len(recordings)} recordings; they follow each other, {duration:.2f} s in all"
     return replace(info, duration=duration, notes=(note, *unreadable))
 
 
