@@ -235,16 +235,20 @@ class Grounder:
 
         if self.checkpoint.round_clips:
             video = video.cut_to(video.timeline.rounded())
-        samples = [unlabelled(video, features) for features in text]
-        groundings = ground_batch(
-            self.checkpoint.model,
-            collate(samples),
-            [video.timeline] * len(samples),
-            queries,
-            self.checkpoint.decode,
-            window_clips=self.checkpoint.window_clips,
-            videos=[video_name] * len(samples),
-        )
+        # A video of several windows is copied for each query of a batch, so its queries are answered one by one.
+        at_once = 1 if video.timeline.num_clips > self.checkpoint.window_clips else max(1, len(text))
+        groundings: list[Grounding] = []
+        for first in range(0, len(text), at_once):
+            samples = [unlabelled(video, features) for features in text[first : first + at_once]]
+            groundings += ground_batch(
+                self.checkpoint.model,
+                collate(samples),
+                [video.timeline] * len(samples),
+                queries[first : first + at_once],
+                self.checkpoint.decode,
+                window_clips=self.checkpoint.window_clips,
+                videos=[video_name] * len(samples),
+            )
         # Published decoding keeps empty moments for its metrics; they answer nothing.
         return [replace(g, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0)) for g in groundings]
 

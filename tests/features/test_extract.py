@@ -15,9 +15,17 @@ import torch
 from sidelight.backbones import load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.data.annotations import Annotation
-from sidelight.features.extract import clips_at_once, encode_queries, encode_video_file, extract, sampling_of
+from sidelight.features.extract import (
+    BatchEncoder,
+    clips_at_once,
+    encode_queries,
+    encode_video_file,
+    extract,
+    sampling_of,
+)
 from sidelight.features.sources import find_videos, videos_of
 from sidelight.features.store import FeatureStore
+from sidelight.io import runtime
 from sidelight.video.read import frames_at, probe
 from sidelight.video.workers import clips_of
 
@@ -47,6 +55,16 @@ def test_chunks_do_not_change_the_frames(video: Path, backbone: ShapesBackbone, 
     parts = list(clips_of(video, sampling, duration, chunk=chunk))
     assert all(len(p) <= chunk for p in parts)
     assert np.array_equal(np.concatenate(parts), np.concatenate(list(clips_of(video, sampling, duration))))
+
+
+def test_a_long_video_returns_freed_memory(backbone: ShapesBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    monkeypatch.setattr(runtime, "release_memory", lambda: calls.append(1))
+    monkeypatch.setattr(ShapesBackbone, "encode_video", lambda self, pixels: torch.zeros(2, len(pixels), 4))
+    encoder, pixels = BatchEncoder(backbone, 8), np.zeros((8, 2, 4, 4, 3), np.uint8)
+    clips = sum(features.shape[1] for _ in range(128) for _, features in encoder.put(None, pixels))
+    assert clips == 127 * 8 and len(calls) in (3, 4)  # about every 256 clips
+    assert [features.shape for _, features in encoder.flush()] == [(2, 8, 4)] and len(calls) in (4, 5)
 
 
 def test_queries_are_encoded_once_each(backbone: ShapesBackbone) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from functools import lru_cache
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def release_memory() -> None:
+    """Return freed memory to the system; glibc keeps most of it while the process runs. Takes some milliseconds."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def tune_cpu(threads: int = 0) -> None:
@@ -22,12 +29,9 @@ def tune_cpu(threads: int = 0) -> None:
     """
     if threads:
         torch.set_num_threads(threads)
-    if platform.libc_ver()[0] != "glibc":
+    if (libc := _glibc()) is None:
         return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
+    mallopt = libc.mallopt
     # The largest values that mallopt takes: below 1 GiB no memory is mapped apart, up to 2 GiB are kept.
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
@@ -50,3 +54,14 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
     return usable
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library if it is glibc, whose allocator can be told what to do."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None

@@ -31,11 +31,11 @@ _TO_BT709 = np.array(
 )
 
 
-def to_sdr(rgb_HW3: npt.NDArray[np.uint16], transfer: int, primaries: int) -> npt.NDArray[np.uint8]:
+def to_sdr(rgb_HW3: npt.NDArray[Any], transfer: int, primaries: int) -> npt.NDArray[np.uint8]:
     """Return sRGB of the standard range.
 
     Args:
-        rgb_HW3: the signal, 16 bit.
+        rgb_HW3: the signal, 16 bit (uint16).
         transfer: PQ or HLG.
         primaries: colour primaries of H.273.
     """
@@ -50,8 +50,8 @@ def to_sdr(rgb_HW3: npt.NDArray[np.uint16], transfer: int, primaries: int) -> np
         light = light @ _TO_BT709.T
     linear = np.clip(light / np.float32(_WHITE), 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** np.float32(1 / 2.4) - 0.055)
-    encoded: npt.NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
-    return encoded
+    levels: npt.NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+    return levels
 
 
 @lru_cache(maxsize=2)
@@ -59,10 +59,10 @@ def _signal_to_light(transfer: int) -> Floats:
     """Return the light of each 16-bit signal: of PQ in cd/m2, of HLG that of the scene, 0 to 1."""
     signal = np.arange(2**16) / (2**16 - 1)
     if transfer == PQ:
-        pq: Floats = _from_pq(signal).astype(np.float32)
-        return pq
+        light: Floats = _from_pq(signal).astype(np.float32)
+        return light
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    light: Floats = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
+    light = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
     return light
 
 
