@@ -63,6 +63,8 @@ def test_the_page_has_the_measured_numbers() -> None:
     names = {
         **{f"seed {n}": f"runs/ablation/b347c98841ec-{n}/last" for n in range(3)},
         **{f"1.5, seed {n}": f"runs/roi-width-{n}/last" for n in range(2)},
+        "cue, seed 0": "runs/ablation/fe66b4295c71-0/last",
+        "cue and score, seed 0": "runs/ablation/3eda0f8c5777-0/last",
         "shipped": "shapes",
     }
     page_rows = {row[0]: row[1:] for row in rows if row[0] and not row[0].startswith("-")}
