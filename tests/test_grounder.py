@@ -173,6 +173,23 @@ def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: Shape
         assert all(0 <= m.start <= m.end <= grounding.timeline.duration for m in grounding.moments)
 
 
+@pytest.mark.parametrize("window_clips", [6, 20, 21, 100])
+def test_queries_of_a_video_of_any_length_are_answered_as_if_alone(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, window_clips: int
+) -> None:
+    """Check videos of one window, of hardly more than a window, and of several windows."""
+    features = np.random.default_rng(0).normal(size=(len(backbone.spec.levels), 21, 32)).astype(np.float16)
+    video = VideoFeatures(video_KTD=features, timeline=Timeline(duration=42.0, clip_seconds=2.0))
+    grounder = Grounder(replace(checkpoint, window_clips=window_clips), backbone=backbone, device="cpu")
+    queries = ["a red star spins", "a ring"]
+    text = grounder.encode(queries)
+    both = grounder.ground_features(video, text, queries)
+    for i, query in enumerate(queries):
+        (alone,) = grounder.ground_features(video, text[i : i + 1], [query])
+        np.testing.assert_allclose(both[i].saliency, alone.saliency, atol=1e-4)
+        assert both[i].query == query and len(both[i].saliency) == 21
+
+
 def test_another_backbone_is_refused(checkpoint: Checkpoint, tiny_backbone: Path) -> None:
     mean_pooled = load_backbone("shapes", weights=tiny_backbone, pooling="mean")
     with pytest.raises(SpecMismatchError, match="pooling is 'mean', expected 'attention'"):

@@ -230,19 +230,21 @@ class Grounder:
             queries: the sentences.
             video_name: name of the video, for the groundings.
         """
+        from sidelight.core.timeline import longest_input
         from sidelight.training.dataset import collate, unlabelled
         from sidelight.training.predict import ground_batch
 
         if self.checkpoint.round_clips:
             video = video.cut_to(video.timeline.rounded())
-        # A video of several windows is copied for each query of a batch, so its queries are answered one by one.
-        at_once = 1 if video.timeline.num_clips > self.checkpoint.window_clips else max(1, len(text))
+        # A batch holds the video once for each query, so a video of many windows is read for one query at a time.
+        is_long = video.timeline.num_clips > longest_input(self.checkpoint.window_clips)
+        at_once = 1 if is_long else max(1, len(text))
         groundings: list[Grounding] = []
         for first in range(0, len(text), at_once):
             samples = [unlabelled(video, features) for features in text[first : first + at_once]]
             groundings += ground_batch(
                 self.checkpoint.model,
-                collate(samples),
+                collate(samples, half=is_long),
                 [video.timeline] * len(samples),
                 queries[first : first + at_once],
                 self.checkpoint.decode,

@@ -207,8 +207,13 @@ def unlabelled(features: VideoFeatures, text_KLD: HalfFeatures) -> Sample:
     )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Return samples as one batch of float32 features, padded to common lengths."""
+def collate(samples: Sequence[Sample], *, half: bool = False) -> Batch:
+    """Return samples as one batch of float32 features, padded to common lengths.
+
+    Args:
+        samples: at least one.
+        half: keep video features in float16, for videos of many windows, which are converted one after the other.
+    """
     size = len(samples)
     levels, _, *inner = samples[0].video_KTD.shape  # (D_v), or (P, D_v) where all tokens were kept
     text_width = samples[0].text_KLD.shape[2]
@@ -227,7 +232,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         truth[i, :g], truth_mask[i, :g] = s.spans_G2, True
         saliency[i, :t] = s.saliency_T
     return Batch(
-        video_KBTD=torch.from_numpy(video).float(),
+        video_KBTD=torch.from_numpy(video) if half else torch.from_numpy(video).float(),
         video_mask_BT=torch.from_numpy(video_mask),
         text_KBLD=torch.from_numpy(text).float(),
         text_mask_BL=torch.from_numpy(text_mask),

@@ -11,6 +11,7 @@ from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline, longest_input
 from sidelight.data.annotations import Submission
+from sidelight.io.runtime import release_memory
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.windows import merge_windows
 from sidelight.training.dataset import GroundingDataset, in_order
@@ -78,13 +79,14 @@ def _ground_long(
     starts = timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
     for first in range(0, len(windows), at_once):
+        release_memory()  # answers that stay would otherwise break up the memory of the batches
         part = windows[first : first + at_once]
         count, clips = len(part), part[0][1].num_clips
         first_clips = [clip for clip, _ in part]
         window_timelines = [window for _, window in part]
         clips_BT = torch.tensor(first_clips)[:, None] + torch.arange(clips)
         batch = Batch(
-            video_KBTD=sample.video_KBTD[:, 0][:, clips_BT],
+            video_KBTD=sample.video_KBTD[:, 0][:, clips_BT].float(),
             video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
             text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
