@@ -188,7 +188,7 @@ def test_decoding_stays_within_the_duration(
         ({"max_moments": 0}, "at least 1, or none"),
         ({"round_to": 0.0}, "above 0, or none"),
         ({"merge_tolerance": -1.0}, "at least 0"),
-        ({"min_score": "a"}, "a number"),
+        ({"min_score": "a"}, "a finite number"),
     ],
 )
 def test_configuration_mistakes_are_named(changes: dict[str, Any], message: str) -> None:

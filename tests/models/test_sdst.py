@@ -367,7 +367,7 @@ def test_the_cue_leaves_the_other_first_weights_alone() -> None:
         ({"rdsa_kernel": 2}, "odd"),
         ({"class_prior": 0.0}, "class_prior"),
         ({"roi_width": 0.0}, "roi_width must be positive and finite"),
-        ({"roi_width": math.inf}, "roi_width must be positive and finite"),
+        ({"roi_width": math.inf}, "roi_width must be a finite number"),
         ({"levels": "4"}, "a whole number"),
         ({"actionness_input": "video"}, "actionness_input must be one of"),
     ],

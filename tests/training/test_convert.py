@@ -337,9 +337,9 @@ def test_a_file_must_be_what_its_name_says(
 def test_nothing_is_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    for out in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
+    for out, reason in ((tmp_path / "full", "already exists"), (tmp_path / "full" / "mine.txt", "is a file; give")):
         assert command(tiny / "checkpoint.pth", out) == 2
-        assert "already exists" in capsys.readouterr().err
+        assert reason in capsys.readouterr().err
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     assert command(tiny / "checkpoint.pth", tmp_path / "empty") == 0
