@@ -73,7 +73,7 @@ def _levels(*chosen: int) -> dict[str, Any]:
     return {"backbone.levels": list(chosen), "model.levels": len(chosen)}
 
 
-RATES = (2e-4, 4e-4, 8e-4)
+RATES = (2e-4, 4e-4, 8e-4, 1.6e-3)
 """Learning rates that each side-tuner is tried with (table "rates")."""
 _SHALLOW = "the text tower of the embedded backbone has four layers"
 _DEFORMABLE = {"model.attention": "deformable"}
