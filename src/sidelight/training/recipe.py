@@ -117,7 +117,9 @@ class TrainConfig:
     lr: float = 1e-4
     """Learning rate after warm-up."""
     offset_lr: float = 1.0
-    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR)."""
+    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR);
+    only for side-tuners that have them.
+    """
     lr_drop_epochs: int = 20
     """Epochs from one drop of the learning rate to the next."""
     lr_drop: float = 0.1
@@ -225,6 +227,12 @@ class Recipe:
             )
         if self.backbone.pooling == "tokens" and self.side_tuner != "r2-tuning":
             raise ValueError(f"recipe: {self.side_tuner} reads one vector a clip; backbone.pooling must not be tokens")
+        if self.train.offset_lr != 1 and not side_tuner(self.side_tuner).has_slow_parameters:
+            able = ", ".join(name for name, kind in SIDE_TUNERS.items() if kind.has_slow_parameters)
+            raise ValueError(
+                f"recipe: train.offset_lr is for the offsets of {able}, and {self.side_tuner} has none; "
+                "leave train.offset_lr out"
+            )
 
     @property
     def decoding(self) -> AnswerConfig:
