@@ -45,6 +45,8 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "v.mp4", "/dev/null"):
         with pytest.raises(VideoError, match=r"is a pipe or a device.*save the video to a file first"):
             probe(path)
+    with pytest.raises(VideoError, match=r"^- means standard input.*save the video to a file first"):
+        probe("-")
 
 
 @pytest.mark.parametrize("address", ["https://host/v.mp4", "rtsp://host/v", "s3://bucket/v.mp4"])

@@ -14,6 +14,7 @@ from sidelight.core.messages import did_you_mean, no_such
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
+from sidelight.io.files import read_text
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import SIDE_TUNERS, side_tuner
 from sidelight.recipes import recipe_file
@@ -245,6 +246,26 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+def recipe_parser(**settings: Any) -> ArgumentParser:
+    """Return an empty parser of jsonargparse that reads files in each encoding of :func:`sidelight.io.files.read_text`.
+
+    Args:
+        settings: arguments of jsonargparse's parser.
+    """
+    from jsonargparse import ArgumentParser
+
+    class RecipeParser(ArgumentParser):
+        def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+            try:
+                Path(path).read_text(encoding="utf-8")
+                parsed: Namespace = super().parse_path(path, *args, **options)
+            except UnicodeDecodeError:
+                parsed = self.parse_string(read_text(path), str(path), *args, **options)
+            return parsed
+
+    return RecipeParser(**settings)
+
+
 def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
     """Add ``--config RECIPE.yaml`` and a typed option for every field, such as ``--train.lr``, to a command.
 
@@ -281,7 +302,7 @@ def _chosen_side_tuner(arguments: Sequence[str]) -> str:
     import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError):
         return "sdst"  # the parser has the better message for a broken file
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
@@ -402,11 +423,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
-
     path = recipe_file(path)
     arguments = [f"--config={path}", *overrides]
-    parser = ArgumentParser(exit_on_error=False)
+    parser = recipe_parser(exit_on_error=False)
     try:
         add_recipe_arguments(parser, arguments)
         parsed = parser.parse_args(arguments)

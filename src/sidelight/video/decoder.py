@@ -517,6 +517,9 @@ def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStr
     beginning = b""
     if is_address(path):
         raise VideoError(f"{path} is an address; expected a file of this machine, so download it first")
+    if path == "-":
+        problem = "means standard input, and a video is read more than once"
+        raise VideoError(f"{path} {problem}; expected a file, so save the video to a file first")
     if os.path.isdir(path):
         raise VideoError(f"{path} is a folder; expected one video file, so add the file's name")
     if os.path.exists(path) and not os.path.isfile(path):
