@@ -11,7 +11,7 @@ from typing import Any
 import av
 import pytest
 
-from sidelight.video.decoder import options_for_any_metadata
+from sidelight.video.opening import options_for_any_metadata
 from sidelight.video.read import VideoError, probe
 from tests.films import Encoding, encode, numbered, steady
 
