@@ -58,7 +58,7 @@ def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int
         parsed = parser.parse_args(arguments)
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{plain_mistake(error, parser, recipe, arguments)} (see {prog} --help)") from None
-    with naming(file_of(parsed), options), option_names(options):
+    with naming(file_of(parsed), options), option_names(options, "_"):
         return command(build(parsed, parser, options), **{name: parsed[name] for name in flags}) or 0
 
 
