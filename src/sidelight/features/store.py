@@ -61,7 +61,7 @@ class VideoFeatures:
             )
 
     def cut_to(self, timeline: Timeline) -> VideoFeatures:
-        """Return the features of the first clips, as a timeline of the same video says; these if it has them all."""
+        """Return the features of the clips of a timeline of the same video, which may have fewer clips at the end."""
         if timeline == self.timeline:
             return self
         return VideoFeatures(video_KTD=self.video_KTD[:, : timeline.num_clips], timeline=timeline)

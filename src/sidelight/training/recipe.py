@@ -112,8 +112,8 @@ class TrainConfig:
     batch_size: int = 32
     """Samples per step, over all processes together."""
     last_batch: Literal["drop", "keep"] = "drop"
-    """Samples that fill no batch at the end of an epoch: left out, others in each epoch, or a smaller batch, as in the
-    published runs.
+    """What happens to samples that fill no batch at the end of an epoch: drop leaves them out (other samples in each
+    epoch), keep makes them a smaller batch, as in the published runs.
     """
     lr: float = 1e-4
     """Learning rate after warm-up."""
