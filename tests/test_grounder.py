@@ -6,7 +6,7 @@ import errno
 import io
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,15 +82,20 @@ def test_clips_are_rounded_as_in_training(
     assert Checkpoint.from_pretrained(tmp_path).round_clips
 
 
+GrounderWith = Callable[[Path | None], Grounder]
+
+
+@pytest.fixture
+def grounder_with(checkpoint: Checkpoint, backbone: ShapesBackbone) -> GrounderWith:
+    """Return a function that makes a grounder with a cache."""
+    return lambda cache: Grounder(checkpoint, backbone=backbone, cache=cache, device="cpu")
+
+
 def test_the_cache_goes_by_content(
-    checkpoint: Checkpoint,
-    backbone: ShapesBackbone,
-    video: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    grounder_with: GrounderWith, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copy(video, tmp_path / "copy.mp4"))
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "cache")
     first = grounder.ground(copy, "a ring")
     copy.rename(tmp_path / "renamed.mp4")
     monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
@@ -99,21 +104,17 @@ def test_the_cache_goes_by_content(
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(
-    checkpoint: Checkpoint,
-    backbone: ShapesBackbone,
-    video: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    grounder_with: GrounderWith, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    expected = Grounder(checkpoint, backbone=backbone, cache=None, device="cpu").ground(video, "a ring")
+    expected = grounder_with(None).ground(video, "a ring")
     (tmp_path / "file").write_text("in the way")
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "file" / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "file" / "cache")
     with pytest.warns(CacheWarning, match="not kept: no store can be made in .* SIDELIGHT_CACHE can name"):
         assert grounder.ground(video, "a ring").moments == expected.moments
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "cache")
     monkeypatch.setattr(FeatureStore, "put_video", full)
     with pytest.warns(CacheWarning, match="No space left on device"):
         assert grounder.ground(video, "a ring").moments == expected.moments

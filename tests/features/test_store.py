@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.core.timeline import Timeline
+from sidelight.features.extract import Collector
+from sidelight.features.remote import store_at
 from sidelight.features.store import FORMAT, FeatureStore, VideoFeatures
 
 
@@ -52,6 +55,22 @@ def test_a_store_refuses_another_spec(store: FeatureStore) -> None:
     assert FeatureStore.create(store.folder, store.spec).spec == store.spec
     with pytest.raises(SpecMismatchError, match="pooling is 'attention', expected 'mean'"):
         FeatureStore.create(store.folder, replace(store.spec, pooling="mean"))
+
+
+def test_failures_that_no_extraction_wrote_are_kept(store: FeatureStore, tmp_path: Path) -> None:
+    theirs = tmp_path / "films" / "failures.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text('{"server": "a", "reason": "down"}\n')
+    with pytest.raises(ValueError, match=r"films holds a failures.jsonl that no extraction wrote"):
+        FeatureStore.create(theirs.parent, store.spec)
+    with pytest.raises(ValueError, match=r"films holds a failures.jsonl that no extraction wrote"):
+        store_at(f"local://{theirs.parent}", store.spec)
+    assert [path.name for path in theirs.parent.iterdir()] == ["failures.jsonl"]
+    # Copied into a store afterwards.
+    shutil.copy(theirs, store.folder)
+    with pytest.raises(ValueError, match=r"store holds a failures.jsonl that no extraction wrote"):
+        Collector(store, {})
+    assert (store.folder / "failures.jsonl").read_text() == theirs.read_text()
 
 
 def test_some_of_the_levels_can_be_read(store: FeatureStore) -> None:

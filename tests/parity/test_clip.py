@@ -89,6 +89,7 @@ def test_hidden_states(folder: Path, inputs: Mapping[str, Any], outputs: Mapping
     video = list(backbone.video.hidden_states(torch.tensor(inputs["pixel_values"])))
     ids = torch.tensor(inputs["input_ids"])
     text = list(backbone.text.hidden_states(ids))
+    assert len(video) == len(text) == DEPTH + 1
     for i in range(DEPTH + 1):
         close(folder.name, f"vision_hidden_{i}", video[i], outputs[f"vision_hidden_{i}"])
         close(folder.name, f"text_hidden_{i}", text[i], outputs[f"text_hidden_{i}"])

@@ -257,6 +257,15 @@ def test_offsets_and_references_can_learn_more_slowly(write: Write) -> None:
     assert steps["class_head.bias"] == pytest.approx(fast, rel=0.01)
 
 
+def test_offset_lr_is_refused_for_a_model_without_offsets(write: Write) -> None:
+    path = write("no-offsets")
+    text = path.read_text().replace("moment_queries: 6, roi_bins: 4", "strides: [1]")
+    path.write_text(f"side_tuner: r2-tuning\n{text}")
+    read_recipe(path)
+    with pytest.raises(ValueError, match=r"no-offsets.yaml: train.offset_lr is for the offsets of sdst, and r2-tuning"):
+        read_recipe(path, ["--train.offset_lr=0.1"])
+
+
 def test_options_newer_than_a_state_count_as_their_defaults(write: Write) -> None:
     path = write("older")
     first = train(read_recipe(path, ["--train.epochs=1"]), quiet=True)

@@ -105,3 +105,27 @@ def test_its_head_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[st
 def test_a_recipe_of_another_benchmark_is_not_the_same_run() -> None:
     read: dict[str, Recipe] = {name: read_recipe(FOLDER / f"{name}.yaml") for name in PUBLISHED}
     assert len({recipe.train.out for recipe in read.values()}) == len(PUBLISHED)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_recipes_are_read_in_each_unicode_encoding(
+    encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    model = "{video_dim: 32, text_dim: 32, hidden: 24, heads: 2, strides: [1]}"
+    path.write_text(f"side_tuner: r2-tuning\nmodel: {model}\ntrain: {{out: runs/für}}\n", encoding=encoding)
+    recipe = read_recipe(path)
+    assert (recipe.side_tuner, recipe.model.hidden, recipe.train.out) == ("r2-tuning", 24, "runs/für")
+    assert main(["summary", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("r2-tuning: reads ")
+    with pytest.raises(SystemExit):
+        main(["summary", str(path), "--help"])
+    path.write_text("world: data\n", encoding=encoding)
+    assert main(["summary", str(path)]) == 2
+    assert "is a recipe for `sidelight pretrain`" in capsys.readouterr().err
+
+
+def test_a_recipe_in_no_unicode_encoding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_bytes("train: {out: runs/für}\n".encode("latin-1"))
+    assert main(["summary", str(tmp_path / "mine.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("mine.yaml is not text in UTF-8; save it as UTF-8\n")

@@ -71,7 +71,7 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         SpecMismatchError: if the loaded backbone makes other features.
     """
     options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
-    if spec.backbone != "shapes":  # its weights fix its clips; other ones are named by the comparison of specs below
+    if spec.backbone != "shapes":  # its weights fix its clips; if the spec has others, the comparison below names them
         options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights

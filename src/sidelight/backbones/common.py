@@ -85,7 +85,7 @@ class QueryWarning(UserWarning):
 
 
 def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) -> list[list[int]]:
-    """Return rows of token ids of at most ``limit`` tokens, and warn of those that were cut; the last token stays."""
+    """Return rows of at most ``limit`` token ids, and warn about queries that were cut; the last token stays."""
     long = [i for i, ids in enumerate(rows) if len(ids) > limit]
     if long:
         first = long[0]

@@ -147,7 +147,7 @@ _ASCII_BARS = "_.-:=+*#"
 
 
 def _bars_for(encoding: str) -> str:
-    """Return the bars that an encoding has."""
+    """Return bars that can be printed in an encoding."""
     try:
         _BARS.encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -195,7 +195,7 @@ def draw(
     height = 160
     width = max(2, round(height * info.width / info.height))
     seconds = [(i + 0.5) / num_frames * groundings[0].timeline.duration for i in range(num_frames)]
-    # Whoever made the groundings has reported damage.
+    # Damage was reported when the groundings were made.
     frames = frames_at(video, seconds, size=(width, height), on_damage=lambda message: None)
     strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
     plot_groundings(groundings, out, frames=strip, truth=truth, top=top)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _PARTS_OF_RUN = {"--train.out": "", "--train.out (best)": "best", "--train.out (last)": "last"}
+"""The folders that a run writes, by their names in messages -> path below ``train.out``."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures
+from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures, not_our_failures
 from sidelight.io.storage import fetch, file_versions, is_address, put_file
 
 
@@ -35,13 +35,15 @@ class RemoteStore(FeatureStore):
 
         Raises:
             SpecMismatchError: if the store at the address has another spec.
-            ValueError: if the kind of storage is not known.
+            ValueError: if the kind of storage is not known, or a ``failures.jsonl`` there is not of a store.
             StorageError: if the storage cannot be reached.
         """
         address = address.rstrip("/")
         temporary = tempfile.TemporaryDirectory(prefix="sidelight-store-")
         staging = Path(temporary.name)
         names = file_versions(address)
+        if FAILURES in names and "manifest.json" not in names:
+            raise ValueError(not_our_failures(address))
         for name in {"manifest.json", FAILURES} & names.keys():
             fetch(address, name, staging)
         for part in ("videos", "queries"):

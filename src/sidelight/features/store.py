@@ -61,7 +61,7 @@ class VideoFeatures:
             )
 
     def cut_to(self, timeline: Timeline) -> VideoFeatures:
-        """Return the features of the first clips, as a timeline of the same video says; these if it has them all."""
+        """Return the features of the clips of a timeline of the same video, which may have fewer clips at the end."""
         if timeline == self.timeline:
             return self
         return VideoFeatures(video_KTD=self.video_KTD[:, : timeline.num_clips], timeline=timeline)
@@ -157,7 +157,7 @@ class FeatureStore:
 
         Raises:
             SpecMismatchError: if the store in the folder has another spec.
-            ValueError: if the folder cannot be created.
+            ValueError: if the folder cannot be created, or holds a ``failures.jsonl`` that is not of a store.
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
@@ -166,6 +166,8 @@ class FeatureStore:
             store = cls(folder)
             spec.require(store.spec, what=f"the features in {folder}", than="what is asked for")
             return store
+        if (folder / FAILURES).exists():
+            raise ValueError(not_our_failures(folder))
         try:
             for part in ("videos", "queries"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
@@ -276,11 +278,18 @@ class FeatureStore:
         return _timeline(_metadata(self._open_video(vid)))
 
     def failures(self) -> list[dict[str, str]]:
-        """Return vid, file and reason of each video that could not be read during extraction."""
+        """Return vid, file and reason of each video that could not be read during extraction.
+
+        Raises:
+            ValueError: if the file is not what an extraction writes.
+        """
         path = self.folder / FAILURES
         if not path.is_file():
             return []
-        return [dict(line.values) for line in read_json_lines(path)]
+        rows = [dict(line.values) for line in read_json_lines(path)]
+        if not all({"vid", "reason"} <= row.keys() for row in rows):
+            raise ValueError(not_our_failures(self.folder))
+        return rows
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace the rows that :meth:`failures` returns."""
@@ -369,6 +378,18 @@ class FeatureStore:
                 except (ValueError, KeyError, OSError) as error:
                     faults[str(path.relative_to(self.folder))] = " ".join(str(error).split())
         return faults
+
+
+def not_our_failures(place: object) -> str:
+    """Return the message for a ``failures.jsonl`` that no extraction wrote.
+
+    Args:
+        place: folder or address of the store.
+    """
+    return (
+        f"{place} holds a {FAILURES} that no extraction wrote, and an extraction would replace it; "
+        "move that file, or give another folder for the store"
+    )
 
 
 def store_exists(folder: str | Path) -> bool:

@@ -41,6 +41,11 @@ class SideTuner:
     decode_config: type[AnswerConfig]
     """Class of the decoding's configuration; its method ``decode`` turns predictions into groundings."""
 
+    @property
+    def has_slow_parameters(self) -> bool:
+        """Check whether the model names parameters that ``train.offset_lr`` slows down (``slow_parameters``)."""
+        return hasattr(self.model, "slow_parameters")
+
 
 def _point_losses(predictions: PointPredictions, batch: Batch, config: R2LossConfig) -> dict[str, Tensor]:
     if batch.targets is None:

@@ -72,16 +72,11 @@ def convert_r2_tuning(
     """
     file, out = Path(file), Path(out)
     published = with_widths(published_run(run), video_dim, text_dim, hidden, padding)
-    if weights is None and (published.model.video_dim, published.model.text_dim) != CLIP_WIDTHS:
-        raise ValueError(
-            f"features of widths {published.model.video_dim} and {published.model.text_dim} are not those of "
-            f"{CLIP_WEIGHTS} ({CLIP_WIDTHS[0]} and {CLIP_WIDTHS[1]}): say which weights made them by --weights NAME"
-        )
+    weights = weights or _weights_by_widths(published.model)
     require_new_folder(out)
     data = existing_file(file, expected="a checkpoint that R2-Tuning's own code saved (.pth)").read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     _check_digest(file, digest, run)
-    is_published_file = digest.startswith(_digits_in(published.file))
     tensors = published_tensors(data, file)
     _check_tensors(tensors, published.model, file, run)
     model = R2Tuning(published.model)
@@ -90,18 +85,14 @@ def convert_r2_tuning(
         model=model.eval(),
         model_name=FAMILY,
         model_config=asdict(published.model),
-        features=published.features(weights or CLIP_WEIGHTS),
+        features=published.features(weights),
         decode=published.decode,
         window_clips=published.window_clips,
         round_clips=published.round_clips,
         metrics={},
         recipe={
             "name": f"{FAMILY}/{run}",
-            "converted_from": {
-                "file": file.name,
-                "sha256": digest,
-                "published": f"{R2_REPOSITORY}/{published.file}" if is_published_file else None,
-            },
+            "converted_from": _origin(file, digest, published),
             "model": asdict(published.model),
             "losses": asdict(published.losses),
         },
@@ -109,6 +100,23 @@ def convert_r2_tuning(
     with replacing_folder(out) as beside:
         checkpoint.save_pretrained(beside)
     return checkpoint
+
+
+def _weights_by_widths(model: R2TuningConfig) -> str:
+    """Return the name of the published CLIP weights; ValueError if the features' widths are not theirs."""
+    if (model.video_dim, model.text_dim) != CLIP_WIDTHS:
+        raise ValueError(
+            f"features of widths {model.video_dim} and {model.text_dim} are not those of "
+            f"{CLIP_WEIGHTS} ({CLIP_WIDTHS[0]} and {CLIP_WIDTHS[1]}): say which weights made them by --weights NAME"
+        )
+    return CLIP_WEIGHTS
+
+
+def _origin(file: Path, digest: str, published: PublishedRun) -> dict[str, str | None]:
+    """Return from which file a checkpoint was converted, and its address if it is the published file itself."""
+    is_published_file = digest.startswith(_digits_in(published.file))
+    address = f"{R2_REPOSITORY}/{published.file}" if is_published_file else None
+    return {"file": file.name, "sha256": digest, "published": address}
 
 
 def published_run(run: str) -> PublishedRun:

@@ -50,14 +50,13 @@ def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the parameters for the optimiser, with those of ``offset_lr`` in a group of their own if it is not 1."""
-    named = list(model.named_parameters())
-    slow = {name for name, _ in named if "offsets" in name.split(".") or name == "references_M2"}
-    if config.offset_lr == 1 or not slow:
-        return [{"params": [p for _, p in named]}]
+    """Return the parameters for the optimiser; with ``offset_lr``, the model's slow parameters are a second group."""
+    if config.offset_lr == 1:
+        return [{"params": list(model.parameters())}]
+    slow = {id(parameter) for parameter in model.slow_parameters()}  # type: ignore[operator]  # a recipe checks it
     return [
-        {"params": [p for name, p in named if name not in slow]},
-        {"params": [p for name, p in named if name in slow], "factor": config.offset_lr},
+        {"params": [p for p in model.parameters() if id(p) not in slow]},
+        {"params": [p for p in model.parameters() if id(p) in slow], "factor": config.offset_lr},
     ]
 
 

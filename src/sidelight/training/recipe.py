@@ -14,6 +14,7 @@ from sidelight.core.messages import did_you_mean, no_such
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
+from sidelight.io.files import read_text
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import SIDE_TUNERS, side_tuner
 from sidelight.recipes import recipe_file
@@ -111,13 +112,15 @@ class TrainConfig:
     batch_size: int = 32
     """Samples per step, over all processes together."""
     last_batch: Literal["drop", "keep"] = "drop"
-    """Samples that fill no batch at the end of an epoch: left out, others in each epoch, or a smaller batch, as in the
-    published runs.
+    """What happens to samples that fill no batch at the end of an epoch: drop leaves them out (other samples in each
+    epoch), keep makes them a smaller batch, as in the published runs.
     """
     lr: float = 1e-4
     """Learning rate after warm-up."""
     offset_lr: float = 1.0
-    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR)."""
+    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR);
+    only for side-tuners that have them.
+    """
     lr_drop_epochs: int = 20
     """Epochs from one drop of the learning rate to the next."""
     lr_drop: float = 0.1
@@ -225,6 +228,12 @@ class Recipe:
             )
         if self.backbone.pooling == "tokens" and self.side_tuner != "r2-tuning":
             raise ValueError(f"recipe: {self.side_tuner} reads one vector a clip; backbone.pooling must not be tokens")
+        if self.train.offset_lr != 1 and not side_tuner(self.side_tuner).has_slow_parameters:
+            able = ", ".join(name for name, kind in SIDE_TUNERS.items() if kind.has_slow_parameters)
+            raise ValueError(
+                f"recipe: train.offset_lr is for the offsets of {able}, and {self.side_tuner} has none; "
+                "leave train.offset_lr out"
+            )
 
     @property
     def decoding(self) -> AnswerConfig:
@@ -235,6 +244,26 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and YAML."""
         return dataclasses.asdict(self)
+
+
+def recipe_parser(**settings: Any) -> ArgumentParser:
+    """Return an empty parser of jsonargparse that reads files in each encoding of :func:`sidelight.io.files.read_text`.
+
+    Args:
+        settings: arguments of jsonargparse's parser.
+    """
+    from jsonargparse import ArgumentParser
+
+    class RecipeParser(ArgumentParser):
+        def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+            try:
+                Path(path).read_text(encoding="utf-8")
+                parsed: Namespace = super().parse_path(path, *args, **options)
+            except UnicodeDecodeError:
+                parsed = self.parse_string(read_text(path), str(path), *args, **options)
+            return parsed
+
+    return RecipeParser(**settings)
 
 
 def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
@@ -273,7 +302,7 @@ def _chosen_side_tuner(arguments: Sequence[str]) -> str:
     import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError):
         return "sdst"  # the parser has the better message for a broken file
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
@@ -394,11 +423,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
-
     path = recipe_file(path)
     arguments = [f"--config={path}", *overrides]
-    parser = ArgumentParser(exit_on_error=False)
+    parser = recipe_parser(exit_on_error=False)
     try:
         add_recipe_arguments(parser, arguments)
         parsed = parser.parse_args(arguments)

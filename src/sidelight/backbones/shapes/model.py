@@ -244,8 +244,8 @@ class ShapesBackbone:
         levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
         pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level) or ``tokens``.
         weights: folder of the weights; unless given, the weights shipped with the package.
-        clip_seconds: length of a clip; only the length of the training.
-        frames_per_clip: frames of a clip; only the number of the training.
+        clip_seconds: length of a clip; must be the length that the backbone was trained on.
+        frames_per_clip: frames of a clip; must be the number that the backbone was trained on.
 
     Raises:
         ValueError: for levels that the towers do not have, an unknown pooling, missing weights, or clips that differ
