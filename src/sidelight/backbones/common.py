@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sidelight.backbones.protocol import FeatureSpec
@@ -29,17 +30,21 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def choose_levels(levels: int | Sequence[int], depth: int, *, model: str) -> tuple[int, ...]:
+def choose_levels(levels: int | Sequence[int] | None, depth: int, *, model: str, pooling: str) -> tuple[int, ...]:
     """Return the levels to read, as negative numbers.
 
     Args:
-        levels: a number of last layers, or the levels themselves.
+        levels: a number of last layers, or the levels themselves; unless given, the last four, or the last one where
+            the pooling is ``joint``.
         depth: layers of the shallower tower.
         model: the model's name in the message.
+        pooling: the pooling of the spec.
 
     Raises:
         ValueError: if there is no level, or one is deeper than the towers.
     """
+    if levels is None:
+        levels = 1 if pooling == "joint" else 4
     chosen = tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)
     if not chosen or min(chosen) < -depth:
         raise ValueError(f"{model} has levels -{depth} to -1; got {chosen}")
@@ -117,6 +122,21 @@ def pool_tokens(tokens_CPD: Tensor, pooling: str, attention_pool: Callable[[Tens
         case "tokens":
             return tokens_CPD
     raise ValueError(f"this backbone has no pooling {pooling!r}; choose cls, mean or tokens")
+
+
+def joint_embedding(embeddings_CFE: Tensor) -> Tensor:
+    """Return one unit vector per clip, (1, C, E) float32: the normalised mean of its frames' normalised embeddings.
+
+    Averaging unit vectors gives each frame the same say, whatever the length of its embedding; CLIP4Clip (Luo et al.,
+    2021, arXiv 2104.08860) calls this the parameter-free mean pooling.
+    """
+    frames_CFE = F.normalize(embeddings_CFE.float(), dim=-1)
+    return F.normalize(frames_CFE.mean(1), dim=-1)[None]
+
+
+def sentence_embeddings(embeddings_BE: Tensor) -> list[Tensor]:
+    """Return one unit vector per query, each (1, 1, E) float32."""
+    return list(F.normalize(embeddings_BE.float(), dim=-1)[:, None, None].clone())
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-POOLINGS = ("cls", "mean", "attention", "tokens")
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
 RESIZES = ("stretch", "crop")
 
 
@@ -49,7 +49,9 @@ class FeatureSpec:
     levels: tuple[int, ...]
     """Layers that are read, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str
-    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens)."""
+    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens); or joint,
+    the embeddings in the space in which the backbone compares clips with sentences. joint has the one level -1.
+    """
     clip_seconds: float
     """Length of a clip in seconds."""
     frames_per_clip: int
@@ -76,6 +78,11 @@ class FeatureSpec:
         for field, allowed in (("pooling", POOLINGS), ("resize", RESIZES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+        if self.pooling == "joint" and (self.levels != (-1,) or self.video_dim != self.text_dim):
+            raise ValueError(
+                "the pooling joint has the level -1 alone, and equal widths of video and text; got levels "
+                f"{self.levels}, widths {self.video_dim} and {self.text_dim}; give 1 level, or another pooling"
+            )
         for field in ("clip_seconds", "frames_per_clip", "resolution", "video_dim", "text_dim"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be more than 0, got {getattr(self, field)}")
@@ -150,7 +157,9 @@ class Backbone(Protocol):
             frames_CFSS3: uint8 RGB frames, already resized as the spec says, on any device.
 
         Returns:
-            (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``.
+            (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``. Where pooling
+            is ``joint``, K is 1 and each vector has length 1: the normalised mean of the normalised embeddings of the
+            clip's frames, or the normalised embedding of the clip if the backbone reads several frames together.
         """
         ...
 
@@ -158,7 +167,8 @@ class Backbone(Protocol):
         """Encode queries.
 
         Returns:
-            One float32 tensor (K, L, D_t) per query, without padding; token 0 is the start token.
+            One float32 tensor (K, L, D_t) per query, without padding; token 0 is the start token. Where pooling is
+            ``joint``, (1, 1, D_t): the embedding of the sentence, of length 1.
         """
         ...
 
