@@ -33,6 +33,7 @@ from torch import Tensor
 from sidelight.backbones import load_backbone
 
 LEVELS = 4
+SENTENCE = "a dog runs over a bridge"
 FRAMES = 4
 """Frames of a clip that VideoPrism reads; with 16, its training's number, it takes seven times as long."""
 CLIP_SIZES = {  # width, layers, heads, patch, side of a frame; width, layers, heads of the text tower; joint width
@@ -181,7 +182,7 @@ SIZES: dict[str, Sequence[str]] = {
 def sentence(family: str, backbone: Any) -> tuple[Tensor, Tensor]:
     """Return the token ids and the mask of a sentence, and let the backbone read these ids: there is no vocabulary."""
     if family == "open-clip":
-        ids, _ = backbone.sentence_ids(["a dog runs over a bridge"])
+        ids, _ = backbone.sentence_ids([SENTENCE])
         return ids, (ids != 0).long()
     if family == "clip":
         row = [49406, 320, 1929, 5000, 962, 320, 2465, 49407]
@@ -203,7 +204,7 @@ def compare(family: str, folder: Path, precision: str) -> tuple[float, float, fl
     shape = (1, spec.frames_per_clip, spec.resolution, spec.resolution, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     ids, mask = sentence(family, joint)
-    video, (text,) = joint.encode_video(frames)[0], joint.encode_text(["a sentence"])
+    video, (text,) = joint.encode_video(frames)[0], joint.encode_text([SENTENCE])
     del joint
     levels = load_backbone(family, pooling="tokens", levels=LEVELS, **options).encode_video(frames)
     run = library_of(family, folder, spec.mean, spec.std)

@@ -169,7 +169,7 @@ def test_the_joint_embeddings_are_the_ones_of_the_pretraining(tiny_backbone: Pat
     torch.testing.assert_close(torch.cat(sentences, dim=1)[0], model.embed_text(ids))
     for embedding in (video, *sentences):
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(embedding.shape[:-1]))
-    assert backbone.encode_video(clips(0)).shape == (1, 0, width) and backbone.encode_text([]) == []
+    assert backbone.encode_text([]) == []
 
 
 def test_joint_embeddings_average_unit_vectors() -> None:

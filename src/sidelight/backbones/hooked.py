@@ -71,7 +71,8 @@ class HookedBackbone:
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     def to(self, device: torch.device | str) -> HookedBackbone:
         """Move the weights, and return the backbone itself."""
@@ -129,7 +130,7 @@ class HookedBackbone:
         pixels_N3SS = self.normalise(frames_CFSS3.flatten(0, 1).to(self.device)).to(self.dtype)
         if self.spec.pooling == "joint":
             return joint_embedding(self.embed_video(pixels_N3SS, clips).unflatten(0, (clips, -1)))
-        levels = self._read(
+        levels: Tensor = self._read(
             self.video_blocks,
             lambda: self.embed_video(pixels_N3SS, clips),
             lambda block, output: self._pool(self.arrange(block, output, clips)),
