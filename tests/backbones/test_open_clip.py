@@ -106,7 +106,8 @@ def plain_pixels(frames_CFSS3: Tensor, dtype: str) -> Tensor:
 
 def test_the_protocol_is_fulfilled(clip: Path) -> None:
     backbone = load_backbone("open-clip", weights=clip, levels=2)
-    assert isinstance(backbone, Backbone) and backbone.to("cpu") is backbone
+    assert isinstance(backbone, Backbone)
+    assert backbone.to("cpu") is backbone
     spec = backbone.spec
     assert FeatureSpec.from_dict(spec.to_dict()) == spec
     assert (spec.backbone, spec.levels, spec.pooling) == ("open-clip", (-2, -1), "cls")

@@ -60,7 +60,8 @@ def plain_inputs(folder: Path, frames_CFSS3: Tensor, dtype: str) -> dict[str, Te
 
 def test_the_protocol_is_fulfilled(folder: Path) -> None:
     backbone = load_backbone("siglip2", weights=folder)
-    assert isinstance(backbone, Backbone) and backbone.to("cpu") is backbone
+    assert isinstance(backbone, Backbone)
+    assert backbone.to("cpu") is backbone
     spec = backbone.spec
     assert FeatureSpec.from_dict(spec.to_dict()) == spec
     assert (spec.backbone, spec.levels, spec.pooling) == ("siglip2", (-4, -3, -2, -1), "attention")
@@ -131,7 +132,8 @@ def test_sentences_have_their_summary_first(fixed: Path) -> None:
 def test_sentences_are_read_as_in_the_training(fixed: Path, sentence: str, tokens: list[str]) -> None:
     """Check lower case, no start token, an end token and padding to the end, whatever the file's own settings are."""
     backbone = SigLIP2Backbone(weights=fixed, levels=1)
-    vocabulary = transformers.PreTrainedTokenizerFast(tokenizer_file=str(fixed / "tokenizer.json"))
+    reader: Any = transformers.PreTrainedTokenizerFast
+    vocabulary = reader(tokenizer_file=str(fixed / "tokenizer.json"))
     (ids,), (count,) = backbone.sentence_ids([sentence])
     padded = tokens + ["<pad>"] * (LONGEST - len(tokens))
     assert vocabulary.convert_ids_to_tokens(ids.tolist()) == padded and count == len(tokens)

@@ -66,7 +66,8 @@ def library_levels(folder: Path, shown: Tensor, dtype: str, interpolate: bool = 
 
 def test_the_protocol_is_fulfilled(folder: Path) -> None:
     backbone = load_backbone("videoprism", weights=folder)
-    assert isinstance(backbone, Backbone) and backbone.to("cpu") is backbone
+    assert isinstance(backbone, Backbone)
+    assert backbone.to("cpu") is backbone
     spec = backbone.spec
     assert FeatureSpec.from_dict(spec.to_dict()) == spec
     assert (spec.backbone, spec.levels, spec.pooling) == ("videoprism", (-4, -3, -2, -1), "attention")

@@ -54,8 +54,8 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
 
     Args:
         spec: the spec of the features.
-        weights: folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
-            for CLIP where the spec names a model on the hub.
+        weights: folder or hub id of the backbone's weights. Not needed for ``shapes``, whose weights ship with
+            sidelight, nor for CLIP where the spec names a model on the hub.
 
     Raises:
         ValueError: if sidelight has no such backbone, or ``weights`` is needed.
@@ -68,6 +68,11 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         options["weights"] = weights
     elif spec.backbone == "clip":
         options["weights"] = spec.weights
+    elif spec.backbone not in ("shapes", "internvideo2"):  # a digest does not say where the weights are
+        raise ValueError(
+            f"the features were made by {spec.backbone} with weights of the digest {spec.weights}: give the hub id or "
+            "the folder of these weights (--backbone-weights)"
+        )
     backbone = load_backbone(spec.backbone, **options)
     spec.require(backbone.spec, what=f"features of the backbone {spec.backbone!r} at hand")
     return backbone

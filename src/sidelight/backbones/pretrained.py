@@ -101,7 +101,7 @@ def read_vocabulary(weights: str | Path, tokenizer_class: str, *, family: str) -
     offline = is_offline(weights)
     with reading(weights, family=family) as transformers:
         from tokenizers import Tokenizer
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         file = cached_file(
             str(weights), "tokenizer.json", local_files_only=offline, _raise_exceptions_for_missing_entries=False
@@ -153,7 +153,7 @@ def reading(weights: str | Path, *, family: str) -> Iterator[Any]:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         if isinstance(error, ImportError):  # transformers imports torchvision wherever it is installed
             raise ValueError(
-                f"transformers cannot be imported ({reason}); if torchvision is installed, it must be built for the "
+                f"transformers cannot be used ({reason}); if torchvision is installed, it must be built for the "
                 "installed torch: install both again from one index, or remove torchvision"
             ) from None
         if is_offline(weights):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,8 @@ class VideoPrismBackbone(HookedBackbone):
     def embed_video(self, pixels_N3SS: Tensor, clips: int) -> Tensor:
         """Return the pooled and normalised vector of each clip, (C, E)."""
         clips_CF3SS = pixels_N3SS.unflatten(0, (clips, -1))
-        return self.model.video_model(pixel_values_videos=clips_CF3SS).pooler_output.reshape(clips, -1)
+        embeddings_C1E: Tensor = self.model.video_model(pixel_values_videos=clips_CF3SS).pooler_output
+        return embeddings_C1E.reshape(clips, -1)
 
     def arrange(self, block: nn.Module, output: Tensor, clips: int) -> Tensor:
         """Return the tokens of a clip frame after frame, (C, F * P, D), whichever tokens the block read together."""
@@ -178,12 +179,12 @@ def _one_side(size: int | Sequence[int]) -> int:
     return sides.pop()
 
 
-def _fit_frames(embeddings: nn.Module, frames: int) -> None:
+def _fit_frames(embeddings: Any, frames: int) -> None:
     """Interpolate the positions in time to another number of frames.
 
     The library interpolates in each forward pass, in the type of the weights, which PyTorch refuses in half precision
     on a CPU.
     """
     width = embeddings.position_embeddings.shape[-1]
-    fitted_1FD = embeddings.interpolate_pos_encoding(torch.zeros(1, frames, width))  # type: ignore[operator]
+    fitted_1FD = embeddings.interpolate_pos_encoding(torch.zeros(1, frames, width))
     embeddings.position_embeddings = nn.Parameter(fitted_1FD.detach())
