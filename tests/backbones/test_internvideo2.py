@@ -126,6 +126,19 @@ def test_the_protocol_is_fulfilled(backbone: InternVideo2Backbone) -> None:
     assert backbone.to("cpu") is backbone
 
 
+def test_joint_embeddings(folder: Path) -> None:
+    """Compare with the projections of the pooled last level and of the last CLS token; the parity tests cover these."""
+    joint = InternVideo2Backbone(weights=folder, pooling="joint")
+    assert (joint.spec.levels, joint.spec.video_dim, joint.spec.text_dim) == ((-1,), CONFIG.joint, CONFIG.joint)
+    last = InternVideo2Backbone(weights=folder, pooling="attention", levels=1)
+    count = CLIPS_AT_ONCE + 1
+    expected = joint.model.join_video(last.encode_video(clips(count)))
+    torch.testing.assert_close(joint.encode_video(clips(count)), expected)
+    queries = ["the dog", "dog running"] * (QUERIES_AT_ONCE // 2 + 1)
+    for sentence, tokens in zip(joint.encode_text(queries), last.encode_text(queries), strict=True):
+        torch.testing.assert_close(sentence, joint.model.join_text(tokens[:, :1]))
+
+
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("attention", 12), ("tokens", 32)])
 def test_levels_and_poolings(folder: Path, pooling: str, width: int) -> None:
     all_levels = InternVideo2Backbone(weights=folder, pooling=pooling)

@@ -29,7 +29,7 @@ from sidelight.core.messages import count_of
 if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
 
-Pooling = Literal["cls", "mean", "attention", "tokens"]
+Pooling = Literal["cls", "mean", "attention", "tokens", "joint"]
 Layout = Literal["r2-tuning", "sdst", "moment-detr"]
 LAYOUTS = get_args(Layout)
 MAX_LINES = 10
@@ -44,7 +44,7 @@ def extract(
     benchmark: Benchmark | None = None,
     domain: Name | None = None,
     backbone: Name = "shapes",
-    levels: Count = 4,
+    levels: Count | None = None,
     pooling: Pooling | None = None,
     clip_seconds: Seconds | None = None,
     frames_per_clip: Count | None = None,
@@ -65,9 +65,9 @@ def extract(
         domain: only this domain (YouTube Highlights, TVSum).
         out: folder of the feature store, or an address.
         backbone: the backbone that makes the features.
-        levels: how many of the backbone's last layers.
-        pooling: how the tokens of a clip become one vector, or tokens to keep all tokens; attention unless given, and
-            cls for the backbone clip.
+        levels: how many of the backbone's last layers; 4 unless given, and 1 with the pooling joint.
+        pooling: how the tokens of a clip become one vector; tokens to keep all tokens; or joint for the embeddings in
+            which clips are compared with sentences. The backbone's own unless given.
         clip_seconds: length of a clip; the backbone's own unless given.
         frames_per_clip: frames per clip; the backbone's own unless given.
         weights: folder of the backbone's weights, or a hub id.
@@ -81,24 +81,18 @@ def extract(
     from sidelight.features.extract import extract
     from sidelight.features.sources import chosen_videos, videos_of
     from sidelight.io.runtime import usable_device
-    from sidelight.training.recipe import BackboneConfig
 
     _require_engine(engine, actors, device)
+    require_above_zero(levels=levels, clip_seconds=clip_seconds, frames_per_clip=frames_per_clip)
     if (benchmark or domain) and not annotations:
         raise ValueError("--benchmark and --domain say how to read --annotations; give --annotations too")
     if domain and not benchmark:
         raise ValueError("--domain needs --benchmark, which says what a domain is")
     rows = _read(annotations or (), benchmark, domain)
     files, missing = chosen_videos(videos_of(videos), [row.vid for row in rows] if annotations else None)
-    config = BackboneConfig(
-        name=backbone,
-        levels=levels,
-        pooling=pooling or ("cls" if backbone == "clip" else "attention"),
-        clip_seconds=clip_seconds,
-        frames_per_clip=frames_per_clip,
-        weights=weights,
-    )
-    options = {**config.options(), **_number_type(backbone, dtype)}
+    chosen: dict[str, Any] = {"levels": levels, "pooling": pooling, "weights": weights}
+    chosen |= {"clip_seconds": clip_seconds, "frames_per_clip": frames_per_clip, **_number_type(backbone, dtype)}
+    options = {name: value for name, value in chosen.items() if value}
     queries = list(dict.fromkeys(row.query for row in rows))
     settings: dict[str, Any] = {
         "workers": workers,

@@ -21,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.common import check_frames, choose_levels, pool_tokens, weights_digest
+from sidelight.backbones.common import (
+    check_frames,
+    choose_levels,
+    joint_embedding,
+    pool_tokens,
+    sentence_embeddings,
+    weights_digest,
+)
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
@@ -241,8 +248,10 @@ class ShapesBackbone:
     """The embedded backbone, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
     Args:
-        levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
-        pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level) or ``tokens``.
+        levels: number of last layers to return, or the layers themselves (negative, -1 is the last); unless given, 4,
+            or 1 with ``joint``.
+        pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level), ``tokens``, or
+            ``joint`` (the embeddings that the pretraining compares).
         weights: folder of the weights; unless given, the weights shipped with the package.
         clip_seconds: length of a clip; must be the length that the backbone was trained on.
         frames_per_clip: frames of a clip; must be the number that the backbone was trained on.
@@ -255,7 +264,7 @@ class ShapesBackbone:
     def __init__(
         self,
         *,
-        levels: int | Sequence[int] = 4,
+        levels: int | Sequence[int] | None = None,
         pooling: str = "attention",
         weights: str | Path | None = None,
         clip_seconds: float | None = None,
@@ -272,7 +281,9 @@ class ShapesBackbone:
         self.spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),
-            levels=choose_levels(levels, min(config.depth, config.text_depth), model="the shapes backbone"),
+            levels=choose_levels(
+                levels, min(config.depth, config.text_depth), model="the shapes backbone", pooling=pooling
+            ),
             pooling=pooling,
             clip_seconds=config.clip_seconds,
             frames_per_clip=config.frames_per_clip,
@@ -280,8 +291,8 @@ class ShapesBackbone:
             resize="stretch",
             mean=MEAN,
             std=STD,
-            video_dim=config.width,
-            text_dim=config.text_width,
+            video_dim=config.joint if pooling == "joint" else config.width,
+            text_dim=config.joint if pooling == "joint" else config.text_width,
         )
 
     @property
@@ -298,13 +309,16 @@ class ShapesBackbone:
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
         """Encode uint8 RGB frames to (K, C, D_v), or (K, C, P, D_v) where pooling is ``tokens``."""
         check_frames(frames_CFSS3, self.spec)
+        if self.spec.pooling == "joint":
+            pooled_CD = self.model.pool_video(frames_CFSS3.to(self.device))
+            return joint_embedding(self.model.join_video(pooled_CD)[:, None])
         layers = list(self.model.video.layers(frames_CFSS3.to(self.device)))
         pooling, attention_pool = self.spec.pooling, self.model.video.pool
         return torch.stack([pool_tokens(layers[level], pooling, attention_pool) for level in self.spec.levels])
 
     @torch.inference_mode()
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
-        """Encode each query to (K, L, D_t); token 0 is CLS.
+        """Encode each query to (K, L, D_t), where token 0 is CLS; or to (1, 1, D_t) where pooling is ``joint``.
 
         Raises:
             ValueError: for a query without a letter or digit, or longer than the text tower reads.
@@ -312,6 +326,8 @@ class ShapesBackbone:
         if not queries:
             return []
         ids, lengths = self.model.tokenizer.batch(queries, max_tokens=self.model.config.text_length)
+        if self.spec.pooling == "joint":
+            return sentence_embeddings(self.model.embed_text(ids.to(self.device)))
         layers = list(self.model.text.layers(ids.to(self.device)))
         levels_KBLD = torch.stack([layers[level] for level in self.spec.levels])
         return [levels_KBLD[:, b, :length].clone() for b, length in enumerate(lengths)]
