@@ -25,8 +25,9 @@ steps that are functions of their own:
   suits every query. So take all thresholds: a run's score is the share of the thresholds at which exactly this run is
   a moment. This is the lifetime of a branch in the tree of the curve's peaks, as in persistent homology (Edelsbrunner
   et al., 2002) and in the stable regions of MSER (Matas et al., BMVC 2002). An event stands out over many thresholds; a
-  wiggle inside it, or an event together with a half-fitting neighbour, over few. The score also grows with the run's
-  own height, because the highest peak is what the sentence describes best.
+  wiggle inside it, or an event together with a half-fitting neighbour, over few. The share is multiplied by a power of
+  the run's mean, because the highest clips are what the sentence describes best. Several degrees of smoothing are
+  averaged: spans that stand out in all of them are no noise.
 
 Shape legend: B batch, T clips, E width of the joint space, F width of any vectors, N proposals, 2 [first, stop) in
 clips.
@@ -285,25 +286,23 @@ def contrast(curve_T: Floats, spans_N2: Clips) -> Floats:
     return inside_N - outside_N
 
 
-def persistence(curve_T: Floats, spans_N2: Clips, height: float = 0.0) -> Floats:
-    """Return the share of thresholds at which each span is a run, times its mean to the power of ``height``, (N,).
+def persistence(curve_T: Floats, spans_N2: Clips) -> Floats:
+    """Return the share of the thresholds between 0 and 1 at which each span is a run, (N,).
 
-    A span is a run at thresholds above both clips beside it and up to its lowest clip. At the ends of the video there
-    is no clip beside it, so that nothing is subtracted on that side.
+    A span is a run at thresholds above both clips beside it and up to its lowest clip. A clip beyond the end of the
+    video counts as 0.
 
     Args:
-        curve_T: normalised to [0, 1].
+        curve_T: in [0, 1].
         spans_N2: at least one clip each.
-        height: how much the mean of the span counts; 0 for not at all.
     """
     if not len(spans_N2):
         return np.zeros(0)
     lowest_N = np.minimum.reduceat(np.append(curve_T, np.inf), spans_N2.ravel())[::2]
     beside_T2 = np.concatenate([[0.0], curve_T, [0.0]])
     beside_N = np.maximum(beside_T2[spans_N2[:, 0]], beside_T2[spans_N2[:, 1] + 1])
-    mean_N, _ = inside_and_outside(curve_T, spans_N2)
-    scores: Floats = (lowest_N - beside_N).clip(min=0) * mean_N.clip(min=0) ** height
-    return scores
+    share_N: Floats = (lowest_N - beside_N).clip(min=0)
+    return share_N
 
 
 # 4. refine starts ----------------------------------------------------------------------------------------------------

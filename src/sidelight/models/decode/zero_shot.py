@@ -73,8 +73,9 @@ class ZeroShotDecodeConfig(AnswerConfig):
     nms_threshold: float = 0.3
     """IoU above which two moments overlap (TFVTG)."""
     presence: Literal["level", "contrast"] = "level"
-    """The score of the best moment, by which "no such moment" is decided: the highest cosine of the smoothed curve, or
-    the mean cosine inside the moment minus the mean outside, at least 0. Other moments score in proportion.
+    """The score of the best moment, by which "no such moment" is decided: the highest cosine of the smoothed curve,
+    moved from [-1, 1] to [0, 1], or the mean cosine inside the moment minus the mean outside, at least 0. Other moments
+    score in proportion.
     """
     max_moments: int | None = 50
     """Number of moments to keep, best first; none keeps all of the 200 best proposals."""
@@ -133,25 +134,28 @@ class ZeroShotDecodeConfig(AnswerConfig):
 
     def _scored(self, curve_T: Floats, vectors_TE: Floats) -> Iterator[Scored]:
         """Yield proposals with their scores, for one smoothed curve after the other."""
+        if self.adjust == "box-cox":
+            adjusted_T = zero_shot.box_cox(curve_T)
+        else:
+            adjusted_T = zero_shot.normalise(curve_T, self.floor)
         for deviation in self.smoothing:
-            smoothed_T = zero_shot.smooth(curve_T, deviation)
-            if self.adjust == "box-cox":
-                adjusted_T = zero_shot.box_cox(smoothed_T)
-            else:
-                adjusted_T = zero_shot.normalise(smoothed_T, self.floor)
-            for spans_N2 in self._proposals(adjusted_T, vectors_TE):
+            # Smoothed last: before, clips that fit very badly would pull their neighbours down.
+            smoothed_T = zero_shot.smooth(adjusted_T, deviation)
+            for spans_N2 in self._proposals(smoothed_T, vectors_TE):
                 if self.score == "contrast":
                     scores_N = zero_shot.contrast(adjusted_T, spans_N2)
                 else:
-                    scores_N = zero_shot.persistence(adjusted_T, spans_N2, self.height)
+                    # The height is that of the sharp curve, which falls at once beside an event.
+                    height_N, _ = zero_shot.inside_and_outside(adjusted_T, spans_N2)
+                    scores_N = zero_shot.persistence(smoothed_T, spans_N2) * height_N**self.height
                 yield spans_N2, scores_N / len(self.smoothing)
 
-    def _proposals(self, adjusted_T: Floats, vectors_TE: Floats) -> Iterable[Clips]:
-        clips = len(adjusted_T)
+    def _proposals(self, smoothed_T: Floats, vectors_TE: Floats) -> Iterable[Clips]:
+        clips = len(smoothed_T)
         if self.proposals == "persistent":
-            return [zero_shot.all_runs(adjusted_T)]
+            return [zero_shot.all_runs(smoothed_T)]
         if self.proposals == "threshold":
-            return [zero_shot.runs(adjusted_T > adjusted_T.mean() + self.deviations * adjusted_T.std())]
+            return [zero_shot.runs(smoothed_T > smoothed_T.mean() + self.deviations * smoothed_T.std())]
         if self.proposals == "windows":
             return zero_shot.windows(clips, self.window_step, self.longest)
         return zero_shot.clusters(
@@ -167,7 +171,7 @@ class ZeroShotDecodeConfig(AnswerConfig):
         """Return in [0, 1] how likely it is that the sentence is true anywhere, for the best span."""
         if self.presence == "contrast":
             return float(zero_shot.contrast(curve_T, span_12).clip(0, 1)[0])
-        return float(np.clip(zero_shot.smooth(curve_T, max(self.smoothing)).max(), 0, 1))
+        return float(np.clip((1 + zero_shot.smooth(curve_T, max(self.smoothing)).max()) / 2, 0, 1))
 
 
 _MOST = 200
@@ -178,15 +182,16 @@ _TFVTG_DEVIATION = 1.0
 
 def _best(parts: Iterable[Scored]) -> Scored:
     """Return the best spans of all parts, best first, without those of score 0 or less; adds scores of equal spans."""
-    spans_N2, scores_N = np.zeros((0, 2), np.int64), np.zeros(0)
-    for part_spans, part_scores in parts:
-        spans_N2, same_N = np.unique(np.concatenate([spans_N2, part_spans]), axis=0, return_inverse=True)
-        scores_N = np.bincount(same_N.ravel(), np.concatenate([scores_N, part_scores]), len(spans_N2))
+    best: Scored = np.zeros((0, 2), np.int64), np.zeros(0)
+    for spans_N2, scores_N in parts:
+        all_N2, all_N = np.concatenate([best[0], spans_N2]), np.concatenate([best[1], scores_N])
+        unique_N2, same_N = np.unique(all_N2, axis=0, return_inverse=True)
+        sums_N: Floats = np.bincount(same_N.ravel(), all_N, len(unique_N2)).astype(np.float64)
         # More are kept than are returned, because a span may gain by a later part.
-        order = np.argsort(-scores_N, kind="stable")[: 4 * _MOST]
-        order = order[scores_N[order] > 0]
-        spans_N2, scores_N = spans_N2[order], scores_N[order]
-    return spans_N2[:_MOST], scores_N[:_MOST]
+        order = np.argsort(-sums_N, kind="stable")[: 4 * _MOST]
+        order = order[sums_N[order] > 0]
+        best = unique_N2[order], sums_N[order]
+    return best[0][:_MOST], best[1][:_MOST]
 
 
 _CONTRAST = ZeroShotDecodeConfig(score="contrast", smoothing=(0.0,), floor=0.0, nms="hard", max_moments=10)
