@@ -340,7 +340,7 @@ def test_grounding_without_training_by_name_or_from_a_folder(tiny_backbone: Path
 
 
 def test_a_long_video_without_training_is_read_at_once(tiny_backbone: Path) -> None:
-    """An hour and a half: one event in minute 80 and a weaker one in minute 3, in one answer."""
+    """Find in an hour and a half an event in minute 80 and a weaker one in minute 3, in one answer."""
     grounder = Grounder.from_pretrained("zero-shot/shapes", backbone_weights=tiny_backbone, device="cpu")
     clips, width = 2700, grounder.backbone.spec.video_dim
     cosines = np.full(clips, 0.1)

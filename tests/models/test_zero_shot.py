@@ -238,7 +238,7 @@ def test_rising_starts(curve: list[float], expected: list[int]) -> None:
 
 
 def batch_of(curves: Sequence[Sequence[float]]) -> Batch:
-    """Return joint embeddings, padded with NaN-free rubbish, whose cosines with the sentence are the curves."""
+    """Return joint embeddings, padded with other numbers, whose cosines with the sentence are the curves."""
     longest = max(map(len, curves))
     video = torch.full((1, len(curves), longest, 2), 7.0)
     mask = torch.zeros(len(curves), longest, dtype=torch.bool)
@@ -262,7 +262,7 @@ EVENT = [0.1, 0.12, 0.1, 0.3, 0.1, 0.62, 0.6, 0.61, 0.1, 0.08, 0.1, 0.11]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_a_clear_event(method: str) -> None:
-    """An event from 10 s to 16 s, in a batch with a shorter video whose padding must not matter."""
+    """Find an event from 10 s to 16 s, in a batch with a shorter video whose padding must not matter."""
     config = replace(METHODS[method], rising_start=False)
     first, short = answers([EVENT, [0.2, 0.7, 0.2]], config)
     assert (first.moments[0].start, first.moments[0].end) == (10.0, 16.0)
@@ -299,7 +299,7 @@ def test_a_constant_curve_is_one_moment_or_none(method: str, curve: list[float])
 
 
 def test_presence_compares_videos() -> None:
-    """The best score is the highest cosine, or the contrast, so that a threshold can tell absent sentences."""
+    """Check that the best score follows the highest cosine, or the contrast, so that a threshold tells absent queries."""
     low = [v / 3 for v in EVENT]
     level = [g.moments[0].score for g in answers([EVENT, low], ZeroShotDecodeConfig(smoothing=(0.0,)))]
     assert level == pytest.approx([1.62 / 2, (1 + 0.62 / 3) / 2], abs=1e-6)
