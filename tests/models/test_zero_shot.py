@@ -299,7 +299,7 @@ def test_a_constant_curve_is_one_moment_or_none(method: str, curve: list[float])
 
 
 def test_presence_compares_videos() -> None:
-    """Check that the best score follows the highest cosine, or the contrast, so that a threshold tells absent queries."""
+    """Check that the best score follows the highest cosine, or the contrast, so that videos compare."""
     low = [v / 3 for v in EVENT]
     level = [g.moments[0].score for g in answers([EVENT, low], ZeroShotDecodeConfig(smoothing=(0.0,)))]
     assert level == pytest.approx([1.62 / 2, (1 + 0.62 / 3) / 2], abs=1e-6)
