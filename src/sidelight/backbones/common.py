@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidelight.backbones.protocol import FeatureSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The types in which CLIP and InternVideo2 compute."""
+"""The types in which a backbone computes."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -28,6 +29,21 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}")
     return DTYPES[name]
+
+
+class Normalise(nn.Module):
+    """The normalisation of frames in one step: (x / 255 - mean) / std, always in float32."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean_3, std_3 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std_3)).float(), persistent=False)
+        self.register_buffer("shift", (-mean_3 / std_3).float(), persistent=False)
+
+    def forward(self, frames_NSS3: Tensor) -> Tensor:
+        """Return uint8 frames as float32 (N, 3, S, S); the channels stay last in memory."""
+        scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
+        return torch.addcmul(shift, frames_NSS3.float(), scale).permute(0, 3, 1, 2)
 
 
 def choose_levels(levels: int | Sequence[int] | None, depth: int, *, model: str, pooling: str) -> tuple[int, ...]:
@@ -89,8 +105,17 @@ class QueryWarning(UserWarning):
     """The warning that a part of a query is not read."""
 
 
-def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) -> list[list[int]]:
-    """Return rows of token ids of at most ``limit`` tokens, and warn of those that were cut; the last token stays."""
+def cut_tokens(
+    queries: Sequence[str], rows: Sequence[list[int]], limit: int, *, keep_last: bool = True
+) -> list[list[int]]:
+    """Return rows of token ids of at most ``limit`` tokens, and warn of those that were cut.
+
+    Args:
+        queries: the sentences, for the warning.
+        rows: their token ids.
+        limit: most tokens that the text tower reads.
+        keep_last: whether the last token, such as an end token, stays.
+    """
     long = [i for i, ids in enumerate(rows) if len(ids) > limit]
     if long:
         first = long[0]
@@ -99,7 +124,8 @@ def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) ->
             f"are cut; the first has {len(rows[first])}: {queries[first][:60]!r}..."
         )
         warnings.warn(message, QueryWarning, stacklevel=4)
-    return [[*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids for ids in rows]
+    kept = limit - 1 if keep_last else limit
+    return [ids[:kept] + ids[-1:][: limit - kept] if len(ids) > limit else ids for ids in rows]
 
 
 def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:

@@ -2,11 +2,14 @@
 
 How to add a backbone:
 
-1. Make a folder ``backbones/NAME/`` with a ``model.py``, and a ``convert.py`` if published weights need a conversion.
+1. Make a module ``backbones/NAME.py``; or a folder with ``model.py`` and ``convert.py``, if published weights need a
+   conversion.
 2. Write a class with the five members of :class:`Backbone`. Its constructor takes ``levels``, ``pooling``, ``weights``,
-   ``clip_seconds`` and ``frames_per_clip`` by name; ``backbones/clip/model.py`` is the shortest complete example.
-3. Use ``backbones/common.py`` for levels, pooling, checks and digests, and ``backbones/conversion.py`` to convert.
-4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, imported inside a function as the others are.
+   ``clip_seconds`` and ``frames_per_clip`` by name. If a library has the model, ``backbones/hooked.py`` has the rest;
+   ``backbones/siglip2.py`` is an example.
+3. Use ``backbones/common.py`` for levels, pooling, checks and digests, ``backbones/pretrained.py`` to read weights of
+   transformers, and ``backbones/conversion.py`` to convert.
+4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, and describe it in ``docs/backbones.md``.
 5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.
 
 Legend: K levels, C clips, F frames per clip, S side in pixels, P tokens of a clip, L tokens of a query, D_v / D_t

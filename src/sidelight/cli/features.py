@@ -106,8 +106,8 @@ def extract(
     else:
         rows = _read(annotations or (), benchmark)
     files, missing = chosen_videos(videos_of(videos), [row.vid for row in rows] if annotations else None)
-    chosen = {"levels": levels, "pooling": pooling, "clip_seconds": clip_seconds, "frames_per_clip": frames_per_clip}
-    chosen |= {"weights": weights, "dtype": dtype}
+    chosen: dict[str, Any] = {"levels": levels, "pooling": pooling, "weights": weights, "dtype": dtype}
+    chosen |= {"clip_seconds": clip_seconds, "frames_per_clip": frames_per_clip}
     options = {name: value for name, value in chosen.items() if value}
     queries = list(dict.fromkeys(row.query for row in rows))
     settings: dict[str, Any] = {

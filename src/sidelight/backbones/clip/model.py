@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
 from sidelight.backbones.common import (
+    Normalise,
     check_frames,
     check_tokens,
     choose_levels,
@@ -42,21 +43,6 @@ from sidelight.backbones.common import (
     sentence_embeddings,
 )
 from sidelight.backbones.protocol import FeatureSpec
-
-
-class Normalise(nn.Module):
-    """The normalisation of CLIP in one step: (x / 255 - mean) / std, always in float32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        mean, std = torch.tensor(CLIP_MEAN, dtype=torch.float64), torch.tensor(CLIP_STD, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
-        self.register_buffer("shift", (-mean / std).float(), persistent=False)
-
-    def forward(self, frames_NSS3: Tensor) -> Tensor:
-        """Return uint8 frames as float32 (N, 3, S, S); the channels stay last in memory."""
-        scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
-        return torch.addcmul(shift, frames_NSS3.float(), scale).permute(0, 3, 1, 2)
 
 
 class Tower(nn.Module):
@@ -165,7 +151,7 @@ class CLIPBackbone:
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
         video, text = model.vision_model, model.text_model
-        self.normalise = Normalise()
+        self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
         self.video = Tower(video.embeddings, video.pre_layrnorm, video.encoder.layers, chosen, causal=False)
         self.text = Tower(text.embeddings, None, text.encoder.layers, chosen, causal=True)
         self.video_head = nn.Sequential(video.post_layernorm, model.visual_projection) if joint else nn.Identity()
