@@ -326,3 +326,50 @@ def test_weights_of_the_backbone_can_be_given(
         Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None)
     grounder = Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None, backbone_weights=tiny_backbone)
     assert grounder.ground(video, "a red square spins").timeline.num_clips >= 1
+
+
+def test_grounding_without_training_by_name_or_from_a_folder(tiny_backbone: Path, video: Path, tmp_path: Path) -> None:
+    grounder = Grounder.from_pretrained("zero-shot/shapes", backbone_weights=tiny_backbone, device="cpu")
+    first, second = grounder.ground(video, ["a red star spins", "something blinks"])
+    assert first.moments and first.saliency.shape == (first.timeline.num_clips,)
+    cosines = grounder.features(video).video_KTD[0].astype(np.float64) @ grounder.encode([first.query])[0][0, 0]
+    np.testing.assert_allclose(first.saliency, cosines, atol=2e-3)  # features are float16
+    assert first.saliency.tolist() != second.saliency.tolist()
+    grounder.checkpoint.save_pretrained(tmp_path / "model")
+    again = Grounder.from_pretrained(tmp_path / "model", backbone_weights=tiny_backbone, device="cpu")
+    assert again.ground(video, first.query) == first
+
+
+def test_a_long_video_without_training_is_read_at_once(tiny_backbone: Path) -> None:
+    """Find in an hour and a half an event in minute 80 and a weaker one in minute 3, in one answer."""
+    grounder = Grounder.from_pretrained("zero-shot/shapes", backbone_weights=tiny_backbone, device="cpu")
+    clips, width = 2700, grounder.backbone.spec.video_dim
+    cosines = np.full(clips, 0.1)
+    cosines[90:95], cosines[2400:2410] = 0.55, 0.6
+    video = np.zeros((1, clips, width), np.float16)
+    video[0, :, 0], video[0, :, 1] = cosines, np.sqrt(1 - cosines**2)
+    text = np.zeros((1, 1, width), np.float16)
+    text[0, 0, 0] = 1
+    timeline = Timeline(duration=2.0 * clips, clip_seconds=2.0)
+    (grounding,) = grounder.ground_features(VideoFeatures(video_KTD=video, timeline=timeline), [text], ["x"])
+    assert [(m.start, m.end) for m in grounding.moments[:2]] == [(4800.0, 4820.0), (180.0, 190.0)]
+    assert grounding.moments[0].score == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zero-shot", {}, "zero-shot needs a backbone: zero-shot/shapes, zero-shot/clip"),
+        ("zero-shot/", {}, "zero-shot/ needs a backbone"),
+        ("zero-shot/shape", {}, "no backbone 'shape'.*did you mean 'shapes'"),
+        ("zero-shot/shapes", {"revision": "main"}, "zero-shot/shapes has no revisions, got 'main'"),
+    ],
+)
+def test_wrong_names_of_grounding_without_training(name: str, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grounder.from_pretrained(name, **options)
+
+
+def test_grounding_without_training_needs_joint_embeddings(backbone: ShapesBackbone) -> None:
+    with pytest.raises(ValueError, match="needs features of the pooling joint, got attention"):
+        Checkpoint.zero_shot(backbone.spec)

@@ -84,7 +84,8 @@ class Grounder:
 
         Args:
             name: ``shapes`` (ships with sidelight), the folder of a checkpoint, a hub id, or a published run such as
-                ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
+                ``r2-tuning/qvhighlights``, whose file is downloaded and converted once. ``zero-shot/BACKBONE`` grounds
+                without training, by the joint embeddings of a backbone.
             cache: folder for features; see the class.
             device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
             revision: branch, tag or commit of a hub id.
@@ -95,9 +96,11 @@ class Grounder:
             ValueError: if there is no such model, or the backbone's weights must be given.
         """
         from sidelight.backbones import backbone_for
-        from sidelight.training.checkpoint import Checkpoint
+        from sidelight.training.checkpoint import Checkpoint, zero_shot_backbone
         from sidelight.training.convert import published_checkpoint
 
+        if joint := zero_shot_backbone(name, weights=backbone_weights, revision=revision):
+            return cls(Checkpoint.zero_shot(joint.spec), backbone=joint, cache=cache, device=device)
         folder = published_checkpoint(name, revision=revision) or name
         checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
         backbone = backbone_for(checkpoint.features, weights=backbone_weights) if backbone_weights else None

@@ -24,6 +24,7 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
+from sidelight import Grounder
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError
 from sidelight.backbones.clip.convert import convert_clip
 from sidelight.backbones.clip.loading import identify_weights
@@ -167,6 +168,13 @@ def test_joint_embeddings_are_those_of_transformers(tiny: Path, dtype: Any) -> N
     for query, sentence in zip(queries, backbone.encode_text(queries), strict=True):
         text = model.get_text_features(torch.tensor(backbone.token_ids([query]))).pooler_output.float().detach()
         torch.testing.assert_close(sentence, F.normalize(text, dim=-1)[None], atol=tolerance, rtol=0)
+
+
+def test_clip_grounds_without_training(tiny: Path, tiny_world: Path) -> None:
+    grounder = Grounder.from_pretrained("zero-shot/clip", backbone_weights=tiny, device="cpu", cache=None)
+    assert grounder.checkpoint.features == CLIPBackbone(weights=tiny, pooling="joint").spec
+    grounding = grounder.ground(sorted((tiny_world / "videos").iterdir())[0], "a red square")
+    assert grounding.moments and -1 <= grounding.saliency.min() <= grounding.saliency.max() <= 1
 
 
 def test_joint_embeddings_depend_on_the_projections(tiny: Path, tmp_path: Path) -> None:

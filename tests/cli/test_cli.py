@@ -222,6 +222,30 @@ def test_a_missing_package_is_told_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_predict_and_calibrate_without_training(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores lie between 0 and 1, as `sidelight calibrate` needs them, and no query is without a moment."""
+    rows = [json.loads(line) for line in (tiny_world / "annotations.jsonl").read_text().splitlines()]
+    present = {row["vid"]: row for row in rows}
+    absent = [
+        {"qid": f"absent-{vid}", "query": "a dog swims in the sea", "vid": vid, "duration": row["duration"]}
+        for vid, row in present.items()
+    ]
+    annotations, out = tmp_path / "with-absent.jsonl", tmp_path / "p.jsonl"
+    annotations.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *absent]))
+    arguments = ["--annotations", str(annotations), "--videos", str(tiny_world / "videos"), "--out", str(out)]
+    assert main(["predict", "--model", "zero-shot/shapes", *arguments, "--device", "cpu"]) == 0
+    assert main(["calibrate", str(out), str(annotations)]) == 0
+    assert '"no such moment" below' in capsys.readouterr().out
+
+
+def test_grounding_without_training_cannot_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shapes-tiny", "--side_tuner", "zero-shot"]) == 2
+    error = capsys.readouterr().err
+    assert "zero-shot has no weights to train; choose a side-tuner: sdst" in error and len(error.splitlines()) == 1
+
+
 def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, out = str(tiny_world / "annotations.jsonl"), tmp_path / "p.jsonl"
     store = tmp_path / "store"

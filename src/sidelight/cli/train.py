@@ -136,7 +136,9 @@ def predict(
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     rows = read_annotations(annotations)
     target_device = usable_device(device)
-    checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)
+    checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model, backbone_weights=backbone_weights).to(
+        target_device
+    )
     with tempfile.TemporaryDirectory() as temporary:
         source = FeatureSource.of_spec(
             checkpoint.features, features or temporary, videos=videos, weights=backbone_weights

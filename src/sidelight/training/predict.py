@@ -51,10 +51,9 @@ def ground_batch(
         window_clips: longest input of the model, in clips.
         videos: names of the videos, for the groundings.
     """
-    device = next(model.parameters()).device
     longest = batch.video_mask_BT.shape[1]
     if longest <= longest_input(window_clips):
-        return config.decode(model(batch.to(device)), timelines, queries, videos)
+        return config.decode(model(_beside(batch, model)), timelines, queries, videos)
     names = videos or [None] * batch.size
     return [
         _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
@@ -75,7 +74,6 @@ def _ground_long(
     windows = timeline.windows(window_clips)
     tokens = sample.video_KBTD.shape[3] if sample.video_KBTD.ndim == 5 else 1
     at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (window_clips * tokens)))
-    device = next(model.parameters()).device
     starts = timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
     for first in range(0, len(windows), at_once):
@@ -91,11 +89,17 @@ def _ground_long(
             text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
             text_mask_BL=sample.text_mask_BL.expand(count, -1),
         )
-        groundings = config.decode(model(batch.to(device)), window_timelines, [query] * count, [video] * count)
+        groundings = config.decode(model(_beside(batch, model)), window_timelines, [query] * count, [video] * count)
         answers += [(float(starts[clip]), answer) for clip, answer in zip(first_clips, groundings, strict=True)]
     if len(answers) == 1:
         return answers[0][1]
     return merge_windows(answers, timeline, config)
+
+
+def _beside(batch: Batch, model: nn.Module) -> Batch:
+    """Return a batch on the device of a model's weights; the batch itself for a model without weights."""
+    weight = next(model.parameters(), None)
+    return batch if weight is None else batch.to(weight.device)
 
 
 def _sample(batch: Batch, b: int) -> Batch:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidelight.core.messages import did_you_mean, no_such
+from sidelight.core.messages import did_you_mean
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
@@ -278,9 +278,10 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
         ValueError: for an unknown side-tuner.
     """
     name = _chosen_side_tuner(arguments)
-    if name not in SIDE_TUNERS:
-        raise ValueError(f"recipe: side_tuner: {no_such('side-tuner', name, SIDE_TUNERS)}")
-    kind = side_tuner(name)
+    try:
+        kind = side_tuner(name)
+    except ValueError as error:
+        raise ValueError(f"recipe: side_tuner: {error}") from None
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
     parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
     # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
