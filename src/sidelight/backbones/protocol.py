@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-POOLINGS = ("cls", "mean", "attention", "tokens")
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint-video")
 RESIZES = ("stretch", "crop")
 
 
@@ -49,7 +49,11 @@ class FeatureSpec:
     levels: tuple[int, ...]
     """Layers that are read, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str
-    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens)."""
+    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens); or
+    joint-video, which Moment-DETR and UniVTG read: a clip's embedding in the space that the backbone shares with
+    sentences, and the query's tokens after the last layer of the text tower. All vectors have length 1, and the one
+    level is -1.
+    """
     clip_seconds: float
     """Length of a clip in seconds."""
     frames_per_clip: int
@@ -76,6 +80,8 @@ class FeatureSpec:
         for field, allowed in (("pooling", POOLINGS), ("resize", RESIZES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+        if self.pooling == "joint-video" and self.levels != (-1,):
+            raise ValueError(f"the pooling joint-video has the level -1 alone, got levels {self.levels}; give 1 level")
         for field in ("clip_seconds", "frames_per_clip", "resolution", "video_dim", "text_dim"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be more than 0, got {getattr(self, field)}")

@@ -27,6 +27,7 @@ _RELEASED = tuple(hub_id for hub_id, _, _ in CLIP_MODELS.values())
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOWERS = ("vision_model.", "text_model.")
+_JOINT = (*_TOWERS, "visual_projection.")
 
 
 def find_vocabulary(folder: Path) -> tuple[Path, ...]:
@@ -63,11 +64,15 @@ def read_config(weights: str | Path) -> Any:
         return transformers.CLIPConfig.from_dict(values)
 
 
-def read_model(weights: str | Path) -> Any:
+def read_model(weights: str | Path, *, joint: bool) -> Any:
     """Return the complete ``CLIPModel`` in float32.
 
+    Args:
+        weights: the folder or the hub id.
+        joint: whether the projection to the joint space is needed too.
+
     Raises:
-        ValueError: if a tensor of a tower is missing in the file or has another shape.
+        ValueError: if a tensor that is needed is missing in the file or has another shape.
     """
     with _reading(weights) as transformers:
         model, report = transformers.CLIPModel.from_pretrained(
@@ -79,7 +84,7 @@ def read_model(weights: str | Path) -> Any:
             local_files_only=_is_offline(weights),
         )
     names = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    missing = sorted(name for name in names if name.startswith(_TOWERS))
+    missing = sorted(name for name in names if name.startswith(_JOINT if joint else _TOWERS))
     if missing:
         raise ValueError(
             f"{weights} is incomplete: {len(missing)} tensors are missing or of another shape, such as {missing[0]}"
@@ -112,7 +117,7 @@ def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | N
     return tokenizer
 
 
-def identify_weights(weights: str | Path, model: nn.Module) -> str:
+def identify_weights(weights: str | Path, model: nn.Module, *, joint: bool = False) -> str:
     """Return the name of the weights for a feature spec: a hub id where they are one of OpenAI's models, or a digest.
 
     The weights are one of OpenAI's models if they were loaded by its hub id, if the folder holds a copy of the file on
@@ -122,13 +127,14 @@ def identify_weights(weights: str | Path, model: nn.Module) -> str:
     Args:
         weights: the hub id or the folder.
         model: the complete model in float32.
+        joint: whether the features are joint embeddings, so that a digest covers the projection too.
     """
     folder = Path(weights)
     if not folder.is_dir():
-        return str(weights) if str(weights) in _RELEASED else towers_digest(model)
+        return str(weights) if str(weights) in _RELEASED else towers_digest(model, joint)
     file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
     if file is None:
-        return towers_digest(model)
+        return towers_digest(model, joint)
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -140,12 +146,13 @@ def identify_weights(weights: str | Path, model: nn.Module) -> str:
         digest = hashlib.sha256()
         while block := content.read(1 << 20):
             digest.update(block)
-    return HUB_FILES.get(digest.hexdigest()) or towers_digest(model)
+    return HUB_FILES.get(digest.hexdigest()) or towers_digest(model, joint)
 
 
-def towers_digest(model: nn.Module) -> str:
-    """Return 16 hex digits of the two towers. The projections and the temperature behind them change no feature."""
-    return weights_digest({name: t for name, t in model.state_dict().items() if name.startswith(_TOWERS)})
+def towers_digest(model: nn.Module, joint: bool) -> str:
+    """Return 16 hex digits of the two towers; with ``joint``, of the projection behind them too."""
+    names = _JOINT if joint else _TOWERS
+    return weights_digest({name: t for name, t in model.state_dict().items() if name.startswith(names)})
 
 
 def _is_offline(weights: str | Path) -> bool:
