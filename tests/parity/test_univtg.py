@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ def run(samples: list[int], **changes: Any) -> tuple[UniVTGPredictions, dict[str
     model, batch = model_of(**changes), batch_of(samples)
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str, module: nn.Module, *, inputs: bool = False) -> None:
+    def keep(name: str, module: Any, *, inputs: bool = False) -> None:
         def hook(_: nn.Module, given: tuple[Tensor, ...], returned: Tensor) -> None:
             seen[name] = given[0] if inputs else returned
 
@@ -148,7 +148,7 @@ def run(samples: list[int], **changes: Any) -> tuple[UniVTGPredictions, dict[str
         code_BSF = torch.cat([seen["pos_vid"], torch.zeros(*batch.text_mask_BL.shape, 32)], 1)
         mask_BS = torch.cat([batch.video_mask_BT, batch.text_mask_BL], 1)
         for k, layer in enumerate(model.encoder):
-            x, attention = seen.pop(f"layer{k}.in") + code_BSF, layer.attention
+            x, attention = seen.pop(f"layer{k}.in") + code_BSF, cast(Any, layer).attention
             queries, keys = (p(x).unflatten(-1, (8, -1)).transpose(1, 2) for p in (attention.query, attention.key))
             scores = (queries @ keys.mT / 2.0).masked_fill(~mask_BS[:, None, None], -torch.inf)
             seen[f"layer{k}.self_attn.attn_mean"] = scores.softmax(-1).mean(1)

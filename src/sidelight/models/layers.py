@@ -228,7 +228,7 @@ def sinusoid(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor
 
 def position_code(places: Tensor, width: int) -> Tensor:
     """Return sine and cosine of each frequency side by side, for places in [0, 1]: (...) -> (..., width)."""
-    return sinusoid(places, width).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return torch.unflatten(sinusoid(places, width), -1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 
 def unit_clip_centers(lengths_B: Tensor, clips: int) -> Tensor:

@@ -211,7 +211,7 @@ class UniVTG(nn.Module):
 
     def pool(self, text_BLF: Tensor, text_mask_BL: Tensor) -> Tensor:
         """Return the query as one vector, (B, F): the mean of its tokens, weighted by a softmax of a linear score."""
-        scores_BL1 = self.text_pool(text_BLF).masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
+        scores_BL1: Tensor = self.text_pool(text_BLF).masked_fill(~text_mask_BL.unsqueeze(-1), float("-inf"))
         return (scores_BL1.softmax(1) * text_BLF).sum(1)
 
 

@@ -169,10 +169,10 @@ class _RunOptions:
         return str(self.values.get("v_feat_types", "clip"))
 
     def number(self, name: str, default: float) -> float:
-        """Return a number above 0."""
+        """Return a number that is at least 0."""
         value = self.values.get(name, default)
-        if not is_finite_number(value) or value <= 0:
-            raise ValueError(f"{self.source}: {name} must be a number above 0, got {value!r}")
+        if not is_finite_number(value) or value < 0:
+            raise ValueError(f"{self.source}: {name} must be a number, at least 0; got {value!r}")
         return float(value)
 
     def losses(self) -> UniVTGLossConfig:
@@ -185,9 +185,8 @@ class _RunOptions:
             "weight_alignment_batch": "s_loss_inter_coef",
             "background_weight": "eos_coef",
         }
-        return UniVTGLossConfig(
-            **{ours: float(self.values[name]) for ours, name in names.items() if name in self.values}
-        )
+        known: dict[str, Any] = {ours: self.number(name, 0) for ours, name in names.items() if name in self.values}
+        return UniVTGLossConfig(**known)
 
 
 def _run_options(content: Any, file: Path, path: str | Path | None) -> _RunOptions:
@@ -256,8 +255,8 @@ def _model_config(
             layers=layers,
             ffn=ffn,
             anchor=run.number("clip_length", 2.0) / 2,
-            dropout=_probability(run, "input_dropout", UniVTGConfig.dropout),
-            droppath=_probability(run, "droppath", UniVTGConfig.droppath),
+            dropout=run.number("input_dropout", UniVTGConfig.dropout),
+            droppath=run.number("droppath", UniVTGConfig.droppath),
             padding=padding,
         )
     except ValueError as error:
@@ -266,13 +265,6 @@ def _model_config(
     check_shapes(shapes, expected, file, what="a model of UniVTG", advice=DOWNLOAD_AGAIN)
     _check_options(config, run, file)
     return config
-
-
-def _probability(run: _RunOptions, name: str, default: float) -> float:
-    value = run.values.get(name, default)
-    if not is_finite_number(value):
-        raise ValueError(f"{run.source}: {name} must be a number in [0, 1), got {value!r}")
-    return float(value)
 
 
 def _check_options(config: UniVTGConfig, run: _RunOptions, file: Path) -> None:
