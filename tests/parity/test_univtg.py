@@ -267,11 +267,11 @@ def test_gradients() -> None:
     scales = {name: max(float(np.abs(grad).max()), 1e-6) for name, grad in golden.items()}
     for name, grad in golden.items():
         for ours, expected in from_published({name: torch.tensor(grad)}).items():
-            found = parameters.pop(ours).grad
+            gradient = parameters.pop(ours).grad
             if ours.endswith(TRULY_ZERO):
-                assert found is not None and found.abs().max() < 1e-6 and expected.abs().max() < 1e-6
+                assert gradient is not None and gradient.abs().max() < 1e-6 and expected.abs().max() < 1e-6
             else:
-                close(f"grad.curve.{name}", found, expected, GRADIENT, scales[name])
+                close(f"grad.curve.{name}", gradient, expected, GRADIENT, scales[name])
     assert not parameters
 
 

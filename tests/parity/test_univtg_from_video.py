@@ -87,7 +87,7 @@ def video(tiny_world: Path) -> Path:
 
 
 def divided(rows: Tensor) -> Tensor:
-    return rows / (rows.norm(dim=-1, keepdim=True) + 1e-5)
+    return rows / (torch.linalg.vector_norm(rows, dim=-1, keepdim=True) + 1e-5)
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ def refused(file: Path, out: Path, capsys: pytest.CaptureFixture[str], *options:
 
 @pytest.mark.parametrize("form", ["full", "without prefix", "model only", "half"])
 def test_every_form_gives_the_same_model(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = full() if form == "full" else {"model": weights(), "epoch": 4}
+    content: dict[str, Any] = full() if form == "full" else {"model": weights(), "epoch": 4}
     if form == "without prefix":
         content = full(model=weights())
     if form == "half":
