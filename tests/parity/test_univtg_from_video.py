@@ -87,7 +87,8 @@ def video(tiny_world: Path) -> Path:
 
 
 def divided(rows: Tensor) -> Tensor:
-    return rows / (torch.linalg.vector_norm(rows, dim=-1, keepdim=True) + 1e-5)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / (lengths + 1e-5)
 
 
 @torch.inference_mode()
