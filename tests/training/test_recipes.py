@@ -133,6 +133,8 @@ def test_a_recipe_in_no_unicode_encoding_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "mine.yaml").write_bytes("train: {out: runs/für}\n".encode("latin-1"))
     assert main(["summary", str(tmp_path / "mine.yaml")]) == 2
     assert capsys.readouterr().err.endswith("mine.yaml is not text in UTF-8; save it as UTF-8\n")
+
+
 @pytest.mark.parametrize(("name", "backbone"), OTHER_BACKBONES.items())
 def test_another_backbone_keeps_the_values_of_the_paper(name: str, backbone: str) -> None:
     paper, recipe = (read_recipe(FOLDER / f"{n}.yaml") for n in ("sdst-internvideo2-qvhighlights", name))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The types in which a backbone computes."""
@@ -51,7 +51,7 @@ def choose_levels(levels: int | Sequence[int] | None, depth: int, *, model: str,
 
     Args:
         levels: a number of last layers, or the levels themselves; unless given, the last four, or the last one where
-            the pooling is ``joint``.
+            the pooling is ``joint`` or ``joint-video``.
         depth: layers of the shallower tower.
         model: the model's name in the message.
         pooling: the pooling of the spec.
@@ -60,11 +60,21 @@ def choose_levels(levels: int | Sequence[int] | None, depth: int, *, model: str,
         ValueError: if there is no level, or one is deeper than the towers.
     """
     if levels is None:
-        levels = 1 if pooling == "joint" else 4
+        levels = 1 if pooling in JOINT_POOLINGS else 4
     chosen = tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)
     if not chosen or min(chosen) < -depth:
         raise ValueError(f"{model} has levels -{depth} to -1; got {chosen}")
     return chosen
+
+
+def check_pooling(pooling: str, allowed: Sequence[str], *, model: str) -> None:
+    """Check that a backbone has a pooling.
+
+    Raises:
+        ValueError: if it does not; names the poolings that it has.
+    """
+    if pooling not in allowed:
+        raise ValueError(f"{model} does not have the pooling {pooling}; choose {' or '.join(allowed)}")
 
 
 def check_frames(frames_CFSS3: Tensor, spec: FeatureSpec) -> None:

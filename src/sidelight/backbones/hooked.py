@@ -30,16 +30,6 @@ Blocks = Sequence[Any]
 """The lists of blocks of a tower, shallowest first: each an ``nn.ModuleList`` or ``nn.Sequential``."""
 
 
-def check_pooling(pooling: str, allowed: Sequence[str], *, model: str) -> None:
-    """Check that a backbone has a pooling.
-
-    Raises:
-        ValueError: if it does not; names the poolings that it has.
-    """
-    if pooling not in allowed:
-        raise ValueError(f"{model} does not have the pooling {pooling}; choose {' or '.join(allowed)}")
-
-
 class HookedBackbone:
     """A library's model, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 

@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint", "joint-video")
+JOINT_POOLINGS = ("joint", "joint-video")
+"""The poolings in the space in which a backbone compares clips with sentences; they have one level."""
 RESIZES = ("stretch", "crop")
 
 
@@ -53,7 +55,9 @@ class FeatureSpec:
     """Layers that are read, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str
     """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens); or joint,
-    the embeddings in the space in which the backbone compares clips with sentences. joint has the one level -1.
+    the embeddings in the space in which the backbone compares clips with sentences; or joint-video, which Moment-DETR
+    and UniVTG read: the clips of joint, with the query's tokens after the last layer of the text tower. The vectors of
+    both have length 1, and their one level is -1.
     """
     clip_seconds: float
     """Length of a clip in seconds."""
@@ -81,10 +85,14 @@ class FeatureSpec:
         for field, allowed in (("pooling", POOLINGS), ("resize", RESIZES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
-        if self.pooling == "joint" and (self.levels != (-1,) or self.video_dim != self.text_dim):
+        if self.pooling in JOINT_POOLINGS and self.levels != (-1,):
             raise ValueError(
-                "the pooling joint has the level -1 alone, and equal widths of video and text; got levels "
-                f"{self.levels}, widths {self.video_dim} and {self.text_dim}; give 1 level, or another pooling"
+                f"the pooling {self.pooling} has the level -1 alone, got {self.levels}; give 1 level, or another "
+                "pooling"
+            )
+        if self.pooling == "joint" and self.video_dim != self.text_dim:
+            raise ValueError(
+                f"the pooling joint has equal widths of video and text; got {self.video_dim} and {self.text_dim}"
             )
         for field in ("clip_seconds", "frames_per_clip", "resolution", "video_dim", "text_dim"):
             if not getattr(self, field) > 0:

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.common import check_tokens, choose_levels, cut_tokens, dtype_of, weights_digest
-from sidelight.backbones.hooked import HookedBackbone, check_pooling
+from sidelight.backbones.common import check_pooling, check_tokens, choose_levels, cut_tokens, dtype_of, weights_digest
+from sidelight.backbones.hooked import HookedBackbone
 from sidelight.backbones.pretrained import read_config, read_model, read_vocabulary
 from sidelight.backbones.protocol import FeatureSpec
 

@@ -29,7 +29,7 @@ from sidelight.core.messages import count_of
 if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
 
-Pooling = Literal["cls", "mean", "attention", "tokens", "joint"]
+Pooling = Literal["cls", "mean", "attention", "tokens", "joint", "joint-video"]
 Layout = Literal["r2-tuning", "sdst", "moment-detr"]
 LAYOUTS = get_args(Layout)
 MAX_LINES = 10

@@ -13,16 +13,19 @@ from sidelight.core.messages import no_such
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.decode.univtg import UniVTGDecodeConfig
 from sidelight.models.decode.zero_shot import ZeroShotDecodeConfig
 from sidelight.models.e3va import E3VA, E3VAConfig
 from sidelight.models.last_layer import LastLayer, LastLayerConfig
 from sidelight.models.losa import LoSA, LoSAConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig, r2_losses
 from sidelight.models.losses.sdst import SDSTLossConfig, sdst_losses
+from sidelight.models.losses.univtg import UniVTGLossConfig, univtg_losses
 from sidelight.models.lst import LST, LSTConfig
 from sidelight.models.points import PointPredictions
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
 from sidelight.models.sdst import SDST, SDSTConfig
+from sidelight.models.univtg import UniVTG, UniVTGConfig
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot, ZeroShotConfig
 
 
@@ -84,6 +87,13 @@ SIDE_TUNERS: dict[str, SideTuner] = {
     "lst": _point_model(LST, LSTConfig),
     "e3va": _point_model(E3VA, E3VAConfig),
     "losa": _point_model(LoSA, LoSAConfig),
+    "univtg": SideTuner(
+        model=UniVTG,
+        config=UniVTGConfig,
+        losses=univtg_losses,
+        loss_config=UniVTGLossConfig,
+        decode_config=UniVTGDecodeConfig,
+    ),
 }
 
 

@@ -27,6 +27,7 @@ from sidelight.io.storage import hub_answers
 from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.training.checkpoint import FILES, FORMAT, Checkpoint
+from sidelight.training.convert_univtg import OMNI, imported_omni
 from sidelight.training.published import CLIP_WEIGHTS, CLIP_WIDTHS, R2_REPOSITORY, R2_TUNING, PublishedRun
 
 FAMILY = "r2-tuning"
@@ -259,7 +260,7 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
 
     The first call downloads the file with ``huggingface_hub`` (which keeps it in its own cache), compares it with the
     digits of its SHA-256 that its name ends in, and converts it into :func:`models_cache`. Later calls ask the hub
-    nothing.
+    nothing. ``univtg/omni`` is not on the hub; it must have been imported by ``convert_univtg``.
 
     Args:
         name: ``r2-tuning/`` and a key of :data:`sidelight.training.published.R2_TUNING`.
@@ -272,6 +273,8 @@ def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Pa
         ValueError: for an unknown run; if the file cannot be downloaded or has other content than its name says; if
             the cache cannot be written.
     """
+    if name == OMNI and not Path(name).is_dir():
+        return imported_omni()
     # As the name was written: ./r2-tuning/qvhighlights is a folder of the user's.
     family, _, run = str(name).partition("/")
     if isinstance(name, Path) or family != FAMILY or not run or (run not in R2_TUNING and Path(name).is_dir()):

@@ -75,8 +75,10 @@ class BackboneConfig:
     """Key of sidelight.backbones.BACKBONES."""
     levels: int | list[int] = 4
     """The number of last layers to read, K; or the layers themselves, ascending, where -1 is the last."""
-    pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
-    """How a layer's tokens become one vector a clip; tokens keeps all of them, for R2-Tuning."""
+    pooling: Literal["cls", "mean", "attention", "tokens", "joint-video"] = "attention"
+    """How a layer's tokens become one vector a clip; tokens keeps all of them, for R2-Tuning. joint-video is what
+    Moment-DETR and UniVTG read of CLIP: image embeddings, and tokens of the query, all of length 1.
+    """
     clip_seconds: float | None = None
     """Length of a clip in seconds; the backbone's own unless given."""
     frames_per_clip: int | None = None
@@ -218,7 +220,7 @@ class Recipe:
             raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
         if getattr(self.losses, "class_loss", "") == "bce":
             # The targets of bce are saliencies in [0, 1]; with raters' means above 1, this loss has no minimum.
-            if self.data.binding == "plain":
+            if self.data.binding in ("plain", "univtg"):
                 raise ValueError("recipe: losses.class_loss bce needs saliency in [0, 1]: set data.binding to another")
             if self.model.boundary_head:
                 raise ValueError("recipe: losses.class_loss bce trains no boundaries: set model.boundary_head: false")

@@ -8,6 +8,8 @@ before the last LayerNorm of each tower. R2-Tuning (Liu et al., ECCV 2024) reads
 - Text: start token, tokens of the sentence, end token. Under the causal mask a token sees only earlier tokens, so the
   padding on the right changes nothing and may have any id. The length of each sentence says which tokens are real:
   id 0 is a word of CLIP's vocabulary, and files differ in their padding id.
+- With the pooling ``joint-video``, features are those that Moment-DETR and UniVTG read: of a clip CLIP's image
+  embedding, of a sentence every token after the last LayerNorm, not projected, at most 32 tokens. Both have length 1.
 - Sentences are cleaned as OpenAI's tokenizer cleans them: ftfy repairs wrong code pages and replaces ligatures, wide
   letters and curly quotes; HTML entities are decoded. Longer sentences than the tower reads are cut, with a warning.
 
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
@@ -42,7 +45,10 @@ from sidelight.backbones.common import (
     pool_tokens,
     sentence_embeddings,
 )
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
+
+_JOINT_VIDEO_TOKENS = 32
+"""Most tokens of a sentence in the features of Moment-DETR and UniVTG, start and end token included."""
 
 
 class Tower(nn.Module):
@@ -92,10 +98,10 @@ class CLIPBackbone:
 
     Args:
         levels: number of last layers to return, or the layers themselves (negative, -1 is the last), of both towers;
-            unless given, 4, or 1 with ``joint``.
-        pooling: ``cls``, ``mean`` (of the patches, without CLS), ``tokens`` (all tokens, CLS first) or ``joint`` (the
-            projected embeddings, which CLIP compares). CLIP's vision transformers have no attention pool, so
-            ``attention`` is refused.
+            unless given, 4, or 1 with ``joint`` and ``joint-video``.
+        pooling: ``cls``, ``mean`` (of the patches, without CLS), ``tokens`` (all tokens, CLS first), ``joint`` (the
+            projected embeddings, which CLIP compares) or ``joint-video`` (see above). CLIP's vision transformers have
+            no attention pool, so ``attention`` is refused.
         weights: hub id, or folder in Hugging Face's layout (:func:`~sidelight.backbones.clip.convert.convert_clip`
             makes one).
         dtype: type in which the towers compute: ``float32``, ``bfloat16`` or ``float16``. Features are always float32.
@@ -126,7 +132,7 @@ class CLIPBackbone:
         config = read_config(weights)
         video_config, text_config = config.vision_config, config.text_config
         depth = min(video_config.num_hidden_layers, text_config.num_hidden_layers)
-        chosen, joint = choose_levels(levels, depth, model=str(weights), pooling=pooling), pooling == "joint"
+        chosen, joint = choose_levels(levels, depth, model=str(weights), pooling=pooling), pooling in JOINT_POOLINGS
 
         def make_spec(weights_name: str) -> FeatureSpec:
             return FeatureSpec(
@@ -141,7 +147,7 @@ class CLIPBackbone:
                 mean=CLIP_MEAN,
                 std=CLIP_STD,
                 video_dim=config.projection_dim if joint else video_config.hidden_size,
-                text_dim=config.projection_dim if joint else text_config.hidden_size,
+                text_dim=config.projection_dim if pooling == "joint" else text_config.hidden_size,
             )
 
         make_spec("unknown")  # checks the options before the weights are read, which takes long
@@ -150,12 +156,16 @@ class CLIPBackbone:
         self._tokenizer = read_tokenizer(weights, text_config.vocab_size)
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
+        if pooling == "joint-video":
+            self._max_tokens = min(self._max_tokens, _JOINT_VIDEO_TOKENS)
         video, text = model.vision_model, model.text_model
         self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
         self.video = Tower(video.embeddings, video.pre_layrnorm, video.encoder.layers, chosen, causal=False)
         self.text = Tower(text.embeddings, None, text.encoder.layers, chosen, causal=True)
         self.video_head = nn.Sequential(video.post_layernorm, model.visual_projection) if joint else nn.Identity()
-        self.text_head = nn.Sequential(text.final_layer_norm, model.text_projection) if joint else nn.Identity()
+        self.text_head: nn.Module = text.final_layer_norm if joint else nn.Identity()
+        if pooling == "joint":
+            self.text_head = nn.Sequential(text.final_layer_norm, model.text_projection)
         for part in (self.video, self.text, self.video_head, self.text_head):
             part.to(tower_dtype).eval().requires_grad_(False)
 
@@ -183,12 +193,12 @@ class CLIPBackbone:
         pixels_N3SS = self.normalise(frames_CFSS3.flatten(0, 1).to(self.device))
         levels: Tensor = self.video(pixels_N3SS.to(next(self.video.parameters()).dtype), self._pool)
         levels = levels.reshape(len(levels), clips, frames, *levels.shape[2:])
-        if self.spec.pooling == "joint":
+        if self.spec.pooling in JOINT_POOLINGS:
             return joint_embedding(levels[0])
         return levels.flatten(2, 3) if self.spec.pooling == "tokens" else levels.mean(2)
 
     def _pool(self, tokens_NPD: Tensor) -> Tensor:
-        if self.spec.pooling == "joint":
+        if self.spec.pooling in JOINT_POOLINGS:
             embeddings_NE: Tensor = self.video_head(tokens_NPD[:, 0])
             return embeddings_NE
         if self.spec.pooling == "mean":
@@ -200,7 +210,7 @@ class CLIPBackbone:
         """Encode each query to float32 (K, L, D_t): start token, sentence, end token, no padding.
 
         With ``joint``, each is (1, 1, D_t): the normalised projection of the end token.
-        A query longer than the text tower reads (77 tokens) is cut, with a warning.
+        A query longer than the text tower reads (77 tokens; 32 with ``joint-video``) is cut, with a warning.
 
         Raises:
             ValueError: for an empty query.
@@ -208,15 +218,17 @@ class CLIPBackbone:
         if not queries:
             return []
         id_lists = self.token_ids(queries)
-        levels_KBLD = self.text(pad_ids(id_lists).to(self.device), self._end_tokens(id_lists))
+        levels_KBLD = self.text(pad_ids(id_lists).to(self.device), self._text_pool(id_lists))
         if self.spec.pooling == "joint":
             return sentence_embeddings(levels_KBLD[0])
+        if self.spec.pooling == "joint-video":
+            levels_KBLD = F.normalize(levels_KBLD, dim=-1)
         return [levels_KBLD[:, b, : len(ids)].clone() for b, ids in enumerate(id_lists)]
 
-    def _end_tokens(self, id_lists: Sequence[Sequence[int]]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function from all tokens (B, L, D) to the embeddings (B, E); None unless pooling is ``joint``."""
+    def _text_pool(self, id_lists: Sequence[Sequence[int]]) -> Callable[[Tensor], Tensor]:
+        """Return the function from the tokens of a level (B, L, D) to their features."""
         if self.spec.pooling != "joint":
-            return None
+            return self.text_head
         ends = [ids.index(ids[-1]) for ids in id_lists]  # CLIP reads a sentence up to its first end token
         return lambda x_BLD: cast(Tensor, self.text_head(x_BLD[torch.arange(len(ends)), ends]))
 

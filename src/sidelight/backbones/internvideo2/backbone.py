@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sidelight.backbones.common import (
     check_frames,
+    check_pooling,
     check_tokens,
     choose_levels,
     dtype_of,
@@ -24,13 +25,14 @@ from sidelight.backbones.common import (
 )
 from sidelight.backbones.internvideo2.config import MEAN, STD
 from sidelight.backbones.internvideo2.weights import load_weights
-from sidelight.backbones.protocol import POOLINGS, FeatureSpec
+from sidelight.backbones.protocol import FeatureSpec
 
 CLIPS_AT_ONCE = 8
 """Clips in one batch of the video tower. Each clip takes about 60 MB of activations in the 1B model in float32."""
 QUERIES_AT_ONCE = 64
 """Queries in one batch of the text tower."""
 
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
 _PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 
 
@@ -67,8 +69,7 @@ class InternVideo2Backbone:
     ) -> None:
         if weights is None:
             raise ValueError("internvideo2 needs weights: the folder that `sidelight convert internvideo2` made")
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}")
+        check_pooling(pooling, POOLINGS, model="InternVideo2")
         self.model, self.tokenizer, digest = load_weights(weights, dtype=dtype_of(dtype))
         video, text = self.model.config.video, self.model.config.text
         self.spec = FeatureSpec(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.common import (
     check_frames,
+    check_pooling,
     choose_levels,
     joint_embedding,
     pool_tokens,
@@ -244,6 +245,9 @@ class TwoTowers(nn.Module):
         return model
 
 
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
+
+
 class ShapesBackbone:
     """The embedded backbone, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
@@ -270,6 +274,7 @@ class ShapesBackbone:
         clip_seconds: float | None = None,
         frames_per_clip: int | None = None,
     ) -> None:
+        check_pooling(pooling, POOLINGS, model="the shapes backbone")
         self.model = TwoTowers.load(weights or PACKAGED).eval().requires_grad_(False)
         config = self.model.config
         for name, value in (("clip_seconds", clip_seconds), ("frames_per_clip", frames_per_clip)):

@@ -20,6 +20,8 @@ from sidelight.features.store import Features, FeatureStore, HalfFeatures, Sampl
 
 NORMALISED = " (L2-normalised)"
 """Added to the name of the weights where every vector was divided by its length."""
+UNIT_POOLING = "joint-video"
+"""The pooling whose vectors have length 1 by definition: Moment-DETR's features of CLIP, as its loader divides them."""
 
 
 class ForeignFeatures:
@@ -144,7 +146,7 @@ def open_layout(
     """
     name = layout_of(where, layout)
     if spec is not None:
-        levels, normalise = spec.levels, spec.weights.endswith(NORMALISED)
+        levels, normalise = spec.levels, spec.weights.endswith(NORMALISED) or spec.pooling == UNIT_POOLING
     if name == "sidelight":
         return FeatureStore(where, levels=levels)
     files = LAYOUTS[name](where)
@@ -169,7 +171,8 @@ def open_layout(
         spec = replace(_checked_spec(written_spec, options, files), levels=levels)
     elif spec is None:
         spec = _stated_spec(files, options, levels, widths)
-        spec = replace(spec, weights=spec.weights + NORMALISED) if normalise else spec
+        if normalise and spec.pooling != UNIT_POOLING:
+            spec = replace(spec, weights=spec.weights + NORMALISED)
     _require_widths(spec, widths, where)
     if spec.pooling == "tokens" and not files.keeps_tokens:
         raise ValueError(f"the layout {files.name} keeps one vector a clip: pooling must not be tokens")
