@@ -248,7 +248,7 @@ def test_wrong_frames_are_refused(backbone: InternVideo2Backbone) -> None:
         ({"weights": "model.pt"}, "convert it once: sidelight convert internvideo2"),
         ({"levels": 5}, "levels -4 to -1"),
         ({"levels": ()}, "levels"),
-        ({"pooling": "max"}, "pooling must be one of"),
+        ({"pooling": "max"}, "InternVideo2 does not have the pooling max; choose cls or"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
         ({"frames_per_clip": 0}, "frames_per_clip"),
         ({"clip_seconds": 0}, "clip_seconds"),
