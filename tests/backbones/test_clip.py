@@ -31,6 +31,7 @@ from sidelight.backbones.clip.loading import identify_weights
 from sidelight.backbones.clip.model import CLIPBackbone, clean_text
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD, HUB_FILES, OPENAI_FILES
 from sidelight.backbones.common import QueryWarning
+from sidelight.models.decode.zero_shot import METHODS
 from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
@@ -173,6 +174,7 @@ def test_joint_embeddings_are_those_of_transformers(tiny: Path, dtype: Any) -> N
 def test_clip_grounds_without_training(tiny: Path, tiny_world: Path) -> None:
     grounder = Grounder.from_pretrained("zero-shot/clip", backbone_weights=tiny, device="cpu", cache=None)
     assert grounder.checkpoint.features == CLIPBackbone(weights=tiny, pooling="joint").spec
+    assert grounder.checkpoint.decode == METHODS["persistence-smooth"]
     grounding = grounder.ground(sorted((tiny_world / "videos").iterdir())[0], "a red square")
     assert grounding.moments and -1 <= grounding.saliency.min() <= grounding.saliency.max() <= 1
 

@@ -62,7 +62,7 @@ def test_a_wrong_checkpoint_is_refused_by_name(
     with pytest.raises(ValueError, match="is missing"):
         Checkpoint.from_pretrained(tmp_path)
     _change(folder / "config.json", model="other")
-    with pytest.raises(ValueError, match="no side-tuner 'other'"):
+    with pytest.raises(ValueError, match="no model 'other'"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model="sdst", model_config={**SMALL, "hidden": 64})
     with pytest.raises(ValueError, match="does not fit"):

@@ -20,7 +20,7 @@ from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import did_you_mean
 from sidelight.io.files import replacing
 from sidelight.models.decode.answer import AnswerConfig
-from sidelight.models.decode.zero_shot import ZeroShotDecodeConfig
+from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.registry import build_model, model_parts
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot
 
@@ -160,7 +160,8 @@ class Checkpoint:
 
         Args:
             features: spec of a backbone's joint embeddings.
-            decode: the method and its options; ours unless given.
+            decode: the method and its options; unless given, ours for clean curves with the backbone ``shapes``, and
+                ours for noisy curves with all others, which were not trained on the videos that they read.
 
         Raises:
             ValueError: if the features have another pooling than ``joint``.
@@ -172,7 +173,7 @@ class Checkpoint:
             model_name=ZERO_SHOT,
             model_config={},
             features=features,
-            decode=decode or ZeroShotDecodeConfig(),
+            decode=decode or METHODS["persistence" if features.backbone == "shapes" else "persistence-smooth"],
             window_clips=_WHOLE_VIDEO,
         )
 

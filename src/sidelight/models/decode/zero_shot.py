@@ -198,8 +198,9 @@ _CONTRAST = ZeroShotDecodeConfig(score="contrast", smoothing=(0.0,), floor=0.0, 
 
 METHODS: dict[str, ZeroShotDecodeConfig] = {
     "persistence": ZeroShotDecodeConfig(),
+    "persistence-smooth": ZeroShotDecodeConfig(smoothing=(1.0, 2.0), height=2.0),
     "tfvtg": replace(_CONTRAST, proposals="windows", rising_start=True),
     "tag": replace(_CONTRAST, proposals="clusters", adjust="box-cox", rising_start=True),
     "threshold": replace(_CONTRAST, proposals="threshold"),
 }
-"""The methods by name: ours, the two published ones that it learned from, and the simplest."""
+"""The methods by name: ours for clean and for noisy curves, the two published ones, and the simplest."""
