@@ -1,16 +1,22 @@
-"""Predict moments for annotations, or for a batch of videos of any length."""
+"""Predict moments for annotations, for a batch of videos, or for one video of any length.
+
+Legend: B batch, K levels, T clips, L tokens of a query, D width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline, longest_input
 from sidelight.data.annotations import Submission
+from sidelight.features.growing import HalfFeatures, drop_pages
+from sidelight.features.store import VideoFeatures
 from sidelight.io.runtime import release_memory
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.windows import merge_windows
@@ -34,13 +40,9 @@ def ground_batch(
     queries: Sequence[str],
     config: AnswerConfig,
     *,
-    window_clips: int,
     videos: Sequence[str | None] | None = None,
 ) -> list[Grounding]:
-    """Return the groundings of a batch of videos of any length.
-
-    Videos of up to ``window_clips`` clips, or a few more (:func:`longest_input`), are read whole. Longer ones are read
-    in overlapping windows, whose answers are merged without seams.
+    """Return the groundings of a batch of videos that the model reads whole.
 
     Args:
         model: the side-tuner.
@@ -48,65 +50,68 @@ def ground_batch(
         timelines: of each sample's video.
         queries: the sentence of each sample.
         config: how predictions become moments.
-        window_clips: longest input of the model, in clips.
         videos: names of the videos, for the groundings.
     """
     device = next(model.parameters()).device
-    longest = batch.video_mask_BT.shape[1]
-    if longest <= longest_input(window_clips):
-        return config.decode(model(batch.to(device)), timelines, queries, videos)
-    names = videos or [None] * batch.size
-    return [
-        _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
-        for b in range(batch.size)
-    ]
+    return config.decode(model(batch.to(device)), timelines, queries, videos)
 
 
-def _ground_long(
+@torch.inference_mode()
+def ground_long(
     model: nn.Module,
-    sample: Batch,
-    timeline: Timeline,
+    features: VideoFeatures,
+    text_KLD: HalfFeatures,
     query: str,
     config: AnswerConfig,
+    *,
     window_clips: int,
-    video: str | None,
+    video: str | None = None,
 ) -> Grounding:
-    """Return the grounding of one sample of any length: read its windows in batches, then merge their answers."""
-    windows = timeline.windows(window_clips)
-    tokens = sample.video_KBTD.shape[3] if sample.video_KBTD.ndim == 5 else 1
-    at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (window_clips * tokens)))
+    """Return the grounding of one video of any length: read its windows in batches, then merge their answers.
+
+    Only the features of one batch of windows are in memory, if the features are mapped from a file.
+
+    Args:
+        model: the side-tuner.
+        features: of the video.
+        text_KLD: features of the query.
+        query: the sentence.
+        config: how predictions become moments.
+        window_clips: clips of a window; a video of hardly more (:func:`longest_input`) is one window.
+        video: name of the video, for the grounding.
+    """
+    windows = features.timeline.windows(window_clips)
+    clips, tokens = windows[0][1].num_clips, tokens_of(features)
+    at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (clips * tokens)))
     device = next(model.parameters()).device
-    starts = timeline.clip_spans()[:, 0]
+    text_KBLD = torch.from_numpy(np.array(text_KLD, np.float32)).unsqueeze(1)
+    starts = features.timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
     for first in range(0, len(windows), at_once):
         release_memory()  # answers that stay would otherwise break up the memory of the batches
         part = windows[first : first + at_once]
-        count, clips = len(part), part[0][1].num_clips
-        first_clips = [clip for clip, _ in part]
-        window_timelines = [window for _, window in part]
-        clips_BT = torch.tensor(first_clips)[:, None] + torch.arange(clips)
+        count = len(part)
+        # float16 as stored: a model converts what it reads, and R2-Tuning converts a few frames at a time.
+        video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip, _ in part], axis=1)
         batch = Batch(
-            video_KBTD=sample.video_KBTD[:, 0][:, clips_BT].float(),
+            video_KBTD=torch.from_numpy(video_KBTD),
             video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
-            text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
-            text_mask_BL=sample.text_mask_BL.expand(count, -1),
+            text_KBLD=text_KBLD.expand(-1, count, -1, -1),
+            text_mask_BL=torch.ones(count, text_KBLD.shape[2], dtype=torch.bool),
         )
-        groundings = config.decode(model(batch.to(device)), window_timelines, [query] * count, [video] * count)
-        answers += [(float(starts[clip]), answer) for clip, answer in zip(first_clips, groundings, strict=True)]
+        drop_pages(features.video_KTD)
+        groundings = ground_batch(
+            model, batch, [window for _, window in part], [query] * count, config, videos=[video] * count
+        )
+        answers += [(float(starts[clip]), answer) for (clip, _), answer in zip(part, groundings, strict=True)]
     if len(answers) == 1:
         return answers[0][1]
-    return merge_windows(answers, timeline, config)
+    return merge_windows(answers, features.timeline, config)
 
 
-def _sample(batch: Batch, b: int) -> Batch:
-    """Return one sample of a batch, without its padding."""
-    row, clips, tokens = slice(b, b + 1), int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
-    return Batch(
-        video_KBTD=batch.video_KBTD[:, row, :clips],
-        video_mask_BT=batch.video_mask_BT[row, :clips],
-        text_KBLD=batch.text_KBLD[:, row, :tokens],
-        text_mask_BL=batch.text_mask_BL[row, :tokens],
-    )
+def tokens_of(features: VideoFeatures) -> int:
+    """Return the number of vectors of each clip: 1, or P where the backbone's tokens were not pooled."""
+    return features.video_KTD.shape[2] if features.video_KTD.ndim == 4 else 1
 
 
 def predict(
@@ -142,14 +147,17 @@ def predict(
         for rows in in_order(len(order), batch_size):
             indices = [order[row] for row in rows]
             annotations = [dataset.annotations[i] for i in indices]
-            groundings = ground_batch(
-                model,
-                dataset.batch(indices),
-                [dataset.timeline(i) for i in indices],
-                [a.query for a in annotations],
-                config,
-                window_clips=window_clips,
-            )
+            timelines, queries = [dataset.timeline(i) for i in indices], [a.query for a in annotations]
+            if timelines[-1].num_clips <= longest_input(window_clips):
+                groundings = ground_batch(model, dataset.batch(indices), timelines, queries, config)
+            else:
+                groundings = []
+                for i, timeline, query in zip(indices, timelines, queries, strict=True):
+                    sample = dataset.sample(i)
+                    features = VideoFeatures(video_KTD=sample.video_KTD, timeline=timeline)
+                    groundings.append(
+                        ground_long(model, features, sample.text_KLD, query, config, window_clips=window_clips)
+                    )
             for i, annotation, grounding in zip(indices, annotations, groundings, strict=True):
                 submissions[i] = Submission.from_grounding(annotation, grounding)
             bar.update(len(indices))
