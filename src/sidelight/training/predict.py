@@ -83,30 +83,32 @@ def ground_long(
     windows = features.timeline.windows(window_clips)
     clips, tokens = windows[0][1].num_clips, tokens_of(features)
     at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (clips * tokens)))
-    device = next(model.parameters()).device
-    text_KBLD = torch.from_numpy(np.array(text_KLD, np.float32)).unsqueeze(1)
     starts = features.timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
     for first in range(0, len(windows), at_once):
         release_memory()  # answers that stay would otherwise break up the memory of the batches
         part = windows[first : first + at_once]
-        count = len(part)
-        # float16 as stored: a model converts what it reads, and R2-Tuning converts a few frames at a time.
-        video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip, _ in part], axis=1)
-        batch = Batch(
-            video_KBTD=torch.from_numpy(video_KBTD),
-            video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
-            text_KBLD=text_KBLD.expand(-1, count, -1, -1),
-            text_mask_BL=torch.ones(count, text_KBLD.shape[2], dtype=torch.bool),
-        )
-        drop_pages(features.video_KTD)
-        groundings = ground_batch(
-            model, batch, [window for _, window in part], [query] * count, config, videos=[video] * count
-        )
+        batch = _windows_batch(features, text_KLD, [clip for clip, _ in part], clips)
+        sentences, names = [query] * len(part), [video] * len(part)
+        groundings = ground_batch(model, batch, [window for _, window in part], sentences, config, videos=names)
         answers += [(float(starts[clip]), answer) for (clip, _), answer in zip(part, groundings, strict=True)]
+        del batch  # before the next one is made
     if len(answers) == 1:
         return answers[0][1]
     return merge_windows(answers, features.timeline, config)
+
+
+def _windows_batch(features: VideoFeatures, text_KLD: HalfFeatures, first_clips: list[int], clips: int) -> Batch:
+    """Return windows of ``clips`` clips as one batch. Video features stay float16: models convert what they read."""
+    count, text_KBLD = len(first_clips), torch.from_numpy(np.array(text_KLD, np.float32)).unsqueeze(1)
+    video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip in first_clips], axis=1)
+    drop_pages(features.video_KTD)
+    return Batch(
+        video_KBTD=torch.from_numpy(video_KBTD),
+        video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
+        text_KBLD=text_KBLD.expand(-1, count, -1, -1),
+        text_mask_BL=torch.ones(count, text_KBLD.shape[2], dtype=torch.bool),
+    )
 
 
 def tokens_of(features: VideoFeatures) -> int:
