@@ -122,9 +122,7 @@ def test_features_must_fit_their_timeline() -> None:
         VideoFeatures(video_KTD=np.zeros((4, 3, 8), np.float16), timeline=Timeline(duration=10, clip_seconds=2))
 
 
-def test_large_features_are_written_and_read_in_parts(
-    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_features_are_written_and_read_in_parts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that features on the disk are the same bytes as features in memory, whatever the order of their clips."""
     values = np.random.default_rng(1).normal(size=(4, 13, 7, 32)).astype(np.float16)
     timeline = Timeline(duration=25.5, clip_seconds=2.0)

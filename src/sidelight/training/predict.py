@@ -5,6 +5,7 @@ Legend: B batch, K levels, T clips, L tokens of a query, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _WINDOWS_AT_ONCE = 32
+_WINDOW_BYTES_AT_ONCE = 128 << 20
+"""Bytes of the features of a batch of windows. Five windows of 75 clips with all tokens of CLIP ViT-B/32 take 115 MB."""
 VECTORS_AT_ONCE = 2**16
 """Largest number of vectors of one level (samples x clips x tokens) in a batch. Without this limit, 64 long videos with
 all their tokens would need tens of gigabytes.
@@ -81,13 +84,17 @@ def ground_long(
         video: name of the video, for the grounding.
     """
     windows = features.timeline.windows(window_clips)
-    clips, tokens = windows[0][1].num_clips, tokens_of(features)
-    at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (clips * tokens)))
+    clips = windows[0][1].num_clips
+    most = (
+        _WINDOW_BYTES_AT_ONCE // features.video_KTD[:, :clips].nbytes,
+        VECTORS_AT_ONCE // (clips * tokens_of(features)),
+    )
+    batches = math.ceil(len(windows) / max(1, min(_WINDOWS_AT_ONCE, *most)))
     starts = features.timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
-    for first in range(0, len(windows), at_once):
+    for number in range(batches):
         release_memory()  # answers that stay would otherwise break up the memory of the batches
-        part = windows[first : first + at_once]
+        part = windows[len(windows) * number // batches : len(windows) * (number + 1) // batches]
         batch = _windows_batch(features, text_KLD, [clip for clip, _ in part], clips)
         sentences, names = [query] * len(part), [video] * len(part)
         groundings = ground_batch(model, batch, [window for _, window in part], sentences, config, videos=names)
