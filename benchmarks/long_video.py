@@ -28,7 +28,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from extraction import Cost, clip_flops, cost, make_video
 from memory import peak_mib
 
 from sidelight.shapes.generate import draw_video
@@ -90,6 +89,7 @@ def measure_shapes(out: Path) -> None:
 
 def make_files(out: Path) -> None:
     """Make the video, CLIP and the side-tuner, unless they exist."""
+    from extraction import make_video
     from transformers import CLIPConfig, CLIPModel
 
     from sidelight.backbones.clip.model import CLIPBackbone
@@ -165,6 +165,8 @@ def map_flops(clips: int) -> float:
 
 def measure_parts(out: Path, minutes: float) -> None:
     """Print what an hour costs, part by part."""
+    from extraction import Cost, clip_flops, cost
+
     from sidelight.core.timeline import Timeline
     from sidelight.features.extract import BatchEncoder, clips_at_once, sampling_of
     from sidelight.features.growing import GrowingFeatures
@@ -231,9 +233,8 @@ def measure_parts(out: Path, minutes: float) -> None:
             map_flops(hour_windows * WINDOW) / rate,
         ),
     ]
-    print(
-        f"an hour, from {minutes:g} minutes, {torch.get_num_threads()} threads; a product: {rate / 1e9:.0f} GFLOP/CPU s"
-    )
+    print(f"an hour, from {minutes:g} minutes; threads: {torch.get_num_threads()}", end="; ")
+    print(f"a large product: {rate / 1e9:.0f} GFLOP per CPU second")
     print(f"{'part':<36}{'seconds':>9}{'CPU s':>9}{'limit':>9}{'ratio':>7}")
     for name, wall, cpu, limit in rows:
         print(f"{name:<36}{wall:>9.1f}{cpu:>9.1f}" + (f"{limit:>9.1f}{cpu / limit:>7.2f}" if limit else ""))

@@ -259,7 +259,7 @@ class FeatureStore:
         _save_video(self._video_path(vid), features.video_KTD, metadata)
 
     def video(self, vid: str) -> VideoFeatures:
-        """Read one video's features. Large ones (``growing.LARGE``) are mapped into memory, and read where they are used.
+        """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
 
         Raises:
             ValueError: if the store has no such video, or its file is damaged.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _WINDOWS_AT_ONCE = 32
 _WINDOW_BYTES_AT_ONCE = 128 << 20
-"""Bytes of the features of a batch of windows. Five windows of 75 clips with all tokens of CLIP ViT-B/32 take 115 MB."""
+"""Bytes of the features of a batch of windows: five windows of 75 clips with all tokens of CLIP ViT-B/32."""
 VECTORS_AT_ONCE = 2**16
 """Largest number of vectors of one level (samples x clips x tokens) in a batch. Without this limit, 64 long videos with
 all their tokens would need tens of gigabytes.
