@@ -150,7 +150,7 @@ def test_large_features_are_written_and_read_in_parts(store: FeatureStore, monke
 def test_a_video_is_written_as_safetensors_writes_it(store: FeatureStore, tmp_path: Path) -> None:
     for vid in ("x", 'ünï "quoted"'):
         store.put_video(vid, features())
-        (path,) = (p for p in (store.folder / "videos").iterdir() if store.video(vid) and p.stat().st_size)
+        (path,) = (store.folder / "videos").iterdir()
         with safe_open(path, "numpy") as file:
             save_file({"video": file.get_tensor("video")}, tmp_path / "expected", file.metadata())
         assert path.read_bytes() == (tmp_path / "expected").read_bytes()

@@ -16,8 +16,6 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-HalfFeatures = npt.NDArray[np.float16]
-"""An array of float16 features."""
 LARGE = 64 << 20
 """Bytes from which the features of one video stay on the disk."""
 
@@ -36,11 +34,11 @@ class GrowingFeatures:
         self.clips = 0
         """Number of clips so far."""
         self._folder = folder
-        self._parts: list[tuple[int, HalfFeatures]] = []
+        self._parts: list[tuple[int, npt.NDArray[np.float16]]] = []
         self._file: IO[bytes] | None = None
         self._clip_shape: tuple[int, ...] = ()
 
-    def put(self, features_KCD: HalfFeatures, first: int | None = None) -> None:
+    def put(self, features_KCD: npt.NDArray[np.float16], first: int | None = None) -> None:
         """Add consecutive clips, (K, C, D) or (K, C, P, D).
 
         Args:
@@ -55,18 +53,27 @@ class GrowingFeatures:
         if self._file is not None or self.clips * features_KCD[:, 0].nbytes > LARGE:
             self._write_parts()
 
-    def finish(self) -> HalfFeatures:
+    def finish(self) -> npt.NDArray[np.float16]:
         """Return the features of all clips, (K, T, D) or (K, T, P, D); large ones are mapped from their file."""
         if self._file is None:
-            return np.concatenate([part for _, part in sorted(self._parts, key=lambda part: part[0])], axis=1)
+            self._parts.sort(key=lambda part: part[0])
+            return np.concatenate([part_KCD for _, part_KCD in self._parts], axis=1)
         self._write_parts(flush=True)
+        # Mapped with the right to write, which nobody uses: PyTorch warns about arrays that are read-only.
         mapped_TKD = np.memmap(self._file, np.float16, "c", shape=(self.clips, *self._clip_shape))
-        return np.asarray(mapped_TKD).swapaxes(0, 1)
+        self._file.close()  # the map keeps the file
+        video_KTD: npt.NDArray[np.float16] = np.asarray(mapped_TKD).swapaxes(0, 1)
+        return video_KTD
+
+    def __del__(self) -> None:
+        """Close the file of a video that was given up."""
+        if self._file is not None:
+            self._file.close()
 
     def _write_parts(self, *, flush: bool = False) -> None:
         """Move the parts from memory to the file: clip after clip, as they come."""
         try:
-            self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed with this object
+            self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed in __del__
             for first, part_KCD in self._parts:
                 clips_CKD = np.ascontiguousarray(part_KCD.swapaxes(0, 1))
                 self._clip_shape = clips_CKD.shape[1:]

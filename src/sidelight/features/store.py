@@ -30,11 +30,13 @@ import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
-from sidelight.features.growing import LARGE, HalfFeatures, drop_pages
+from sidelight.features.growing import LARGE, drop_pages
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
 
+HalfFeatures = npt.NDArray[np.float16]
+"""An array of float16 features."""
 FORMAT = "sidelight.features/1"
 FAILURES = "failures.jsonl"
 """The file of a store with the videos that could not be read."""

@@ -16,8 +16,8 @@ from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline, longest_input
 from sidelight.data.annotations import Submission
-from sidelight.features.growing import HalfFeatures, drop_pages
-from sidelight.features.store import VideoFeatures
+from sidelight.features.growing import drop_pages
+from sidelight.features.store import HalfFeatures, VideoFeatures
 from sidelight.io.runtime import release_memory
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.windows import merge_windows
