@@ -215,9 +215,9 @@ def test_windows_leave_no_trace_in_an_hour(events: list[tuple[int, int]]) -> Non
     model, features = Oracle(), VideoFeatures(video_KTD=values, timeline=HOUR)
     answer = ground_long(model, features, np.zeros((1, 1, 1), np.float16), "q", Runs(), window_clips=75)
     expected = sorted(((*event, float(s)) for event, s in zip(events, strengths, strict=False)), key=lambda e: -e[2])
-    found = [(round(m.start, 6), round(m.end, 6), m.score) for m in answer.moments]
-    assert [m[:2] for m in found] == [tuple(e[:2]) for e in expected]
-    np.testing.assert_allclose([m[2] for m in found], [e[2] for e in expected], rtol=1e-3)
+    moments = [(round(m.start, 6), round(m.end, 6), m.score) for m in answer.moments]
+    assert [m[:2] for m in moments] == [tuple(e[:2]) for e in expected]
+    np.testing.assert_allclose([m[2] for m in moments], [e[2] for e in expected], rtol=1e-3)
     np.testing.assert_allclose(answer.saliency, values[0, :, 0], rtol=1e-3)
     assert model.windows == 48
 
