@@ -21,6 +21,7 @@ from sidelight import Grounder, Grounding
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.core.timeline import Timeline
+from sidelight.features import growing, store
 from sidelight.features.extract import encode_video_file
 from sidelight.features.sources import content_digest, videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
@@ -172,6 +173,23 @@ def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: Shape
     for grounding in groundings:
         assert grounding.timeline.num_clips > 6 and len(grounding.saliency) == grounding.timeline.num_clips
         assert all(0 <= m.start <= m.end <= grounding.timeline.duration for m in grounding.moments)
+
+
+def test_large_features_give_the_same_answer_from_the_disk(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check features that are mapped while they are made, and again when they come from the cache."""
+    windowed = replace(checkpoint, window_clips=6)
+    expected = Grounder(windowed, backbone=backbone, cache=None, device="cpu").ground(video, "a ring")
+    for module in (growing, store):
+        monkeypatch.setattr(module, "LARGE", 100)
+    grounder = Grounder(windowed, backbone=backbone, cache=tmp_path, device="cpu")
+    for _ in range(2):
+        features = grounder.features(video)
+        assert growing.mapping_of(features.video_KTD) is not None
+        answer = grounder.ground(video, "a ring")
+        assert answer.moments == expected.moments and np.array_equal(answer.saliency, expected.saliency)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2  # the manifest and the features
 
 
 @pytest.mark.parametrize("window_clips", [6, 20, 21, 100])

@@ -200,7 +200,7 @@ class Grounder:
             return store.video(key)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
-            features = encode_video_file(video, self.backbone)
+            features = encode_video_file(video, self.backbone, folder=store.folder)
         for warning in caught:
             warn(str(warning.message), warning.category)
         messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}
@@ -235,25 +235,22 @@ class Grounder:
         """
         from sidelight.core.timeline import longest_input
         from sidelight.training.dataset import collate, unlabelled
-        from sidelight.training.predict import ground_batch
+        from sidelight.training.predict import ground_batch, ground_long, tokens_of
 
-        if self.checkpoint.round_clips:
+        checkpoint = self.checkpoint
+        if checkpoint.round_clips:
             video = video.cut_to(video.timeline.rounded())
-        # A batch holds the video once for each query, so a video of many windows is read for one query at a time.
-        is_long = video.timeline.num_clips > longest_input(self.checkpoint.window_clips)
-        at_once = 1 if is_long else max(1, len(text))
-        groundings: list[Grounding] = []
-        for first in range(0, len(text), at_once):
-            samples = [unlabelled(video, features) for features in text[first : first + at_once]]
-            groundings += ground_batch(
-                self.checkpoint.model,
-                collate(samples, half=is_long),
-                [video.timeline] * len(samples),
-                queries[first : first + at_once],
-                self.checkpoint.decode,
-                window_clips=self.checkpoint.window_clips,
-                videos=[video_name] * len(samples),
-            )
+        model, decode, window_clips = checkpoint.model, checkpoint.decode, checkpoint.window_clips
+        # A batch would hold the video once for each query.
+        if video.timeline.num_clips > longest_input(window_clips) or tokens_of(video) > 1 or not text:
+            groundings = [
+                ground_long(model, video, text_KLD, query, decode, window_clips=window_clips, video=video_name)
+                for text_KLD, query in zip(text, queries, strict=True)
+            ]
+        else:
+            batch = collate([unlabelled(video, text_KLD) for text_KLD in text])
+            timelines, videos = [video.timeline] * len(text), [video_name] * len(text)
+            groundings = ground_batch(model, batch, timelines, queries, decode, videos=videos)
         # Published decoding keeps empty moments for its metrics; they answer nothing.
         return [replace(g, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0)) for g in groundings]
 

@@ -185,7 +185,7 @@ def test_joint_embeddings_average_unit_vectors() -> None:
 @pytest.mark.parametrize("change", [{"levels": [-2, -1]}, {"levels": [-2]}, {"text_dim": 7}])
 def test_joint_embeddings_have_one_level_and_one_width(tiny_backbone: Path, change: dict[str, object]) -> None:
     spec = ShapesBackbone(weights=tiny_backbone, pooling="joint").spec
-    with pytest.raises(ValueError, match="pooling joint has (the level -1 alone|equal widths)"):
+    with pytest.raises(ValueError, match=r"pooling joint has (the level -1 alone|equal widths)"):
         FeatureSpec.from_dict({**spec.to_dict(), **change})
 
 
