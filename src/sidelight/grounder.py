@@ -96,9 +96,9 @@ class Grounder:
         """
         from sidelight.backbones import backbone_for
         from sidelight.training.checkpoint import Checkpoint
-        from sidelight.training.convert import published_checkpoint
+        from sidelight.training.named import named_checkpoint
 
-        folder = published_checkpoint(name, revision=revision) or name
+        folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
         checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
         backbone = backbone_for(checkpoint.features, weights=backbone_weights) if backbone_weights else None
         return cls(checkpoint, backbone=backbone, cache=cache, device=device)

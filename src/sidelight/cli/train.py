@@ -128,14 +128,14 @@ def predict(
     from sidelight.io.runtime import usable_device
     from sidelight.training import predict as predicting
     from sidelight.training.checkpoint import Checkpoint
-    from sidelight.training.convert import published_checkpoint
     from sidelight.training.dataset import GroundingDataset
+    from sidelight.training.named import named_checkpoint
 
     if not videos and not features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     rows = read_annotations(annotations)
     target_device = usable_device(device)
-    checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)
+    checkpoint = Checkpoint.from_pretrained(named_checkpoint(model, backbone=False) or model).to(target_device)
     with tempfile.TemporaryDirectory() as temporary:
         source = FeatureSource.of_spec(
             checkpoint.features, features or temporary, videos=videos, weights=backbone_weights

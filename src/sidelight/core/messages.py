@@ -27,6 +27,16 @@ def duration_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
+def size_of(size: float) -> str:
+    """Return a number of bytes with two or three digits and a decimal unit: "512 bytes", "1.3 MB", "605 MB"."""
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if abs(size) < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}" if unit != "bytes" and abs(size) < 9.95 else f"{size:.0f} {unit}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'ground'?" for a misspelt name, or nothing where no known name is similar."""
     similar = difflib.get_close_matches(name, list(known), n=1)

@@ -29,6 +29,19 @@ _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOWERS = ("vision_model.", "text_model.")
 
 
+def require_transformers() -> Any:
+    """Return the package transformers, before anything is downloaded for it.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
+    return transformers
+
+
 def find_vocabulary(folder: Path) -> tuple[Path, ...]:
     """Return the files of the vocabulary in a folder; none if no form of it is complete."""
     for names in VOCABULARY_FILES:
@@ -161,10 +174,7 @@ def _is_hub_id(name: str) -> bool:
 @contextlib.contextmanager
 def _reading(weights: str | Path) -> Iterator[Any]:
     """Yield transformers without its reports on the terminal, and turn its errors into one sentence."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
+    transformers = require_transformers()
     logging: Any = transformers.utils.logging
     verbosity, progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

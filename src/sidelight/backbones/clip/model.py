@@ -28,7 +28,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
+from sidelight.backbones.clip.loading import (
+    identify_weights,
+    read_config,
+    read_model,
+    read_tokenizer,
+    require_transformers,
+)
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
 from sidelight.backbones.common import (
     check_frames,
@@ -40,6 +46,7 @@ from sidelight.backbones.common import (
     pool_tokens,
 )
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.released import weights_folder
 
 
 class Normalise(nn.Module):
@@ -133,7 +140,9 @@ class CLIPBackbone:
                 "(the token that CLIP compares with sentences), mean (of the patches) or tokens"
             )
         tower_dtype = dtype_of(dtype)
-        config = read_config(weights)
+        require_transformers()
+        folder = weights_folder(weights)
+        config = read_config(folder)
         video_config, text_config = config.vision_config, config.text_config
         depth = min(video_config.num_hidden_layers, text_config.num_hidden_layers)
         chosen = choose_levels(levels, depth, model=str(weights))
@@ -155,9 +164,9 @@ class CLIPBackbone:
             )
 
         make_spec("unknown")  # checks the options before the weights are read, which takes long
-        model = read_model(weights)
+        model = read_model(folder)
         self.spec = make_spec(identify_weights(weights, model))
-        self._tokenizer = read_tokenizer(weights, text_config.vocab_size)
+        self._tokenizer = read_tokenizer(folder, text_config.vocab_size)
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
         video, text = model.vision_model, model.text_model

@@ -1,0 +1,216 @@
+"""The models that a name stands for: facts for people, files to download, and how the files become a checkpoint.
+
+``sidelight models`` prints :data:`NAMED_MODELS`. To add a model, add an entry there. A model that ships with sidelight
+is a folder of ``weights/`` and has no ``make``; any other has a function that writes the checkpoint's folder from
+the downloaded files. The folder is written once, into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sidelight.backbones.released import WEIGHTS
+from sidelight.core.messages import no_such
+from sidelight.io.download import Download, HubFile, fetch, is_here, models_cache
+from sidelight.io.files import require_writable_folder
+from sidelight.training.checkpoint import FILES, FORMAT, PACKAGED
+from sidelight.training.convert import FAMILY, convert_r2_tuning
+from sidelight.training.published import CLIP_WEIGHTS, R2_REPOSITORY, R2_TUNING, PublishedRun
+
+DEFAULT_MODEL = "r2-tuning/qvhighlights"
+"""The model that answers where no other is named."""
+ONLY_TO_TRY = "to only try sidelight out, --model shapes needs no download, but knows nothing except drawn shapes"
+"""Clause of announcements and messages about downloads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A model with a name: facts about it, and where it comes from."""
+
+    answers: str
+    """What it answers about, in a few words."""
+    trained_on: str
+    """Data set, or "nothing" for a model without training."""
+    backbone: str
+    """Name of the backbone for people."""
+    languages: str
+    """Languages of queries."""
+    licence: str
+    """Licence of the weights, and of the labels that they were trained on if it restricts their use."""
+    download: Download | None = None
+    """The model's own file; None if it has none to download."""
+    weights: str = ""
+    """Backbone weights: a key of :data:`sidelight.backbones.released.WEIGHTS`; "" if they ship with sidelight."""
+    make: Callable[[Sequence[Path], Path], object] | None = None
+    """Write the checkpoint into a new folder: (the downloaded files of the model, the folder); None if it ships."""
+    version: Any = None
+    """Plain values on which the checkpoint depends besides the files. Other values make another folder."""
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """Return all that the model needs and that does not ship: its own file, then the backbone's weights."""
+        own = (self.download,) if self.download else ()
+        return (*own, WEIGHTS[self.weights]) if self.weights else own
+
+    def is_here(self) -> bool:
+        """Check whether the model answers without a network."""
+        return all(map(is_here, self.downloads))
+
+
+# entries ------------------------------------------------------------------------------------------------------------
+
+# Run of R2-Tuning -> what its videos show, and the name of its data set.
+_R2_FACTS = {
+    "qvhighlights": ("moments and highlights of vlogs and news", "QVHighlights"),
+    "charades-sta": ("moments of people at home", "Charades-STA"),
+    "tacos": ("moments of cooking, one kitchen", "TACoS"),
+    "ego4d-nlq": ("moments seen by a camera on the head", "Ego4D-NLQ"),
+}
+_R2_HIGHLIGHTS = {"youtube-highlights-": "YouTube Highlights", "tvsum-": "TVSum"}
+
+
+def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
+    """Return the entry of a published run of R2-Tuning.
+
+    Args:
+        run: name of the run.
+        published: its facts.
+    """
+    prefix = next((prefix for prefix in _R2_HIGHLIGHTS if run.startswith(prefix)), "")
+    domain = run.removeprefix(prefix)
+    if prefix:
+        answers, trained_on = f"highlights of the kind {domain}", f"{_R2_HIGHLIGHTS[prefix]}, {domain}"
+    else:
+        answers, trained_on = _R2_FACTS.get(run, ("moments and highlights", run))
+    # The labels of QVHighlights, which the weights were trained on, are CC BY-NC-SA 4.0.
+    licence = "BSD-3-Clause (labels CC BY-NC-SA)" if run == "qvhighlights" else "BSD-3-Clause"
+    return NamedModel(
+        answers=answers,
+        trained_on=trained_on,
+        backbone="CLIP ViT-B/32",
+        languages="English",
+        licence=licence,
+        download=Download(
+            title=f"R2-Tuning, trained on {trained_on}",
+            licence=licence,
+            repository=R2_REPOSITORY,
+            files=(
+                HubFile(
+                    path=published.file,
+                    sha256=published.file.rpartition("-")[2].removesuffix(".pth"),
+                    size=7_400_000 if prefix else 11_400_000,  # of the tensors; the files hold a little more
+                ),
+            ),
+        ),
+        weights=CLIP_WEIGHTS,
+        make=partial(_make_r2_tuning, run),
+        version=[asdict(published), published.features().to_dict()],
+    )
+
+
+def _make_r2_tuning(run: str, files: Sequence[Path], out: Path) -> None:
+    convert_r2_tuning(files[0], out, run=run)
+
+
+NAMED_MODELS: dict[str, NamedModel] = {
+    "shapes": NamedModel(
+        answers="drawn shapes only; for trying things out",
+        trained_on="the shapes world",
+        backbone="shapes",
+        languages="English, 126 words",
+        licence="Apache-2.0",
+    ),
+    **{f"{FAMILY}/{run}": r2_tuning_model(run, published) for run, published in R2_TUNING.items()},
+}
+"""The models that can be named, by name."""
+
+
+# from a name to a checkpoint ------------------------------------------------------------------------------------------
+
+
+def named_checkpoint(name: str | Path, *, backbone: bool = True, revision: str | None = None) -> Path | None:
+    """Return the folder of the checkpoint that a name stands for.
+
+    The first call downloads what is missing (:func:`sidelight.io.download.fetch`) and writes the checkpoint into
+    :func:`sidelight.io.download.models_cache`. Later calls ask no network.
+
+    Args:
+        name: a key of :data:`NAMED_MODELS`.
+        backbone: fetch the backbone's weights too, so that one announcement covers both.
+        revision: refused for these models, whose revision is fixed.
+
+    Returns:
+        The folder, or None if the name is not of this kind: a folder of the user's, or a hub id.
+
+    Raises:
+        DownloadError: if files are missing and cannot be downloaded.
+        ValueError: for an unknown name of a known family; if a file has other content than expected; if the cache
+            cannot be written.
+    """
+    model = find_model(name)
+    if model is None:
+        return None
+    name = str(name)
+    if revision is not None:
+        raise ValueError(f"revision must be left out for {name}, whose files are fixed; it goes with a hub id")
+    if model.make is None:
+        return PACKAGED / name
+    # A later version of sidelight that makes another checkpoint of the same file must not use this version's.
+    version = json.dumps([FORMAT, model.version], sort_keys=True)
+    folder = models_cache() / f"{name.replace('/', '-')}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    weights = model.downloads[1:] if model.download else model.downloads
+    if _is_complete(folder):
+        if backbone:
+            fetch(weights, needed_by=f"the backbone of {name}", hint=ONLY_TO_TRY)
+        return folder
+    try:
+        require_writable_folder(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} cannot be kept in {folder.parent} ({error}): set SIDELIGHT_CACHE to a folder that can be written"
+        ) from None
+    downloads = model.downloads if backbone else model.downloads[: bool(model.download)]
+    folders = fetch(downloads, needed_by=f"the model {name}", hint=ONLY_TO_TRY)
+    files = [folders[0] / file.path for file in model.download.files] if model.download else []
+    if folder.is_dir() and not _is_complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # somebody removed a file of it
+    try:
+        model.make(files, folder)
+    except ValueError:
+        if not _is_complete(folder):  # another process may have been first
+            raise
+    except OSError as error:
+        if not _is_complete(folder):
+            raise ValueError(
+                f"{name} cannot be kept in {folder.parent} ({error.strerror or error}); make room there, or set "
+                "SIDELIGHT_CACHE to a folder that can be written"
+            ) from None
+    return folder
+
+
+def find_model(name: str | Path) -> NamedModel | None:
+    """Return the entry of a name; None for a folder of the user's, a hub id, or a name that is not known.
+
+    Raises:
+        ValueError: for an unknown name of a known family, such as ``r2-tuning/x``.
+    """
+    if isinstance(name, Path):  # as the name was written: ./r2-tuning/qvhighlights is a folder of the user's
+        return None
+    if name in NAMED_MODELS:
+        return NAMED_MODELS[name]
+    family = name.partition("/")[0]
+    families = {known.partition("/")[0] for known in NAMED_MODELS if "/" in known}
+    if "/" in name and family in families and not Path(name).is_dir():
+        raise ValueError(no_such("model", name, [known for known in NAMED_MODELS if known.startswith(f"{family}/")]))
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
