@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sidelight.backbones.clip.released import CLIP_B32
-from sidelight.io.download import Download, HubFile, fetch
+from sidelight.io.download import fetch
+from sidelight.io.pinned import Download, HubFile
 
 WEIGHTS: dict[str, Download] = {
     CLIP_B32: Download(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sidelight.core.messages import no_such
-from sidelight.io.download import compares_digests
 from sidelight.io.files import replacing_folder, require_new_folder
+from sidelight.io.pinned import compares_digests
 from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.training.checkpoint import Checkpoint

@@ -18,8 +18,9 @@ from typing import Any
 
 from sidelight.backbones.released import WEIGHTS
 from sidelight.core.messages import no_such
-from sidelight.io.download import Download, HubFile, fetch, is_here, models_cache
+from sidelight.io.download import fetch
 from sidelight.io.files import require_writable_folder
+from sidelight.io.pinned import Download, HubFile, is_here, models_cache
 from sidelight.training.checkpoint import FILES, FORMAT, PACKAGED
 from sidelight.training.convert import FAMILY, convert_r2_tuning
 from sidelight.training.published import CLIP_WEIGHTS, R2_REPOSITORY, R2_TUNING, PublishedRun
@@ -139,7 +140,7 @@ def named_checkpoint(name: str | Path, *, backbone: bool = True, revision: str |
     """Return the folder of the checkpoint that a name stands for.
 
     The first call downloads what is missing (:func:`sidelight.io.download.fetch`) and writes the checkpoint into
-    :func:`sidelight.io.download.models_cache`. Later calls ask no network.
+    :func:`sidelight.io.pinned.models_cache`. Later calls ask no network.
 
     Args:
         name: a key of :data:`NAMED_MODELS`.
