@@ -2,8 +2,8 @@
 
 from sidelight import Grounder
 
-grounder = Grounder.from_pretrained("shapes")
-grounding = grounder.ground("video.mp4", "a red square spins")
+grounder = Grounder.from_pretrained()  # downloads 620 MB, once
+grounding = grounder.ground("video.mp4", "a person opens the door")
 print(grounding.moments[0])
 """
 
@@ -38,6 +38,10 @@ class CacheWarning(UserWarning):
     """Warning that features could not be cached; the answer is not affected."""
 
 
+class OutsideWarning(UserWarning):
+    """Warning that a video or a query is unlike all that the model was trained on; the answer may mean nothing."""
+
+
 class Grounder:
     """A backbone together with the side-tuner that was trained on its features.
 
@@ -47,6 +51,7 @@ class Grounder:
         cache: folder in which features of videos are kept, by the content of the file and the feature spec, so that
             the next query on the same file is answered at once; :func:`default_cache` unless given, None for no cache.
         device: where to compute; the best device here unless given.
+        name: name of the model, which each grounding states; the side-tuner's kind, such as ``sdst``, unless given.
 
     Raises:
         SpecMismatchError: if the backbone makes other features than the side-tuner was trained on.
@@ -60,6 +65,7 @@ class Grounder:
         backbone: Backbone | None = None,
         cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
+        name: str | None = None,
     ) -> None:
         from sidelight.backbones import backbone_for
         from sidelight.io.runtime import usable_device
@@ -68,40 +74,48 @@ class Grounder:
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
         checkpoint.features.require(self.backbone.spec, what="the backbone's features")
         self.checkpoint = checkpoint.to(self.device)
+        self.name = name or checkpoint.model_name
         self.cache = default_cache() if cache == DEFAULT_CACHE else Path(cache) if cache is not None else None
 
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "shapes",
+        name: str | Path | None = None,
         *,
         cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
         revision: str | None = None,
         backbone_weights: str | Path | None = None,
+        offline: bool = False,
     ) -> Grounder:
-        """Load a model.
+        """Load a model. Its files are downloaded once; what, from where and how large is said on stderr before.
 
         Args:
-            name: ``shapes`` (ships with sidelight), the folder of a checkpoint, a hub id, or a published run such as
-                ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
+            name: a name of :data:`sidelight.training.named.NAMED_MODELS` (which `sidelight models` prints), the folder
+                of a checkpoint, or a hub id. Unless given, ``r2-tuning/qvhighlights``, a model for real videos.
             cache: folder for features; see the class.
             device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
             revision: branch, tag or commit of a hub id.
             backbone_weights: folder of the backbone's weights. Needed unless they ship with sidelight or the
                 checkpoint names them by a hub id.
+            offline: never ask the network while loading.
 
         Raises:
-            ValueError: if there is no such model, or the backbone's weights must be given.
+            DownloadError: if files are missing and cannot be downloaded; says how to bring them by hand.
+            ValueError: if there is no such model, a file is not the one that is known, or the backbone's weights must
+                be given.
         """
         from sidelight.backbones import backbone_for
+        from sidelight.io.download import offline as without_network
         from sidelight.training.checkpoint import Checkpoint
-        from sidelight.training.named import named_checkpoint
+        from sidelight.training.named import DEFAULT_MODEL, named_checkpoint
 
-        folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
-        checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
-        backbone = backbone_for(checkpoint.features, weights=backbone_weights) if backbone_weights else None
-        return cls(checkpoint, backbone=backbone, cache=cache, device=device)
+        name = DEFAULT_MODEL if name is None else name
+        with without_network(offline):
+            folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
+            checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
+            backbone = backbone_for(checkpoint.features, weights=backbone_weights or None)
+            return cls(checkpoint, backbone=backbone, cache=cache, device=device, name=str(name))
 
     @overload
     def ground(self, video: str | Path, query: str) -> Grounding: ...
@@ -124,6 +138,7 @@ class Grounder:
             ValueError: if a query is empty or no sentence, there is none, or the video is no path.
             StorageError: if the file at an address cannot be fetched.
         """
+        from sidelight.features.sources import local_video
         from sidelight.video.damage import VideoWarning, warn
 
         if not isinstance(query, (str, list, tuple)):
@@ -137,15 +152,30 @@ class Grounder:
             raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
         name = path_text(video)
         text = self.encode(queries)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", VideoWarning)
-            features = self.features(video)
-        for warning in caught:
-            warn(str(warning.message), warning.category)
-        notes = tuple(str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning))
+        with local_video(video) as file:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", VideoWarning)
+                features = self._features_of_file(file)
+            for warning in caught:
+                warn(str(warning.message), warning.category)
+            notes = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
+            doubts = self._doubts(file, queries)
+        for doubt in dict.fromkeys(doubt for of_query in doubts for doubt in of_query):
+            warn(doubt, OutsideWarning)
         groundings = self.ground_features(features, text, queries, video_name=name)
-        groundings = [replace(grounding, notes=notes) for grounding in groundings]
+        answers = zip(groundings, doubts, strict=True)
+        groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
+
+    def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:
+        """Return, for each query, sentences that say why its answer may mean nothing."""
+        from sidelight.backbones.protocol import LimitedBackbone
+
+        backbone = self.backbone
+        if not isinstance(backbone, LimitedBackbone):
+            return [[] for _ in queries]
+        of_video = backbone.video_doubt(video, self.name)
+        return [[doubt for doubt in (of_video, backbone.query_doubt(query, self.name)) if doubt] for query in queries]
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
         """Return the (K, L, D_t) features of each sentence."""
@@ -252,7 +282,10 @@ class Grounder:
                 videos=[video_name] * len(samples),
             )
         # Published decoding keeps empty moments for its metrics; they answer nothing.
-        return [replace(g, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0)) for g in groundings]
+        return [
+            replace(g, model=self.name, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0))
+            for g in groundings
+        ]
 
 
 def default_cache() -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sidelight.backbones.released import WEIGHTS
-from sidelight.core.messages import no_such
+from sidelight.core.messages import did_you_mean, no_such
 from sidelight.io.download import fetch
 from sidelight.io.files import require_writable_folder
 from sidelight.io.pinned import Download, HubFile, is_here, models_cache
@@ -200,12 +200,17 @@ def find_model(name: str | Path) -> NamedModel | None:
     """Return the entry of a name; None for a folder of the user's, a hub id, or a name that is not known.
 
     Raises:
-        ValueError: for an unknown name of a known family, such as ``r2-tuning/x``.
+        ValueError: for an unknown name, such as ``shaeps``, or one of a known family, such as ``r2-tuning/x``.
     """
     if isinstance(name, Path):  # as the name was written: ./r2-tuning/qvhighlights is a folder of the user's
         return None
     if name in NAMED_MODELS:
         return NAMED_MODELS[name]
+    if "/" not in name and not Path(name).is_dir():
+        raise ValueError(
+            f"there is no model {name!r}; expected a name that `sidelight models` lists, the folder of a checkpoint, "
+            f"or a hub id such as user/model{did_you_mean(name, NAMED_MODELS)}"
+        )
     family = name.partition("/")[0]
     families = {known.partition("/")[0] for known in NAMED_MODELS if "/" in known}
     if "/" in name and family in families and not Path(name).is_dir():
