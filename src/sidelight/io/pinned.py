@@ -78,6 +78,12 @@ class Download:
         """Return where the files come from, for announcements."""
         return self.page or f"{_endpoint()}/{self.repository}".partition("://")[2]
 
+    def missing_files(self) -> list[HubFile]:
+        """Return the files that are not on this machine, without reading any."""
+        if is_here(self):
+            return []
+        return [file for file in self.files if not (self.folder / file.path).is_file()]
+
     def address(self, file: HubFile) -> str:
         """Return the address of a file."""
         return self.page or f"{_endpoint()}/{self.repository}/resolve/{self.revision}/{file.path}"
@@ -259,7 +265,7 @@ def only_process(name: str) -> Iterator[None]:
 # by hand ------------------------------------------------------------------------------------------------------------
 
 
-def import_file(path: str | Path, known: Iterable[Download]) -> tuple[Download, HubFile]:
+def import_file(path: str | Path, known: Iterable[Download]) -> list[Download]:
     """Copy a file that a person downloaded into the cache.
 
     The file is recognised by its SHA-256, or by its name where no digest of it is known.
@@ -269,7 +275,7 @@ def import_file(path: str | Path, known: Iterable[Download]) -> tuple[Download, 
         known: the downloads that it may belong to.
 
     Returns:
-        The download and the file of it that this is.
+        The downloads that the file belongs to.
 
     Raises:
         ValueError: if it is none of these files, or has the name of one of them and other content.
@@ -281,19 +287,19 @@ def import_file(path: str | Path, known: Iterable[Download]) -> tuple[Download, 
     by_digest = [(download, file) for download, file in pairs if file.sha256 and digest.startswith(file.sha256)]
     fitting = by_digest or [(download, file) for download, file in named if fits(download, file, digest)]
     if not fitting and named:
-        expected = expected_digest(*named[0])
+        download, file = named[0]
         raise ValueError(
             f"{path} is not the {path.name} that sidelight knows: its SHA-256 begins with {digest[:8]}, expected "
-            f"{expected[:8]}; download it again from {named[0][0].address(named[0][1])}"
+            f"{expected_digest(download, file)[:8]}; download it again from {download.address(file)}"
         )
     if not fitting:
         raise ValueError(
             f"{path} is no file of a model that sidelight knows (`sidelight models` lists them); for a checkpoint of "
             "your own use sidelight convert, or give its folder to --model"
         )
-    if len({file.sha256 for _, file in fitting}) > 1 or (not by_digest and len(fitting) > 1):
+    if not by_digest and len(fitting) > 1:
         names = and_list([download.title for download, _ in fitting])
-        raise ValueError(f"{path} could belong to {names}: say which model needs it by --model NAME")
+        raise ValueError(f"{path} could belong to {names}, because no digest of it is known; let sidelight download it")
     for download, file in fitting:
         target = download.folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +307,7 @@ def import_file(path: str | Path, known: Iterable[Download]) -> tuple[Download, 
             with replacing(target) as beside:
                 shutil.copyfile(path, beside)
             record(download, file, target, digest)
-    return fitting[0]
+    return [download for download, _ in fitting]
 
 
 def remove(download: Download) -> int:

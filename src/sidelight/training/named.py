@@ -20,7 +20,7 @@ from sidelight.backbones.released import WEIGHTS
 from sidelight.core.messages import did_you_mean, no_such
 from sidelight.io.download import fetch
 from sidelight.io.files import require_writable_folder
-from sidelight.io.pinned import Download, HubFile, is_here, models_cache
+from sidelight.io.pinned import Download, HubFile, is_here, models_cache, remove
 from sidelight.training.checkpoint import FILES, FORMAT, PACKAGED
 from sidelight.training.convert import FAMILY, convert_r2_tuning
 from sidelight.training.published import CLIP_WEIGHTS, R2_REPOSITORY, R2_TUNING, PublishedRun
@@ -53,12 +53,19 @@ class NamedModel:
     """Write the checkpoint into a new folder: (the downloaded files of the model, the folder); None if it ships."""
     version: Any = None
     """Plain values on which the checkpoint depends besides the files. Other values make another folder."""
+    special: bool = False
+    """Knows one kind of video only, and is listed only when all models are."""
 
     @property
     def downloads(self) -> tuple[Download, ...]:
         """Return all that the model needs and that does not ship: its own file, then the backbone's weights."""
         own = (self.download,) if self.download else ()
         return (*own, WEIGHTS[self.weights]) if self.weights else own
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all downloads."""
+        return sum(download.size for download in self.downloads)
 
     def is_here(self) -> bool:
         """Check whether the model answers without a network."""
@@ -75,6 +82,18 @@ _R2_FACTS = {
     "ego4d-nlq": ("moments seen by a camera on the head", "Ego4D-NLQ"),
 }
 _R2_HIGHLIGHTS = {"youtube-highlights-": "YouTube Highlights", "tvsum-": "TVSum"}
+_TVSUM = {
+    "BK": "bee keeping",
+    "BT": "bike tricks",
+    "DS": "dog shows",
+    "FM": "flash mobs",
+    "GA": "grooming an animal",
+    "MS": "making a sandwich",
+    "PK": "parkour",
+    "PR": "parades",
+    "VT": "changing a tyre",
+    "VU": "freeing a vehicle",
+}
 
 
 def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
@@ -87,7 +106,7 @@ def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
     prefix = next((prefix for prefix in _R2_HIGHLIGHTS if run.startswith(prefix)), "")
     domain = run.removeprefix(prefix)
     if prefix:
-        answers, trained_on = f"highlights of the kind {domain}", f"{_R2_HIGHLIGHTS[prefix]}, {domain}"
+        answers, trained_on = f"highlights: {_TVSUM.get(domain, domain)}", f"{_R2_HIGHLIGHTS[prefix]}, {domain}"
     else:
         answers, trained_on = _R2_FACTS.get(run, ("moments and highlights", run))
     # The labels of QVHighlights, which the weights were trained on, are CC BY-NC-SA 4.0.
@@ -113,6 +132,7 @@ def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
         weights=CLIP_WEIGHTS,
         make=partial(_make_r2_tuning, run),
         version=[asdict(published), published.features().to_dict()],
+        special=bool(prefix),
     )
 
 
@@ -220,3 +240,53 @@ def find_model(name: str | Path) -> NamedModel | None:
 
 def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
+
+
+def require_model(name: str) -> NamedModel:
+    """Return the entry of a name.
+
+    Raises:
+        ValueError: if the name is not in :data:`NAMED_MODELS`.
+    """
+    if name not in NAMED_MODELS:
+        raise ValueError(f"{no_such('model', name, [n for n, m in NAMED_MODELS.items() if not m.special])}")
+    return NAMED_MODELS[name]
+
+
+def remove_model(name: str) -> tuple[int, list[str]]:
+    """Delete the files of a model: its download, its checkpoint, and backbone weights that no other model here needs.
+
+    Returns:
+        The bytes that were freed, and a sentence about each download that stays.
+
+    Raises:
+        ValueError: if there is no such model, it ships with sidelight, or it is not here.
+    """
+    model = require_model(name)
+    if not model.make:
+        raise ValueError(f"{name} comes with sidelight and cannot be removed")
+    freed, kept = 0, []
+    for folder in models_cache().glob(f"{name.replace('/', '-')}-{'[0-9a-f]' * 12}"):
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        shutil.rmtree(folder)
+    own = (model.download,) if model.download else ()
+    for download in model.downloads:
+        others = [n for n, other in NAMED_MODELS.items() if n != name and download in other.downloads]
+        users = [n for n in others if _has_own_files(n)]
+        if download not in own and users:
+            kept.append(f"{download.title} stays, because {users[0]} needs it")
+        else:
+            freed += remove(download)
+            if is_here(download):
+                kept.append(f"{download.title} stays in the cache of the hub's client (hf cache)")
+    if not freed and not kept:
+        raise ValueError(f"{name} is not on this machine")
+    return freed, kept
+
+
+def _has_own_files(name: str) -> bool:
+    """Check whether a model's own file or its checkpoint is here."""
+    model = NAMED_MODELS[name]
+    if model.download is not None and is_here(model.download):
+        return True
+    return any(models_cache().glob(f"{name.replace('/', '-')}-{'[0-9a-f]' * 12}"))
