@@ -1,8 +1,9 @@
 """Plots of groundings: frames along a time axis, the highlight curve, predicted and true spans.
 
 A plot is one column. From top to bottom: a title with the model and the legend, the notes of the groundings, a
-filmstrip that all queries share, one panel per query (its sentence, its highlight curve, the true spans as outlines, its
-moments as bars), and the time axis. The position of each part is computed in inches before anything is drawn, so parts never overlap.
+filmstrip that all queries share, one panel per query (its sentence, its highlight curve, the true spans as outlines,
+its moments as bars), and the time axis. The position of each part is computed in inches before anything is drawn, so
+parts never overlap.
 Matplotlib is used through its objects, never through pyplot: no window opens, no global state changes.
 """
 

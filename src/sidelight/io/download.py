@@ -81,7 +81,7 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
         if is_offline():
             raise DownloadError(_by_hand(missing, needed_by, "sidelight must not ask the network (--offline)", hint))
         if pages := [download for download in missing if download.page]:
-            raise DownloadError(_by_hand(pages, needed_by, "sidelight cannot download such a page itself", hint))
+            raise DownloadError(_by_hand(pages, needed_by, "it can only be fetched by hand", hint))
         _require_room(missing)
         print(announcement(missing, needed_by, hint), file=sys.stderr, flush=True)
         for download in missing:
@@ -277,7 +277,8 @@ def _opened(address: str, start: int) -> Any:
         if error.code == 416:
             raise _RangeError from None
         if error.code in (401, 403, 404, 410):
-            raise _UnreachableError(f"{host} does not give the file away (HTTP {error.code})") from None
+            name = address.rpartition("/")[2]
+            raise _UnreachableError(f"{host} does not give {name} away (HTTP {error.code})") from None
         raise _BrokenError(f"{host} answers with HTTP {error.code}") from None
     except OSError as error:  # URLError, time-outs, refused connections
         cause = getattr(error, "reason", error)

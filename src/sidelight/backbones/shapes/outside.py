@@ -89,10 +89,7 @@ def video_doubt(video: str | Path, model: str) -> str | None:
     images = [frame.image for frame in frames_at(video, seconds, size=size, on_damage=lambda message: None)]
     if images and not is_outside(np.stack(images)):
         return None
-    return (
-        f"the model {model} knows drawn shapes only, and this video shows something else: its moments and scores mean "
-        "nothing here"
-    )
+    return f"the model {model} knows drawn shapes only, and this video shows something else: the answer means nothing"
 
 
 def query_doubt(query: str, model: str) -> str | None:
