@@ -110,9 +110,11 @@ class Grounder:
         """
         from sidelight.backbones import backbone_for
         from sidelight.io.download import offline as without_network
+        from sidelight.io.runtime import usable_device
         from sidelight.training.checkpoint import Checkpoint
         from sidelight.training.named import DEFAULT_MODEL, named_checkpoint
 
+        usable_device(device)  # what is wrong is said before a download
         name = DEFAULT_MODEL if name is None else name
         with without_network(offline):
             folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
@@ -144,15 +146,7 @@ class Grounder:
         from sidelight.features.sources import local_video
         from sidelight.video.damage import VideoWarning, warn
 
-        if not isinstance(query, (str, list, tuple)):
-            raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
-        queries: list[Any] = [query] if isinstance(query, str) else list(query)
-        if wrong := [sentence for sentence in queries if not isinstance(sentence, str)]:
-            raise ValueError(f"each query must be a sentence, got {shown(wrong[0])} in the list; remove it")
-        if not queries:
-            raise ValueError("there is no query; expected a sentence or a list of sentences")
-        if not all(sentence.strip() for sentence in queries):
-            raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
+        queries = checked_queries(query)
         name = path_text(video)
         text = self.encode(queries)
         with local_video(video) as file:
@@ -294,6 +288,27 @@ class Grounder:
             replace(g, model=self.name, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0))
             for g in groundings
         ]
+
+
+def checked_queries(query: Any) -> list[str]:
+    """Return the queries as a list.
+
+    Args:
+        query: a sentence, or a list or tuple of sentences.
+
+    Raises:
+        ValueError: if there is none, or one is empty or no sentence.
+    """
+    if not isinstance(query, (str, list, tuple)):
+        raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
+    queries: list[Any] = [query] if isinstance(query, str) else list(query)
+    if wrong := [sentence for sentence in queries if not isinstance(sentence, str)]:
+        raise ValueError(f"each query must be a sentence, got {shown(wrong[0])} in the list; remove it")
+    if not queries:
+        raise ValueError("there is no query; expected a sentence or a list of sentences")
+    if not all(sentence.strip() for sentence in queries):
+        raise ValueError("a query is empty; expected a sentence, such as 'a person opens the door'")
+    return queries
 
 
 def default_cache() -> Path:

@@ -65,13 +65,14 @@ def ground(
         no_cache: neither read nor keep the features of this video.
     """
     from sidelight.features.sources import local_video
-    from sidelight.grounder import DEFAULT_CACHE, Grounder
+    from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
     from sidelight.io.download import offline as without_network
     from sidelight.video.read import probe
 
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
+    checked_queries(query)
     if len(query) > 1 and not any(" " in sentence.strip() for sentence in query):
         print(
             f'note: these are {len(query)} queries of one word each; for one sentence, use quotes: "{" ".join(query)}"',

@@ -235,7 +235,7 @@ def _receive(address: str, partial: Path, *, label: str, size: int) -> None:
                 reason = str(error)
             failures = 0 if have > before else failures + 1
             if failures == _TRIES:
-                raise _UnreachableError(f"{reason}; the same command goes on from there")
+                raise DownloadError(f"the download of {label} stopped: {reason}; the same command goes on from there")
             time.sleep(2**failures - 1)
 
 
