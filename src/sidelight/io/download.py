@@ -83,6 +83,10 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
         if pages := [download for download in missing if download.page]:
             raise DownloadError(_by_hand(pages, needed_by, "it can only be fetched by hand", hint))
         _require_room(missing)
+        try:
+            _opened(missing[0].address(missing[0].files[0]), 0, method="HEAD").close()
+        except (_UnreachableError, _BrokenError) as error:
+            raise DownloadError(_by_hand(missing, needed_by, str(error), hint)) from None
         print(announcement(missing, needed_by, hint), file=sys.stderr, flush=True)
         for download in missing:
             folders[download] = _download(download, missing, needed_by, hint)
@@ -94,12 +98,14 @@ def announcement(downloads: Sequence[Download], needed_by: str, hint: str = "") 
     rows = [("what", "size", "licence", "from")]
     rows += [(d.title, size_of(d.size) if d.size else "?", d.licence, d.source) for d in downloads]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    have = sum(_partial_size(d, file) for d in downloads for file in d.files)
+    partly = f", of which {size_of(have)} are here" if have else ""
     lines = [f"{needed_by} is not on this machine yet. It is downloaded once; later it needs no network.", ""]
     lines += ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [
         "",
         f"  into {models_cache()} (SIDELIGHT_CACHE names another folder), "
-        f"in all {size_of(sum(d.size for d in downloads))}.",
+        f"in all {size_of(sum(d.size for d in downloads))}{partly}.",
         "  Every file is compared with its checksum. After Ctrl-C the same command goes on where it stopped.",
     ]
     return "\n".join([*lines, *([f"  {hint[0].upper()}{hint[1:]}."] if hint else []), ""])
@@ -247,8 +253,8 @@ class _RangeError(Exception):
     """The server does not have the bytes after the part."""
 
 
-def _opened(address: str, start: int) -> Any:
-    """Return the response with the bytes of a file from ``start`` on."""
+def _opened(address: str, start: int, *, method: str = "GET") -> Any:
+    """Return the response with the bytes of a file from ``start`` on; with the method HEAD, one without content."""
     import ssl
     import urllib.error
     import urllib.request
@@ -258,7 +264,9 @@ def _opened(address: str, start: int) -> Any:
     from sidelight import __version__
 
     request = urllib.request.Request(
-        address, headers={"User-Agent": f"sidelight/{__version__}", "Accept-Encoding": "identity"}
+        address,
+        headers={"User-Agent": f"sidelight/{__version__}", "Accept-Encoding": "identity"},
+        method=method,
     )
     if start:
         request.add_header("Range", f"bytes={start}-")

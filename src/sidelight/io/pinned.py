@@ -232,9 +232,7 @@ def record(download: Download, file: HubFile, path: Path, digest: str) -> None:
             "\n".join([f"[{_quoted(key)}]", *(f"{name} = {_quoted(value)}" for name, value in entry.items())])
             for key, entry in sorted(entries.items())
         ]
-        about = (
-            "# The files of models that sidelight uses, each with its SHA-256. A file that is another one is refused.\n"
-        )
+        about = "# The files of models that sidelight uses, each with its SHA-256. Files that change are refused.\n"
         write_text(target, "\n".join([about, *(f"{table}\n" for table in tables)]))
 
 
