@@ -74,7 +74,8 @@ class Grounding:
             raise ValueError(f"Grounding.query must be a sentence, got {self.query!r}")
         if self.video is not None and not isinstance(self.video, str):
             raise ValueError(f"Grounding.video must be a path or id as text, or None, got {self.video!r}")
-        if self.model is not None and not (isinstance(self.model, str) and self.model.strip()):
+        model: Any = self.model
+        if model is not None and (not isinstance(model, str) or not model.strip()):
             raise ValueError(f"Grounding.model must be the name of a model as text, or None, got {self.model!r}")
         if not all(isinstance(note, str) for note in self.notes):
             raise ValueError(f"Grounding.notes must be sentences, got {self.notes!r}")

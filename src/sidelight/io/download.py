@@ -300,7 +300,7 @@ def _read(response: Any) -> bytes:
     try:
         return bytes(response.read(_BLOCK))
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenError(f"the connection broke off ({error or type(error).__name__})") from None
+        raise _BrokenError(f"the connection broke off ({str(error) or type(error).__name__})") from None
 
 
 def _total_size(response: Any, have: int) -> int | None:
