@@ -265,12 +265,12 @@ def test_a_missing_package_is_told_before_the_work(
 
 def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, out = str(tiny_world / "annotations.jsonl"), tmp_path / "p.jsonl"
-    store = tmp_path / "store"
+    store, model = tmp_path / "store", ["--model", "shapes", "--device", "cpu"]
     videos = ["--videos", str(tiny_world / "videos"), "--features", str(store)]
-    assert main(["predict", "--annotations", annotations, *videos, "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["predict", *model, "--annotations", annotations, *videos, "--out", str(out)]) == 0
     first = out.read_text()
     features = ["--features", str(store)]
-    assert main(["predict", "--annotations", annotations, *features, "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["predict", *model, "--annotations", annotations, *features, "--out", str(out)]) == 0
     assert out.read_text() == first and len(first.splitlines()) == len(Path(annotations).read_text().splitlines())
     capsys.readouterr()
     assert main(["evaluate", str(out), annotations, "--json", str(tmp_path / "m.json")]) == 0

@@ -135,7 +135,8 @@ def test_without_a_network_there_is_one_sentence_with_all_addresses(monkeypatch:
     message = str(caught.value)
     for text in (
         "the model m is not on this machine, and 127.0.0.1:9 cannot be reached (Connection refused)",
-        "http://127.0.0.1:9/user/model/resolve/0123456789abcdef/sub/weights.bin with vocab.json from beside it",
+        "http://127.0.0.1:9/user/model/resolve/0123456789abcdef/sub/weights.bin (with vocab.json from beside it)",
+        "try again later, or bring the files by hand",
         "sidelight models import FOLDER; try another",
     ):
         assert text in message
@@ -163,7 +164,9 @@ def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch, variabl
 
 
 def test_a_page_is_for_people(hub: Hub) -> None:
-    with pytest.raises(DownloadError, match=r"by hand.*download on another machine https://host/page"):
+    with pytest.raises(
+        DownloadError, match=r"only a person can download it: bring the files by hand: download https://host/page"
+    ):
         fetch([download(page="https://host/page")], needed_by="m")
     assert hub.log == []
 

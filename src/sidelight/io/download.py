@@ -79,14 +79,16 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
     missing = [download for download, folder in folders.items() if folder is None]
     if missing:
         if is_offline():
-            raise DownloadError(_by_hand(missing, needed_by, "sidelight must not ask the network (--offline)", hint))
+            raise DownloadError(
+                _by_hand(missing, needed_by, "sidelight must not ask the network (--offline)", "", hint)
+            )
         if pages := [download for download in missing if download.page]:
-            raise DownloadError(_by_hand(pages, needed_by, "it can only be fetched by hand", hint))
+            raise DownloadError(_by_hand(pages, needed_by, "only a person can download it", "", hint))
         _require_room(missing)
         try:
             _opened(missing[0].address(missing[0].files[0]), 0, method="HEAD").close()
         except (_UnreachableError, _BrokenError) as error:
-            raise DownloadError(_by_hand(missing, needed_by, str(error), hint)) from None
+            raise DownloadError(_by_hand(missing, needed_by, str(error), "try again later, or ", hint)) from None
         print(announcement(missing, needed_by, hint), file=sys.stderr, flush=True)
         for download in missing:
             folders[download] = _download(download, missing, needed_by, hint)
@@ -111,16 +113,16 @@ def announcement(downloads: Sequence[Download], needed_by: str, hint: str = "") 
     return "\n".join([*lines, *([f"  {hint[0].upper()}{hint[1:]}."] if hint else []), ""])
 
 
-def _by_hand(downloads: Sequence[Download], needed_by: str, reason: str, hint: str) -> str:
+def _by_hand(downloads: Sequence[Download], needed_by: str, reason: str, again: str, hint: str) -> str:
     """Return the sentence for files that are missing: their addresses, and how to bring them."""
     parts = []
     for download in downloads:
         first, *others = download.files
-        beside = f" with {and_list([file.name for file in others])} from beside it" if others else ""
+        beside = f" (with {and_list([file.name for file in others])} from beside it)" if others else ""
         parts.append(f"{download.address(first)}{beside}")
     return (
-        f"{needed_by} is not on this machine, and {reason}; try again with a network, or download on another machine "
-        f"{' and '.join(parts)}, put {'them' if len(parts) > 1 else 'it'} into a folder, copy the folder here and run: "
+        f"{needed_by} is not on this machine, and {reason}: {again}bring the files by hand: download "
+        f"{' and '.join(parts)} on another machine into one folder, copy the folder here and run: "
         f"sidelight models import FOLDER{f'; {hint}' if hint else ''}"
     )
 
@@ -163,7 +165,7 @@ def _download(download: Download, missing: Sequence[Download], needed_by: str, h
             try:
                 _download_file(download, file, target)
             except _UnreachableError as error:
-                raise DownloadError(_by_hand(missing, needed_by, str(error), hint)) from None
+                raise DownloadError(_by_hand(missing, needed_by, str(error), "try again later, or ", hint)) from None
     return download.folder
 
 
