@@ -79,9 +79,8 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
     missing = [download for download, folder in folders.items() if folder is None]
     if missing:
         if is_offline():
-            raise DownloadError(
-                _by_hand(missing, needed_by, "sidelight must not ask the network (--offline)", "", hint)
-            )
+            reason = "sidelight must not ask the network (--offline)"
+            raise DownloadError(_by_hand(missing, needed_by, reason, "leave that out, or ", hint))
         if pages := [download for download in missing if download.page]:
             raise DownloadError(_by_hand(pages, needed_by, "only a person can download it", "", hint))
         _require_room(missing)
