@@ -145,7 +145,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
         answers="drawn shapes only; for trying things out",
         trained_on="the shapes world",
         backbone="shapes",
-        languages="English, 126 words",
+        languages="English, 102 words",
         licence="Apache-2.0",
     ),
     **{f"{FAMILY}/{run}": r2_tuning_model(run, published) for run, published in R2_TUNING.items()},

@@ -47,7 +47,7 @@ def is_outside(frames_NSS3: npt.NDArray[np.uint8]) -> bool:
     - this tint is dull, and its light neither dark nor bright,
     - at least one cell in a thousand is vivid.
 
-    All of 100 videos of the world pass, and none of 14 films and test patterns of other kinds: a real room has many
+    All of 220 videos of the world pass, and none of 14 films and test patterns of other kinds: a real room has many
     tints, a night sky is dark, a page is white, and a plain wall has no vivid shapes. A drawn film that keeps to all
     three rules would pass too.
 
