@@ -25,7 +25,8 @@ from sidelight.features import growing, store
 from sidelight.features.extract import encode_video_file
 from sidelight.features.sources import content_digest, videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
-from sidelight.grounder import CacheWarning
+from sidelight.grounder import CacheWarning, OutsideWarning
+from sidelight.io.download import DownloadError
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -391,3 +392,26 @@ def test_wrong_names_of_grounding_without_training(name: str, options: Any, mess
 def test_grounding_without_training_needs_joint_embeddings(backbone: ShapesBackbone) -> None:
     with pytest.raises(ValueError, match="needs features of the pooling joint, got attention"):
         Checkpoint.zero_shot(backbone.spec)
+
+
+def test_answers_name_their_model(checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path) -> None:
+    assert Grounder(checkpoint, backbone=backbone, device="cpu").ground(video, "a ring").model == "sdst"
+    named = Grounder(checkpoint, backbone=backbone, device="cpu", name="mine")
+    assert [grounding.model for grounding in named.ground(video, ["a ring", "a star"])] == ["mine", "mine"]
+    assert Grounder.from_pretrained("shapes", device="cpu").name == "shapes"
+
+
+def test_shapes_warns_of_other_videos_and_of_unknown_words(shared: Path, video: Path, recwarn: Any) -> None:
+    grounder = Grounder.from_pretrained("shapes", device="cpu", cache=None)
+    assert grounder.ground(video, "a red star spins").notes == () and len(recwarn) == 0
+    with pytest.warns(OutsideWarning, match="never saw the words 'dog' and 'swims'"):
+        (note,) = grounder.ground(video, "a dog swims").notes
+    assert note.startswith("the model shapes never saw")
+    with pytest.warns(OutsideWarning, match="this video shows something else"):
+        grounding = grounder.ground(shared / "videos" / "flipping_a_pancake.mkv", "a red star spins")
+    assert len(grounding.notes) == 1 and Grounding.from_json(grounding.to_json()).notes == grounding.notes
+
+
+def test_the_default_model_is_for_real_videos() -> None:
+    with pytest.raises(DownloadError, match=r"r2-tuning/qvhighlights is not on this machine.*--offline"):
+        Grounder.from_pretrained(offline=True)

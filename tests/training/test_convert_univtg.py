@@ -24,8 +24,8 @@ from sidelight.cli.main import main
 from sidelight.models.decode.univtg import UniVTGDecodeConfig
 from sidelight.models.univtg import UniVTG, UniVTGConfig, from_published, published_shapes
 from sidelight.training.checkpoint import Checkpoint
-from sidelight.training.convert import published_checkpoint
 from sidelight.training.convert_univtg import OMNI, convert_univtg, imported_folder
+from sidelight.training.named import named_checkpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "univtg"
 OPTIONS: dict[str, Any] = {
@@ -147,7 +147,7 @@ def test_omni_has_a_name_once_it_is_imported(
     file = omni_like(tmp_path / "model_best.ckpt")
     assert main(["convert", "univtg", str(file)]) == 0
     assert "use it with --model univtg/omni" in capsys.readouterr().out
-    folder = published_checkpoint(OMNI)
+    folder = named_checkpoint(OMNI, backbone=False)
     assert folder == imported_folder()
     checkpoint = Checkpoint.from_pretrained(folder)
     assert checkpoint.features.weights == "openai/clip-vit-base-patch32" and checkpoint.recipe["name"] == OMNI
@@ -164,7 +164,7 @@ def test_another_model_does_not_get_the_name(tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_of_that_name_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "univtg" / "omni").mkdir(parents=True)
-    assert published_checkpoint(OMNI) is None
+    assert named_checkpoint(f"./{OMNI}", backbone=False) is None
 
 
 # tampered files ------------------------------------------------------------------------------------------------------

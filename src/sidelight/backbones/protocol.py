@@ -23,6 +23,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -185,4 +186,27 @@ class Backbone(Protocol):
 
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights, and return the backbone itself."""
+        ...
+
+
+@runtime_checkable
+class LimitedBackbone(Protocol):
+    """A backbone that can tell which videos and queries lie outside of all that it was trained on."""
+
+    def video_doubt(self, video: str | Path, model: str) -> str | None:
+        """Return a sentence for people if the answer about this video means nothing, else None.
+
+        Args:
+            video: the file.
+            model: name of the model, for the sentence.
+        """
+        ...
+
+    def query_doubt(self, query: str, model: str) -> str | None:
+        """Return a sentence for people that names the unknown words of a query; None if all are known.
+
+        Args:
+            query: the sentence.
+            model: name of the model, for the sentence.
+        """
         ...

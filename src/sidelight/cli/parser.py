@@ -39,6 +39,8 @@ class Group:
 
     summary: str
     commands: Mapping[str, Command]
+    default: Command | None = None
+    """Runs where no sub-command is named; its parameters are all options."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class RemoteStore(FeatureStore):
         return cls(address, temporary)
 
     def has_video(self, vid: str) -> bool:
-        return self._video_path(vid).name in self._uploaded_videos
+        return self.video_file(vid).name in self._uploaded_videos
 
     def is_whole(self, vid: str) -> bool:
         return self.has_video(vid)  # objects appear complete
@@ -67,7 +67,7 @@ class RemoteStore(FeatureStore):
         return super().videos()
 
     def _open_video(self, vid: str) -> Any:
-        self._fetch(self._video_path(vid).name)
+        self._fetch(self.video_file(vid).name)
         return super()._open_video(vid)
 
     def _fetch(self, name: str) -> None:
@@ -76,7 +76,7 @@ class RemoteStore(FeatureStore):
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         super().put_video(vid, features)
-        path = self._video_path(vid)
+        path = self.video_file(vid)
         put_file(path, f"{self.address}/videos/{path.name}")
         self._uploaded_videos.add(path.name)
         path.unlink()

@@ -203,7 +203,8 @@ class FeatureStore:
 
     # --- videos ---------------------------------------------------------------------------------------------------
 
-    def _video_path(self, vid: str) -> Path:
+    def video_file(self, vid: str) -> Path:
+        """Return the file of a video's features, whether it exists or not."""
         # Quoted, so that no id can name a file outside the folder.
         name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
         name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
@@ -217,7 +218,7 @@ class FeatureStore:
         Raises:
             ValueError: if the file is missing, damaged, or another video's: some file systems confuse "a" and "A".
         """
-        path = self._video_path(vid)
+        path = self.video_file(vid)
         if not path.is_file():
             raise ValueError(
                 f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
@@ -232,7 +233,7 @@ class FeatureStore:
 
     def has_video(self, vid: str) -> bool:
         """Check whether there is a file of a video; :meth:`is_whole` also opens it."""
-        return self._video_path(vid).is_file()
+        return self.video_file(vid).is_file()
 
     def is_whole(self, vid: str) -> bool:
         """Check whether a video's file exists and is complete; only :meth:`verify` checks the numbers."""
@@ -260,7 +261,7 @@ class FeatureStore:
         }
         if features.timeline.clips is not None:
             metadata["clips"] = str(features.timeline.clips)
-        _save_video(self._video_path(vid), features.video_KTD, metadata)
+        _save_video(self.video_file(vid), features.video_KTD, metadata)
 
     def video(self, vid: str) -> VideoFeatures:
         """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
@@ -269,7 +270,7 @@ class FeatureStore:
             ValueError: if the store has no such video, or its file is damaged.
         """
         file = self._open_video(vid)
-        path = self._video_path(vid)
+        path = self.video_file(vid)
         array = _map_video(path) if path.stat().st_size > LARGE else file.get_tensor("video")
         video_KTD = self._select_levels(array)
         return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))

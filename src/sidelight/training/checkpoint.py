@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sidelight.backbones import BACKBONES, Backbone, load_backbone
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import did_you_mean
+from sidelight.io.download import is_offline
 from sidelight.io.files import replacing
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
@@ -239,9 +240,15 @@ def _locate(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    only_local = is_offline()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=only_local))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if only_local:
+            raise ValueError(
+                f"model {name!r} is neither a folder here nor in the cache of the hub's client, and sidelight must not "
+                "ask the network (--offline)"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({reason}); check the "

@@ -22,6 +22,19 @@ _TOWERS = ("vision_model.", "text_model.")
 _JOINT = (*_TOWERS, "visual_projection.", "text_projection.")
 
 
+def require_transformers() -> Any:
+    """Return the package transformers, before anything is downloaded for it.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
+    return transformers
+
+
 def find_vocabulary(folder: Path) -> tuple[Path, ...]:
     """Return the files of the vocabulary in a folder; none if no form of it is complete."""
     for names in VOCABULARY_FILES:

@@ -31,7 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
+from sidelight.backbones.clip.loading import (
+    identify_weights,
+    read_config,
+    read_model,
+    read_tokenizer,
+    require_transformers,
+)
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
 from sidelight.backbones.common import (
     Normalise,
@@ -46,6 +52,7 @@ from sidelight.backbones.common import (
     sentence_embeddings,
 )
 from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
+from sidelight.backbones.released import weights_folder
 
 _JOINT_VIDEO_TOKENS = 32
 """Most tokens of a sentence in the features of Moment-DETR and UniVTG, start and end token included."""
@@ -129,7 +136,9 @@ class CLIPBackbone:
                 "(CLIP's own summary of a frame), mean (of the patches), tokens or joint"
             )
         tower_dtype = dtype_of(dtype)
-        config = read_config(weights)
+        require_transformers()
+        folder = weights_folder(weights)
+        config = read_config(folder)
         video_config, text_config = config.vision_config, config.text_config
         depth = min(video_config.num_hidden_layers, text_config.num_hidden_layers)
         chosen, joint = choose_levels(levels, depth, model=str(weights), pooling=pooling), pooling in JOINT_POOLINGS
@@ -151,9 +160,9 @@ class CLIPBackbone:
             )
 
         make_spec("unknown")  # checks the options before the weights are read, which takes long
-        model = read_model(weights, joint=joint)
+        model = read_model(folder, joint=joint)
         self.spec = make_spec(identify_weights(weights, model, joint=joint))
-        self._tokenizer = read_tokenizer(weights, text_config.vocab_size)
+        self._tokenizer = read_tokenizer(folder, text_config.vocab_size)
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
         if pooling == "joint-video":
