@@ -210,7 +210,7 @@ def test_code_in_a_file_is_not_run(place: str, tmp_path: Path, capsys: pytest.Ca
         functools.reduce,
         torch.nn.Linear(2, 2),
     ],
-    ids=str,
+    ids=["eval", "partial", "path", "array", "bytes", "reduce", "module"],
 )
 def test_every_other_class_is_refused(value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = full(argparse.Namespace(**OPTIONS, extra=value))
