@@ -32,6 +32,7 @@ from sidelight.shapes.world import Scene, sample_scene
 from sidelight.training.recipe import read_recipe
 from tests.backbones import test_internvideo2 as tiny_internvideo2
 from tests.data.test_datasets import YOUTUBE_ROW
+from tests.training import test_convert_univtg as tiny_univtg
 
 MISSING = "no/such/place"
 """A wrong value of each option that names a file, a folder or a model."""
@@ -126,6 +127,7 @@ LINES: dict[str, Line] = {
         "R2 --run qvhighlights --out NEW --video-dim 48 --text-dim 32 --hidden 64 --weights tiny",
         wrong={"--weights": ()},  # any name
     ),
+    "convert univtg": Line("UNIVTG --out NEW --options OPTIONS --weights tiny", wrong={"--weights": ()}),  # any name
     "convert internvideo2": Line(
         "INTERNVIDEO2 --out NEW --vocabulary WORDS/vocab.txt --heads 2 --pool-heads 4 --text-heads 2"
     ),
@@ -162,6 +164,8 @@ def paths(
     words = folder / "words"
     words.mkdir()
     (words / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
+    torch.save(tiny_univtg.full(), folder / "univtg.ckpt")
+    (folder / "opt.json").write_text(json.dumps({**tiny_univtg.OPTIONS, "v_feat_dim": 18}))
     layout = folder / "layout"
     assert main(shlex.split(f"features export {tiny_store} --layout sdst --annotations {rows} --out {layout}")) == 0
     return {
@@ -177,6 +181,8 @@ def paths(
         "LAYOUT": layout,
         "INTERNVIDEO2": folder / "internvideo2.pt",
         "WORDS": words,
+        "UNIVTG": folder / "univtg.ckpt",
+        "OPTIONS": folder / "opt.json",
         "TINY": tiny_backbone,
     }
 

@@ -181,7 +181,7 @@ def test_frames_of_a_clip_are_averaged_as_unit_vectors(clip: Path) -> None:
 
 
 def test_one_level_alone(clip: Path) -> None:
-    with pytest.raises(ValueError, match="the pooling joint-video has the level -1 alone, got levels"):
+    with pytest.raises(ValueError, match="the pooling joint-video has the level -1 alone, got"):
         CLIPBackbone(weights=clip, pooling="joint-video", levels=2)
 
 

@@ -18,6 +18,7 @@ from sidelight.cli.main import main
 from sidelight.io.pinned import Download, HubFile, models_cache
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.convert import with_widths
+from sidelight.training.convert_univtg import OMNI
 from sidelight.training.named import (
     DEFAULT_MODEL,
     NAMED_MODELS,
@@ -209,7 +210,7 @@ def test_every_model_states_its_facts(name: str) -> None:
     model = NAMED_MODELS[name]
     assert find_model(name) is model
     assert all((model.answers, model.trained_on, model.backbone, model.languages, model.licence))
-    assert (model.make is None) == (name == "shapes")
+    assert (model.make is None) == (name in ("shapes", OMNI)) and (model.imported is not None) == (name == OMNI)
     for download in model.downloads:
         for file in download.files:
             assert len(file.sha256) in (8, 64) or (download.revision != "main" and not file.sha256) or download.page
