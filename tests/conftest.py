@@ -31,8 +31,9 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache of its own, so that it neither reads nor fills the user's cache."""
+    """Give each test a cache of its own, so that it neither reads nor fills the user's cache, and no hub to ask."""
     monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="session")

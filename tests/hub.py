@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,13 +15,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """One model repository."""
+    """One model repository, or several."""
 
     repository: str
     files: dict[str, bytes] = field(default_factory=dict)
     """Path -> content; may be changed at any time."""
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files of further repositories, by OWNER/NAME."""
+    delay: float = 0.0
+    """Seconds before each answer with content."""
     cut_after: int | None = None
     """Bytes of a file after which a download breaks off; never if None."""
+    served: int = 0
+    """Bytes of content that were sent."""
     log: list[str] = field(default_factory=list)
     """Method and path of every request."""
     endpoint: str = ""
@@ -48,7 +55,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             hub.log.append(f"{self.command} {self.path}")
             content = self._content()
             if content is None:
-                known = self.path.startswith(f"/{hub.repository}/")
+                known = any(self.path.startswith(f"/{name}/") for name in (hub.repository, *hub.others))
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
                 if known:
@@ -59,6 +66,11 @@ def serving(hub: Hub) -> Iterator[Hub]:
             start = 0
             if (byte_range := self.headers.get("Range")) and byte_range.startswith("bytes="):
                 start = int(byte_range.removeprefix("bytes=").split("-")[0])
+                if start >= len(content):
+                    self.send_response(416)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
             self.send_response(206 if byte_range else 200)
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
@@ -68,14 +80,17 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             if body:
+                time.sleep(hub.delay)
                 end = len(content) if hub.cut_after is None else hub.cut_after
+                hub.served += max(0, end - start)
                 self.wfile.write(content[start : max(start, end)])
                 self.close_connection = True
 
         def _content(self) -> bytes | None:
             before, _, after = self.path.partition("/resolve/")
             _, _, path = after.partition("/")  # any revision
-            return hub.files.get(path) if before == f"/{hub.repository}" else None
+            repositories = {hub.repository: hub.files, **hub.others}
+            return repositories.get(before[1:], {}).get(path)
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""

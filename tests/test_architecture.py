@@ -20,8 +20,8 @@ SOURCE = ROOT / "src" / "sidelight"
 
 PACKAGES = (
     "core",  # words that every part uses
-    "recipes",  # YAML files and their names
     "io",  # safe reading and writing
+    "recipes",  # YAML files and their names
     "video",  # frames at given times
     "data",  # annotations and benchmarks
     "shapes",  # the synthetic world

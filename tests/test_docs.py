@@ -35,7 +35,9 @@ def test_python_examples_run(
 ) -> None:
     (tmp_path / "demo").mkdir()
     video = sorted((tiny_world / "videos").iterdir())[0]
-    shutil.copy(video, tmp_path / "demo" / "video.mp4")
+    for name in ("demo/video.mp4", "holiday.mp4"):
+        shutil.copy(video, tmp_path / name)
+    monkeypatch.setattr("sidelight.training.named.DEFAULT_MODEL", "shapes")  # examples run without a network
     monkeypatch.chdir(tmp_path)
     values: dict[str, object] = {}
     exec(compile(code, where, "exec"), values)

@@ -6,7 +6,7 @@ import errno
 import io
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,10 +21,12 @@ from sidelight import Grounder, Grounding
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.core.timeline import Timeline
+from sidelight.features import growing, store
 from sidelight.features.extract import encode_video_file
 from sidelight.features.sources import content_digest, videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
-from sidelight.grounder import CacheWarning
+from sidelight.grounder import CacheWarning, OutsideWarning
+from sidelight.io.download import DownloadError
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
@@ -82,15 +84,20 @@ def test_clips_are_rounded_as_in_training(
     assert Checkpoint.from_pretrained(tmp_path).round_clips
 
 
+GrounderWith = Callable[[Path | None], Grounder]
+
+
+@pytest.fixture
+def grounder_with(checkpoint: Checkpoint, backbone: ShapesBackbone) -> GrounderWith:
+    """Return a function that makes a grounder with a cache."""
+    return lambda cache: Grounder(checkpoint, backbone=backbone, cache=cache, device="cpu")
+
+
 def test_the_cache_goes_by_content(
-    checkpoint: Checkpoint,
-    backbone: ShapesBackbone,
-    video: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    grounder_with: GrounderWith, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copy(video, tmp_path / "copy.mp4"))
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "cache")
     first = grounder.ground(copy, "a ring")
     copy.rename(tmp_path / "renamed.mp4")
     monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
@@ -99,21 +106,17 @@ def test_the_cache_goes_by_content(
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(
-    checkpoint: Checkpoint,
-    backbone: ShapesBackbone,
-    video: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    grounder_with: GrounderWith, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    expected = Grounder(checkpoint, backbone=backbone, cache=None, device="cpu").ground(video, "a ring")
+    expected = grounder_with(None).ground(video, "a ring")
     (tmp_path / "file").write_text("in the way")
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "file" / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "file" / "cache")
     with pytest.warns(CacheWarning, match="not kept: no store can be made in .* SIDELIGHT_CACHE can name"):
         assert grounder.ground(video, "a ring").moments == expected.moments
-    grounder = Grounder(checkpoint, backbone=backbone, cache=tmp_path / "cache", device="cpu")
+    grounder = grounder_with(tmp_path / "cache")
     monkeypatch.setattr(FeatureStore, "put_video", full)
     with pytest.warns(CacheWarning, match="No space left on device"):
         assert grounder.ground(video, "a ring").moments == expected.moments
@@ -171,6 +174,23 @@ def test_a_long_video_is_read_in_windows(checkpoint: Checkpoint, backbone: Shape
     for grounding in groundings:
         assert grounding.timeline.num_clips > 6 and len(grounding.saliency) == grounding.timeline.num_clips
         assert all(0 <= m.start <= m.end <= grounding.timeline.duration for m in grounding.moments)
+
+
+def test_large_features_give_the_same_answer_from_the_disk(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check features that are mapped while they are made, and again when they come from the cache."""
+    windowed = replace(checkpoint, window_clips=6)
+    expected = Grounder(windowed, backbone=backbone, cache=None, device="cpu").ground(video, "a ring")
+    for module in (growing, store):
+        monkeypatch.setattr(module, "LARGE", 100)
+    grounder = Grounder(windowed, backbone=backbone, cache=tmp_path, device="cpu")
+    for _ in range(2):
+        features = grounder.features(video)
+        assert growing.mapping_of(features.video_KTD) is not None
+        answer = grounder.ground(video, "a ring")
+        assert answer.moments == expected.moments and np.array_equal(answer.saliency, expected.saliency)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2  # the manifest and the features
 
 
 @pytest.mark.parametrize("window_clips", [6, 20, 21, 100])
@@ -325,3 +345,73 @@ def test_weights_of_the_backbone_can_be_given(
         Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None)
     grounder = Grounder.from_pretrained(tmp_path / "model", device="cpu", cache=None, backbone_weights=tiny_backbone)
     assert grounder.ground(video, "a red square spins").timeline.num_clips >= 1
+
+
+def test_grounding_without_training_by_name_or_from_a_folder(tiny_backbone: Path, video: Path, tmp_path: Path) -> None:
+    grounder = Grounder.from_pretrained("zero-shot/shapes", backbone_weights=tiny_backbone, device="cpu")
+    first, second = grounder.ground(video, ["a red star spins", "something blinks"])
+    assert first.moments and first.saliency.shape == (first.timeline.num_clips,)
+    cosines = grounder.features(video).video_KTD[0].astype(np.float64) @ grounder.encode([first.query])[0][0, 0]
+    np.testing.assert_allclose(first.saliency, cosines, atol=2e-3)  # features are float16
+    assert first.saliency.tolist() != second.saliency.tolist()
+    grounder.checkpoint.save_pretrained(tmp_path / "model")
+    again = Grounder.from_pretrained(tmp_path / "model", backbone_weights=tiny_backbone, device="cpu")
+    assert again.ground(video, first.query) == replace(first, model=again.name)
+
+
+def test_a_long_video_without_training_is_read_at_once(tiny_backbone: Path) -> None:
+    """Find in an hour and a half an event in minute 80 and a weaker one in minute 3, in one answer."""
+    grounder = Grounder.from_pretrained("zero-shot/shapes", backbone_weights=tiny_backbone, device="cpu")
+    clips, width = 2700, grounder.backbone.spec.video_dim
+    cosines = np.full(clips, 0.1)
+    cosines[90:95], cosines[2400:2410] = 0.55, 0.6
+    video = np.zeros((1, clips, width), np.float16)
+    video[0, :, 0], video[0, :, 1] = cosines, np.sqrt(1 - cosines**2)
+    text = np.zeros((1, 1, width), np.float16)
+    text[0, 0, 0] = 1
+    timeline = Timeline(duration=2.0 * clips, clip_seconds=2.0)
+    (grounding,) = grounder.ground_features(VideoFeatures(video_KTD=video, timeline=timeline), [text], ["x"])
+    assert [(m.start, m.end) for m in grounding.moments[:2]] == [(4800.0, 4820.0), (180.0, 190.0)]
+    assert grounding.moments[0].score == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zero-shot", {}, "zero-shot needs a backbone: zero-shot/shapes, zero-shot/clip"),
+        ("zero-shot/", {}, "zero-shot/ needs a backbone"),
+        ("zero-shot/shape", {}, "no backbone 'shape'.*did you mean 'shapes'"),
+        ("zero-shot/shapes", {"revision": "main"}, "zero-shot/shapes has no revisions, got 'main'"),
+    ],
+)
+def test_wrong_names_of_grounding_without_training(name: str, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grounder.from_pretrained(name, **options)
+
+
+def test_grounding_without_training_needs_joint_embeddings(backbone: ShapesBackbone) -> None:
+    with pytest.raises(ValueError, match="needs features of the pooling joint, got attention"):
+        Checkpoint.zero_shot(backbone.spec)
+
+
+def test_answers_name_their_model(checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path) -> None:
+    assert Grounder(checkpoint, backbone=backbone, device="cpu").ground(video, "a ring").model == "sdst"
+    named = Grounder(checkpoint, backbone=backbone, device="cpu", name="mine")
+    assert [grounding.model for grounding in named.ground(video, ["a ring", "a star"])] == ["mine", "mine"]
+    assert Grounder.from_pretrained("shapes", device="cpu").name == "shapes"
+
+
+def test_shapes_warns_of_other_videos_and_of_unknown_words(shared: Path, video: Path, recwarn: Any) -> None:
+    grounder = Grounder.from_pretrained("shapes", device="cpu", cache=None)
+    assert grounder.ground(video, "a red star spins").notes == () and len(recwarn) == 0
+    with pytest.warns(OutsideWarning, match="never saw the words 'dog' and 'swims'"):
+        (note,) = grounder.ground(video, "a dog swims").notes
+    assert note.startswith("the model shapes never saw")
+    with pytest.warns(OutsideWarning, match="this video shows something else"):
+        grounding = grounder.ground(shared / "videos" / "flipping_a_pancake.mkv", "a red star spins")
+    assert len(grounding.notes) == 1 and Grounding.from_json(grounding.to_json()).notes == grounding.notes
+
+
+def test_the_default_model_is_for_real_videos() -> None:
+    with pytest.raises(DownloadError, match=r"r2-tuning/qvhighlights is not on this machine.*--offline"):
+        Grounder.from_pretrained(offline=True)

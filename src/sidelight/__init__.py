@@ -1,7 +1,7 @@
 """Find moments in video by a sentence.
 
 >>> from sidelight import Grounder
->>> grounding = Grounder.from_pretrained("shapes").ground("video.mp4", "a red square spins")  # doctest: +SKIP
+>>> grounding = Grounder.from_pretrained().ground("video.mp4", "a person opens the door")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
 from sidelight import Grounder
 
-grounder = Grounder.from_pretrained("shapes")
-grounding = grounder.ground("video.mp4", "a red square spins")
+grounder = Grounder.from_pretrained()  # downloads 620 MB, once
+grounding = grounder.ground("video.mp4", "a person opens the door")
 print(grounding.moments[0])
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sidelight.core.grounding import Grounding
+from sidelight.core.messages import count_of
 from sidelight.io.files import path_text
 from sidelight.io.jsonl import shown
 
@@ -38,6 +41,10 @@ class CacheWarning(UserWarning):
     """Warning that features could not be cached; the answer is not affected."""
 
 
+class OutsideWarning(UserWarning):
+    """Warning that a video or a query is unlike all that the model was trained on; the answer may mean nothing."""
+
+
 class Grounder:
     """A backbone together with the side-tuner that was trained on its features.
 
@@ -47,6 +54,7 @@ class Grounder:
         cache: folder in which features of videos are kept, by the content of the file and the feature spec, so that
             the next query on the same file is answered at once; :func:`default_cache` unless given, None for no cache.
         device: where to compute; the best device here unless given.
+        name: name of the model, which each grounding states; the side-tuner's kind, such as ``sdst``, unless given.
 
     Raises:
         SpecMismatchError: if the backbone makes other features than the side-tuner was trained on.
@@ -60,6 +68,7 @@ class Grounder:
         backbone: Backbone | None = None,
         cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
+        name: str | None = None,
     ) -> None:
         from sidelight.backbones import backbone_for
         from sidelight.io.runtime import usable_device
@@ -68,40 +77,57 @@ class Grounder:
         self.backbone = (backbone or backbone_for(checkpoint.features)).to(self.device)
         checkpoint.features.require(self.backbone.spec, what="the backbone's features")
         self.checkpoint = checkpoint.to(self.device)
+        self.name = name or checkpoint.model_name
         self.cache = default_cache() if cache == DEFAULT_CACHE else Path(cache) if cache is not None else None
 
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "shapes",
+        name: str | Path | None = None,
         *,
         cache: str | Path | None = DEFAULT_CACHE,
         device: str | torch.device | None = None,
         revision: str | None = None,
         backbone_weights: str | Path | None = None,
+        offline: bool = False,
     ) -> Grounder:
-        """Load a model.
+        """Load a model. Its files are downloaded once; what, from where and how large is said on stderr before.
 
         Args:
-            name: ``shapes`` (ships with sidelight), the folder of a checkpoint, a hub id, or a published run such as
-                ``r2-tuning/qvhighlights``, whose file is downloaded and converted once.
+            name: a name of :data:`sidelight.training.named.NAMED_MODELS` (which `sidelight models` prints), the folder
+                of a checkpoint, or a hub id. Unless given, ``r2-tuning/qvhighlights``, a model for real videos.
+                ``zero-shot/BACKBONE`` grounds without training, by the joint embeddings of any backbone.
             cache: folder for features; see the class.
             device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
             revision: branch, tag or commit of a hub id.
             backbone_weights: folder of the backbone's weights. Needed unless they ship with sidelight or the
                 checkpoint names them by a hub id.
+            offline: never ask the network while loading.
 
         Raises:
-            ValueError: if there is no such model, or the backbone's weights must be given.
+            DownloadError: if files are missing and cannot be downloaded; says how to bring them by hand.
+            ValueError: if there is no such model, a file is not the one that is known, or the backbone's weights must
+                be given.
         """
         from sidelight.backbones import backbone_for
-        from sidelight.training.checkpoint import Checkpoint
-        from sidelight.training.convert import published_checkpoint
+        from sidelight.io.download import offline as without_network
+        from sidelight.io.runtime import usable_device
+        from sidelight.training.checkpoint import Checkpoint, zero_shot_backbone
+        from sidelight.training.named import DEFAULT_MODEL, NAMED_MODELS, named_checkpoint
 
-        folder = published_checkpoint(name, revision=revision) or name
-        checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
-        backbone = backbone_for(checkpoint.features, weights=backbone_weights) if backbone_weights else None
-        return cls(checkpoint, backbone=backbone, cache=cache, device=device)
+        usable_device(device)  # what is wrong is said before a download
+        name = DEFAULT_MODEL if name is None else name
+        with without_network(offline):
+            backbone = None
+            if backbone_weights or name not in NAMED_MODELS:
+                backbone = zero_shot_backbone(name, weights=backbone_weights, revision=revision)
+            if backbone is not None:
+                checkpoint = Checkpoint.zero_shot(backbone.spec)
+            else:
+                folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
+                checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
+                backbone = backbone_for(checkpoint.features, weights=backbone_weights or None)
+            return cls(checkpoint, backbone=backbone, cache=cache, device=device, name=str(name))
 
     @overload
     def ground(self, video: str | Path, query: str) -> Grounding: ...
@@ -124,28 +150,36 @@ class Grounder:
             ValueError: if a query is empty or no sentence, there is none, or the video is no path.
             StorageError: if the file at an address cannot be fetched.
         """
+        from sidelight.features.sources import local_video
         from sidelight.video.damage import VideoWarning, warn
 
-        if not isinstance(query, (str, list, tuple)):
-            raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
-        queries: list[Any] = [query] if isinstance(query, str) else list(query)
-        if wrong := [sentence for sentence in queries if not isinstance(sentence, str)]:
-            raise ValueError(f"each query must be a sentence, got {shown(wrong[0])} in the list; remove it")
-        if not queries:
-            raise ValueError("there is no query; expected a sentence or a list of sentences")
-        if not all(sentence.strip() for sentence in queries):
-            raise ValueError("a query is empty; expected a sentence, such as 'a red square spins'")
+        queries = checked_queries(query)
         name = path_text(video)
         text = self.encode(queries)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", VideoWarning)
-            features = self.features(video)
-        for warning in caught:
-            warn(str(warning.message), warning.category)
-        notes = tuple(str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning))
+        with local_video(video) as file:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", VideoWarning)
+                features = self._features_of_file(file)
+            for warning in caught:
+                warn(str(warning.message), warning.category)
+            notes = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
+            doubts = self._doubts(file, queries)
+        for doubt in dict.fromkeys(doubt for of_query in doubts for doubt in of_query):
+            warn(doubt, OutsideWarning)
         groundings = self.ground_features(features, text, queries, video_name=name)
-        groundings = [replace(grounding, notes=notes) for grounding in groundings]
+        answers = zip(groundings, doubts, strict=True)
+        groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
+
+    def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:
+        """Return, for each query, sentences that say why its answer may mean nothing."""
+        from sidelight.backbones.protocol import LimitedBackbone
+
+        backbone = self.backbone
+        if not isinstance(backbone, LimitedBackbone):
+            return [[] for _ in queries]
+        of_video = backbone.video_doubt(video, self.name)
+        return [[doubt for doubt in (of_video, backbone.query_doubt(query, self.name)) if doubt] for query in queries]
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
         """Return the (K, L, D_t) features of each sentence."""
@@ -175,6 +209,7 @@ class Grounder:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
+        from sidelight.io.cache import mark_used, trim_features
         from sidelight.video.damage import warn
         from sidelight.video.read import VideoWarning, probe
 
@@ -194,16 +229,20 @@ class Grounder:
         if store.has_video(key):
             if note:
                 warn(note)
-            return store.video(key)
+            features = store.video(key)
+            mark_used(store.video_file(key))
+            return features
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
-            features = encode_video_file(video, self.backbone)
+            features = encode_video_file(video, self.backbone, folder=store.folder)
         for warning in caught:
             warn(str(warning.message), warning.category)
         messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}
         if not messages - {note}:
             try:
                 store.put_video(key, features)
+                if self.cache == default_cache():
+                    trim_features()
             except OSError as error:  # the disk is full, or the folder became read-only
                 self._warn_of_cache(error)
         return features
@@ -232,27 +271,48 @@ class Grounder:
         """
         from sidelight.core.timeline import longest_input
         from sidelight.training.dataset import collate, unlabelled
-        from sidelight.training.predict import ground_batch
+        from sidelight.training.predict import ground_batch, ground_long, tokens_of
 
-        if self.checkpoint.round_clips:
+        checkpoint = self.checkpoint
+        if checkpoint.round_clips:
             video = video.cut_to(video.timeline.rounded())
-        # A batch holds the video once for each query, so a video of many windows is read for one query at a time.
-        is_long = video.timeline.num_clips > longest_input(self.checkpoint.window_clips)
-        at_once = 1 if is_long else max(1, len(text))
-        groundings: list[Grounding] = []
-        for first in range(0, len(text), at_once):
-            samples = [unlabelled(video, features) for features in text[first : first + at_once]]
-            groundings += ground_batch(
-                self.checkpoint.model,
-                collate(samples, half=is_long),
-                [video.timeline] * len(samples),
-                queries[first : first + at_once],
-                self.checkpoint.decode,
-                window_clips=self.checkpoint.window_clips,
-                videos=[video_name] * len(samples),
-            )
+        model, decode, window_clips = checkpoint.model, checkpoint.decode, checkpoint.window_clips
+        # A batch would hold the video once for each query.
+        if video.timeline.num_clips > longest_input(window_clips) or tokens_of(video) > 1 or not text:
+            groundings = [
+                ground_long(model, video, text_KLD, query, decode, window_clips=window_clips, video=video_name)
+                for text_KLD, query in zip(text, queries, strict=True)
+            ]
+        else:
+            batch = collate([unlabelled(video, text_KLD) for text_KLD in text])
+            timelines, videos = [video.timeline] * len(text), [video_name] * len(text)
+            groundings = ground_batch(model, batch, timelines, queries, decode, videos=videos)
         # Published decoding keeps empty moments for its metrics; they answer nothing.
-        return [replace(g, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0)) for g in groundings]
+        return [
+            replace(g, model=self.name, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0))
+            for g in groundings
+        ]
+
+
+def checked_queries(query: Any) -> list[str]:
+    """Return the queries as a list.
+
+    Args:
+        query: a sentence, or a list or tuple of sentences.
+
+    Raises:
+        ValueError: if there is none, or one is empty or no sentence.
+    """
+    if not isinstance(query, (str, list, tuple)):
+        raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
+    queries: list[Any] = [query] if isinstance(query, str) else list(query)
+    if wrong := [sentence for sentence in queries if not isinstance(sentence, str)]:
+        raise ValueError(f"each query must be a sentence, got {shown(wrong[0])} in the list; remove it")
+    if not queries:
+        raise ValueError("there is no query; expected a sentence or a list of sentences")
+    if not all(sentence.strip() for sentence in queries):
+        raise ValueError("a query is empty; expected a sentence, such as 'a person opens the door'")
+    return queries
 
 
 def default_cache() -> Path:
@@ -260,3 +320,88 @@ def default_cache() -> Path:
     from sidelight.io.files import cache_folder
 
     return cache_folder("features")
+
+
+# how fast a model is here -------------------------------------------------------------------------------------------
+
+_FILM_SECONDS = 20
+
+
+def measured_speeds(
+    names: Sequence[str], *, device: str | torch.device | None = None, again: bool = False
+) -> dict[str, float]:
+    """Return how many seconds each model takes for one minute of video on this machine; measure what is not known yet.
+
+    What is measured: one query on a film of 20 seconds (720p, H.264, 25 frames a second), without loading the model.
+    Results are kept in ``speeds.json`` in the folder of models of the cache, by model and device.
+
+    Args:
+        names: models whose files are here. A model that cannot be loaded, for want of a package, is left out.
+        device: where to compute; the best device here unless given.
+        again: measure what is known too.
+    """
+    import json
+
+    from sidelight.io.files import write_text
+    from sidelight.io.pinned import models_cache
+    from sidelight.io.runtime import usable_device
+
+    target = usable_device(device)
+    place = f"{target.type}, {_processor(target)}"
+    path = models_cache() / "speeds.json"
+    try:
+        known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    for name in names:
+        if not again and place in known.get(name, {}):
+            continue
+        print(f"measuring {name} once, on {place} ...", file=sys.stderr, flush=True)
+        try:
+            grounder = Grounder.from_pretrained(name, cache=None, device=target, offline=True)
+        except ValueError as error:
+            print(f"{name} is not measured: {error}", file=sys.stderr)
+            continue
+        known.setdefault(name, {})[place] = round(_seconds_per_minute(grounder), 3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(known, indent=2) + "\n")
+    return {name: known[name][place] for name in names if place in known.get(name, {})}
+
+
+def _processor(device: torch.device) -> str:
+    """Return the device's name for people."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return count_of(os.cpu_count() or 1, "core")
+
+
+def _seconds_per_minute(grounder: Grounder) -> float:
+    """Measure one query on a film, per minute of the film."""
+    import tempfile
+    import time
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the film is of no model's world
+        film = Path(folder) / "film.mp4"
+        _write_film(film)
+        grounder.ground(film, "a red square spins")  # the first call is slower than all others
+        start = time.perf_counter()
+        grounder.ground(film, "a red square spins")
+        return (time.perf_counter() - start) * 60 / _FILM_SECONDS
+
+
+def _write_film(path: Path) -> None:
+    """Write a film of moving blocks: 720p, H.264, 25 frames a second, a keyframe every 2 seconds."""
+    import av
+    import numpy as np
+
+    blocks = np.random.default_rng(0).integers(0, 255, (45, 80, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "g": "50"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for number in range(25 * _FILM_SECONDS):
+            image = np.ascontiguousarray(np.roll(blocks, 4 * number, axis=1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())

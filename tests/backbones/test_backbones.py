@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, load_backbone
-from sidelight.backbones.common import weights_digest
+from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, backbone_for, load_backbone
+from sidelight.backbones.common import joint_embedding, sentence_embeddings, weights_digest
+from sidelight.backbones.pretrained import reading
 from sidelight.backbones.shapes.model import ShapesBackbone
 from sidelight.backbones.shapes.tokenizer import CLS, PAD, Tokenizer
 
@@ -153,3 +156,74 @@ def test_the_digest_sees_every_value() -> None:
     assert weights_digest(weights) != weights_digest(changed)
     assert weights_digest(weights) == weights_digest(dict(reversed(weights.items())))
     assert weights_digest({"s": torch.tensor(1.0)}) != weights_digest({"s": torch.tensor(2.0)})
+
+
+# joint embeddings --------------------------------------------------------------------------------------------------
+
+
+def test_the_joint_embeddings_are_the_ones_of_the_pretraining(tiny_backbone: Path) -> None:
+    backbone = ShapesBackbone(weights=tiny_backbone, pooling="joint")
+    model, width = backbone.model, backbone.model.config.joint
+    assert (backbone.spec.levels, backbone.spec.video_dim, backbone.spec.text_dim) == ((-1,), width, width)
+    video = backbone.encode_video(clips(3))
+    torch.testing.assert_close(video, model.join_video(model.pool_video(clips(3)))[None])
+    sentences = backbone.encode_text(["a red square spins", "a star"])
+    ids, _ = model.tokenizer.batch(["a red square spins", "a star"], max_tokens=64)
+    torch.testing.assert_close(torch.cat(sentences, dim=1)[0], model.embed_text(ids))
+    for embedding in (video, *sentences):
+        torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(embedding.shape[:-1]))
+    assert backbone.encode_text([]) == []
+
+
+def test_joint_embeddings_average_unit_vectors() -> None:
+    """Check that a frame with a longer embedding counts no more than others."""
+    embeddings_CFE = torch.tensor([[[10.0, 0.0], [0.0, 1.0]]])
+    torch.testing.assert_close(joint_embedding(embeddings_CFE), torch.full((1, 1, 2), 0.5**0.5))
+    torch.testing.assert_close(sentence_embeddings(torch.tensor([[0.0, 4.0]]))[0], torch.tensor([[[0.0, 1.0]]]))
+
+
+@pytest.mark.parametrize("change", [{"levels": [-2, -1]}, {"levels": [-2]}, {"text_dim": 7}])
+def test_joint_embeddings_have_one_level_and_one_width(tiny_backbone: Path, change: dict[str, object]) -> None:
+    spec = ShapesBackbone(weights=tiny_backbone, pooling="joint").spec
+    with pytest.raises(ValueError, match=r"pooling joint has (the level -1 alone|equal widths)"):
+        FeatureSpec.from_dict({**spec.to_dict(), **change})
+
+
+# packages that are missing or broken -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'open_clip'"), r'needs open_clip: pip install "sidelight\[open-clip\]"'),
+        (RuntimeError("operator torchvision::nms does not exist"), "torchvision must be built for the installed torch"),
+    ],
+)
+def test_without_open_clip_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    imported = builtins.__import__
+
+    def broken(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "open_clip":
+            raise error
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ValueError, match=message):
+        load_backbone("open-clip", weights=tmp_path)
+
+
+def test_a_torchvision_of_another_build_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
+    with (
+        pytest.raises(ValueError, match=r"\(Could not import module 'CLIPModel'\); .* both again from one index"),
+        reading(tmp_path, family="CLIP"),
+    ):
+        raise ModuleNotFoundError("Could not import module 'CLIPModel'.")
+
+
+def test_a_digest_alone_finds_no_weights(backbone: ShapesBackbone) -> None:
+    spec = replace(backbone.spec, backbone="siglip2")
+    with pytest.raises(ValueError, match=f"made by siglip2 with weights of the digest {spec.weights}: give the hub id"):
+        backbone_for(spec)

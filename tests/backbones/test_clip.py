@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,12 +24,14 @@ pytest.importorskip("transformers", reason='needs transformers: pip install "sid
 
 from safetensors.torch import load_file, save_file
 
+from sidelight import Grounder
 from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError
 from sidelight.backbones.clip.convert import convert_clip
 from sidelight.backbones.clip.loading import identify_weights
 from sidelight.backbones.clip.model import CLIPBackbone, clean_text
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD, HUB_FILES, OPENAI_FILES
 from sidelight.backbones.common import QueryWarning
+from sidelight.models.decode.zero_shot import METHODS
 from sidelight.training import published
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, JOINT, LONGEST = 24, 8, 32, 16, 8, 24
@@ -148,6 +151,46 @@ def test_levels_and_poolings(tiny: Path, pooling: str, frames: int) -> None:
     (text,) = all_levels.encode_text(["a red square"])
     (two_text,) = two_levels.encode_text(["a red square"])
     torch.testing.assert_close(two_text, text[:2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_joint_embeddings_are_those_of_transformers(tiny: Path, dtype: Any) -> None:
+    import transformers
+
+    backbone = CLIPBackbone(weights=tiny, pooling="joint", frames_per_clip=2, dtype=dtype)
+    assert (backbone.spec.levels, backbone.spec.video_dim, backbone.spec.text_dim) == ((-1,), JOINT, JOINT)
+    model: Any = transformers.CLIPModel.from_pretrained(tiny, dtype=getattr(torch, dtype))
+    pixels = backbone.normalise(clips(3, 2).flatten(0, 1)).to(getattr(torch, dtype))
+    images = model.get_image_features(pixels).pooler_output.float().detach()
+    expected = F.normalize(F.normalize(images, dim=-1).unflatten(0, (3, 2)).mean(1), dim=-1)
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    torch.testing.assert_close(backbone.encode_video(clips(3, 2)), expected[None], atol=tolerance, rtol=0)
+    queries = ["a red square", "red"]
+    for query, sentence in zip(queries, backbone.encode_text(queries), strict=True):
+        text = model.get_text_features(torch.tensor(backbone.token_ids([query]))).pooler_output.float().detach()
+        torch.testing.assert_close(sentence, F.normalize(text, dim=-1)[None], atol=tolerance, rtol=0)
+
+
+def test_clip_grounds_without_training(tiny: Path, tiny_world: Path) -> None:
+    grounder = Grounder.from_pretrained("zero-shot/clip", backbone_weights=tiny, device="cpu", cache=None)
+    assert grounder.checkpoint.features == CLIPBackbone(weights=tiny, pooling="joint").spec
+    assert grounder.checkpoint.decode == METHODS["persistence-smooth"]
+    grounding = grounder.ground(sorted((tiny_world / "videos").iterdir())[0], "a red square")
+    assert grounding.moments and -1 <= grounding.saliency.min() <= grounding.saliency.max() <= 1
+
+
+def test_joint_embeddings_depend_on_the_projections(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["visual_projection.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    specs = [CLIPBackbone(weights=weights, pooling="joint").spec for weights in (tiny, folder)]
+    assert specs[0].weights != specs[1].weights
+    del tensors["visual_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert CLIPBackbone(weights=folder, levels=1).spec.pooling == "cls"
+    with pytest.raises(ValueError, match=r"is incomplete: 1 tensors .* visual_projection\.weight"):
+        CLIPBackbone(weights=folder, pooling="joint")
 
 
 def test_no_input_gives_no_features(backbone: CLIPBackbone) -> None:

@@ -126,6 +126,19 @@ def test_the_protocol_is_fulfilled(backbone: InternVideo2Backbone) -> None:
     assert backbone.to("cpu") is backbone
 
 
+def test_joint_embeddings(folder: Path) -> None:
+    """Compare with the projections of the pooled last level and of the last CLS token; the parity tests cover these."""
+    joint = InternVideo2Backbone(weights=folder, pooling="joint")
+    assert (joint.spec.levels, joint.spec.video_dim, joint.spec.text_dim) == ((-1,), CONFIG.joint, CONFIG.joint)
+    last = InternVideo2Backbone(weights=folder, pooling="attention", levels=1)
+    count = CLIPS_AT_ONCE + 1
+    expected = joint.model.join_video(last.encode_video(clips(count)))
+    torch.testing.assert_close(joint.encode_video(clips(count)), expected)
+    queries = ["the dog", "dog running"] * (QUERIES_AT_ONCE // 2 + 1)
+    for sentence, tokens in zip(joint.encode_text(queries), last.encode_text(queries), strict=True):
+        torch.testing.assert_close(sentence, joint.model.join_text(tokens[:, :1]))
+
+
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("attention", 12), ("tokens", 32)])
 def test_levels_and_poolings(folder: Path, pooling: str, width: int) -> None:
     all_levels = InternVideo2Backbone(weights=folder, pooling=pooling)
@@ -235,7 +248,7 @@ def test_wrong_frames_are_refused(backbone: InternVideo2Backbone) -> None:
         ({"weights": "model.pt"}, "convert it once: sidelight convert internvideo2"),
         ({"levels": 5}, "levels -4 to -1"),
         ({"levels": ()}, "levels"),
-        ({"pooling": "max"}, "pooling must be one of"),
+        ({"pooling": "max"}, "InternVideo2 does not have the pooling max; choose cls or"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
         ({"frames_per_clip": 0}, "frames_per_clip"),
         ({"clip_seconds": 0}, "clip_seconds"),

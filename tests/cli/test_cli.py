@@ -117,7 +117,8 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_bash_completion_script_is_valid(bash_script: Path) -> None:
-    subprocess.run(["bash", "-n", str(bash_script)], check=True)
+    checked = subprocess.run(["bash", "-n", str(bash_script)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_the_zsh_completion_script_names_every_command(capsys: pytest.CaptureFix
 def test_ground_prints_writes_and_draws(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot = tmp_path / "a.json", tmp_path / "a.png"
     queries = ["a red star spins", "something blinks"]
-    arguments = ["ground", str(video), *queries, "--top", "2", "--device", "cpu"]
+    arguments = ["ground", str(video), *queries, "--model", "shapes", "--top", "2", "--device", "cpu"]
     assert main([*arguments, "--json", str(json_file), "--plot", str(plot)]) == 0
     output = capsys.readouterr().out
     assert "a red star spins" in output and "start" in output and "█" in output
@@ -159,9 +160,48 @@ def test_ground_prints_writes_and_draws(video: Path, tmp_path: Path, capsys: pyt
 
 
 def test_ground_prints_only_json_to_standard_output(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ground", str(video), "a star", "--json", "-", "--no-cache", "--device", "cpu"]) == 0
-    (grounding,) = json.loads(capsys.readouterr().out)
-    assert Grounding.from_dict(grounding).query == "a star"
+    assert (
+        main(["ground", str(video), "a star", "--model", "shapes", "--json", "-", "--no-cache", "--device", "cpu"]) == 0
+    )
+    printed = capsys.readouterr()
+    (grounding,) = json.loads(printed.out)
+    assert Grounding.from_dict(grounding).query == "a star" and grounding["model"] == "shapes"
+    assert printed.err == "" and "notes" not in grounding
+
+
+def test_shapes_warns_of_other_videos_and_of_unknown_words(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen, plot = str(shared / "videos" / "flipping_a_pancake.mkv"), str(tmp_path / "a.png")
+    queries = ["a dog swims", "a red star spins"]
+    assert main(["ground", kitchen, *queries, "--model", "shapes", "--json", "-", "--plot", plot]) == 0
+    printed = capsys.readouterr()
+    of_video, of_words = printed.err.splitlines()
+    assert of_video.startswith("sidelight: warning: the model shapes knows drawn shapes only, and this video")
+    assert of_words.startswith("sidelight: warning: the model shapes never saw the words 'dog' and 'swims'")
+    notes = [[f"sidelight: warning: {note}" for note in grounding["notes"]] for grounding in json.loads(printed.out)]
+    assert notes == [[of_video, of_words], [of_video]]
+
+
+def test_ground_without_a_model_names_the_default_and_asks_no_network(
+    video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ground", str(video), "a person opens the door", "--offline"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for text in (
+        "the model r2-tuning/qvhighlights is not on this machine, and sidelight must not ask the network (--offline)",
+        "checkpoints/r2_tuning_qvhighlights-ed516355.pth",
+        "openai/clip-vit-base-patch32/resolve/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268/pytorch_model.bin",
+        "sidelight models import FOLDER",
+        "--model shapes needs no download, but knows nothing except drawn shapes",
+    ):
+        assert text in message
+
+
+def test_ground_with_an_empty_query_asks_for_no_model(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ground", str(video), " "]) == 2
+    assert "a query is empty" in capsys.readouterr().err
 
 
 def test_the_plot_has_as_many_moments_as_the_table(
@@ -170,7 +210,10 @@ def test_the_plot_has_as_many_moments_as_the_table(
     tops = []
     monkeypatch.setattr(plotting, "plot_groundings", lambda *_, top, **__: tops.append(top))
     plot = str(tmp_path / "a.png")
-    assert main(["ground", str(video), "a star", "--top", "2", "--plot", plot, "--device", "cpu"]) == 0
+    assert (
+        main(["ground", str(video), "a star", "--model", "shapes", "--top", "2", "--plot", plot, "--device", "cpu"])
+        == 0
+    )
     assert tops == [2]
 
 
@@ -181,14 +224,14 @@ def test_the_plot_has_as_many_moments_as_the_table(
 def test_a_sentence_without_quotes_is_noted(
     queries: list[str], noted: bool, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ground", str(video), *queries, "--device", "cpu"]) == 0
+    assert main(["ground", str(video), *queries, "--model", "shapes", "--device", "cpu"]) == 0
     assert ('for one sentence, use quotes: "a star spins"' in capsys.readouterr().err) == noted
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_every_encoding_can_be_written(encoding: str, video: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    command = [sys.executable, "-m", "sidelight", "ground", str(video), "ein grüner ★", "--device", "cpu"]
+    command = [sys.executable, "-m", "sidelight", "ground", str(video), "ein grüner ★", "--model", "shapes"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([*command, "--json", str(target)], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -221,14 +264,38 @@ def test_a_missing_package_is_told_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_predict_and_calibrate_without_training(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores lie between 0 and 1, as `sidelight calibrate` needs them, and no query is without a moment."""
+    rows = [json.loads(line) for line in (tiny_world / "annotations.jsonl").read_text().splitlines()]
+    present = {row["vid"]: row for row in rows}
+    absent = [
+        {"qid": f"absent-{vid}", "query": "a dog swims in the sea", "vid": vid, "duration": row["duration"]}
+        for vid, row in present.items()
+    ]
+    annotations, out = tmp_path / "with-absent.jsonl", tmp_path / "p.jsonl"
+    annotations.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *absent]))
+    arguments = ["--annotations", str(annotations), "--videos", str(tiny_world / "videos"), "--out", str(out)]
+    assert main(["predict", "--model", "zero-shot/shapes", *arguments, "--device", "cpu"]) == 0
+    assert main(["calibrate", str(out), str(annotations)]) == 0
+    assert '"no such moment" below' in capsys.readouterr().out
+
+
+def test_grounding_without_training_cannot_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shapes-tiny", "--side_tuner", "zero-shot"]) == 2
+    error = capsys.readouterr().err
+    assert "zero-shot has no weights to train; choose a side-tuner: sdst" in error and len(error.splitlines()) == 1
+
+
 def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, out = str(tiny_world / "annotations.jsonl"), tmp_path / "p.jsonl"
-    store = tmp_path / "store"
+    store, model = tmp_path / "store", ["--model", "shapes", "--device", "cpu"]
     videos = ["--videos", str(tiny_world / "videos"), "--features", str(store)]
-    assert main(["predict", "--annotations", annotations, *videos, "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["predict", *model, "--annotations", annotations, *videos, "--out", str(out)]) == 0
     first = out.read_text()
     features = ["--features", str(store)]
-    assert main(["predict", "--annotations", annotations, *features, "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["predict", *model, "--annotations", annotations, *features, "--out", str(out)]) == 0
     assert out.read_text() == first and len(first.splitlines()) == len(Path(annotations).read_text().splitlines())
     capsys.readouterr()
     assert main(["evaluate", str(out), annotations, "--json", str(tmp_path / "m.json")]) == 0

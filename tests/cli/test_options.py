@@ -32,6 +32,7 @@ from sidelight.shapes.world import Scene, sample_scene
 from sidelight.training.recipe import read_recipe
 from tests.backbones import test_internvideo2 as tiny_internvideo2
 from tests.data.test_datasets import YOUTUBE_ROW
+from tests.training import test_convert_univtg as tiny_univtg
 
 MISSING = "no/such/place"
 """A wrong value of each option that names a file, a folder or a model."""
@@ -55,9 +56,8 @@ OUTPUTS = {"--out": ("FILE/x",), "--json": ("FILE/x",), "--plot": ("FILE/x.png",
 """Wrong values of outputs: a file in place of a folder."""
 LINES: dict[str, Line] = {
     "ground": Line(
-        "VIDEO 'a red star spins'",
+        "VIDEO 'a red star spins' --model shapes",
         {
-            "--model": "shapes",
             "--backbone-weights": "SHAPES",
             "--min-score": "0.1",
             "--json": "NEW",
@@ -67,8 +67,8 @@ LINES: dict[str, Line] = {
     ),
     "demo": Line("--out NEW", {"--model": "shapes"}),
     "predict": Line(
-        "--annotations ROWS --videos VIDEOS --out NEW",
-        {"--model": "shapes", "--features": "NEW", "--backbone-weights": "SHAPES"},
+        "--annotations ROWS --videos VIDEOS --out NEW --model shapes",
+        {"--features": "NEW", "--backbone-weights": "SHAPES"},
         {"--backbone-weights": ("FILE",), "--features": ("FILE/x",)},
     ),
     "evaluate": Line(
@@ -127,10 +127,16 @@ LINES: dict[str, Line] = {
         "R2 --run qvhighlights --out NEW --video-dim 48 --text-dim 32 --hidden 64 --weights tiny",
         wrong={"--weights": ()},  # any name
     ),
+    "convert univtg": Line("UNIVTG --out NEW --options OPTIONS --weights tiny", wrong={"--weights": ()}),  # any name
     "convert internvideo2": Line(
         "INTERNVIDEO2 --out NEW --vocabulary WORDS/vocab.txt --heads 2 --pool-heads 4 --text-heads 2"
     ),
     "convert clip": Line("CLIP --out NEW --vocabulary WORDS --heads 2 --text-heads 2"),
+    "models": Line("", {"--json": "NEW"}),
+    "models pull": Line("shapes"),
+    "cache": Line("", {"--json": "NEW"}),
+    "cache clear": Line("all"),
+    "cache limit": Line("20GB"),
     "completion": Line("bash"),
 }
 
@@ -158,6 +164,8 @@ def paths(
     words = folder / "words"
     words.mkdir()
     (words / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
+    torch.save(tiny_univtg.full(), folder / "univtg.ckpt")
+    (folder / "opt.json").write_text(json.dumps({**tiny_univtg.OPTIONS, "v_feat_dim": 18}))
     layout = folder / "layout"
     assert main(shlex.split(f"features export {tiny_store} --layout sdst --annotations {rows} --out {layout}")) == 0
     return {
@@ -173,9 +181,14 @@ def paths(
         "LAYOUT": layout,
         "INTERNVIDEO2": folder / "internvideo2.pt",
         "WORDS": words,
+        "UNIVTG": folder / "univtg.ckpt",
+        "OPTIONS": folder / "opt.json",
         "TINY": tiny_backbone,
     }
 
+
+WITH_FILES = ("models remove", "models import")
+"""Commands without options that need the files of a model: tests/training/test_named.py tries them."""
 
 Arguments = Callable[[str], list[str]]
 
@@ -219,9 +232,11 @@ def commands() -> dict[str, Command]:
     named: dict[str, Command] = {}
     for name in COMMANDS:
         command = command_of(name)
-        sub_commands = command.commands if isinstance(command, Group) else {"": command}
+        sub_commands = dict(command.commands) if isinstance(command, Group) else {"": command}
+        if isinstance(command, Group) and command.default is not None:
+            sub_commands[""] = command.default
         named |= {f"{name} {sub_name}".strip(): sub_command for sub_name, sub_command in sub_commands.items()}
-    return {name: command for name, command in named.items() if not is_configured(command)}
+    return {name: command for name, command in named.items() if not is_configured(command) and name not in WITH_FILES}
 
 
 def options_of(name: str) -> dict[str, argparse.Action]:
@@ -238,6 +253,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
         return sample_scene(seconds=(20, 26), **settings)
 
     monkeypatch.setattr("sidelight.cli.demo.sample_scene", short)
+    monkeypatch.setattr("sidelight.grounder._FILM_SECONDS", 2)
     monkeypatch.setattr(features_ray, "extract_on_ray", lambda *_, **__: (argparse.Namespace(has_video=bool), {}))
 
 
@@ -346,13 +362,19 @@ def recipe_of(paths: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
+@pytest.fixture(scope="module")
+def made_parsers() -> dict[tuple[str, str], Any]:
+    """Return the parsers that were made, by command and name of the recipe."""
+    return {}
+
+
 @pytest.fixture
-def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the parser of a command and a side-tuner once, as making it takes most of the time."""
-    make, made = configured.configured_parser, {}
+def one_parser(monkeypatch: pytest.MonkeyPatch, made_parsers: dict[tuple[str, str], Any]) -> None:
+    """Make the parser of a command and a side-tuner once: it takes longer than most commands."""
+    make, made = configured.configured_parser, made_parsers
 
     def parser(command: Command, prog: str, arguments: Sequence[str] = ()) -> Any:
-        key = prog, arguments[1:2] and Path(arguments[1]).read_text()
+        key = prog, Path(arguments[1]).name  # of ``recipe_of``, the name of the side-tuner
         if key not in made:
             made[key] = make(command, prog, arguments)
         return made[key]
@@ -370,15 +392,35 @@ def fields_of(command: str, recipe: Path) -> dict[str, argparse.Action]:
     return {a.dest: a for a in parser._actions if a.dest not in others and a.dest not in sections and a.option_strings}
 
 
-def fails(arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that a command ends with one sentence that names the option, or the wrong path."""
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must end with one sentence, and return this sentence."""
     code, message = main(arguments), capsys.readouterr().err
     assert code == 2, (arguments, message)
     assert message.startswith("sidelight: ") and message.count("\n") == 1, (arguments, message)
-    value = arguments[-1].partition("=")[2]
-    assert option in message or value in message, (arguments, message)
+    return message
 
 
+def declarations(side_tuner: str) -> dict[str, type]:
+    """Return the class that declares each option of model, losses and decoding of a side-tuner."""
+    tuner = SIDE_TUNERS[side_tuner]
+    sections = {"model": tuner.config, "losses": tuner.loss_config, "decode": tuner.decode_config}
+    return {
+        f"{section}.{option.name}": next(c for c in config.__mro__ if option.name in vars(c).get("__annotations__", {}))
+        for section, config in sections.items()
+        for option in dataclasses.fields(config)
+    }
+
+
+def options_to_try(side_tuner: str) -> set[str]:
+    """Return the first option of each section, and all options that no side-tuner before it has from the same class."""
+    own = declarations(side_tuner)
+    firsts = {section: name for name in reversed(own) for section in [name.partition(".")[0]]}
+    before = itertools.takewhile(lambda name: name != side_tuner, SIDE_TUNERS)
+    tried = {option for name in before for option in declarations(name).items()}
+    return {*firsts.values(), *(name for name, _ in own.items() - tried)}
+
+
+@pytest.mark.usefixtures("one_parser")
 def test_a_run_with_every_option(
     recipe_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str], paths: dict[str, Path]
 ) -> None:
@@ -403,23 +445,25 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_wrong_values_of_a_recipe(
     side_tuner: str, recipe_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = recipe_of(side_tuner)
+    path, tried = recipe_of(side_tuner), options_to_try(side_tuner)
     for name, value in flat(read_recipe(path).to_dict()).items():
         of_side_tuner = name.startswith(("model", "losses", "decode"))
-        if name in WRONG_PATHS or not (of_side_tuner or side_tuner == "sdst"):
+        if name in WRONG_PATHS or not (name in tried if of_side_tuner else side_tuner == "sdst"):
             continue
-        fails(["summary", str(path), f"--{name}=nonsense"], name, capsys)
+        assert name in refusal(["summary", str(path), f"--{name}=nonsense"], capsys)
         if type(value) in (int, float):
-            fails(["summary", str(path), f"--{name}=-1"], name, capsys)
+            assert name in refusal(["summary", str(path), f"--{name}=-1"], capsys)
 
 
 @pytest.mark.parametrize("name", WRONG_PATHS)
+@pytest.mark.usefixtures("one_parser")
 def test_wrong_paths_and_names_of_a_recipe(
     name: str, recipe_of: Callable[[str], Path], arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
     value = arguments(WRONG_PATHS[name])[0]
     more = arguments(NEEDED.get(name, ""))
-    fails(["train", str(recipe_of("sdst")), "--check", *more, f"--{name}={value}"], name, capsys)
+    message = refusal(["train", str(recipe_of("sdst")), "--check", *more, f"--{name}={value}"], capsys)
+    assert name in message or value in message
 
 
 @pytest.mark.usefixtures("one_parser")
@@ -434,6 +478,6 @@ def test_options_of_pretraining(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert configs[0] == configs[1]
     for name, value in values.items():
         if not isinstance(value, str):
-            fails(["pretrain", str(recipe), f"--{name}=nonsense"], name, capsys)
-            fails(["pretrain", str(recipe), f"--{name}=-1"], name, capsys)
+            assert name in refusal(["pretrain", str(recipe), f"--{name}=nonsense"], capsys)
+            assert name in refusal(["pretrain", str(recipe), f"--{name}=-1"], capsys)
     assert len(configs) == 2

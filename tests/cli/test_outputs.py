@@ -26,7 +26,7 @@ def commands() -> dict[str, Command]:
 
 
 def test_every_path_of_every_command_is_compared() -> None:
-    no_paths = {"query", "benchmark", "backbone", "domain", "device", "run", "layout"}
+    no_paths = {"query", "benchmark", "backbone", "domain", "device", "run", "layout", "name", "size"}
     for name, command in commands().items():
         hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
         for parameter in inspect.signature(command).parameters:
@@ -104,7 +104,7 @@ def here(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("train shapes-tiny --train.init=model/last --train.out=model", "read by the same command"),
         ("train shapes-tiny --data.train_videos=films --train.out=films", "read by the same command"),
         ("pretrain shapes-backbone --init=model --out=model", "read by the same command"),
-        ("shapes --videos 1 --out .", "exists and is of no world made here"),
+        ("shapes --videos 1 --out .", "exists and belongs to no world that sidelight made"),
     ],
 )
 def test_outputs_that_would_replace_files_are_refused(
@@ -134,7 +134,9 @@ def test_outputs_that_would_replace_files_are_refused(
 )
 def test_other_outputs_are_allowed(outputs: dict[str, str], inputs: list[str], folders: bool, here: Path) -> None:
     os.symlink(here / "films", "films/back")  # a link that leads back must not be followed for ever
+    before = sorted(here.rglob("*"))
     require_outputs(outputs, inputs, folders=folders)
+    assert sorted(here.rglob("*")) == before  # the check leaves nothing behind
 
 
 def test_a_table_is_imported_beside_its_videos(here: Path) -> None:

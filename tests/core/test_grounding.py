@@ -111,6 +111,10 @@ def test_wrong_groundings_are_refused(changes: dict[str, Any], message: str) -> 
         (json.dumps({**grounding().to_dict(), "moments": [3]}), "one is 3"),
         (json.dumps({**grounding().to_dict(), "timeline": None}), "a timeline needs duration"),
         (json.dumps({**grounding().to_dict(), "saliency": None}), "saliency"),
+        (json.dumps({**grounding().to_dict(), "model": 3}), "Grounding.model must be the name of a model as text"),
+        (json.dumps({**grounding().to_dict(), "model": " "}), "Grounding.model must be the name of a model as text"),
+        (json.dumps({**grounding().to_dict(), "notes": "damaged"}), "notes must be a list of sentences"),
+        (json.dumps({**grounding().to_dict(), "notes": [1]}), "Grounding.notes must be sentences"),
     ],
 )
 def test_text_that_is_no_grounding_is_refused(text: str, message: str) -> None:
@@ -149,7 +153,16 @@ def test_round_trip_of_json_is_exact(
     assert again.moments == result.moments
 
 
+def test_the_model_and_the_notes_are_kept_and_older_files_are_read() -> None:
+    answer = grounding(model="r2-tuning/qvhighlights", notes=("damaged",))
+    assert Grounding.from_json(answer.to_json()) == answer
+    assert json.loads(answer.to_json())["model"] == "r2-tuning/qvhighlights" == answer.at_least(1).model
+    older = {name: value for name, value in answer.to_dict().items() if name not in ("model", "notes")}
+    assert Grounding.from_dict(older).model is None and Grounding.from_dict(older).notes == ()
+
+
 def test_groundings_that_differ_are_not_equal() -> None:
+    assert grounding() != grounding(model="shapes")
     assert grounding() == grounding()
     assert grounding() != grounding(query="a cat meows")
     assert grounding() != grounding(saliency=[0.5, -1, 2.1])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sidelight.data.annotations import AnnotationError
-from sidelight.data.check import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report, check_data
+from sidelight.data.check import check_data
+from sidelight.data.findings import EXAMPLES, KINDS, OWN_DATA, SEVERITIES, Report
 from tests.films import Encoding, encode, numbered
 
 

@@ -313,7 +313,9 @@ def test_windows_paths_of_two_folders_are_two_videos(tmp_path: Path) -> None:
 def test_columns_that_mean_nothing_are_named(tmp_path: Path) -> None:
     path = table(tmp_path, "video,query,start,end,duration,note\na,x,1,2,20,funny\n")
     with pytest.warns(DataWarning, match=r"table.csv: columns that are not read: note; known columns are video, query"):
-        import_table(path)
+        (annotation,) = import_table(path)
+    assert (annotation.vid, annotation.query, annotation.relevant_windows) == ("a", "x", ((1, 2),))
+    assert "note" not in annotation.extra
 
 
 def test_the_command(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

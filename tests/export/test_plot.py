@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         plot_grounding(grounding("another"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_the_plot_states_the_model_and_the_notes(tmp_path: Path) -> None:
+    plain = grounding("x", (15, 45, 1.0), video="film.mp4")
+    with_model = replace(plain, model="shapes")
+    notes = ("the model shapes knows drawn shapes only", "never saw the word 'dog' " * 20)
+    noted = [replace(with_model, notes=notes), replace(with_model, notes=notes[:1])]
+    pictures = {
+        name: pixels(plot_groundings(answers, tmp_path / f"{name}.png"))
+        for name, answers in (("plain", [plain]), ("model", [with_model]), ("noted", noted), ("two", [with_model] * 2))
+    }
+    assert pictures["plain"].shape == pictures["model"].shape
+    changed = (pictures["plain"] != pictures["model"]).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert len(rows) and rows.max() < plot.TITLE_HEIGHT * plot.DPI and columns.max() < pictures["plain"].shape[1] / 2
+    # A line for the first note, three for the long one, each once for both queries.
+    taller = (pictures["noted"].shape[0] - pictures["two"].shape[0]) / plot.DPI
+    assert taller == pytest.approx(4 * plot.NOTE_LINE, abs=0.02)
+    assert has_color(pictures["noted"], plot.TRUE) and not has_color(pictures["two"], plot.TRUE)

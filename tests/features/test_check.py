@@ -13,7 +13,7 @@ import pytest
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.cli.main import main
 from sidelight.core.timeline import Timeline
-from sidelight.data.check import KINDS, OWN_DATA, Report
+from sidelight.data.findings import KINDS, OWN_DATA, Report
 from sidelight.features.check import check
 from sidelight.features.layouts import CLIPS_OFF
 from sidelight.features.store import FeatureStore, VideoFeatures

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.core.timeline import Timeline
+from sidelight.features import growing
+from sidelight.features import store as stores
+from sidelight.features.extract import Collector
+from sidelight.features.growing import GrowingFeatures, drop_pages, mapping_of
+from sidelight.features.remote import store_at
 from sidelight.features.store import FORMAT, FeatureStore, VideoFeatures
 
 
@@ -52,6 +60,22 @@ def test_a_store_refuses_another_spec(store: FeatureStore) -> None:
     assert FeatureStore.create(store.folder, store.spec).spec == store.spec
     with pytest.raises(SpecMismatchError, match="pooling is 'attention', expected 'mean'"):
         FeatureStore.create(store.folder, replace(store.spec, pooling="mean"))
+
+
+def test_failures_that_no_extraction_wrote_are_kept(store: FeatureStore, tmp_path: Path) -> None:
+    theirs = tmp_path / "films" / "failures.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text('{"server": "a", "reason": "down"}\n')
+    with pytest.raises(ValueError, match=r"films holds a failures.jsonl that no extraction wrote"):
+        FeatureStore.create(theirs.parent, store.spec)
+    with pytest.raises(ValueError, match=r"films holds a failures.jsonl that no extraction wrote"):
+        store_at(f"local://{theirs.parent}", store.spec)
+    assert [path.name for path in theirs.parent.iterdir()] == ["failures.jsonl"]
+    # Copied into a store afterwards.
+    shutil.copy(theirs, store.folder)
+    with pytest.raises(ValueError, match=r"store holds a failures.jsonl that no extraction wrote"):
+        Collector(store, {})
+    assert (store.folder / "failures.jsonl").read_text() == theirs.read_text()
 
 
 def test_some_of_the_levels_can_be_read(store: FeatureStore) -> None:
@@ -115,3 +139,45 @@ def test_values_that_half_precision_cannot_hold_are_refused(store: FeatureStore)
 def test_features_must_fit_their_timeline() -> None:
     with pytest.raises(ValueError, match="5 clips"):
         VideoFeatures(video_KTD=np.zeros((4, 3, 8), np.float16), timeline=Timeline(duration=10, clip_seconds=2))
+
+
+def test_large_features_are_written_and_read_in_parts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that features on the disk are the same bytes as features in memory, whatever the order of their clips."""
+    values = np.random.default_rng(1).normal(size=(4, 13, 7, 32)).astype(np.float16)
+    timeline = Timeline(duration=25.5, clip_seconds=2.0)
+    store.put_video("plain", VideoFeatures(video_KTD=values, timeline=timeline))
+    monkeypatch.setattr(growing, "LARGE", 1000)
+    monkeypatch.setattr(stores, "LARGE", 1000)
+    monkeypatch.setattr(stores, "_BLOCK", 999)
+    parts = GrowingFeatures(store.folder)
+    for first in (8, 0, 5):
+        parts.put(values[:, first : {0: 5, 5: 8, 8: 13}[first]], first)
+    mapped = parts.finish()
+    assert parts.clips == 13 and mapping_of(mapped) is not None
+    drop_pages(mapped)
+    assert np.array_equal(mapped, values)
+    store.put_video("parts", VideoFeatures(video_KTD=mapped, timeline=timeline))
+    read = store.video("parts").video_KTD
+    assert mapping_of(read) is not None and np.array_equal(read, values)
+    drop_pages(read)
+    assert np.array_equal(read, values) and store.verify() == {}
+    plain, written = ((store.folder / "videos" / f"{vid}.safetensors").read_bytes() for vid in ("plain", "parts"))
+    assert plain.replace(b"plain", b"parts") == written
+    assert sorted(path.name for path in store.folder.iterdir()) == ["manifest.json", "queries", "videos"]
+
+
+def test_a_video_is_written_as_safetensors_writes_it(store: FeatureStore, tmp_path: Path) -> None:
+    for vid in ("x", 'ünï "quoted"'):
+        store.put_video(vid, features())
+        (path,) = (store.folder / "videos").iterdir()
+        with safe_open(path, "numpy") as file:
+            save_file({"video": file.get_tensor("video")}, tmp_path / "expected", file.metadata())
+        assert path.read_bytes() == (tmp_path / "expected").read_bytes()
+        path.unlink()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "LARGE", 1000)
+    parts = GrowingFeatures(tmp_path / "absent")
+    with pytest.raises(OSError, match=r"absent cannot hold the features of a long video \(No such file.*TMPDIR"):
+        parts.put(features().video_KTD)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,138 @@ def test_merging_stays_within_the_duration(truth: list[tuple[float, float, float
     for moment in answer.moments:
         assert 0 <= moment.start < moment.end <= 101.0
     assert len(answer.saliency) == timeline.num_clips
+
+
+@dataclass(eq=False)
+class Piece:
+    """A moment of the plain reference, in seconds of the video."""
+
+    start: float
+    end: float
+    score: float
+    windows: set[int]
+    cut_left: bool
+    cut_right: bool
+
+    @property
+    def cut(self) -> bool:
+        return self.cut_left or self.cut_right
+
+    @property
+    def length(self) -> float:
+        return self.end - self.start
+
+
+def overlap(a: Piece, b: Piece) -> float:
+    return max(0.0, min(a.end, b.end) - max(a.start, b.start))
+
+
+def all_pieces(windows: list[tuple[float, Grounding]], duration: float, tolerance: float) -> list[Piece]:
+    pieces = []
+    for number, (offset, grounding) in enumerate(windows):
+        end = offset + grounding.timeline.duration
+        for moment in grounding.moments:
+            piece = Piece(
+                offset + moment.start, min(offset + moment.end, duration), moment.score, {number}, False, False
+            )
+            piece.cut_left = offset > 0 and piece.start - offset <= tolerance
+            piece.cut_right = end < duration - 1e-6 and end - piece.end <= tolerance
+            pieces.append(piece)
+    return pieces
+
+
+def replaced(pieces: list[Piece], config: DecodeConfig) -> list[Piece]:
+    """Compare each cut piece with each complete piece."""
+    complete, cut = [p for p in pieces if not p.cut], [p for p in pieces if p.cut]
+    kept = []
+    for piece in cut:
+        best, most = None, -1.0
+        for other in complete:
+            covers = overlap(piece, other) >= config.merge_iou * piece.length
+            strong = other.score >= config.merge_ratio * piece.score
+            if covers and strong and not piece.windows & other.windows and overlap(piece, other) >= most:
+                best, most = other, overlap(piece, other)
+        if best is None:
+            kept.append(piece)
+        else:
+            best.score = max(best.score, piece.score)
+    return complete + kept
+
+
+def joined(pieces: list[Piece], number: int, tolerance: float, config: DecodeConfig) -> list[Piece]:
+    """Compare each piece that the right edge of a window cuts with each piece that the next window's left edge cuts."""
+    pairs = [
+        (left, right)
+        for left, right in itertools.product(pieces, pieces)
+        if left.cut_right
+        and right.cut_left
+        and max(left.windows) == number
+        and min(right.windows) == number + 1
+        and left.start <= right.start + tolerance
+        and left.end <= right.end + tolerance
+        and right.start <= left.end + tolerance
+        and min(left.score, right.score) >= config.merge_ratio * max(left.score, right.score)
+    ]
+    for left, right in sorted(pairs, key=lambda pair: -pair[0].score * pair[1].score):
+        if left in pieces and right in pieces:
+            pieces = [piece for piece in pieces if piece not in (left, right)]
+            score = float(np.average([left.score, right.score], weights=[left.length, right.length]))
+            start, end = min(left.start, right.start), max(left.end, right.end)
+            pieces.append(Piece(start, end, score, left.windows | right.windows, left.cut_left, right.cut_right))
+    return pieces
+
+
+def unrepeated(pieces: list[Piece], config: DecodeConfig) -> list[Piece]:
+    """Compare each piece with all better pieces."""
+    kept: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.score):
+        repeats = [
+            other
+            for other in kept
+            if not other.windows & piece.windows
+            and overlap(other, piece) / (max(other.end, piece.end) - min(other.start, piece.start)) >= config.merge_iou
+        ]
+        if not repeats:
+            kept.append(piece)
+    return kept
+
+
+def moments_by_reference(
+    windows: list[tuple[float, Grounding]], timeline: Timeline, config: DecodeConfig
+) -> list[tuple[float, float, float]]:
+    """Merge windows plainly and slowly: every piece is compared with every other."""
+    tolerance = config.merge_tolerance * timeline.clip_seconds
+    pieces = replaced(all_pieces(windows, timeline.duration, tolerance), config)
+    for number in range(len(windows) - 1):
+        pieces = joined(pieces, number, tolerance, config)
+    pieces = unrepeated(replaced(pieces, config), config)
+    return [(piece.start, piece.end, piece.score) for piece in sorted(pieces, key=lambda piece: -piece.score)]
+
+
+HALF_SECONDS = st.integers(0, 180).map(lambda half: half / 2)
+"""Many equal times and scores: ties must be decided as in the reference."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seen=st.lists(
+        st.lists(st.tuples(HALF_SECONDS, HALF_SECONDS, st.sampled_from([0.1, 0.3, 0.5, 0.9])), max_size=8),
+        min_size=8,
+        max_size=8,
+    ),
+    iou=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    ratio=st.sampled_from([0.0, 0.3, 1.0]),
+    tolerance=st.sampled_from([0.0, 1.0, 2.5]),
+)
+def test_merging_agrees_with_a_comparison_of_all_pieces(
+    seen: list[list[tuple[float, float, float]]], iou: float, ratio: float, tolerance: float
+) -> None:
+    timeline = Timeline(duration=90.0, clip_seconds=2.0)
+    windows = [
+        window(10.0 * number, *((min(a, b), max(a, b), score) for a, b, score in moments))
+        for number, moments in enumerate(seen)
+    ]
+    config = DecodeConfig(merge_iou=iou, merge_ratio=ratio, merge_tolerance=tolerance)
+    answer = merge_windows(windows, timeline, config)
+    expected = moments_by_reference(windows, timeline, config)
+    assert [(moment.start, moment.end, moment.score) for moment in answer.moments] == expected

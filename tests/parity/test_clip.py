@@ -89,6 +89,7 @@ def test_hidden_states(folder: Path, inputs: Mapping[str, Any], outputs: Mapping
     video = list(backbone.video.hidden_states(torch.tensor(inputs["pixel_values"])))
     ids = torch.tensor(inputs["input_ids"])
     text = list(backbone.text.hidden_states(ids))
+    assert len(video) == len(text) == DEPTH + 1
     for i in range(DEPTH + 1):
         close(folder.name, f"vision_hidden_{i}", video[i], outputs[f"vision_hidden_{i}"])
         close(folder.name, f"text_hidden_{i}", text[i], outputs[f"text_hidden_{i}"])
@@ -136,3 +137,29 @@ def test_pixels_are_normalised_as_clip_was_trained(inputs: Mapping[str, Any], fo
     expected = backbone.video(plain)[:, :, 0]
     features = backbone.encode_video(torch.tensor(frames)[:, None])
     close(folder.name, "from bytes (to plain steps)", features, expected.numpy())
+
+
+def test_joint_embeddings(
+    folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compare with the model's own embeddings: of frames, of clips of two frames, and of sentences."""
+    backbone = CLIPBackbone(weights=folder, pooling="joint")
+    pixels = torch.tensor(inputs["pixel_values"])
+    monkeypatch.setattr(backbone, "normalise", lambda frames: pixels[: len(frames)])
+    images = F.normalize(torch.tensor(outputs["image_embeds"]), dim=-1)
+    side = backbone.spec.resolution
+    frames = torch.zeros(len(pixels), 1, side, side, 3, dtype=torch.uint8)
+    close(folder.name, "joint, frames", backbone.encode_video(frames)[0], images.numpy())
+    pairs = CLIPBackbone(weights=folder, pooling="joint", frames_per_clip=2)
+    monkeypatch.setattr(pairs, "normalise", lambda frames: pixels[: len(frames)])
+    count = len(pixels) // 2
+    clips = frames[: 2 * count].reshape(count, 2, side, side, 3)
+    expected = F.normalize(images[: 2 * count].unflatten(0, (count, 2)).mean(1), dim=-1)
+    close(folder.name, "joint, pairs of frames", pairs.encode_video(clips)[0], expected.numpy())
+
+    mask = outputs["query_mask"].astype(bool)
+    rows = [row[row_mask].tolist() for row, row_mask in zip(inputs["input_ids"], mask, strict=True)]
+    monkeypatch.setattr(backbone, "token_ids", lambda queries: rows)
+    sentences = torch.cat(backbone.encode_text(["0", "1", "2"]), dim=1)[0]
+    expected = F.normalize(torch.tensor(outputs["text_embeds"]), dim=-1)
+    close(folder.name, "joint, sentences", sentences, expected.numpy())

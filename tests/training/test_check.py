@@ -188,7 +188,7 @@ def test_a_folder_that_is_taken_is_named(
         ("model: {video_dim: 32}\n", "model.text_dim"),
         ("model: {video_dim: 32, text_dim: 32}\nbackbone: {pooling: tokens}\n", "sdst reads one vector a clip"),
         ("side_tuner: none\n", "there is no side-tuner 'none'"),
-        ("\udcff\udcfe", "codec can't decode"),
+        ("\udcff\udcfe", "Unexpected config"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "summary"])

@@ -62,7 +62,7 @@ def test_a_wrong_checkpoint_is_refused_by_name(
     with pytest.raises(ValueError, match="is missing"):
         Checkpoint.from_pretrained(tmp_path)
     _change(folder / "config.json", model="other")
-    with pytest.raises(ValueError, match="no side-tuner 'other'"):
+    with pytest.raises(ValueError, match="no model 'other'"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model="sdst", model_config={**SMALL, "hidden": 64})
     with pytest.raises(ValueError, match="does not fit"):
@@ -107,7 +107,8 @@ def test_only_the_two_files_of_a_hub_id_are_downloaded(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Checkpoint.from_pretrained("user/model", revision="v1").decode == checkpoint.decode
-    assert downloads == [("user/model", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
+    options = {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"], "local_files_only": False}
+    assert downloads == [("user/model", options)]
 
 
 def test_packaged_weights_are_small() -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +25,11 @@ from sidelight.models.r2_tuning import R2Tuning, from_published
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.convert import (
     convert_r2_tuning,
-    models_cache,
-    published_checkpoint,
     published_shapes,
     published_tensors,
     with_widths,
 )
-from sidelight.training.published import R2_REPOSITORY, R2_TUNING
-from tests.hub import Hub, serving
+from sidelight.training.published import R2_TUNING
 
 WIDTHS: dict[str, Any] = {"video_dim": 48, "text_dim": 32, "hidden": 64}
 OPTIONS = ["--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights", "tiny"]
@@ -358,177 +351,6 @@ def test_a_conversion_that_fails_leaves_nothing(tiny: Path, tmp_path: Path, monk
     with pytest.raises(OSError, match="no space left"):
         convert_r2_tuning(tiny / "checkpoint.pth", tmp_path / "out", run="qvhighlights", weights="tiny", **WIDTHS)
     assert list(tmp_path.iterdir()) == []
-
-
-# from the hub ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve a hub with the golden checkpoint as the file of the run ``golden``; this process's client asks it."""
-    import huggingface_hub
-
-    data = (tiny / "checkpoint.pth").read_bytes()
-    file = f"checkpoints/r2_tuning_golden-{hashlib.sha256(data).hexdigest()[:8]}.pth"
-    run = with_widths(R2_TUNING["qvhighlights"], **WIDTHS)
-    monkeypatch.setitem(R2_TUNING, "golden", replace(run, file=file))
-    monkeypatch.setattr("sidelight.training.convert.CLIP_WIDTHS", (48, 32))
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its tries
-    download = huggingface_hub.hf_hub_download
-    with serving(Hub(R2_REPOSITORY, {file: data})) as served:
-        # The client reads HF_ENDPOINT once, when it is imported; these arguments do the same for one call.
-        arguments = {"endpoint": served.endpoint, "cache_dir": tmp_path / "client"}
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(download, **arguments))
-        monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: True)
-        yield served
-
-
-def problem() -> str:
-    """Return the message with which the run ``golden`` fails; check that no part of a checkpoint is left."""
-    with pytest.raises(ValueError) as caught:
-        published_checkpoint("r2-tuning/golden")
-    assert not models_cache().exists() or list(models_cache().iterdir()) == []
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_the_first_use_downloads_and_the_second_asks_no_hub(hub: Hub) -> None:
-    folder = published_checkpoint("r2-tuning/golden")
-    assert folder is not None and folder.parent == models_cache() and hub.gets() == 1
-    requests = len(hub.log)
-    assert published_checkpoint("r2-tuning/golden") == folder and len(hub.log) == requests
-    checkpoint = Checkpoint.from_pretrained(folder)
-    assert checkpoint.features.weights == "openai/clip-vit-base-patch32"
-    assert checkpoint.recipe["converted_from"]["published"] == f"{R2_REPOSITORY}/{next(iter(hub.files))}"
-    (folder / "model.safetensors").unlink()  # as if somebody tidied up
-    assert published_checkpoint("r2-tuning/golden") == folder and hub.gets() == 1  # the client kept the file
-    Checkpoint.from_pretrained(folder)
-
-
-def test_an_interrupted_download_leaves_nothing_broken(hub: Hub) -> None:
-    hub.cut_after = 100_000
-    message = problem()
-    assert "r2-tuning/golden: checkpoints/r2_tuning_golden-" in message and "the download broke off" in message
-    hub.cut_after = None
-    folder = published_checkpoint("r2-tuning/golden")
-    assert folder is not None
-    Checkpoint.from_pretrained(folder)
-
-
-def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub) -> None:
-    files, hub.files = hub.files, {}
-    assert "yeliudev/R2-Tuning has no such file on the hub" in (message := problem())
-    assert "sidelight convert r2-tuning FILE.pth --run golden --out DIR" in message
-    hub.repository = "else/where"
-    assert "yeliudev/R2-Tuning is not on the hub, or not public" in problem()
-    hub.repository, hub.files = R2_REPOSITORY, files
-    assert published_checkpoint("r2-tuning/golden") is not None
-
-
-def test_without_a_network_there_is_one_sentence(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import huggingface_hub
-
-    unreachable = partial(huggingface_hub.hf_hub_download, endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    monkeypatch.setattr("sidelight.training.convert.hub_answers", lambda: False)
-    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the client tries again"))
-    assert "the hub cannot be reached; check the connection" in problem()
-    row = {"qid": 1, "query": "a dog", "vid": "a", "duration": 10, "relevant_windows": [[0, 2]]}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
-    files = {"--annotations": tmp_path / "a.jsonl", "--features": tmp_path, "--out": tmp_path / "p.jsonl"}
-    options = [str(part) for option in files.items() for part in option]
-    assert main(["predict", "--model", "r2-tuning/golden", *options]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("sidelight: r2-tuning/golden: ") and message.count("\n") == 1
-
-
-def test_a_file_of_other_content_is_not_used_nor_kept(hub: Hub) -> None:
-    path, data = next(iter(hub.files.items()))
-    hub.files[path] = saved({"state_dict": {}})
-    assert "is not the file of that name: by its name its SHA-256 begins with" in problem()
-    hub.files[path] = data
-    assert published_checkpoint("r2-tuning/golden") is not None and hub.gets() == 2
-
-
-def test_a_cache_that_cannot_be_written_is_one_sentence(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"cannot be kept in .* set SIDELIGHT_CACHE"):
-        published_checkpoint("r2-tuning/golden")
-
-
-def test_names_of_other_models_are_not_published_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("shapes", "user/model", "r2-tuning", Path("runs/a")):
-        assert published_checkpoint(name) is None
-    with pytest.raises(ValueError, match="no published run of R2-Tuning 'else'; known are qvhighlights"):
-        published_checkpoint("r2-tuning/else")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "r2-tuning" / "else").mkdir(parents=True)
-    assert published_checkpoint("r2-tuning/else") is None  # a folder of the user's
-
-
-def test_models_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SIDELIGHT_CACHE", str(tmp_path / "own"))
-    assert models_cache() == tmp_path / "own" / "models"
-    monkeypatch.delenv("SIDELIGHT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert models_cache() == tmp_path / "sidelight" / "models"
-
-
-SCRIPT = """
-import sys
-from dataclasses import replace
-import sidelight.training.convert
-from sidelight import Grounder
-from sidelight.backbones import BACKBONES
-from sidelight.training.published import R2_TUNING
-
-sidelight.training.convert.CLIP_WIDTHS = (48, 32)
-run = sidelight.training.convert.with_widths(R2_TUNING["qvhighlights"], 48, 32, 64)
-R2_TUNING["golden"] = replace(run, file=sys.argv[1])
-
-class Stub:
-    spec = R2_TUNING["golden"].features()
-    def to(self, device):
-        return self
-
-BACKBONES["clip"] = lambda **_: Stub()
-try:
-    grounder = Grounder.from_pretrained("r2-tuning/golden", device="cpu")
-except ValueError as error:
-    sys.exit(str(error))
-print(type(grounder.checkpoint.model).__name__, grounder.checkpoint.recipe["name"])
-"""
-
-
-@pytest.mark.slow
-def test_a_grounder_from_the_hub_by_its_environment_variable(hub: Hub, tmp_path: Path) -> None:
-    """Run two processes, one after the other, that share a cache and read HF_ENDPOINT, as for a user."""
-    environment = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path / "hf"),
-        "SIDELIGHT_CACHE": str(tmp_path / "cache"),
-    }
-
-    def run_script() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT, *hub.files],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, **environment},
-        )
-
-    for _ in range(2):
-        done = run_script()
-        assert done.returncode == 0 and done.stdout.strip() == "R2Tuning r2-tuning/golden", done.stderr
-    assert hub.gets() == 1, hub.log
-    written = next((tmp_path / "cache" / "models").iterdir())
-    assert json.loads((written / "config.json").read_text())["features"]["backbone"] == "clip"
 
 
 def test_from_published_leaves_out_the_tensor_of_a_loss(tiny: Path) -> None:

@@ -192,6 +192,8 @@ def test_every_recipe_of_the_repository_can_be_read() -> None:
 def test_every_side_tuner_trains_by_a_recipe(write: Write, name: str) -> None:
     path = write(name)
     own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1, 2, 4]}"
+    if name == "univtg":
+        own = "{video_dim: 32, text_dim: 32, levels: 4, hidden: 32, heads: 4, layers: 1, ffn: 32, anchor: 0.5}"
     text = path.read_text().replace(
         "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, moment_queries: 6, roi_bins: 4}", own
     )
@@ -255,6 +257,15 @@ def test_offsets_and_references_can_learn_more_slowly(write: Write) -> None:
     assert steps["references_M2"] == pytest.approx(slow, rel=0.01)
     assert steps["levels.0.sparse.blocks.rdsa.attention.offsets.bias"] == pytest.approx(slow, rel=0.01)
     assert steps["class_head.bias"] == pytest.approx(fast, rel=0.01)
+
+
+def test_offset_lr_is_refused_for_a_model_without_offsets(write: Write) -> None:
+    path = write("no-offsets")
+    text = path.read_text().replace("moment_queries: 6, roi_bins: 4", "strides: [1]")
+    path.write_text(f"side_tuner: r2-tuning\n{text}")
+    read_recipe(path)
+    with pytest.raises(ValueError, match=r"no-offsets.yaml: train.offset_lr is for the offsets of sdst, and r2-tuning"):
+        read_recipe(path, ["--train.offset_lr=0.1"])
 
 
 def test_options_newer_than_a_state_count_as_their_defaults(write: Write) -> None:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sidelight.backbones import load_backbone
 from sidelight.core.batch import Batch
+from sidelight.core.grounding import Moment
+from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation
 from sidelight.data.datasets.base import DataWarning
 from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
+from sidelight.models.decode.answer import Answer, AnswerConfig
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
 from sidelight.training import predict as prediction
 from sidelight.training.dataset import GroundingDataset
-from sidelight.training.predict import predict
+from sidelight.training.predict import ground_long, predict
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 
@@ -147,3 +154,104 @@ def test_a_video_of_another_length_than_annotated(
     with pytest.raises(ValueError, match=r"lasts 2\d.* s, but the annotations of .* say 150 s; compare vid"):
         open_features_for(wrong, source, backbone=load_backbone("shapes", weights=tiny_backbone))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs(AnswerConfig):
+    """Decodes the predictions of ``Oracle``: each run of clips above 0 is a moment, and its score is their mean."""
+
+    def answers(self, predictions: Any, timelines: Sequence[Timeline]) -> Iterator[Answer]:
+        for values_T, timeline in zip(predictions.values_BT.numpy(), timelines, strict=True):
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], values_T > 0, [0]])))
+            ends = np.append(timeline.clip_spans()[:, 0], timeline.duration)
+            yield (
+                tuple(
+                    Moment(ends[a], ends[b], float(values_T[a:b].mean()))
+                    for a, b in zip(edges[::2], edges[1::2], strict=True)
+                ),
+                values_T,
+            )
+
+
+class Oracle(nn.Module):
+    """A model whose only level of features is the strength of the event in each clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.windows = 0
+
+    def forward(self, batch: Batch) -> Any:
+        self.windows += batch.size
+        return SimpleNamespace(video_mask_BT=batch.video_mask_BT, values_BT=batch.video_KBTD[0, :, :, 0].float())
+
+
+HOUR = Timeline(duration=3599.0, clip_seconds=2.0)
+"""1800 clips: 48 windows of 75, each 37 clips (74 s) after the one before; the last one starts at clip 1725."""
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [(start, start + 10) for start in range(64, 3500, 74)],  # each ends where a window starts
+        [(start, start + 10) for start in range(74, 3500, 74)],  # each starts where a window starts
+        [(start - 4, start + 6) for start in range(74, 3500, 74)],  # each is cut by a start
+        [(start - 4, start + 6) for start in range(150, 3500, 74)],  # each is cut by an end
+        [(start, start + 2) for start in range(72, 3500, 74)],  # one clip before each start
+        [(start - 76, start + 74) for start in range(222, 3500, 296)],  # as long as a window
+        [(100, 300), (444, 1036), (1500, 3300)],  # longer than a window
+        [(2, 3598)],
+        [(0, 3599)],
+        [(0, 2), (3440, 3460), (3598, 3599)],  # the first and the last clip, and the last, pushed back window
+    ],
+)
+def test_windows_leave_no_trace_in_an_hour(events: list[tuple[int, int]]) -> None:
+    """Check events at every place relative to the windows; each has its own strength, so the order is checked too."""
+    values = np.zeros((1, HOUR.num_clips, 1), np.float16)
+    strengths = np.linspace(0.3, 1.0, max(1, len(events))).astype(np.float16)
+    for (start, end), strength in zip(events, strengths, strict=False):
+        values[0, start // 2 : -(-end // 2)] = strength
+    model, features = Oracle(), VideoFeatures(video_KTD=values, timeline=HOUR)
+    answer = ground_long(model, features, np.zeros((1, 1, 1), np.float16), "q", Runs(), window_clips=75)
+    expected = sorted(((*event, float(s)) for event, s in zip(events, strengths, strict=False)), key=lambda e: -e[2])
+    moments = [(round(m.start, 6), round(m.end, 6), m.score) for m in answer.moments]
+    assert [m[:2] for m in moments] == [tuple(e[:2]) for e in expected]
+    np.testing.assert_allclose([m[2] for m in moments], [e[2] for e in expected], rtol=1e-3)
+    np.testing.assert_allclose(answer.saliency, values[0, :, 0], rtol=1e-3)
+    assert model.windows == 48
+
+
+def test_a_long_video_with_all_tokens_needs_the_memory_of_a_few_windows(tmp_path: Path) -> None:
+    """Check the peaks of a process that grounds half an hour and then one and a half, at a fifth of CLIP's width."""
+    script = """
+import resource, sys
+import numpy as np, torch
+from sidelight.core.timeline import Timeline
+from sidelight.features import growing
+from sidelight.features.growing import GrowingFeatures
+from sidelight.features.store import VideoFeatures
+from sidelight.models.decode.r2_tuning import R2DecodeConfig
+from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
+from sidelight.training.predict import ground_long
+growing.LARGE = 1 << 20
+torch.manual_seed(0)
+config = R2TuningConfig(video_dim=160, text_dim=16, hidden=32, heads=4)
+model, rng = R2Tuning(config).eval(), np.random.default_rng(0)
+def peak(clips):
+    parts = GrowingFeatures(sys.argv[1])
+    for first in range(0, clips, 8):
+        parts.put(rng.standard_normal((4, min(8, clips - first), 50, 160), dtype=np.float32).astype(np.float16))
+    video = VideoFeatures(video_KTD=parts.finish(), timeline=Timeline(duration=2.0 * clips, clip_seconds=2.0))
+    del parts
+    ground_long(model, video, np.zeros((4, 3, 16), np.float16), "q", R2DecodeConfig(), window_clips=75)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(peak(900), peak(2700))
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    short, long = map(float, output.split())
+    features = 4 * 1800 * 50 * 160 * 2 / 2**20  # MiB of the clips that only the longer video has
+    assert long - short < features / 3, f"{long - short:.0f} MiB more for {features:.0f} MiB more features"
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
-"""Each recipe of R2-Tuning against its published configuration, field by field.
+"""Each recipe of R2-Tuning and UniVTG against its published configuration, field by field.
 
-Source: the folder configs of github.com/yeliudev/R2-Tuning. The published values are stated here by their published
-names; ``_recipe_of`` says which field of a recipe each one is. SDST published no configuration: ``test_recipes.py``
+Sources: the folder configs of github.com/yeliudev/R2-Tuning; the folder scripts of github.com/showlab/UniVTG. The
+published values are stated here by their published names. SDST published no configuration: ``test_recipes.py``
 compares its recipes with Table A of the paper.
 """
 
@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
+from sidelight.models.decode.univtg import UniVTGDecodeConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig
+from sidelight.models.losses.univtg import UniVTGLossConfig
 from sidelight.models.r2_tuning import R2TuningConfig
+from sidelight.models.univtg import UniVTGConfig
 from sidelight.training.check import _steps
 from sidelight.training.recipe import DataConfig, TrainConfig, read_recipe
 
@@ -181,3 +184,110 @@ def test_steps_of_the_qvhighlights_run() -> None:
     assert _steps(7218, dataclasses.replace(config, batch_size=32)) == 226
     assert _steps(7218, dataclasses.replace(config, batch_size=32, last_batch="drop")) == 225
     assert _steps(4 * 7218, config) == 226  # a published epoch
+
+
+# UniVTG --------------------------------------------------------------------------------------------------------------
+
+_UNIVTG: dict[str, Any] = {
+    # main/config.py; scripts/cotrain.sh and scripts/qvhl_pretrain.sh set the rest
+    "nheads": 8,
+    "dim_feedforward": 1024,
+    "clip_length": 2.0,
+    "input_dropout": 0.5,
+    "droppath": 0.1,
+    "hidden_dim": 1024,
+    "enc_layers": 4,
+    "t_feat_dim": 512,
+    "eos_coef": 0.1,
+    "b_loss_coef": 10.0,
+    "f_loss_coef": 10.0,
+    "lr": 1e-4,
+    "wd": 1e-4,
+    "lr_warmup": 10,
+    "grad_clip": 0.1,
+    "eval_epoch": 5,
+    "nms_thd": 0.7,
+    "max_before_nms": 1000,
+    "max_after_nms": 10,
+}
+UNIVTG_CONFIGS: dict[str, dict[str, Any]] = {
+    "univtg-omni": {
+        "v_feat_dim": 512,  # cotrain.sh says SlowFast too; the released file reads CLIP alone
+        "g_loss_coef": 1.0,
+        "s_loss_intra_coef": 0.1,
+        "s_loss_inter_coef": 0.1,
+        "bsz": 64 * 4,
+        "n_epoch": 100,
+        "lr_drop": 200,
+        "eval_mode": None,
+        "round_multiple": 1,
+        "main_metric": "MR-full-R1@0.3-key",
+    },
+    "univtg-qvhighlights": {
+        "v_feat_dim": 2304 + 512,
+        "g_loss_coef": 0.0,
+        "s_loss_intra_coef": 0.0,
+        "s_loss_inter_coef": 0.0,
+        "bsz": 32,
+        "n_epoch": 200,
+        "lr_drop": 80,
+        "eval_mode": "add",
+        "round_multiple": -1,
+        "main_metric": "MR-full-mAP-key",
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNIVTG_CONFIGS)
+def test_every_field_of_univtg_is_as_published(name: str) -> None:
+    recipe, published = read_recipe(name), {**_UNIVTG, **UNIVTG_CONFIGS[name]}
+    assert recipe.side_tuner == "univtg" and recipe.data.binding == "univtg"
+    assert recipe.model == UniVTGConfig(
+        video_dim=published["v_feat_dim"],
+        text_dim=published["t_feat_dim"],
+        hidden=published["hidden_dim"],
+        heads=published["nheads"],
+        layers=published["enc_layers"],
+        ffn=published["dim_feedforward"],
+        anchor=published["clip_length"] / 2,
+        dropout=published["input_dropout"],
+        droppath=published["droppath"],
+    )
+    assert recipe.losses == UniVTGLossConfig(
+        weight_class=published["f_loss_coef"],
+        weight_l1=published["b_loss_coef"],
+        weight_giou=published["g_loss_coef"],
+        weight_saliency=published["s_loss_intra_coef"],
+        weight_alignment_batch=published["s_loss_inter_coef"],
+        background_weight=published["eos_coef"],
+    )
+    assert recipe.decode == UniVTGDecodeConfig(
+        max_moments=published["max_after_nms"],
+        max_windows=published["max_before_nms"],
+        nms_threshold=published["nms_thd"],
+        unit="duration",
+        round_to_clips=published["round_multiple"] > 0,
+        saliency="sum" if published["eval_mode"] == "add" else "cosine",
+        keep_all=True,
+    )
+    steps = {"univtg-omni": 435, "univtg-qvhighlights": 226}[name]  # of an epoch
+    assert recipe.train == TrainConfig(
+        epochs=published["n_epoch"],
+        batch_size=published["bsz"],
+        last_batch="keep",
+        lr=published["lr"],
+        lr_drop_epochs=published["lr_drop"],
+        warmup_steps=published["lr_warmup"] * steps,
+        weight_decay=published["wd"],
+        clip_norm=published["grad_clip"],
+        val_every=published["eval_epoch"],
+        best_by=published["main_metric"].removesuffix("-key"),
+        out=f"runs/{name}",
+    )
+    assert recipe.backbone.clip_seconds == published["clip_length"] and len(recipe.backbone.chosen) == 1
+
+
+def test_the_recipe_of_omni_trains_on_the_features_of_the_imported_model() -> None:
+    backbone = read_recipe("univtg-omni").backbone
+    assert (backbone.name, backbone.pooling, backbone.frames_per_clip) == ("clip", "joint-video", 1)
+    assert read_recipe("univtg-omni").data.round_clips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sidelight.models.losses.sdst import SDSTLossConfig
 from sidelight.models.registry import build_model
 from sidelight.models.sdst import SDSTConfig
 from sidelight.training.recipe import Recipe, TrainConfig, read_recipe
+from tests.tiny_models import write_siglip2, write_videoprism
 
 FOLDER = Path(__file__).resolve().parents[2] / "src" / "sidelight" / "recipes"
 SDST = {
@@ -27,6 +29,8 @@ SDST = {
 paper; then the unit of rounding, of R2-Tuning."""
 R2_BENCHMARKS = ("qvhighlights", "charades-sta", "tacos", "ego4d-nlq", "youtube-highlights", "tvsum")
 PUBLISHED = (*SDST, *(f"r2-tuning-{name}" for name in R2_BENCHMARKS))
+OTHER_BACKBONES = {"siglip2-qvhighlights": "siglip2", "videoprism-qvhighlights": "videoprism"}
+"""Runs that nobody published: the values of the paper with another backbone."""
 
 
 @pytest.mark.parametrize("name", SDST)
@@ -81,7 +85,7 @@ def shown_commands(path: Path) -> list[list[str]]:
     return [shlex.split(line) for line in text.splitlines() if line.strip().startswith("sidelight ")]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *OTHER_BACKBONES])
 def test_its_head_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = FOLDER / f"{name}.yaml"
     recipe, commands = read_recipe(path), shown_commands(path)
@@ -105,3 +109,66 @@ def test_its_head_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[st
 def test_a_recipe_of_another_benchmark_is_not_the_same_run() -> None:
     read: dict[str, Recipe] = {name: read_recipe(FOLDER / f"{name}.yaml") for name in PUBLISHED}
     assert len({recipe.train.out for recipe in read.values()}) == len(PUBLISHED)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_recipes_are_read_in_each_unicode_encoding(
+    encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    model = "{video_dim: 32, text_dim: 32, hidden: 24, heads: 2, strides: [1]}"
+    path.write_text(f"side_tuner: r2-tuning\nmodel: {model}\ntrain: {{out: runs/für}}\n", encoding=encoding)
+    recipe = read_recipe(path)
+    assert (recipe.side_tuner, recipe.model.hidden, recipe.train.out) == ("r2-tuning", 24, "runs/für")
+    assert main(["summary", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("r2-tuning: reads ")
+    with pytest.raises(SystemExit):
+        main(["summary", str(path), "--help"])
+    path.write_text("world: data\n", encoding=encoding)
+    assert main(["summary", str(path)]) == 2
+    assert "is a recipe for `sidelight pretrain`" in capsys.readouterr().err
+
+
+def test_a_recipe_in_no_unicode_encoding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_bytes("train: {out: runs/für}\n".encode("latin-1"))
+    assert main(["summary", str(tmp_path / "mine.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("mine.yaml is not text in UTF-8; save it as UTF-8\n")
+
+
+@pytest.mark.parametrize(("name", "backbone"), OTHER_BACKBONES.items())
+def test_another_backbone_keeps_the_values_of_the_paper(name: str, backbone: str) -> None:
+    paper, recipe = (read_recipe(FOLDER / f"{n}.yaml") for n in ("sdst-internvideo2-qvhighlights", name))
+    assert isinstance(recipe.model, SDSTConfig) and recipe.backbone.name == backbone and recipe.backbone.weights
+    assert replace(recipe.model, text_dim=1024) == paper.model
+    assert replace(recipe.train, out=paper.train.out) == paper.train
+    assert replace(recipe.data, train_features=paper.data.train_features) == paper.data
+    assert (recipe.losses, recipe.decode) == (paper.losses, paper.decode)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `Fabric")
+@pytest.mark.filterwarnings("default::sidelight.training.loop.PrecisionWarning")
+@pytest.mark.parametrize("name", OTHER_BACKBONES)
+def test_check_takes_real_steps(
+    name: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run ``train --check`` of the recipe on videos, with tiny weights of its backbone; the widths become theirs."""
+    transformers = pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
+    if name.startswith("videoprism") and not hasattr(transformers, "VideoPrismClipModel"):
+        pytest.skip("needs a transformers with VideoPrism")
+    write = write_siglip2 if name.startswith("siglip2") else write_videoprism
+    weights = write(tmp_path / "weights")
+    annotations = tiny_world / "annotations.jsonl"
+    options = {f"--data.{part}": annotations for part in ("train", "val")}
+    options |= {f"--data.{part}_videos": tiny_world / "videos" for part in ("train", "val")}
+    options |= {"--data.train_features": tmp_path / "features", "--backbone.weights": weights}
+    sizes = {"--model.video_dim": 32, "--model.text_dim": 32, "--train.batch_size": 8, "--train.accelerator": "cpu"}
+    given = [f"{option}={value}" for option, value in {**options, **sizes, "--train.out": tmp_path / "out"}.items()]
+    assert main(["train", name, "--check", *given]) == 0
+    printed = capsys.readouterr()
+    assert "longer than the 12 tokens that the text tower reads, and are cut" in printed.err
+    shown = dict(line.split(maxsplit=1) for line in printed.out.splitlines())
+    frames = 4 if name.startswith("videoprism") else 1
+    assert shown["features"].startswith(f"{OTHER_BACKBONES[name]} (")
+    assert "levels -4, -3, -2, -1, pooling attention" in shown["features"]
+    assert f"{frames} frame" in shown["features"] and "widths 32 and 32" in shown["features"]
+    assert shown["ready;"].startswith("nothing was written to") and not (tmp_path / "out").exists()

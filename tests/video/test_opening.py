@@ -11,7 +11,7 @@ from typing import Any
 import av
 import pytest
 
-from sidelight.video.decoder import options_for_any_metadata
+from sidelight.video.opening import options_for_any_metadata
 from sidelight.video.read import VideoError, probe
 from tests.films import Encoding, encode, numbered, steady
 
@@ -45,6 +45,8 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "v.mp4", "/dev/null"):
         with pytest.raises(VideoError, match=r"is a pipe or a device.*save the video to a file first"):
             probe(path)
+    with pytest.raises(VideoError, match=r"^- means standard input.*save the video to a file first"):
+        probe("-")
 
 
 @pytest.mark.parametrize("address", ["https://host/v.mp4", "rtsp://host/v", "s3://bucket/v.mp4"])

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError
 from sidelight.core.messages import no_such
 
-if TYPE_CHECKING:
-    from sidelight.backbones.clip.model import CLIPBackbone
-    from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
-    from sidelight.backbones.shapes.model import ShapesBackbone
-
 __all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "load_backbone"]
 
 
-def _shapes(**options: Any) -> ShapesBackbone:
-    from sidelight.backbones.shapes.model import ShapesBackbone
+def _later(module: str, name: str) -> Callable[..., Backbone]:
+    """Return a function that imports a class of a backbone when it is called, and builds it."""
 
-    return ShapesBackbone(**options)
+    def load(**options: Any) -> Backbone:
+        backbone: Backbone = getattr(importlib.import_module(f"sidelight.backbones.{module}"), name)(**options)
+        return backbone
 
-
-def _clip(**options: Any) -> CLIPBackbone:
-    from sidelight.backbones.clip.model import CLIPBackbone
-
-    return CLIPBackbone(**options)
-
-
-def _internvideo2(**options: Any) -> InternVideo2Backbone:
-    from sidelight.backbones.internvideo2.backbone import InternVideo2Backbone
-
-    return InternVideo2Backbone(**options)
+    return load
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "shapes": _shapes,
-    "clip": _clip,
-    "internvideo2": _internvideo2,
+    "shapes": _later("shapes.model", "ShapesBackbone"),
+    "clip": _later("clip.model", "CLIPBackbone"),
+    "siglip2": _later("siglip2", "SigLIP2Backbone"),
+    "open-clip": _later("open_clip", "OpenCLIPBackbone"),
+    "videoprism": _later("videoprism", "VideoPrismBackbone"),
+    "internvideo2": _later("internvideo2.backbone", "InternVideo2Backbone"),
 }
 
 
@@ -63,20 +54,25 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
 
     Args:
         spec: the spec of the features.
-        weights: folder of the backbone's weights. Not needed for ``shapes``, whose weights ship with sidelight, nor
-            for CLIP where the spec names a model on the hub.
+        weights: folder or hub id of the backbone's weights. Not needed for ``shapes``, whose weights ship with
+            sidelight, nor for CLIP where the spec names a model on the hub.
 
     Raises:
         ValueError: if sidelight has no such backbone, or ``weights`` is needed.
         SpecMismatchError: if the loaded backbone makes other features.
     """
     options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
-    if spec.backbone != "shapes":  # its weights fix its clips; other ones are named by the comparison of specs below
+    if spec.backbone != "shapes":  # its weights fix its clips; if the spec has others, the comparison below names them
         options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights
     elif spec.backbone == "clip":
         options["weights"] = spec.weights
+    elif spec.backbone not in ("shapes", "internvideo2"):  # a digest does not say where the weights are
+        raise ValueError(
+            f"the features were made by {spec.backbone} with weights of the digest {spec.weights}: give the hub id or "
+            "the folder of these weights (--backbone-weights)"
+        )
     backbone = load_backbone(spec.backbone, **options)
     spec.require(backbone.spec, what=f"features of the backbone {spec.backbone!r} at hand")
     return backbone

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The types in which CLIP and InternVideo2 compute."""
+"""The types in which a backbone computes."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -29,21 +31,50 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def choose_levels(levels: int | Sequence[int], depth: int, *, model: str) -> tuple[int, ...]:
+class Normalise(nn.Module):
+    """The normalisation of frames in one step: (x / 255 - mean) / std, always in float32."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean_3, std_3 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std_3)).float(), persistent=False)
+        self.register_buffer("shift", (-mean_3 / std_3).float(), persistent=False)
+
+    def forward(self, frames_NSS3: Tensor) -> Tensor:
+        """Return uint8 frames as float32 (N, 3, S, S); the channels stay last in memory."""
+        scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
+        return torch.addcmul(shift, frames_NSS3.float(), scale).permute(0, 3, 1, 2)
+
+
+def choose_levels(levels: int | Sequence[int] | None, depth: int, *, model: str, pooling: str) -> tuple[int, ...]:
     """Return the levels to read, as negative numbers.
 
     Args:
-        levels: a number of last layers, or the levels themselves.
+        levels: a number of last layers, or the levels themselves; unless given, the last four, or the last one where
+            the pooling is ``joint`` or ``joint-video``.
         depth: layers of the shallower tower.
         model: the model's name in the message.
+        pooling: the pooling of the spec.
 
     Raises:
         ValueError: if there is no level, or one is deeper than the towers.
     """
+    if levels is None:
+        levels = 1 if pooling in JOINT_POOLINGS else 4
     chosen = tuple(range(-levels, 0)) if isinstance(levels, int) else tuple(levels)
     if not chosen or min(chosen) < -depth:
         raise ValueError(f"{model} has levels -{depth} to -1; got {chosen}")
     return chosen
+
+
+def check_pooling(pooling: str, allowed: Sequence[str], *, model: str) -> None:
+    """Check that a backbone has a pooling.
+
+    Raises:
+        ValueError: if it does not; names the poolings that it has.
+    """
+    if pooling not in allowed:
+        raise ValueError(f"{model} does not have the pooling {pooling}; choose {' or '.join(allowed)}")
 
 
 def check_frames(frames_CFSS3: Tensor, spec: FeatureSpec) -> None:
@@ -84,8 +115,17 @@ class QueryWarning(UserWarning):
     """The warning that a part of a query is not read."""
 
 
-def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) -> list[list[int]]:
-    """Return rows of token ids of at most ``limit`` tokens, and warn of those that were cut; the last token stays."""
+def cut_tokens(
+    queries: Sequence[str], rows: Sequence[list[int]], limit: int, *, keep_last: bool = True
+) -> list[list[int]]:
+    """Return rows of at most ``limit`` token ids, and warn about queries that were cut.
+
+    Args:
+        queries: the sentences, for the warning.
+        rows: their token ids.
+        limit: most tokens that the text tower reads.
+        keep_last: whether the last token, such as an end token, stays.
+    """
     long = [i for i, ids in enumerate(rows) if len(ids) > limit]
     if long:
         first = long[0]
@@ -94,7 +134,8 @@ def cut_tokens(queries: Sequence[str], rows: Sequence[list[int]], limit: int) ->
             f"are cut; the first has {len(rows[first])}: {queries[first][:60]!r}..."
         )
         warnings.warn(message, QueryWarning, stacklevel=4)
-    return [[*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids for ids in rows]
+    kept = limit - 1 if keep_last else limit
+    return [ids[:kept] + ids[-1:][: limit - kept] if len(ids) > limit else ids for ids in rows]
 
 
 def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:
@@ -117,6 +158,21 @@ def pool_tokens(tokens_CPD: Tensor, pooling: str, attention_pool: Callable[[Tens
         case "tokens":
             return tokens_CPD
     raise ValueError(f"this backbone has no pooling {pooling!r}; choose cls, mean or tokens")
+
+
+def joint_embedding(embeddings_CFE: Tensor) -> Tensor:
+    """Return one unit vector per clip, (1, C, E) float32: the normalised mean of its frames' normalised embeddings.
+
+    Averaging unit vectors gives each frame the same say, whatever the length of its embedding; CLIP4Clip (Luo et al.,
+    2021, arXiv 2104.08860) calls this the parameter-free mean pooling.
+    """
+    frames_CFE = F.normalize(embeddings_CFE.float(), dim=-1)
+    return F.normalize(frames_CFE.mean(1), dim=-1)[None]
+
+
+def sentence_embeddings(embeddings_BE: Tensor) -> list[Tensor]:
+    """Return one unit vector per query, each (1, 1, E) float32."""
+    return list(F.normalize(embeddings_BE.float(), dim=-1)[:, None, None].clone())
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -2,11 +2,14 @@
 
 How to add a backbone:
 
-1. Make a folder ``backbones/NAME/`` with a ``model.py``, and a ``convert.py`` if published weights need a conversion.
+1. Make a module ``backbones/NAME.py``; or a folder with ``model.py`` and ``convert.py``, if published weights need a
+   conversion.
 2. Write a class with the five members of :class:`Backbone`. Its constructor takes ``levels``, ``pooling``, ``weights``,
-   ``clip_seconds`` and ``frames_per_clip`` by name; ``backbones/clip/model.py`` is the shortest complete example.
-3. Use ``backbones/common.py`` for levels, pooling, checks and digests, and ``backbones/conversion.py`` to convert.
-4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, imported inside a function as the others are.
+   ``clip_seconds`` and ``frames_per_clip`` by name. If a library has the model, ``backbones/hooked.py`` has the rest;
+   ``backbones/siglip2.py`` is an example.
+3. Use ``backbones/common.py`` for levels, pooling, checks and digests, ``backbones/pretrained.py`` to read weights of
+   transformers, and ``backbones/conversion.py`` to convert.
+4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, and describe it in ``docs/backbones.md``.
 5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.
 
 Legend: K levels, C clips, F frames per clip, S side in pixels, P tokens of a clip, L tokens of a query, D_v / D_t
@@ -20,12 +23,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
-POOLINGS = ("cls", "mean", "attention", "tokens")
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint", "joint-video")
+JOINT_POOLINGS = ("joint", "joint-video")
+"""The poolings in the space in which a backbone compares clips with sentences; they have one level."""
 RESIZES = ("stretch", "crop")
 
 
@@ -49,7 +55,11 @@ class FeatureSpec:
     levels: tuple[int, ...]
     """Layers that are read, shallowest first, counted from the last: -1 is the last layer."""
     pooling: str
-    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens)."""
+    """The way from the tokens of a clip to one vector: cls, mean, attention, or tokens (keeps all tokens); or joint,
+    the embeddings in the space in which the backbone compares clips with sentences; or joint-video, which Moment-DETR
+    and UniVTG read: the clips of joint, with the query's tokens after the last layer of the text tower. The vectors of
+    both have length 1, and their one level is -1.
+    """
     clip_seconds: float
     """Length of a clip in seconds."""
     frames_per_clip: int
@@ -76,6 +86,15 @@ class FeatureSpec:
         for field, allowed in (("pooling", POOLINGS), ("resize", RESIZES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+        if self.pooling in JOINT_POOLINGS and self.levels != (-1,):
+            raise ValueError(
+                f"the pooling {self.pooling} has the level -1 alone, got {self.levels}; give 1 level, or another "
+                "pooling"
+            )
+        if self.pooling == "joint" and self.video_dim != self.text_dim:
+            raise ValueError(
+                f"the pooling joint has equal widths of video and text; got {self.video_dim} and {self.text_dim}"
+            )
         for field in ("clip_seconds", "frames_per_clip", "resolution", "video_dim", "text_dim"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be more than 0, got {getattr(self, field)}")
@@ -150,7 +169,9 @@ class Backbone(Protocol):
             frames_CFSS3: uint8 RGB frames, already resized as the spec says, on any device.
 
         Returns:
-            (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``.
+            (K, C, D_v) float32 on the backbone's device, or (K, C, P, D_v) where pooling is ``tokens``. Where pooling
+            is ``joint``, K is 1 and each vector has length 1: the normalised mean of the normalised embeddings of the
+            clip's frames, or the normalised embedding of the clip if the backbone reads several frames together.
         """
         ...
 
@@ -158,10 +179,34 @@ class Backbone(Protocol):
         """Encode queries.
 
         Returns:
-            One float32 tensor (K, L, D_t) per query, without padding; token 0 is the start token.
+            One float32 tensor (K, L, D_t) per query, without padding; token 0 is the start token. Where pooling is
+            ``joint``, (1, 1, D_t): the embedding of the sentence, of length 1.
         """
         ...
 
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights, and return the backbone itself."""
+        ...
+
+
+@runtime_checkable
+class LimitedBackbone(Protocol):
+    """A backbone that can tell which videos and queries lie outside of all that it was trained on."""
+
+    def video_doubt(self, video: str | Path, model: str) -> str | None:
+        """Return a sentence for people if the answer about this video means nothing, else None.
+
+        Args:
+            video: the file.
+            model: name of the model, for the sentence.
+        """
+        ...
+
+    def query_doubt(self, query: str, model: str) -> str | None:
+        """Return a sentence for people that names the unknown words of a query; None if all are known.
+
+        Args:
+            query: the sentence.
+            model: name of the model, for the sentence.
+        """
         ...

@@ -27,6 +27,8 @@ def completion_script(commands: Mapping[str, Command | Group], shell: Literal["b
     for name, command in commands.items():
         parser = sub_parsers.add_parser(name, help=summary(command))
         if isinstance(command, Group):
+            if command.default is not None:
+                _add_arguments(parser, command.default)
             group = parser.add_subparsers()
             for sub_name, sub_command in command.commands.items():
                 _add_arguments(group.add_parser(sub_name, help=summary(sub_command)), sub_command)

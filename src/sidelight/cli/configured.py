@@ -6,6 +6,7 @@ options from the fields of the configuration's dataclasses and from the docstrin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from argparse import ArgumentError
@@ -17,7 +18,15 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from sidelight.cli.parser import Command, add_parameters, option_names, summary
 from sidelight.recipes import command_of, recipe_file
-from sidelight.training.recipe import add_recipe_arguments, file_of, naming, options_in, plain_mistake, recipe_from
+from sidelight.training.recipe import (
+    add_recipe_arguments,
+    file_of,
+    naming,
+    options_in,
+    plain_mistake,
+    recipe_from,
+    recipe_parser,
+)
 
 Build = Callable[[Namespace, ArgumentParser, Sequence[str]], Any]
 """Make a configuration from parsed arguments; the last value names the fields that were typed."""
@@ -42,12 +51,14 @@ def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int
     with naming(recipe, options):
         parser, build, flags = configured_parser(command, prog, arguments)
     if recipe is not None and not {"-h", "--help"}.isdisjoint(arguments):
-        parser.default_config_files = [recipe]  # help shows the recipe's values as defaults
+        with contextlib.suppress(UnicodeDecodeError):  # jsonargparse would refuse UTF-16
+            Path(recipe).read_text(encoding="utf-8")
+            parser.default_config_files = [recipe]  # help shows the recipe's values as defaults
     try:
         parsed = parser.parse_args(arguments)
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{plain_mistake(error, parser, recipe, arguments)} (see {prog} --help)") from None
-    with naming(file_of(parsed), options), option_names(options):
+    with naming(file_of(parsed), options), option_names(options, "_"):
         return command(build(parsed, parser, options), **{name: parsed[name] for name in flags}) or 0
 
 
@@ -71,7 +82,7 @@ def configured_parser(
         arguments: the arguments to be parsed; which options a recipe has depends on its side-tuner.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
+    parser = recipe_parser(
         prog=prog, description=f"{summary(command)}.", exit_on_error=False, default_env=False, allow_abbrev=False
     )
     flags = add_parameters(parser, command)

@@ -62,6 +62,42 @@ def convert_r2_tuning(
     )
 
 
+def convert_univtg(
+    file: File,
+    *,
+    out: OutFolder | None = None,
+    options: Annotated[str, Option("opt.json", path="input")] | None = None,
+    weights: Weights | None = None,
+    padding: Literal["independent", "exact"] = "independent",
+) -> None:
+    """Convert a trained UniVTG into a checkpoint.
+
+    Args:
+        file: FILE.ckpt as UniVTG's own code saved it; nothing in it is executed.
+        out: folder to make; new, or empty. Unless given, the model is kept in the cache under the name univtg/omni.
+        options: opt.json of its run; the options in the file unless given, or else those beside it.
+        weights: CLIP weights that made its features (openai/clip-vit-base-patch32): their name, the digest in a feature
+            spec, or their folder; needed for other widths.
+        padding: in a padded batch, treat each sample as if alone, or give the numbers of the published code.
+    """
+    from sidelight.training import convert_univtg as converting
+
+    if weights is not None and Path(weights).is_dir():
+        from sidelight.backbones import load_backbone
+
+        weights = load_backbone("clip", weights=weights, pooling="joint-video").spec.weights
+    checkpoint = converting.convert_univtg(file, out, options=options, weights=weights, padding=padding)
+    count = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    spec, source = checkpoint.features, checkpoint.recipe["converted_from"]
+    print(f"wrote {out or converting.imported_folder()}: univtg, {count:,} parameters; options: {source['options']}")
+    print(
+        f"reads {spec.backbone} ({spec.weights}), pooling {spec.pooling}, {spec.frames_per_clip} frame per clip of "
+        f"{spec.clip_seconds:g} s"
+    )
+    if out is None:
+        print(f"use it with --model {converting.OMNI}")
+
+
 def convert_internvideo2(
     file: File,
     *,
@@ -136,5 +172,10 @@ def convert_clip(
 
 convert = Group(
     "Turn a published checkpoint into one of sidelight.",
-    {"r2-tuning": convert_r2_tuning, "internvideo2": convert_internvideo2, "clip": convert_clip},
+    {
+        "r2-tuning": convert_r2_tuning,
+        "univtg": convert_univtg,
+        "internvideo2": convert_internvideo2,
+        "clip": convert_clip,
+    },
 )

@@ -25,7 +25,7 @@ from sidelight.cli.shared import (
 from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
-    from sidelight.data.check import Report
+    from sidelight.data.findings import Report
 
 
 _MOST_PROBLEMS = 20
@@ -49,7 +49,7 @@ def data_check(
         features: feature stores, or features in layouts that papers released.
         json: write the report as JSON; - for standard output.
     """
-    from sidelight.data.check import SEVERITIES
+    from sidelight.data.findings import SEVERITIES
     from sidelight.features.check import check
 
     report = check(folder, benchmark=benchmark, videos=videos, features=features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -29,7 +29,7 @@ from sidelight.core.messages import count_of
 if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
 
-Pooling = Literal["cls", "mean", "attention", "tokens"]
+Pooling = Literal["cls", "mean", "attention", "tokens", "joint", "joint-video"]
 Layout = Literal["r2-tuning", "sdst", "moment-detr"]
 LAYOUTS = get_args(Layout)
 MAX_LINES = 10
@@ -44,7 +44,7 @@ def extract(
     benchmark: Benchmark | None = None,
     domain: Name | None = None,
     backbone: Name = "shapes",
-    levels: Count = 4,
+    levels: Count | None = None,
     pooling: Pooling | None = None,
     clip_seconds: Seconds | None = None,
     frames_per_clip: Count | None = None,
@@ -65,9 +65,9 @@ def extract(
         domain: only this domain (YouTube Highlights, TVSum).
         out: folder of the feature store, or an address.
         backbone: the backbone that makes the features.
-        levels: how many of the backbone's last layers.
-        pooling: how the tokens of a clip become one vector, or tokens to keep all tokens; attention unless given, and
-            cls for the backbone clip.
+        levels: how many of the backbone's last layers; 4 unless given, and 1 with the pooling joint.
+        pooling: how the tokens of a clip become one vector; tokens to keep all tokens; or joint for the embeddings in
+            which clips are compared with sentences. The backbone's own unless given.
         clip_seconds: length of a clip; the backbone's own unless given.
         frames_per_clip: frames per clip; the backbone's own unless given.
         weights: folder of the backbone's weights, or a hub id.
@@ -78,43 +78,21 @@ def extract(
         actors: how many backbones a Ray cluster runs; one for each GPU unless given.
     """
     from sidelight.backbones import load_backbone
-    from sidelight.data.datasets import benchmark as benchmark_named
     from sidelight.features.extract import extract
     from sidelight.features.sources import chosen_videos, videos_of
-    from sidelight.features.store import FAILURES
     from sidelight.io.runtime import usable_device
-    from sidelight.training.recipe import BackboneConfig
 
-    require_range(1, actors=actors)
-    if engine == "ray":
-        require_package("ray", "ray", "--engine ray needs Ray")
-    if actors is not None and engine != "ray":
-        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
-    if device is not None and engine == "ray":
-        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")
+    _require_engine(engine, actors, device)
+    require_above_zero(levels=levels, clip_seconds=clip_seconds, frames_per_clip=frames_per_clip)
     if (benchmark or domain) and not annotations:
         raise ValueError("--benchmark and --domain say how to read --annotations; give --annotations too")
     if domain and not benchmark:
         raise ValueError("--domain needs --benchmark, which says what a domain is")
-    if backbone == "shapes":
-        if dtype not in (None, "float32"):
-            raise ValueError(f"--dtype must be float32 for the backbone shapes, got {dtype}")
-        dtype = None
-    if domain and benchmark:
-        released = benchmark_named(benchmark)
-        rows = [row for file in annotations or () for row in released.read(file, domain=domain)]
-    else:
-        rows = _read(annotations or (), benchmark)
+    rows = _read(annotations or (), benchmark, domain)
     files, missing = chosen_videos(videos_of(videos), [row.vid for row in rows] if annotations else None)
-    config = BackboneConfig(
-        name=backbone,
-        levels=levels,
-        pooling=pooling or ("cls" if backbone == "clip" else "attention"),
-        clip_seconds=clip_seconds,
-        frames_per_clip=frames_per_clip,
-        weights=weights,
-    )
-    options = {**config.options(), **({"dtype": dtype} if dtype else {})}
+    chosen: dict[str, Any] = {"levels": levels, "pooling": pooling, "weights": weights}
+    chosen |= {"clip_seconds": clip_seconds, "frames_per_clip": frames_per_clip, **_number_type(backbone, dtype)}
+    options = {name: value for name, value in chosen.items() if value}
     queries = list(dict.fromkeys(row.query for row in rows))
     settings: dict[str, Any] = {
         "workers": workers,
@@ -135,22 +113,50 @@ def extract(
         raise
     num_stored = sum(store.has_video(vid) for vid in files)
     print(f"{out}: {num_stored} of {count_of(len(files) + len(missing), 'video')}, {count_of(len(queries), 'query')}")
-    for vid, reason in list(failures.items())[:MAX_LINES]:
-        print(f"failed: {vid}: {reason}", file=sys.stderr)
-    if failures:
-        print(
-            f"{count_of(len(failures), 'video')} failed; {out}/{FAILURES} names each with the reason", file=sys.stderr
-        )
+    _print_failures(failures, out)
     return 1 if failures else 0
 
 
-def _read(files: Sequence[str], benchmark: str | None) -> list[Annotation]:
-    """Read annotations: released files of a benchmark, or JSONL."""
+def _require_engine(engine: str, actors: int | None, device: str | None) -> None:
+    """Check that the options of Ray, and of this machine, are given with their engine."""
+    require_range(1, actors=actors)
+    if engine == "ray":
+        require_package("ray", "ray", "--engine ray needs Ray")
+    if actors is not None and engine != "ray":
+        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
+    if device is not None and engine == "ray":
+        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")
+
+
+def _number_type(backbone: str, dtype: str | None) -> dict[str, str]:
+    """Return the backbone's option for ``--dtype``; the backbone shapes has none and computes in float32."""
+    if backbone != "shapes":
+        return {"dtype": dtype} if dtype else {}
+    if dtype not in (None, "float32"):
+        raise ValueError(f"--dtype must be float32 for the backbone shapes, got {dtype}")
+    return {}
+
+
+def _print_failures(failures: Mapping[str, str], out: str) -> None:
+    """Print the first failed videos with their reasons, and where all of them are."""
+    from sidelight.features.store import FAILURES
+
+    for vid, reason in list(failures.items())[:MAX_LINES]:
+        print(f"failed: {vid}: {reason}", file=sys.stderr)
+    if failures:
+        count = count_of(len(failures), "video")
+        print(f"{count} failed; {out}/{FAILURES} names each with the reason", file=sys.stderr)
+
+
+def _read(files: Sequence[str], benchmark: str | None, domain: str | None = None) -> list[Annotation]:
+    """Read annotations: released files of a benchmark, or of one of its domains, or JSONL."""
     from sidelight.data.annotations import read_annotations
     from sidelight.data.datasets import benchmark as benchmark_named
 
-    read = benchmark_named(benchmark).read if benchmark else read_annotations
-    return [row for file in files for row in read(file)]
+    if benchmark is None:
+        return [row for file in files for row in read_annotations(file)]
+    released = benchmark_named(benchmark)
+    return [row for file in files for row in released.read(file, domain=domain)]
 
 
 def features_verify(store: Store, *, annotations: list[File] | None = None, benchmark: Benchmark | None = None) -> int:

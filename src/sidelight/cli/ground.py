@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from sidelight.cli.parser import Option
 from sidelight.cli.shared import (
     BackboneWeights,
     Count,
@@ -36,9 +37,10 @@ def ground(
     video: File,
     query: list[str],
     *,
-    model: Model = "shapes",
+    model: Model | None = None,
     device: Device | None = None,
     backbone_weights: BackboneWeights | None = None,
+    offline: bool = False,
     top: Count = 5,
     min_score: Score = 0.0,
     json: JsonFile | None = None,
@@ -47,9 +49,14 @@ def ground(
 ) -> None:
     """Find moments in a video by a sentence.
 
+    The default model answers about real videos. Its files (620 MB) are downloaded at the first use; what they are and
+    where they go is printed before. `sidelight models` lists all models; --model shapes is small and needs no download,
+    but knows drawn shapes only.
+
     Args:
         video: video file of any length, or its address, such as https://host/video.mp4.
         query: one or more sentences, each in quotes.
+        offline: ask no network: use only what is on this machine.
         top: how many moments to print and to draw per query; JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
             calibrate` chooses this score).
@@ -58,39 +65,47 @@ def ground(
         no_cache: neither read nor keep the features of this video.
     """
     from sidelight.features.sources import local_video
-    from sidelight.grounder import DEFAULT_CACHE, Grounder
+    from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
+    from sidelight.io.download import offline as without_network
     from sidelight.video.read import probe
 
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
+    checked_queries(query)
     if len(query) > 1 and not any(" " in sentence.strip() for sentence in query):
         print(
             f'note: these are {len(query)} queries of one word each; for one sentence, use quotes: "{" ".join(query)}"',
             file=sys.stderr,
         )
     cache = None if no_cache else DEFAULT_CACHE
-    with local_video(video) as file, report_to(json):
+    with without_network(offline), local_video(video) as file, report_to(json):
         probe(file)  # reports what is wrong with the file before the slow work begins
         grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
         answers = (grounding.at_least(min_score) for grounding in grounder.ground(file, query))
         groundings = [replace(grounding, video=video) for grounding in answers]
         for grounding in groundings:
             print_grounding(grounding, top=top)
-        if model == "shapes":
-            print("note: the model 'shapes' knows the synthetic shapes world only; other videos need another --model")
+        print(f"answered by the model {grounder.name}")
         if plot:
             draw(groundings, file, plot, top=top)
             print(f"wrote {plot}")
     write_json(json, [grounding.to_dict() for grounding in groundings])
 
 
-def demo(*, out: OutFolder = "demo", seed: Count = 7, model: Model = "shapes", device: Device | None = None) -> None:
+def demo(
+    *,
+    out: OutFolder = "demo",
+    seed: Count = 7,
+    model: Annotated[str, Option("NAME|DIR", path="input")] = "shapes",
+    device: Device | None = None,
+) -> None:
     """Make a video that no model has seen, ground three queries in it, and draw the result.
 
     Args:
         out: folder for the video, the JSON and the plot.
         seed: number of the video; models were trained on other videos.
+        model: a model of the shapes world: shapes, which ships with sidelight, or a checkpoint's folder.
     """
     from sidelight.cli.demo import make_demo, note_files
 
@@ -147,7 +162,7 @@ _ASCII_BARS = "_.-:=+*#"
 
 
 def _bars_for(encoding: str) -> str:
-    """Return the bars that an encoding has."""
+    """Return bars that can be printed in an encoding."""
     try:
         _BARS.encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -195,7 +210,7 @@ def draw(
     height = 160
     width = max(2, round(height * info.width / info.height))
     seconds = [(i + 0.5) / num_frames * groundings[0].timeline.duration for i in range(num_frames)]
-    # Whoever made the groundings has reported damage.
+    # Damage was reported when the groundings were made.
     frames = frames_at(video, seconds, size=(width, height), on_damage=lambda message: None)
     strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
     plot_groundings(groundings, out, frames=strip, truth=truth, top=top)

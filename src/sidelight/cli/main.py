@@ -40,6 +40,8 @@ COMMANDS: dict[str, str] = {
     "recipes": "sidelight.cli.train",
     "summary": "sidelight.cli.train",
     "convert": "sidelight.cli.convert",
+    "models": "sidelight.cli.models",
+    "cache": "sidelight.cli.models",
     "pretrain": "sidelight.cli.train",
     "completion": "sidelight.cli.main",
 }
@@ -118,11 +120,15 @@ def _run_group(group: Group, prog: str, arguments: Sequence[str]) -> int:
     name, *rest = arguments or [""]
     if name in group.commands:
         return _run(group.commands[name], f"{prog} {name}", rest)
+    if group.default is not None and (not name or name.startswith("-")) and name not in ("-h", "--help"):
+        return _run(group.default, prog, arguments)
     if name not in ("-h", "--help"):
         problem = f"{prog} has no sub-command {name!r}" if name else f"{prog} needs a sub-command"
         hint = did_you_mean(name, group.commands)
         raise ValueError(f"{problem}; expected one of {', '.join(group.commands)}{hint} (see {prog} --help)")
     print(f"{group.summary}\n")
+    if group.default is not None:
+        print(f"{command_parser(group.default, prog).format_usage()}  {summary(group.default)}\n")
     for sub_name, command in group.commands.items():
         print(f"{command_parser(command, f'{prog} {sub_name}').format_usage()}  {summary(command)}\n")
     print(f"{prog} SUBCOMMAND --help explains the options.")

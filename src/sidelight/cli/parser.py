@@ -39,6 +39,8 @@ class Group:
 
     summary: str
     commands: Mapping[str, Command]
+    default: Command | None = None
+    """Runs where no sub-command is named; its parameters are all options."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ def summary(command: Command | Group) -> str:
 
 
 @contextlib.contextmanager
-def option_names(names: Iterable[str]) -> Iterator[None]:
+def option_names(names: Iterable[str], underscore: str = "-") -> Iterator[None]:
     """Name the option as it is typed in errors that begin with a parameter: "side must be ..." -> "--side must be ...".
 
     Args:
         names: the parameters of the command.
+        underscore: what an option has in place of an underscore; options of recipes keep it.
     """
     try:
         yield
@@ -91,7 +94,7 @@ def option_names(names: Iterable[str]) -> Iterator[None]:
         parameter = re.match(r"(?:\w+\.)?(\w+)(?= must be )", str(error))
         if parameter is None or parameter[1] not in names:
             raise
-        raise ValueError(f"--{parameter[1].replace('_', '-')}{str(error)[parameter.end() :]}") from None
+        raise ValueError(f"--{parameter[1].replace('_', underscore)}{str(error)[parameter.end() :]}") from None
 
 
 def option_hint(argument: str, options: Iterable[str]) -> str:
@@ -168,7 +171,7 @@ def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
 
 
 def path_kind(hint: Any) -> str:
-    """Return what a command does with the path that a value of this type is; empty if it is no path."""
+    """Return how a command uses a path of this type (``Option.path``); empty for a type that is no path."""
     if get_origin(hint) is Annotated:
         return str(get_args(hint)[1].path)
     return next((kind for part in get_args(hint) if (kind := path_kind(part))), "")

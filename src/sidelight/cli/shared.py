@@ -25,7 +25,15 @@ Count = Annotated[int, Option("N")]
 Score = Annotated[float, Option("SCORE")]
 Seconds = Annotated[float, Option("SECONDS")]
 
-Model = Annotated[str, Option("NAME|DIR", "a packaged model, a checkpoint's folder, or a hub id", "input")]
+Model = Annotated[
+    str,
+    Option(
+        "NAME|DIR",
+        "a name that `sidelight models` lists, a checkpoint's folder, or a hub id; r2-tuning/qvhighlights, a model for "
+        "real videos, unless given",
+        "input",
+    ),
+]
 Device = Annotated[str, Option("DEVICE", "cpu, cuda or mps; the best available one unless given")]
 BackboneWeights = Annotated[
     str, Option("DIR", "folder of the backbone's weights, where they do not come with the model", "input")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _PARTS_OF_RUN = {"--train.out": "", "--train.out (best)": "best", "--train.out (last)": "last"}
+"""The folders that a run writes, by their names in messages -> path below ``train.out``."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
@@ -104,13 +105,14 @@ def summary(recipe: Recipe) -> None:
 
 def predict(
     *,
-    model: Model = "shapes",
+    model: Model | None = None,
     device: Device | None = None,
     backbone_weights: BackboneWeights | None = None,
     annotations: File,
     videos: Folder | None = None,
     features: Store | None = None,
     out: OutFile,
+    offline: bool = False,
 ) -> None:
     """Predict for annotations, in the QVHighlights submission form.
 
@@ -120,23 +122,27 @@ def predict(
         features: feature store, or features in a layout that a paper released; with --videos, the features that a
             store lacks are extracted into it.
         out: JSONL in the QVHighlights submission form.
+        offline: ask no network: use only what is on this machine.
     """
     import tempfile
 
     from sidelight.data.annotations import read_annotations, write_submissions
     from sidelight.features.open import FeatureSource, open_features_for
+    from sidelight.io.download import offline as without_network
     from sidelight.io.runtime import usable_device
     from sidelight.training import predict as predicting
     from sidelight.training.checkpoint import Checkpoint
-    from sidelight.training.convert import published_checkpoint
     from sidelight.training.dataset import GroundingDataset
+    from sidelight.training.named import DEFAULT_MODEL, named_checkpoint
 
     if not videos and not features:
         raise ValueError("give --videos (a folder with the files) or --features (a feature store), or both")
     rows = read_annotations(annotations)
     target_device = usable_device(device)
-    checkpoint = Checkpoint.from_pretrained(published_checkpoint(model) or model).to(target_device)
-    with tempfile.TemporaryDirectory() as temporary:
+    model = model or DEFAULT_MODEL
+    with without_network(offline), tempfile.TemporaryDirectory() as temporary:
+        folder = named_checkpoint(model, backbone=False) or model
+        checkpoint = Checkpoint.from_pretrained(folder, backbone_weights=backbone_weights).to(target_device)
         source = FeatureSource.of_spec(
             checkpoint.features, features or temporary, videos=videos, weights=backbone_weights
         )

@@ -65,13 +65,20 @@ class Grounding:
     video: str | None = None
     """The file or the id of the video."""
     notes: tuple[str, ...] = ()
-    """Sentences about the video that matter to the answer, such as damage or joined recordings."""
+    """Sentences that matter to the answer: damage of the video, joined recordings, words that the model never saw."""
+    model: str | None = None
+    """The model that answered: a name of `sidelight models`, a folder, or a hub id; None if unknown."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
             raise ValueError(f"Grounding.query must be a sentence, got {self.query!r}")
         if self.video is not None and not isinstance(self.video, str):
             raise ValueError(f"Grounding.video must be a path or id as text, or None, got {self.video!r}")
+        model: Any = self.model
+        if model is not None and (not isinstance(model, str) or not model.strip()):
+            raise ValueError(f"Grounding.model must be the name of a model as text, or None, got {self.model!r}")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise ValueError(f"Grounding.notes must be sentences, got {self.notes!r}")
         duration = self.timeline.duration
         for moment in self.moments:
             if moment.end > duration:
@@ -110,6 +117,7 @@ class Grounding:
         """Return plain values for JSON; :meth:`from_dict` returns an equal Grounding."""
         values: dict[str, Any] = {
             "format": FORMAT,
+            "model": self.model,
             "video": self.video,
             "query": self.query,
             "timeline": self.timeline.to_dict(),
@@ -135,7 +143,8 @@ class Grounding:
             moments=_moments(values["moments"]),
             saliency=_float32(values["saliency"]),
             video=values.get("video"),
-            notes=tuple(values.get("notes", ())),
+            notes=_notes(values.get("notes", ())),
+            model=values.get("model"),  # older files do not say it
         )
 
     def to_json(self) -> str:
@@ -161,6 +170,12 @@ def _float32(values: Any) -> npt.NDArray[np.float32]:
             return np.array(values, dtype=np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"saliency must be a list of numbers, got {values!r}") from None
+
+
+def _notes(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"notes must be a list of sentences, got {values!r}")
+    return tuple(values)
 
 
 def _moments(values: Any) -> tuple[Moment, ...]:

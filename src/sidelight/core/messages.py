@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def count_of(number: int, noun: str) -> str:
@@ -18,6 +18,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}"
 
 
+def and_list(parts: Sequence[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+
+
 def duration_of(seconds: float) -> str:
     """Return a duration with two digits and its unit: "0.05 s", "8.7 s", "12 min", "1.5 h"."""
     if seconds < 9.95:
@@ -25,6 +30,16 @@ def duration_of(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def size_of(size: float) -> str:
+    """Return a number of bytes with two or three digits and a decimal unit: "512 bytes", "1.3 MB", "605 MB"."""
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if abs(size) < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}" if unit != "bytes" and abs(size) < 9.95 else f"{size:.0f} {unit}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Training targets from annotations: windows, a saliency per clip, the clips from which a positive is drawn.
 
-A *binding* is a way to make targets. ``plain`` is our own. The others do what R2-Tuning's published code does on its
-benchmarks (``datasets/*.py``). Its losses and ours accept the targets of every binding.
+A *binding* is a way to make targets. ``plain`` is our own. ``univtg`` does what UniVTG's published code does, and the
+others what R2-Tuning's does on its benchmarks (``datasets/*.py``). All losses accept the targets of every binding.
 
 Legend: T clips, G windows, 2 (start, end) in seconds.
 """
@@ -19,7 +19,7 @@ from sidelight.core.timeline import Timeline, clips_to_seconds, same_length, sec
 from sidelight.data.annotations import Annotation
 
 Floats32 = npt.NDArray[np.float32]
-Binding = Literal["plain", "r2-tuning", "tvsum", "youtube-highlights"]
+Binding = Literal["plain", "r2-tuning", "univtg", "tvsum", "youtube-highlights"]
 ALL_RATED = ("tvsum", "youtube-highlights")
 """The bindings that need a rating of every clip and have no moments."""
 CLIPS_SHORT = 4
@@ -94,6 +94,31 @@ def _r2_tuning(annotation: Annotation, timeline: Timeline) -> Labels:
     return Labels(saliency_T=saliency, positives=positives, windows_G2=windows.astype(np.float64))
 
 
+def _univtg(annotation: Annotation, timeline: Timeline) -> Labels:
+    """Return the windows as annotated, and the mean of the raters; without ratings, 1 for every clip in a window.
+
+    A clip is in a window if its anchor is: half a clip in *seconds*, added to the number of the clip, as in the
+    published code (the end of a clip of 2 s). If there is none, the clip in which the first window starts is. Rated
+    clips are positive, also those that every rater gave 0; if every clip is rated, only the last of the best is.
+    """
+    windows = np.asarray(annotation.relevant_windows, dtype=np.float64).reshape(-1, 2)
+    count = timeline.num_clips
+    if annotation.saliency_scores:
+        saliency = _mean_ratings(annotation, timeline).astype(np.float32)
+        relevant = [clip for clip in annotation.relevant_clip_ids if clip < count]
+        if not same_length(annotation.clip_seconds, timeline.clip_seconds):
+            relevant = np.flatnonzero(saliency).tolist()
+        elif len(set(relevant)) == count:
+            relevant = [count - 1 - int(np.argmax(saliency[::-1]))]
+        return Labels(saliency_T=saliency, positives=np.asarray(relevant, dtype=np.int64), windows_G2=windows)
+    anchors_T1 = np.arange(count)[:, None] + timeline.clip_seconds / 2
+    edges = seconds_to_clips(windows, timeline.clip_seconds).round(6)
+    inside_T = ((edges[:, 0] <= anchors_T1) & (anchors_T1 <= edges[:, 1])).any(1)
+    if len(windows) and not inside_T.any():
+        inside_T[min(max(int(edges[0, 0]), 0), count - 1)] = True
+    return Labels(saliency_T=inside_T.astype(np.float32), positives=np.flatnonzero(inside_T), windows_G2=windows)
+
+
 def _tvsum(annotation: Annotation, timeline: Timeline) -> Labels:
     """Return the mean of the raters, scaled from [1, 5] to [0, 1]; clips above the lower median are positive."""
     count = rated_clips(annotation, timeline.num_clips)
@@ -132,6 +157,7 @@ def _without_windows(saliency: npt.NDArray[np.floating[Any]], threshold: float, 
 BINDINGS: dict[str, Callable[[Annotation, Timeline], Labels]] = {
     "plain": _plain,
     "r2-tuning": _r2_tuning,
+    "univtg": _univtg,
     "tvsum": _tvsum,
     "youtube-highlights": _youtube,
 }

@@ -1,8 +1,9 @@
 """Plots of groundings: frames along a time axis, the highlight curve, predicted and true spans.
 
-A plot is one column. From top to bottom: a title with the legend, a filmstrip that all queries share, one panel per
-query (its sentence, its highlight curve, the true spans as outlines, its moments as bars), and the time axis. The
-position of each part is computed in inches before anything is drawn, so parts never overlap.
+A plot is one column. From top to bottom: a title with the model and the legend, the notes of the groundings, a
+filmstrip that all queries share, one panel per query (its sentence, its highlight curve, the true spans as outlines,
+its moments as bars), and the time axis. The position of each part is computed in inches before anything is drawn, so
+parts never overlap.
 Matplotlib is used through its objects, never through pyplot: no window opens, no global state changes.
 """
 
@@ -55,6 +56,7 @@ STRIP_HEIGHT, STRIP_MAX_HEIGHT = 0.80, 1.10
 LINE, HEADING_PAD, LANE, LANE_PAD, PANEL_GAP = 0.165, 0.05, 0.165, 0.05, 0.19
 TITLE_SIZE, QUERY_SIZE, SMALL_SIZE, SCORE_SIZE = 9.5, 8.5, 6.8, 6.2
 MAX_QUERY_LINES = 2
+NOTE_LINE = 0.135
 MIN_BAR = 0.022  # so that a 5-second moment in a 2-hour film is visible
 LONG_VIDEO = 600  # seconds; in longer videos bars are very narrow, so labels give the start too
 FAINTEST = 0.25  # share of the best score; moments with lower scores are left out as noise
@@ -124,14 +126,19 @@ def plot_groundings(
     panels = [page.panel(g, t, top, len(groundings)) for g, t in zip(groundings, spans, strict=True)]
     strip_height = _strip_height(strip, page.width) if strip else 0.0
     below_title = strip_height + STRIP_GAP if strip else 0.0
-    page.height = TITLE_HEIGHT + below_title + sum(panel.height for panel in panels) + AXIS_HEIGHT
+    models = list(dict.fromkeys(g.model for g in groundings if g.model))
+    notes = page.notes(list(dict.fromkeys(note for g in groundings for note in g.notes)))
+    head = TITLE_HEIGHT + len(notes) * NOTE_LINE
+    page.height = head + below_title + sum(panel.height for panel in panels) + AXIS_HEIGHT
     figure.set_size_inches(WIDTH, page.height)
     if title is None:
         title = next((Path(g.video).name for g in groundings if g.video), "")
-    page.title(title, any(known is not None for known in spans))
+    page.title(title, models, any(known is not None for known in spans))
+    for i, line in enumerate(notes):
+        page.text(LEFT, TITLE_HEIGHT - 0.05 + i * NOTE_LINE, line, size=SMALL_SIZE, color=TRUE)
     if strip:
-        page.filmstrip(strip, TITLE_HEIGHT, strip_height)
-    y = TITLE_HEIGHT + below_title
+        page.filmstrip(strip, head, strip_height)
+    y = head + below_title
     scale = _saliency_range(groundings)
     for panel in panels:
         page.draw(panel, y, scale)
@@ -268,8 +275,13 @@ class _Page:
 
     # drawing, from top to bottom
 
-    def title(self, title: str, with_truth: bool) -> None:
-        """Write the title on the left and the legend on the right."""
+    def notes(self, notes: Sequence[str]) -> list[str]:
+        """Return the lines of the notes below the title, at most three per note."""
+        sentences = (_one_line(f"{note[0].upper()}{note[1:]}.") for note in notes if note)
+        return [line for note in sentences for line in self.wrap(note, SMALL_SIZE, self.width, 3)]
+
+    def title(self, title: str, models: Sequence[str], with_truth: bool) -> None:
+        """Write the title and the model on the left, and the legend on the right."""
         from matplotlib.patches import Rectangle
 
         entries = [("predicted", PREDICTED, PREDICTED), ("highlight curve", CURVE_FILL, CURVE)]
@@ -284,8 +296,14 @@ class _Page:
             size = (0.17 / WIDTH, 0.09 / self.height)
             self.figure.add_artist(Rectangle(corner, *size, facecolor=fill, edgecolor=edge, linewidth=1.0))
             x -= 0.16
-        for line in self.wrap(_one_line(title), TITLE_SIZE, x - LEFT, 1):
+        by = self.wrap(f"by {_one_line(', '.join(models))}", SMALL_SIZE, (x - LEFT) / 2, 1) if models else []
+        room = x - LEFT - sum(self.text_width(line, SMALL_SIZE) + 0.1 for line in by)
+        end = LEFT
+        for line in self.wrap(_one_line(title), TITLE_SIZE, room, 1):
             self.text(LEFT, y, line, size=TITLE_SIZE, weight="bold")
+            end += self.text_width(line, TITLE_SIZE, "bold") + 0.1
+        for line in by:
+            self.text(end, y, line, size=SMALL_SIZE, color=SOFT_INK)
 
     def filmstrip(self, frames: list[tuple[float, FrameImage]], y: float, height: float) -> None:
         axes = self.axes(y, height)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
-from sidelight.data.check import CheckedData, Finding, Report, check_data, findings_of
+from sidelight.data.check import CheckedData, check_data
+from sidelight.data.findings import Finding, Report, findings_of
 from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, layout_of
 from sidelight.features.store import FeatureStore
 from sidelight.io.jsonl import shown

@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline, clips_to_seconds
+from sidelight.features.growing import GrowingFeatures
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.video.damage import VideoError, warn
@@ -153,45 +154,53 @@ def _split_batch(encoded_KBD: torch.Tensor, owners: list[tuple[Any, int]]) -> It
         first += count
 
 
-def video_features(parts: Sequence[HalfFeatures], duration: float, clip_seconds: float) -> VideoFeatures:
-    """Join the features of one video.
+def video_features(video_KTD: HalfFeatures, duration: float, clip_seconds: float) -> VideoFeatures:
+    """Return the features of one video with their timeline.
 
     Args:
-        parts: (K, C, D) each, in order.
+        video_KTD: features of all clips.
         duration: seconds, as the file states them; a file that breaks off has fewer clips, and then ends with these.
         clip_seconds: length of a clip.
     """
-    video_KTD = np.concatenate(parts, axis=1)
     duration = min(duration, clips_to_seconds(video_KTD.shape[1], clip_seconds))
     return VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=duration, clip_seconds=clip_seconds))
 
 
-def encode_video_file(path: str | Path, backbone: Backbone) -> VideoFeatures:
+def encode_video_file(path: str | Path, backbone: Backbone, *, folder: str | Path | None = None) -> VideoFeatures:
     """Encode one video file, to the same bits as :func:`extract` with the same batch size.
 
-    One chunk is decoded while another one is encoded, so a long video needs no more memory than a short one.
+    One chunk is decoded while another one is encoded, and large features go to the disk (``growing``), so a long video
+    needs no more memory than a short one.
+
+    Args:
+        path: the file.
+        backbone: the model.
+        folder: where large features lie until the returned object is gone; the system's folder for temporary files
+            unless given.
 
     Returns:
         (K, T, D_v) float16 as in a store, and the timeline of the decoded clips.
 
     Raises:
         VideoError: if the file cannot be read as a video or has no frame.
+        OSError: if there is no room for large features.
     """
     encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type))
-    parts: list[HalfFeatures] = []
-    duration = 0.0
+    growing, duration = GrowingFeatures(folder), 0.0
     with DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0) as decoded:
         for item in decoded:
             if isinstance(item, Chunk):
-                parts += [features for _, features in encoder.put(None, item.pixels_CFSS3)]
+                for _, features_KCD in encoder.put(None, item.pixels_CFSS3):
+                    growing.put(features_KCD)
                 continue
             if item.error:
                 raise VideoError(item.error)
             if item.warning:
                 warn(item.warning)
             duration = item.duration
-    parts += [features for _, features in encoder.flush()]
-    return video_features(parts, duration, backbone.spec.clip_seconds)
+    for _, features_KCD in encoder.flush():
+        growing.put(features_KCD)
+    return video_features(growing.finish(), duration, backbone.spec.clip_seconds)
 
 
 def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, HalfFeatures]:
@@ -209,9 +218,7 @@ def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 2
 
 @dataclass
 class _UnfinishedVideo:
-    parts: list[tuple[int, HalfFeatures]] = field(default_factory=list)
-    """Number of the first clip, and features."""
-    encoded_clips: int = 0
+    features: GrowingFeatures
     end: End | None = None
     """Set when the video is decoded."""
 
@@ -245,9 +252,8 @@ class Collector:
         """
         if vid in self.failures:
             return 0  # the video failed after these clips were sent to the backbone
-        video = self._unfinished.setdefault(vid, _UnfinishedVideo())
-        video.parts.append((video.encoded_clips if first is None else first, features_KCD))
-        video.encoded_clips += features_KCD.shape[1]
+        video = self._video(vid)
+        video.features.put(features_KCD, first)
         self.clips += features_KCD.shape[1]
         return self._finish(vid, video)
 
@@ -261,18 +267,23 @@ class Collector:
             return 1
         if end.warning:
             warn(end.warning)
-        video = self._unfinished.setdefault(end.vid, _UnfinishedVideo())
+        video = self._video(end.vid)
         video.end = end
         return self._finish(end.vid, video)
 
+    def _video(self, vid: str) -> _UnfinishedVideo:
+        if vid not in self._unfinished:
+            self._unfinished[vid] = _UnfinishedVideo(GrowingFeatures(self.store.folder))
+        return self._unfinished[vid]
+
     def _finish(self, vid: str, video: _UnfinishedVideo) -> int:
         """Write a video if all of its clips have arrived."""
-        if video.end is None or video.encoded_clips < video.end.clips:
+        if video.end is None or video.features.clips < video.end.clips:
             return 0
         del self._unfinished[vid]
         try:
-            parts = [part for _, part in sorted(video.parts, key=lambda part: part[0])]
-            self.store.put_video(vid, video_features(parts, video.end.duration, self.store.spec.clip_seconds))
+            features_KTD = video.features.finish()
+            self.store.put_video(vid, video_features(features_KTD, video.end.duration, self.store.spec.clip_seconds))
         except ValueError as error:
             return self.end(End(vid=vid, error=" ".join(str(error).split())))
         return 1

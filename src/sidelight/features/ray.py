@@ -146,38 +146,56 @@ def extract_on_ray(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     actors, gpus = _actors_and_gpus(ray.cluster_resources(), actors)
     device = "cuda" if gpus else "cpu"
-    clips = batch_clips or clips_at_once(device)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # our own bar shows the progress
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    batches = (
-        ray.data.from_items(missing, override_num_blocks=min(len(missing), 1000))
-        .map_batches(
-            decode_rows,
-            batch_size=None,
-            fn_kwargs={"sampling": sampling_of(store.spec)},
-            compute=ray.data.TaskPoolStrategy(size=workers),
-            num_cpus=1,
-        )
-        .map_batches(
-            Encoder,
-            batch_size=clips,
-            fn_constructor_kwargs={"name": backbone, "options": dict(options), "clips": clips, "device": device},
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-            # Spreads the encoders over all machines. Without it Ray would fuse both steps, and encoders would decode.
-            scheduling_strategy="SPREAD",
-        )
-        .iter_batches(batch_size=None)
-    )
+    encoder = {
+        "name": backbone,
+        "options": dict(options),
+        "clips": batch_clips or clips_at_once(device),
+        "device": device,
+    }
     try:
-        for rows in batches:
+        for rows in _encoded_rows(missing, sampling_of(store.spec), encoder, workers=workers, actors=actors):
             for i, vid in enumerate(rows["vid"].tolist()):
                 bar.show(collector, _collect_row(collector, rows, i, vid))
     finally:
         collector.write_failures()
         bar.close()
     return store, collector.failures
+
+
+def _encoded_rows(
+    videos: list[dict[str, str]], sampling: Sampling, encoder: Mapping[str, Any], *, workers: int | None, actors: int
+) -> Iterator[Rows]:
+    """Yield the clips of videos with their features, as the cluster decodes and encodes them.
+
+    Args:
+        videos: vid and path of each video.
+        sampling: which frames are decoded.
+        encoder: arguments of :class:`Encoder`.
+        workers: number of videos that are decoded at once; one per processor unless given.
+        actors: number of encoders.
+    """
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False  # our own bar shows the progress
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    decoded = ray.data.from_items(videos, override_num_blocks=min(len(videos), 1000)).map_batches(
+        decode_rows,
+        batch_size=None,
+        fn_kwargs={"sampling": sampling},
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    encoded = decoded.map_batches(
+        Encoder,
+        batch_size=encoder["clips"],
+        fn_constructor_kwargs=dict(encoder),
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+        num_gpus=1 if encoder["device"] == "cuda" else 0,
+        # Spreads the encoders over all machines. Without it Ray would fuse both steps, and encoders would decode.
+        scheduling_strategy="SPREAD",
+    )
+    return iter(encoded.iter_batches(batch_size=None))
 
 
 def _store_with_queries(out: str | Path, queries: Iterable[str], backbone: Backbone) -> FeatureStore:

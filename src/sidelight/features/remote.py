@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures
+from sidelight.features.store import FAILURES, FeatureStore, HalfFeatures, VideoFeatures, not_our_failures
 from sidelight.io.storage import fetch, file_versions, is_address, put_file
 
 
@@ -35,13 +35,15 @@ class RemoteStore(FeatureStore):
 
         Raises:
             SpecMismatchError: if the store at the address has another spec.
-            ValueError: if the kind of storage is not known.
+            ValueError: if the kind of storage is not known, or a ``failures.jsonl`` there is not of a store.
             StorageError: if the storage cannot be reached.
         """
         address = address.rstrip("/")
         temporary = tempfile.TemporaryDirectory(prefix="sidelight-store-")
         staging = Path(temporary.name)
         names = file_versions(address)
+        if FAILURES in names and "manifest.json" not in names:
+            raise ValueError(not_our_failures(address))
         for name in {"manifest.json", FAILURES} & names.keys():
             fetch(address, name, staging)
         for part in ("videos", "queries"):
@@ -54,7 +56,7 @@ class RemoteStore(FeatureStore):
         return cls(address, temporary)
 
     def has_video(self, vid: str) -> bool:
-        return self._video_path(vid).name in self._uploaded_videos
+        return self.video_file(vid).name in self._uploaded_videos
 
     def is_whole(self, vid: str) -> bool:
         return self.has_video(vid)  # objects appear complete
@@ -65,7 +67,7 @@ class RemoteStore(FeatureStore):
         return super().videos()
 
     def _open_video(self, vid: str) -> Any:
-        self._fetch(self._video_path(vid).name)
+        self._fetch(self.video_file(vid).name)
         return super()._open_video(vid)
 
     def _fetch(self, name: str) -> None:
@@ -74,7 +76,7 @@ class RemoteStore(FeatureStore):
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         super().put_video(vid, features)
-        path = self._video_path(vid)
+        path = self.video_file(vid)
         put_file(path, f"{self.address}/videos/{path.name}")
         self._uploaded_videos.add(path.name)
         path.unlink()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
+from sidelight.features.growing import LARGE, drop_pages
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
@@ -40,6 +41,8 @@ FORMAT = "sidelight.features/1"
 FAILURES = "failures.jsonl"
 """The file of a store with the videos that could not be read."""
 QUERIES_PER_FILE = 4096
+_BLOCK = 4 << 20
+"""Bytes of large features that are checked and written at once."""
 _LONGEST_NAME = 180
 """Bytes of a file's name that come from a video's id; most file systems allow 255 in all."""
 
@@ -61,7 +64,7 @@ class VideoFeatures:
             )
 
     def cut_to(self, timeline: Timeline) -> VideoFeatures:
-        """Return the features of the first clips, as a timeline of the same video says; these if it has them all."""
+        """Return the features of the clips of a timeline of the same video, which may have fewer clips at the end."""
         if timeline == self.timeline:
             return self
         return VideoFeatures(video_KTD=self.video_KTD[:, : timeline.num_clips], timeline=timeline)
@@ -157,7 +160,7 @@ class FeatureStore:
 
         Raises:
             SpecMismatchError: if the store in the folder has another spec.
-            ValueError: if the folder cannot be created.
+            ValueError: if the folder cannot be created, or holds a ``failures.jsonl`` that is not of a store.
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
@@ -166,6 +169,8 @@ class FeatureStore:
             store = cls(folder)
             spec.require(store.spec, what=f"the features in {folder}", than="what is asked for")
             return store
+        if (folder / FAILURES).exists():
+            raise ValueError(not_our_failures(folder))
         try:
             for part in ("videos", "queries"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
@@ -198,7 +203,8 @@ class FeatureStore:
 
     # --- videos ---------------------------------------------------------------------------------------------------
 
-    def _video_path(self, vid: str) -> Path:
+    def video_file(self, vid: str) -> Path:
+        """Return the file of a video's features, whether it exists or not."""
         # Quoted, so that no id can name a file outside the folder.
         name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
         name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
@@ -212,7 +218,7 @@ class FeatureStore:
         Raises:
             ValueError: if the file is missing, damaged, or another video's: some file systems confuse "a" and "A".
         """
-        path = self._video_path(vid)
+        path = self.video_file(vid)
         if not path.is_file():
             raise ValueError(
                 f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
@@ -227,7 +233,7 @@ class FeatureStore:
 
     def has_video(self, vid: str) -> bool:
         """Check whether there is a file of a video; :meth:`is_whole` also opens it."""
-        return self._video_path(vid).is_file()
+        return self.video_file(vid).is_file()
 
     def is_whole(self, vid: str) -> bool:
         """Check whether a video's file exists and is complete; only :meth:`verify` checks the numbers."""
@@ -255,16 +261,18 @@ class FeatureStore:
         }
         if features.timeline.clips is not None:
             metadata["clips"] = str(features.timeline.clips)
-        _save(self._video_path(vid), {"video": features.video_KTD}, metadata)
+        _save_video(self.video_file(vid), features.video_KTD, metadata)
 
     def video(self, vid: str) -> VideoFeatures:
-        """Read one video's features through a memory map.
+        """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
 
         Raises:
             ValueError: if the store has no such video, or its file is damaged.
         """
         file = self._open_video(vid)
-        video_KTD = self._select_levels(file.get_tensor("video"))
+        path = self.video_file(vid)
+        array = _map_video(path) if path.stat().st_size > LARGE else file.get_tensor("video")
+        video_KTD = self._select_levels(array)
         return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))
 
     def timeline(self, vid: str) -> Timeline:
@@ -276,11 +284,18 @@ class FeatureStore:
         return _timeline(_metadata(self._open_video(vid)))
 
     def failures(self) -> list[dict[str, str]]:
-        """Return vid, file and reason of each video that could not be read during extraction."""
+        """Return vid, file and reason of each video that could not be read during extraction.
+
+        Raises:
+            ValueError: if the file is not what an extraction writes.
+        """
         path = self.folder / FAILURES
         if not path.is_file():
             return []
-        return [dict(line.values) for line in read_json_lines(path)]
+        rows = [dict(line.values) for line in read_json_lines(path)]
+        if not all({"vid", "reason"} <= row.keys() for row in rows):
+            raise ValueError(not_our_failures(self.folder))
+        return rows
 
     def put_failures(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Replace the rows that :meth:`failures` returns."""
@@ -371,6 +386,18 @@ class FeatureStore:
         return faults
 
 
+def not_our_failures(place: object) -> str:
+    """Return the message for a ``failures.jsonl`` that no extraction wrote.
+
+    Args:
+        place: folder or address of the store.
+    """
+    return (
+        f"{place} holds a {FAILURES} that no extraction wrote, and an extraction would replace it; "
+        "move that file, or give another folder for the store"
+    )
+
+
 def store_exists(folder: str | Path) -> bool:
     """Check whether there is a store in a folder or at an address.
 
@@ -404,6 +431,48 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from None
 
 
+def _save_video(path: Path, video_KTD: npt.NDArray[Any], metadata: dict[str, str]) -> None:
+    """Write the file that safetensors would write, a part at a time: safetensors copies all features first."""
+    for block in _blocks(video_KTD):
+        if not np.isfinite(block).all():
+            raise ValueError(f"features for {path.stem} (video) have values that float16 cannot hold")
+    about = json.dumps({**metadata, "digest": _content_digest({"video": video_KTD})}, sort_keys=True)
+    entry = {"dtype": "F16", "shape": video_KTD.shape, "data_offsets": [0, 2 * video_KTD.size]}
+    header = json.dumps({"__metadata__": {"about": about}, "video": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                for block in _blocks(video_KTD):
+                    file.write(block.data)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from None
+
+
+def _blocks(values: npt.NDArray[Any]) -> Iterator[HalfFeatures]:
+    """Yield the numbers of an array in the order of C, a few megabytes at a time, as float16."""
+    if values.nbytes <= _BLOCK or values.ndim < 2:
+        yield np.ascontiguousarray(values, dtype=np.float16)
+    elif values[0].nbytes > _BLOCK:
+        for row in values:
+            yield from _blocks(row)
+    else:
+        step = _BLOCK // values[0].nbytes
+        for first in range(0, len(values), step):
+            yield np.ascontiguousarray(values[first : first + step], dtype=np.float16)
+            drop_pages(values)
+
+
+def _map_video(path: Path) -> HalfFeatures:
+    """Map the features in a video's file, which :func:`_open` has checked, into memory."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))["video"]
+    offset = 8 + length + entry["data_offsets"][0]
+    return np.asarray(np.memmap(path, np.float16, "c", offset, shape=tuple(entry["shape"])))
+
+
 def _open(path: Path) -> Any:
     """Map a safetensors file into memory; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
@@ -432,7 +501,8 @@ def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape};".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
+        for block in _blocks(tensors[name]):
+            digest.update(block.data)
     return digest.hexdigest()
 
 

@@ -246,7 +246,7 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
 
     Raises:
         ValueError: if an output is an input, is another output, replaces a file inside an input folder, is no file, or
-            has no folder to stand in.
+            if its folder does not exist.
     """
     kind = "folder" if folders else "file name"
     texts = [_local(path) for path in inputs]

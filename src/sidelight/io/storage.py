@@ -15,10 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sidelight.io.download import is_offline
 from sidelight.io.files import cache_folder, replacing, sweep, write_text
 
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
 """Kinds of storage in which an object appears only when all of it is written."""
+
+
+_ON_THIS_MACHINE = ("file", "local", "memory")
+"""Kinds of storage that need no network."""
 
 
 class StorageError(OSError):
@@ -26,12 +31,14 @@ class StorageError(OSError):
 
 
 def hub_answers() -> bool:
-    """Check by one request whether the Hugging Face hub can be reached.
+    """Check by one request whether the Hugging Face hub can be reached; not at all if no network may be asked.
 
     The hub's client retries for half a minute, even for files that it has already.
     """
     from huggingface_hub import constants, get_session
 
+    if is_offline():
+        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception:  # versions of the client use different HTTP libraries, each with its own exceptions
@@ -52,6 +59,10 @@ def storage_of(address: str) -> tuple[Any, str]:
     """
     import fsspec
 
+    if is_offline() and address.partition("://")[0] not in _ON_THIS_MACHINE:
+        raise StorageError(
+            f"{address} lies in a network, which sidelight must not ask (--offline): copy it to this machine"
+        )
     # gcsfs logs each failed connection with a traceback; the last failure is raised as an error anyway.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:

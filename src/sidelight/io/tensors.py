@@ -12,6 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,46 @@ def existing_file(file: str | Path, *, expected: str) -> Path:
     return file
 
 
-def read_tensors(source: bytes | Path, file: str | Path) -> Any:
+def check_archive(data: bytes, file: str | Path) -> None:
+    """Compare every part of a PyTorch checkpoint with its checksum, which PyTorch's reader does not do.
+
+    Checkpoints of PyTorch before 1.6 are no archives and have no checksums; they pass.
+
+    Args:
+        data: content of the file.
+        file: the name of the file in messages.
+
+    Raises:
+        ValueError: if a part has another checksum.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        wrong = str(error)
+    if wrong:
+        raise ValueError(
+            f"{file} is damaged or was changed after it was saved: its part {shown(wrong)} does not fit its checksum; "
+            "nothing in it was run; download it again"
+        )
+
+
+def read_tensors(source: bytes | Path, file: str | Path, *, allowed: Sequence[type] = ()) -> Any:
     """Read the content of a PyTorch checkpoint: tensors and plain values.
 
     Args:
         source: the bytes of the file, or its path; a file is mapped into memory where its format allows.
         file: the name of the file in messages.
+        allowed: classes that it may hold besides; reading them must run no code of the file, and the caller must check
+            what is in them.
 
     Raises:
         ValueError: if it is no PyTorch checkpoint, or holds other things than tensors and plain values.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # about the format of a file that is not ours
             if isinstance(source, Path):
                 mapped = zipfile.is_zipfile(source)

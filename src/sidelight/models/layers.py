@@ -226,6 +226,11 @@ def sinusoid(values: Tensor, width: int, temperature: float = 10000.0) -> Tensor
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
+def position_code(places: Tensor, width: int) -> Tensor:
+    """Return sine and cosine of each frequency side by side, for places in [0, 1]: (...) -> (..., width)."""
+    return torch.unflatten(sinusoid(places, width), -1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
 def unit_clip_centers(lengths_B: Tensor, clips: int) -> Tensor:
     """Return the middle of each clip in units of its sample's extent, (B, T); above 1 for padded clips."""
     middles = torch.arange(clips, device=lengths_B.device, dtype=torch.float32) + 0.5

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
 from sidelight.core.options import check_types, require
-from sidelight.models.layers import KeysValues, SaliencyCue, TemporalBlock, check_features, sinusoid
+from sidelight.models.layers import KeysValues, SaliencyCue, TemporalBlock, check_features, position_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,7 @@ def clip_places(video_mask_BT: Tensor, config: PointConfig, dtype: torch.dtype) 
         lengths_B1 = torch.full_like(lengths_B1, clips)
     starts = torch.arange(clips, device=video_mask_BT.device, dtype=torch.float32)
     ends_BT2 = torch.stack([starts / lengths_B1, starts / lengths_B1 + 1 / lengths_B1], -1)
-    waves = sinusoid((starts + 1) / (lengths_B1 + 1e-6), config.hidden)
-    # All sines, then all cosines -> sine and cosine of each frequency side by side.
-    code_BTF = waves.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    code_BTF = position_code((starts + 1) / (lengths_B1 + 1e-6), config.hidden)
     return ends_BT2.to(dtype), code_BTF.to(dtype)
 
 

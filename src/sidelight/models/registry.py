@@ -1,4 +1,4 @@
-"""The side-tuners by name: the model, the losses and the decoding of each, with their configurations."""
+"""The models by name: the model, the losses and the decoding of each, with their configurations."""
 
 from __future__ import annotations
 
@@ -13,33 +13,49 @@ from sidelight.core.messages import no_such
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.decode.univtg import UniVTGDecodeConfig
+from sidelight.models.decode.zero_shot import ZeroShotDecodeConfig
 from sidelight.models.e3va import E3VA, E3VAConfig
 from sidelight.models.last_layer import LastLayer, LastLayerConfig
 from sidelight.models.losa import LoSA, LoSAConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig, r2_losses
 from sidelight.models.losses.sdst import SDSTLossConfig, sdst_losses
+from sidelight.models.losses.univtg import UniVTGLossConfig, univtg_losses
 from sidelight.models.lst import LST, LSTConfig
 from sidelight.models.points import PointPredictions
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
 from sidelight.models.sdst import SDST, SDSTConfig
+from sidelight.models.univtg import UniVTG, UniVTGConfig
+from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot, ZeroShotConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideTuner:
-    """The parts of one side-tuner. The parts know each other only through the type of the predictions."""
+class ModelParts:
+    """The parts of one model. The parts know each other only through the type of the predictions."""
 
     model: type[nn.Module]
     """Class of the model: built from its configuration alone, reads a Batch."""
     config: type[Any]
     """Class of the model's configuration."""
+    decode_config: type[AnswerConfig]
+    """Class of the decoding's configuration; its method ``decode`` turns predictions into groundings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideTuner(ModelParts):
+    """The parts of one side-tuner: a model that can be trained."""
+
     losses: Callable[[Any, Batch, Any], dict[str, Tensor]]
     """Function of (predictions, batch, loss configuration) that returns every loss by name, and their weighted sum
     "total".
     """
     loss_config: type[Any]
     """Class of the losses' configuration."""
-    decode_config: type[AnswerConfig]
-    """Class of the decoding's configuration; its method ``decode`` turns predictions into groundings."""
+
+    @property
+    def has_slow_parameters(self) -> bool:
+        """Check whether the model names parameters that ``train.offset_lr`` slows down (``slow_parameters``)."""
+        return hasattr(self.model, "slow_parameters")
 
 
 def _point_losses(predictions: PointPredictions, batch: Batch, config: R2LossConfig) -> dict[str, Tensor]:
@@ -71,24 +87,47 @@ SIDE_TUNERS: dict[str, SideTuner] = {
     "lst": _point_model(LST, LSTConfig),
     "e3va": _point_model(E3VA, E3VAConfig),
     "losa": _point_model(LoSA, LoSAConfig),
+    "univtg": SideTuner(
+        model=UniVTG,
+        config=UniVTGConfig,
+        losses=univtg_losses,
+        loss_config=UniVTGLossConfig,
+        decode_config=UniVTGDecodeConfig,
+    ),
 }
 
 
+MODELS: dict[str, ModelParts] = {
+    **SIDE_TUNERS,
+    ZERO_SHOT: ModelParts(model=ZeroShot, config=ZeroShotConfig, decode_config=ZeroShotDecodeConfig),
+}
+"""All models: the side-tuners, and grounding without training."""
+
+
+def model_parts(name: str) -> ModelParts:
+    """Return the parts of the model of that name; ValueError if the name is unknown."""
+    if name not in MODELS:
+        raise ValueError(no_such("model", name, MODELS))
+    return MODELS[name]
+
+
 def side_tuner(name: str) -> SideTuner:
-    """Return the side-tuner of that name; ValueError if the name is unknown."""
+    """Return the side-tuner of that name; ValueError if the name is unknown, or is of a model that is not trained."""
+    if name == ZERO_SHOT:
+        raise ValueError(f"{name} has no weights to train; choose a side-tuner: {', '.join(SIDE_TUNERS)}")
     if name not in SIDE_TUNERS:
         raise ValueError(no_such("side-tuner", name, SIDE_TUNERS))
     return SIDE_TUNERS[name]
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Build the model of a side-tuner with random weights.
+    """Build a model with random weights.
 
     Raises:
         ValueError: for an unknown name, an unknown field or a value out of range.
     """
-    tuner = side_tuner(name)
+    parts = model_parts(name)
     try:
-        return tuner.model(tuner.config(**config))
+        return parts.model(parts.config(**config))
     except TypeError as error:
         raise ValueError(f"the configuration of {name!r} does not fit: {error}") from None

@@ -390,6 +390,11 @@ class SDST(nn.Module):
         self.selection = QuerySelection(config) if config.query_init != "learned" else None
         self.cue = SaliencyCue(width) if config.saliency_cue else None
 
+    def slow_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that ``train.offset_lr`` slows down: offsets of deformable points, first references."""
+        layers = [module.offsets for module in self.modules() if isinstance(module, DeformableAttention)]
+        return [self.references_M2, *(parameter for layer in layers for parameter in layer.parameters())]
+
     def forward(self, batch: Batch) -> Predictions:
         check_features(self, self.config, batch)
         config = self.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sidelight.core.messages import did_you_mean
+from sidelight.io.files import read_text
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -42,9 +43,13 @@ def command_of(recipe: str | Path) -> str:
     """Return the command that takes a recipe: ``train``, or ``pretrain`` for the embedded backbone.
 
     Raises:
-        ValueError: if there is no such recipe.
+        ValueError: if there is no such recipe, or it is in no Unicode encoding.
     """
-    lines = recipe_file(recipe).read_text(encoding="utf-8", errors="replace").splitlines()
+    path = recipe_file(recipe)
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"recipe {path} is not text in UTF-8; save it as UTF-8") from None
     return "pretrain" if any(line.startswith("world:") for line in lines) else "train"
 
 

@@ -101,7 +101,9 @@ def _check_same_world(folder: Path, settings: dict[str, object]) -> None:
         return
     for name in ("videos", "annotations.jsonl", "with-absent.jsonl"):
         if (folder / name).is_file() or ((folder / name).is_dir() and any((folder / name).iterdir())):
-            raise ValueError(f"{folder / name} exists and is of no world made here; give --out another folder")
+            raise ValueError(
+                f"{folder / name} exists and belongs to no world that sidelight made; give --out another folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(manifest, json.dumps(settings) + "\n")
 

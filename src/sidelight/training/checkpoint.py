@@ -15,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidelight.backbones import BACKBONES, Backbone, load_backbone
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import did_you_mean
+from sidelight.io.download import is_offline
 from sidelight.io.files import replacing
 from sidelight.models.decode.answer import AnswerConfig
-from sidelight.models.registry import build_model, side_tuner
+from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
+from sidelight.models.registry import build_model, model_parts
+from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot
 
 PACKAGED = Path(__file__).resolve().parent.parent / "weights"
 FORMAT = "sidelight.checkpoint/1"
@@ -29,11 +33,11 @@ FILES = ("config.json", "model.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained side-tuner, and everything that is needed to use it."""
+    """A model, mostly a trained side-tuner, and everything that is needed to use it."""
 
     model: nn.Module
     model_name: str
-    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`."""
+    """Key of :data:`sidelight.models.registry.MODELS`."""
     model_config: Mapping[str, Any]
     """The configuration that the model was built with."""
     features: FeatureSpec
@@ -89,14 +93,18 @@ class Checkpoint:
                 raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Checkpoint:
-        """Load a checkpoint: one that ships with sidelight (``shapes``), a folder, or a hub id (``user/model``).
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, backbone_weights: str | Path | None = None
+    ) -> Checkpoint:
+        """Load a checkpoint: one that ships with sidelight (``shapes``), a folder, a hub id (``user/model``), or
+        grounding without training on a backbone (``zero-shot/clip``).
 
         A hub id is downloaded once, into the Hugging Face cache. Weights are read as safetensors only.
 
         Args:
             name: the checkpoint.
             revision: branch, tag or commit of a hub id.
+            backbone_weights: folder or hub id of the weights of a backbone named by ``zero-shot/BACKBONE``.
 
         Raises:
             ValueError: if there is no such checkpoint, or one of its files is missing or does not fit.
@@ -104,6 +112,8 @@ class Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if backbone := zero_shot_backbone(name, weights=backbone_weights, revision=revision):
+            return cls.zero_shot(backbone.spec)
         folder = _locate(str(name), revision)
         for file in FILES:
             if not (folder / file).is_file():
@@ -122,7 +132,7 @@ class Checkpoint:
         required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
         if missing := [k for k in required if k not in values]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
-        kind = side_tuner(values["model"])
+        kind = model_parts(values["model"])
         try:
             decode = kind.decode_config(**values["decode"])
         except TypeError as error:
@@ -145,6 +155,29 @@ class Checkpoint:
             recipe=values["recipe"],
         )
 
+    @classmethod
+    def zero_shot(cls, features: FeatureSpec, decode: ZeroShotDecodeConfig | None = None) -> Checkpoint:
+        """Return the model that grounds without training, which has no weights.
+
+        Args:
+            features: spec of a backbone's joint embeddings.
+            decode: the method and its options; unless given, ours for clean curves with the backbone ``shapes``, and
+                ours for noisy curves with all others, which were not trained on the videos that they read.
+
+        Raises:
+            ValueError: if the features have another pooling than ``joint``.
+        """
+        if features.pooling != "joint":
+            raise ValueError(f"zero-shot needs features of the pooling joint, got {features.pooling}")
+        return cls(
+            model=ZeroShot().eval(),
+            model_name=ZERO_SHOT,
+            model_config={},
+            features=features,
+            decode=decode or METHODS["persistence" if features.backbone == "shapes" else "persistence-smooth"],
+            window_clips=_WHOLE_VIDEO,
+        )
+
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
         import tempfile
@@ -163,6 +196,34 @@ class Checkpoint:
         return self
 
 
+_WHOLE_VIDEO = 2**16
+"""Clips (36 hours at 2 s) that zero-shot reads at once: a threshold over the whole video needs no windows."""
+
+
+def zero_shot_backbone(
+    name: str | Path, *, weights: str | Path | None = None, revision: str | None = None
+) -> Backbone | None:
+    """Load the backbone of a name such as ``zero-shot/clip``, with joint embeddings; None for another kind of name.
+
+    Args:
+        name: name of a model; a Path is always a folder.
+        weights: folder or hub id of the backbone's weights; its own unless given.
+        revision: must be None for a name of this kind.
+
+    Raises:
+        ValueError: if there is no such backbone, it has no joint embeddings, or its weights are needed.
+    """
+    kind, _, backbone = str(name).partition("/")
+    if isinstance(name, Path) or kind != ZERO_SHOT or (backbone not in BACKBONES and Path(name).is_dir()):
+        return None
+    if not backbone:
+        raise ValueError(f"{name} needs a backbone: {', '.join(f'{ZERO_SHOT}/{known}' for known in BACKBONES)}")
+    if revision is not None:
+        raise ValueError(f"{name} has no revisions, got {revision!r}; give backbone_weights to choose the weights")
+    options = {} if weights is None else {"weights": weights}
+    return load_backbone(backbone, pooling="joint", **options)
+
+
 def _locate(name: str, revision: str | None) -> Path:
     """Return the folder of a checkpoint: of a packaged name, a folder, or a download from the hub."""
     packaged = sorted(p.parent.name for p in PACKAGED.glob("*/config.json") if "-backbone" not in p.parent.name)
@@ -179,9 +240,15 @@ def _locate(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    only_local = is_offline()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=only_local))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if only_local:
+            raise ValueError(
+                f"model {name!r} is neither a folder here nor in the cache of the hub's client, and sidelight must not "
+                "ask the network (--offline)"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({reason}); check the "

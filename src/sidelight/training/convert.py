@@ -7,13 +7,9 @@ written.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import logging
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +18,11 @@ import torch
 from torch import Tensor
 
 from sidelight.core.messages import no_such
-from sidelight.io.files import cache_folder, replacing_folder, require_new_folder, require_writable_folder
-from sidelight.io.storage import hub_answers
+from sidelight.io.files import replacing_folder, require_new_folder
+from sidelight.io.pinned import compares_digests
 from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
-from sidelight.training.checkpoint import FILES, FORMAT, Checkpoint
+from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.published import CLIP_WEIGHTS, CLIP_WIDTHS, R2_REPOSITORY, R2_TUNING, PublishedRun
 
 FAMILY = "r2-tuning"
@@ -72,16 +68,11 @@ def convert_r2_tuning(
     """
     file, out = Path(file), Path(out)
     published = with_widths(published_run(run), video_dim, text_dim, hidden, padding)
-    if weights is None and (published.model.video_dim, published.model.text_dim) != CLIP_WIDTHS:
-        raise ValueError(
-            f"features of widths {published.model.video_dim} and {published.model.text_dim} are not those of "
-            f"{CLIP_WEIGHTS} ({CLIP_WIDTHS[0]} and {CLIP_WIDTHS[1]}): say which weights made them by --weights NAME"
-        )
+    weights = weights or _weights_by_widths(published.model)
     require_new_folder(out)
     data = existing_file(file, expected="a checkpoint that R2-Tuning's own code saved (.pth)").read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     _check_digest(file, digest, run)
-    is_published_file = digest.startswith(_digits_in(published.file))
     tensors = published_tensors(data, file)
     _check_tensors(tensors, published.model, file, run)
     model = R2Tuning(published.model)
@@ -90,18 +81,14 @@ def convert_r2_tuning(
         model=model.eval(),
         model_name=FAMILY,
         model_config=asdict(published.model),
-        features=published.features(weights or CLIP_WEIGHTS),
+        features=published.features(weights),
         decode=published.decode,
         window_clips=published.window_clips,
         round_clips=published.round_clips,
         metrics={},
         recipe={
             "name": f"{FAMILY}/{run}",
-            "converted_from": {
-                "file": file.name,
-                "sha256": digest,
-                "published": f"{R2_REPOSITORY}/{published.file}" if is_published_file else None,
-            },
+            "converted_from": _origin(file, digest, published),
             "model": asdict(published.model),
             "losses": asdict(published.losses),
         },
@@ -109,6 +96,23 @@ def convert_r2_tuning(
     with replacing_folder(out) as beside:
         checkpoint.save_pretrained(beside)
     return checkpoint
+
+
+def _weights_by_widths(model: R2TuningConfig) -> str:
+    """Return the name of the published CLIP weights; ValueError if the features' widths are not theirs."""
+    if (model.video_dim, model.text_dim) != CLIP_WIDTHS:
+        raise ValueError(
+            f"features of widths {model.video_dim} and {model.text_dim} are not those of "
+            f"{CLIP_WEIGHTS} ({CLIP_WIDTHS[0]} and {CLIP_WIDTHS[1]}): say which weights made them by --weights NAME"
+        )
+    return CLIP_WEIGHTS
+
+
+def _origin(file: Path, digest: str, published: PublishedRun) -> dict[str, str | None]:
+    """Return from which file a checkpoint was converted, and its address if it is the published file itself."""
+    is_published_file = digest.startswith(_digits_in(published.file))
+    address = f"{R2_REPOSITORY}/{published.file}" if is_published_file else None
+    return {"file": file.name, "sha256": digest, "published": address}
 
 
 def published_run(run: str) -> PublishedRun:
@@ -228,7 +232,7 @@ def _widths_advice(tensors: Mapping[str, Tensor], config: R2TuningConfig) -> str
 def _check_digest(file: Path, digest: str, run: str) -> None:
     """Refuse a file whose SHA-256 is not the one in its name, or is that of another published run."""
     digits = _digits_in(file.name)
-    if digits and not digest.startswith(digits):
+    if digits and compares_digests() and not digest.startswith(digits):
         raise ValueError(
             f"{file} is not the file of that name: by its name its SHA-256 begins with {digits[0]}, but it begins with "
             f"{digest[:8]}; download it again (or rename it, if you changed it yourself)"
@@ -241,111 +245,3 @@ def _check_digest(file: Path, digest: str, run: str) -> None:
 def _digits_in(name: str) -> tuple[str, ...]:
     """Return the first digits of the SHA-256 that a file's name ends in, for ``startswith``; () if there are none."""
     return tuple(_DIGITS_IN_NAME.findall(name))
-
-
-# published runs by name --------------------------------------------------------------------------------------------
-
-
-def published_checkpoint(name: str | Path, *, revision: str | None = None) -> Path | None:
-    """Return the folder of a published run, such as ``r2-tuning/qvhighlights``, as a checkpoint of sidelight.
-
-    The first call downloads the file with ``huggingface_hub`` (which keeps it in its own cache), compares it with the
-    digits of its SHA-256 that its name ends in, and converts it into :func:`models_cache`. Later calls ask the hub
-    nothing.
-
-    Args:
-        name: ``r2-tuning/`` and a key of :data:`sidelight.training.published.R2_TUNING`.
-        revision: of the model repository. The file's content is the same at any revision: its name holds its digest.
-
-    Returns:
-        The folder, or None if the name is not of this kind.
-
-    Raises:
-        ValueError: for an unknown run; if the file cannot be downloaded or has other content than its name says; if
-            the cache cannot be written.
-    """
-    # As the name was written: ./r2-tuning/qvhighlights is a folder of the user's.
-    family, _, run = str(name).partition("/")
-    if isinstance(name, Path) or family != FAMILY or not run or (run not in R2_TUNING and Path(name).is_dir()):
-        return None
-    published = published_run(run)
-    # A later version of sidelight that converts the same file in another way must not use this version's result.
-    version = json.dumps([FORMAT, asdict(published), published.features().to_dict()], sort_keys=True)
-    folder = models_cache() / f"{FAMILY}-{run}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
-    if _is_complete(folder):
-        return folder
-    try:
-        require_writable_folder(folder)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} cannot be kept in {folder.parent} ({error}): set SIDELIGHT_CACHE to a folder that can be written"
-        ) from None
-    file = _download(published.file, run, revision)
-    if _is_complete(folder):  # another process was first
-        return folder
-    if folder.is_dir():
-        shutil.rmtree(folder, ignore_errors=True)  # somebody removed a file of it
-    try:
-        convert_r2_tuning(file, folder, run=run)
-    except ValueError:
-        if _is_complete(folder):
-            return folder
-        # The hub's client would return the same file again.
-        file.resolve().unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        if not _is_complete(folder):  # another process may have been first
-            raise ValueError(
-                f"{name} cannot be kept in {folder.parent} ({error.strerror or error}); make room there, or set "
-                "SIDELIGHT_CACHE to a folder that can be written"
-            ) from None
-    return folder
-
-
-def models_cache() -> Path:
-    """Return the folder of converted checkpoints, beside the one of :func:`sidelight.grounder.default_cache`."""
-    return cache_folder("models")
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
-
-
-def _download(path: str, run: str, revision: str | None) -> Path:
-    """Return a file of the model repository, from the hub or from its client's cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    by_hand = f"download it yourself and run: sidelight convert {FAMILY} FILE.pth --run {run} --out DIR"
-    repository = f"{R2_REPOSITORY}{f' at {revision}' if revision else ''}"
-    try:
-        with _without_warnings("huggingface_hub"):
-            return Path(hf_hub_download(R2_REPOSITORY, path, revision=revision, local_files_only=not hub_answers()))
-    except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError
-        problem = f"the hub cannot be reached; check the connection and try again, or {by_hand}"
-    except EntryNotFoundError:
-        problem = f"{repository} has no such file on the hub; look there for its name today, {by_hand}"
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        problem = f"{repository} is not on the hub, or not public; look where it is today, {by_hand}"
-    except Exception as error:  # versions of the client use different HTTP libraries, each with its own exceptions
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        problem = f"the download broke off ({reason}), and its part is not used: try again, or {by_hand}"
-    raise ValueError(f"{FAMILY}/{run}: {path} could not be downloaded: {problem}")
-
-
-@contextlib.contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    """Silence a package's logger: the hub's client warns at each try, and one message at the end is enough."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -23,6 +23,7 @@ from sidelight.core.timeline import Timeline, clips_to_seconds, durations_differ
 from sidelight.data.annotations import Annotation
 from sidelight.data.datasets.base import DataWarning
 from sidelight.data.labels import ALL_RATED, Binding, bind, rated_clips
+from sidelight.features.growing import mapping_of
 from sidelight.features.store import Features, HalfFeatures, VideoFeatures
 
 NO_POSITIVE = -1
@@ -83,7 +84,7 @@ class GroundingDataset:
             for annotation in self.annotations:
                 timeline = self._timelines[annotation.vid]
                 self._timelines[annotation.vid] = timeline.first(rated_clips(annotation, timeline.num_clips))
-        self._in_memory: dict[str, VideoFeatures] = {vid: self._read_video(vid) for vid in vids} if in_memory else {}
+        self._in_memory: dict[str, VideoFeatures] = {vid: _loaded(self._read_video(vid)) for vid in vids if in_memory}
         self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
 
     def _check_durations(self) -> None:
@@ -176,6 +177,13 @@ class GroundingDataset:
         return collate([self.sample(i, epoch) for i in indices])
 
 
+def _loaded(features: VideoFeatures) -> VideoFeatures:
+    """Return features whose numbers lie in memory, and not in a mapped file."""
+    if mapping_of(features.video_KTD) is None:
+        return features
+    return replace(features, video_KTD=features.video_KTD.copy())
+
+
 def _without_late_labels(annotation: Annotation, timeline: Timeline, max_late: int) -> Annotation:
     """Return the annotation without the labels that begin up to ``max_late`` clips after the end of the features.
 
@@ -207,13 +215,8 @@ def unlabelled(features: VideoFeatures, text_KLD: HalfFeatures) -> Sample:
     )
 
 
-def collate(samples: Sequence[Sample], *, half: bool = False) -> Batch:
-    """Return samples as one batch of float32 features, padded to common lengths.
-
-    Args:
-        samples: at least one.
-        half: keep video features in float16, for videos of many windows, which are converted one after the other.
-    """
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Return samples, at least one, as one batch of float32 features, padded to common lengths."""
     size = len(samples)
     levels, _, *inner = samples[0].video_KTD.shape  # (D_v), or (P, D_v) where all tokens were kept
     text_width = samples[0].text_KLD.shape[2]
@@ -232,7 +235,7 @@ def collate(samples: Sequence[Sample], *, half: bool = False) -> Batch:
         truth[i, :g], truth_mask[i, :g] = s.spans_G2, True
         saliency[i, :t] = s.saliency_T
     return Batch(
-        video_KBTD=torch.from_numpy(video) if half else torch.from_numpy(video).float(),
+        video_KBTD=torch.from_numpy(video).float(),
         video_mask_BT=torch.from_numpy(video_mask),
         text_KBLD=torch.from_numpy(text).float(),
         text_mask_BL=torch.from_numpy(text_mask),

@@ -22,10 +22,10 @@ from sidelight.io.runtime import tune_cpu
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.models.registry import SideTuner, build_model, side_tuner
 from sidelight.training.checkpoint import Checkpoint
-from sidelight.training.convert import published_checkpoint
 from sidelight.training.data import TrainingData, check_data, metric_of, open_data
 from sidelight.training.dataset import epoch_batches
 from sidelight.training.log import RunLog
+from sidelight.training.named import named_checkpoint
 from sidelight.training.predict import predict
 from sidelight.training.recipe import Recipe, TrainConfig
 from sidelight.training.state import STATE, Progress, State, load_state, save_state
@@ -50,14 +50,13 @@ def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the parameters for the optimiser, with those of ``offset_lr`` in a group of their own if it is not 1."""
-    named = list(model.named_parameters())
-    slow = {name for name, _ in named if "offsets" in name.split(".") or name == "references_M2"}
-    if config.offset_lr == 1 or not slow:
-        return [{"params": [p for _, p in named]}]
+    """Return the parameters for the optimiser; with ``offset_lr``, the model's slow parameters are a second group."""
+    if config.offset_lr == 1:
+        return [{"params": list(model.parameters())}]
+    slow = {id(parameter) for parameter in model.slow_parameters()}  # type: ignore[operator]  # a recipe checks it
     return [
-        {"params": [p for name, p in named if name not in slow]},
-        {"params": [p for name, p in named if name in slow], "factor": config.offset_lr},
+        {"params": [p for p in model.parameters() if id(p) not in slow]},
+        {"params": [p for p in model.parameters() if id(p) in slow], "factor": config.offset_lr},
     ]
 
 
@@ -282,7 +281,7 @@ class Trainer:
 
 def _load_start(model: nn.Module, name: str, data: TrainingData) -> None:
     """Load the weights of a checkpoint (``train.init``) into a model."""
-    checkpoint = Checkpoint.from_pretrained(published_checkpoint(name) or name)
+    checkpoint = Checkpoint.from_pretrained(named_checkpoint(name, backbone=False) or name)
     checkpoint.features.require(data.spec, what="the training features")
     start = checkpoint.model.state_dict()
     if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in model.state_dict().items()}:

@@ -1,16 +1,23 @@
-"""Predict moments for annotations, or for a batch of videos of any length."""
+"""Predict moments for annotations, for a batch of videos, or for one video of any length.
+
+Legend: B batch, K levels, T clips, L tokens of a query, D width.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sidelight.core.batch import Batch
 from sidelight.core.grounding import Grounding
 from sidelight.core.timeline import Timeline, longest_input
 from sidelight.data.annotations import Submission
+from sidelight.features.growing import drop_pages
+from sidelight.features.store import HalfFeatures, VideoFeatures
 from sidelight.io.runtime import release_memory
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.windows import merge_windows
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _WINDOWS_AT_ONCE = 32
+_WINDOW_BYTES_AT_ONCE = 128 << 20
+"""Bytes of the features of a batch of windows: five windows of 75 clips with all tokens of CLIP ViT-B/32."""
 VECTORS_AT_ONCE = 2**16
 """Largest number of vectors of one level (samples x clips x tokens) in a batch. Without this limit, 64 long videos with
 all their tokens would need tens of gigabytes.
@@ -34,13 +43,9 @@ def ground_batch(
     queries: Sequence[str],
     config: AnswerConfig,
     *,
-    window_clips: int,
     videos: Sequence[str | None] | None = None,
 ) -> list[Grounding]:
-    """Return the groundings of a batch of videos of any length.
-
-    Videos of up to ``window_clips`` clips, or a few more (:func:`longest_input`), are read whole. Longer ones are read
-    in overlapping windows, whose answers are merged without seams.
+    """Return the groundings of a batch of videos that the model reads whole.
 
     Args:
         model: the side-tuner.
@@ -48,65 +53,79 @@ def ground_batch(
         timelines: of each sample's video.
         queries: the sentence of each sample.
         config: how predictions become moments.
-        window_clips: longest input of the model, in clips.
         videos: names of the videos, for the groundings.
     """
-    device = next(model.parameters()).device
-    longest = batch.video_mask_BT.shape[1]
-    if longest <= longest_input(window_clips):
-        return config.decode(model(batch.to(device)), timelines, queries, videos)
-    names = videos or [None] * batch.size
-    return [
-        _ground_long(model, _sample(batch, b), timelines[b], queries[b], config, window_clips, names[b])
-        for b in range(batch.size)
-    ]
+    return config.decode(model(_beside(batch, model)), timelines, queries, videos)
 
 
-def _ground_long(
+@torch.inference_mode()
+def ground_long(
     model: nn.Module,
-    sample: Batch,
-    timeline: Timeline,
+    features: VideoFeatures,
+    text_KLD: HalfFeatures,
     query: str,
     config: AnswerConfig,
+    *,
     window_clips: int,
-    video: str | None,
+    video: str | None = None,
 ) -> Grounding:
-    """Return the grounding of one sample of any length: read its windows in batches, then merge their answers."""
-    windows = timeline.windows(window_clips)
-    tokens = sample.video_KBTD.shape[3] if sample.video_KBTD.ndim == 5 else 1
-    at_once = max(1, min(_WINDOWS_AT_ONCE, VECTORS_AT_ONCE // (window_clips * tokens)))
-    device = next(model.parameters()).device
-    starts = timeline.clip_spans()[:, 0]
+    """Return the grounding of one video of any length: read its windows in batches, then merge their answers.
+
+    Only the features of one batch of windows are in memory, if the features are mapped from a file.
+
+    Args:
+        model: the side-tuner.
+        features: of the video.
+        text_KLD: features of the query.
+        query: the sentence.
+        config: how predictions become moments.
+        window_clips: clips of a window; a video of hardly more (:func:`longest_input`) is one window.
+        video: name of the video, for the grounding.
+    """
+    windows = features.timeline.windows(window_clips)
+    clips = windows[0][1].num_clips
+    most = (
+        _WINDOW_BYTES_AT_ONCE // features.video_KTD[:, :clips].nbytes,
+        VECTORS_AT_ONCE // (clips * tokens_of(features)),
+    )
+    batches = math.ceil(len(windows) / max(1, min(_WINDOWS_AT_ONCE, *most)))
+    starts = features.timeline.clip_spans()[:, 0]
     answers: list[tuple[float, Grounding]] = []
-    for first in range(0, len(windows), at_once):
+    for number in range(batches):
         release_memory()  # answers that stay would otherwise break up the memory of the batches
-        part = windows[first : first + at_once]
-        count, clips = len(part), part[0][1].num_clips
-        first_clips = [clip for clip, _ in part]
-        window_timelines = [window for _, window in part]
-        clips_BT = torch.tensor(first_clips)[:, None] + torch.arange(clips)
-        batch = Batch(
-            video_KBTD=sample.video_KBTD[:, 0][:, clips_BT].float(),
-            video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
-            text_KBLD=sample.text_KBLD.expand(-1, count, -1, -1),
-            text_mask_BL=sample.text_mask_BL.expand(count, -1),
-        )
-        groundings = config.decode(model(batch.to(device)), window_timelines, [query] * count, [video] * count)
-        answers += [(float(starts[clip]), answer) for clip, answer in zip(first_clips, groundings, strict=True)]
+        part = windows[len(windows) * number // batches : len(windows) * (number + 1) // batches]
+        batch = _windows_batch(features, text_KLD, [clip for clip, _ in part], clips)
+        sentences, names = [query] * len(part), [video] * len(part)
+        groundings = ground_batch(model, batch, [window for _, window in part], sentences, config, videos=names)
+        answers += [(float(starts[clip]), answer) for (clip, _), answer in zip(part, groundings, strict=True)]
+        del batch  # before the next one is made
     if len(answers) == 1:
         return answers[0][1]
-    return merge_windows(answers, timeline, config)
+    return merge_windows(answers, features.timeline, config)
 
 
-def _sample(batch: Batch, b: int) -> Batch:
-    """Return one sample of a batch, without its padding."""
-    row, clips, tokens = slice(b, b + 1), int(batch.video_mask_BT[b].sum()), int(batch.text_mask_BL[b].sum())
+def _beside(batch: Batch, model: nn.Module) -> Batch:
+    """Return a batch on the device of a model's weights; the batch itself for a model without weights."""
+    weight = next(model.parameters(), None)
+    return batch if weight is None else batch.to(weight.device)
+
+
+def _windows_batch(features: VideoFeatures, text_KLD: HalfFeatures, first_clips: list[int], clips: int) -> Batch:
+    """Return windows of ``clips`` clips as one batch. Video features stay float16: models convert what they read."""
+    count, text_KBLD = len(first_clips), torch.from_numpy(np.array(text_KLD, np.float32)).unsqueeze(1)
+    video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip in first_clips], axis=1)
+    drop_pages(features.video_KTD)
     return Batch(
-        video_KBTD=batch.video_KBTD[:, row, :clips],
-        video_mask_BT=batch.video_mask_BT[row, :clips],
-        text_KBLD=batch.text_KBLD[:, row, :tokens],
-        text_mask_BL=batch.text_mask_BL[row, :tokens],
+        video_KBTD=torch.from_numpy(video_KBTD),
+        video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
+        text_KBLD=text_KBLD.expand(-1, count, -1, -1),
+        text_mask_BL=torch.ones(count, text_KBLD.shape[2], dtype=torch.bool),
     )
+
+
+def tokens_of(features: VideoFeatures) -> int:
+    """Return the number of vectors of each clip: 1, or P where the backbone's tokens were not pooled."""
+    return features.video_KTD.shape[2] if features.video_KTD.ndim == 4 else 1
 
 
 def predict(
@@ -142,14 +161,17 @@ def predict(
         for rows in in_order(len(order), batch_size):
             indices = [order[row] for row in rows]
             annotations = [dataset.annotations[i] for i in indices]
-            groundings = ground_batch(
-                model,
-                dataset.batch(indices),
-                [dataset.timeline(i) for i in indices],
-                [a.query for a in annotations],
-                config,
-                window_clips=window_clips,
-            )
+            timelines, queries = [dataset.timeline(i) for i in indices], [a.query for a in annotations]
+            if timelines[-1].num_clips <= longest_input(window_clips):
+                groundings = ground_batch(model, dataset.batch(indices), timelines, queries, config)
+            else:
+                groundings = []
+                for i, timeline, query in zip(indices, timelines, queries, strict=True):
+                    sample = dataset.sample(i)
+                    features = VideoFeatures(video_KTD=sample.video_KTD, timeline=timeline)
+                    groundings.append(
+                        ground_long(model, features, sample.text_KLD, query, config, window_clips=window_clips)
+                    )
             for i, annotation, grounding in zip(indices, annotations, groundings, strict=True):
                 submissions[i] = Submission.from_grounding(annotation, grounding)
             bar.update(len(indices))

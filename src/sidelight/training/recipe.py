@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidelight.core.messages import did_you_mean, no_such
+from sidelight.core.messages import did_you_mean
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
+from sidelight.io.files import read_text
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import SIDE_TUNERS, side_tuner
 from sidelight.recipes import recipe_file
@@ -74,8 +75,10 @@ class BackboneConfig:
     """Key of sidelight.backbones.BACKBONES."""
     levels: int | list[int] = 4
     """The number of last layers to read, K; or the layers themselves, ascending, where -1 is the last."""
-    pooling: Literal["cls", "mean", "attention", "tokens"] = "attention"
-    """How a layer's tokens become one vector a clip; tokens keeps all of them, for R2-Tuning."""
+    pooling: Literal["cls", "mean", "attention", "tokens", "joint-video"] = "attention"
+    """How a layer's tokens become one vector a clip; tokens keeps all of them, for R2-Tuning. joint-video is what
+    Moment-DETR and UniVTG read of CLIP: image embeddings, and tokens of the query, all of length 1.
+    """
     clip_seconds: float | None = None
     """Length of a clip in seconds; the backbone's own unless given."""
     frames_per_clip: int | None = None
@@ -111,13 +114,15 @@ class TrainConfig:
     batch_size: int = 32
     """Samples per step, over all processes together."""
     last_batch: Literal["drop", "keep"] = "drop"
-    """Samples that fill no batch at the end of an epoch: left out, others in each epoch, or a smaller batch, as in the
-    published runs.
+    """What happens to samples that fill no batch at the end of an epoch: drop leaves them out (other samples in each
+    epoch), keep makes them a smaller batch, as in the published runs.
     """
     lr: float = 1e-4
     """Learning rate after warm-up."""
     offset_lr: float = 1.0
-    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR)."""
+    """Factor of the learning rate for the offsets of deformable attention and the first references (0.1 in TadTR);
+    only for side-tuners that have them.
+    """
     lr_drop_epochs: int = 20
     """Epochs from one drop of the learning rate to the next."""
     lr_drop: float = 0.1
@@ -215,7 +220,7 @@ class Recipe:
             raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
         if getattr(self.losses, "class_loss", "") == "bce":
             # The targets of bce are saliencies in [0, 1]; with raters' means above 1, this loss has no minimum.
-            if self.data.binding == "plain":
+            if self.data.binding in ("plain", "univtg"):
                 raise ValueError("recipe: losses.class_loss bce needs saliency in [0, 1]: set data.binding to another")
             if self.model.boundary_head:
                 raise ValueError("recipe: losses.class_loss bce trains no boundaries: set model.boundary_head: false")
@@ -225,6 +230,12 @@ class Recipe:
             )
         if self.backbone.pooling == "tokens" and self.side_tuner != "r2-tuning":
             raise ValueError(f"recipe: {self.side_tuner} reads one vector a clip; backbone.pooling must not be tokens")
+        if self.train.offset_lr != 1 and not side_tuner(self.side_tuner).has_slow_parameters:
+            able = ", ".join(name for name, kind in SIDE_TUNERS.items() if kind.has_slow_parameters)
+            raise ValueError(
+                f"recipe: train.offset_lr is for the offsets of {able}, and {self.side_tuner} has none; "
+                "leave train.offset_lr out"
+            )
 
     @property
     def decoding(self) -> AnswerConfig:
@@ -235,6 +246,26 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and YAML."""
         return dataclasses.asdict(self)
+
+
+def recipe_parser(**settings: Any) -> ArgumentParser:
+    """Return an empty parser of jsonargparse that reads files in each encoding of :func:`sidelight.io.files.read_text`.
+
+    Args:
+        settings: arguments of jsonargparse's parser.
+    """
+    from jsonargparse import ArgumentParser
+
+    class RecipeParser(ArgumentParser):
+        def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+            try:
+                Path(path).read_text(encoding="utf-8")
+                parsed: Namespace = super().parse_path(path, *args, **options)
+            except UnicodeDecodeError:
+                parsed = self.parse_string(read_text(path), str(path), *args, **options)
+            return parsed
+
+    return RecipeParser(**settings)
 
 
 def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
@@ -249,9 +280,10 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
         ValueError: for an unknown side-tuner.
     """
     name = _chosen_side_tuner(arguments)
-    if name not in SIDE_TUNERS:
-        raise ValueError(f"recipe: side_tuner: {no_such('side-tuner', name, SIDE_TUNERS)}")
-    kind = side_tuner(name)
+    try:
+        kind = side_tuner(name)
+    except ValueError as error:
+        raise ValueError(f"recipe: side_tuner: {error}") from None
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
     parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
     # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
@@ -273,7 +305,7 @@ def _chosen_side_tuner(arguments: Sequence[str]) -> str:
     import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError):
         return "sdst"  # the parser has the better message for a broken file
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
@@ -394,11 +426,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
-
     path = recipe_file(path)
     arguments = [f"--config={path}", *overrides]
-    parser = ArgumentParser(exit_on_error=False)
+    parser = recipe_parser(exit_on_error=False)
     try:
         add_recipe_arguments(parser, arguments)
         parsed = parser.parse_args(arguments)

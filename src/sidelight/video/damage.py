@@ -39,7 +39,7 @@ class DamageLog:
         self._tick, self._step = tick, step
         self.pending: set[int] = set()  # presentation ticks of packets whose frame was not decoded yet
         self.lost = 0  # ticks
-        self.sound_frames = 0  # frames that were decoded without errors
+        self.whole_frames = 0  # frames that were decoded without errors
         self.missing: float | None = None  # s that should follow the last frame; None before the last frame was read
         self.unreadable = False  # whether a part of the file could not be read
         self.packets_end: int | None = None  # ticks at which the last packet ends
@@ -88,7 +88,7 @@ class DamageLog:
         if corrupt:
             self.add(start, end)
         else:
-            self.sound_frames += 1
+            self.whole_frames += 1
         self.pending = {ticks for ticks in self.pending if ticks > start}
         self._previous = start, end
 
@@ -100,7 +100,7 @@ class DamageLog:
 
     def is_total(self, end: float) -> bool:
         """Check whether all frames up to a second, at least a few, were lost or corrupt."""
-        return self.sound_frames == 0 and self.lost > 2 * self._step and self.lost * self._tick >= 0.99 * end
+        return self.whole_frames == 0 and self.lost > 2 * self._step and self.lost * self._tick >= 0.99 * end
 
     def message(self, path: str, *, end: float, stated_end: float) -> str:
         """Return a sentence about the damage; empty if there is none.

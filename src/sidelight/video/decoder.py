@@ -1,7 +1,6 @@
-"""Open a video file and decode it: frames in the order of time, and jumps.
+"""Decode a video file: frames in the order of time, and jumps.
 
-``open_video`` explains files that are no videos, ``Decoder`` reads, jumps and skips. ``damage`` counts the frames that
-a damaged file did not give.
+``opening`` opens the file, ``damage`` counts the frames that a damaged file did not give.
 
 Where is a frame's time decided? ``Decoder._next_frame`` takes the presentation timestamp that the file gives the
 frame, in *ticks* (units of the stream's time base); a raw stream has none, so its frames are counted, and AVI states
@@ -30,22 +29,20 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from sidelight.io.files import path_text
-from sidelight.io.storage import is_address
 from sidelight.video.clock import Clock, Part, may_jump, parts_of, read_clock, state_of
 from sidelight.video.damage import DamageLog, VideoError
 from sidelight.video.nal import NalReader
+from sidelight.video.opening import open_video
 
 _END_TOLERANCE = 0.5  # s, or two frames if longer: an undamaged video may end this much before its stated end
 _LEAD = (0.5, 10.0)  # s; sound may start this much before the video in ordinary files, and in unbroken broadcasts
 _BLIND_JUMP = 10.0  # s; without an index, nearer frames are decoded through: keyframes are seldom further apart
 _IN_FLIGHT = 4  # frames; a jump throws away what the decoder's threads have begun, so a shorter jump gains nothing
 _MAX_READ_ERRORS = 8  # in a row: then the rest of the file is given up
-_WHOLE = Part()
 _MAX_LOOKAHEAD = 32  # packets read ahead to see whether one is wanted; reordering reaches half as far
 
 
@@ -501,77 +498,3 @@ def _clock_of(path: str, part: Part, step: int, size: int, changed: int) -> Cloc
     container, stream = open_video(path, part)
     with container:
         return read_clock(container, stream, step)
-
-
-def options_for_any_metadata(version: str) -> dict[str, Any]:
-    """Return the options with which a version of PyAV opens a file whose metadata are not UTF-8; 19 needs none."""
-    return {"metadata_errors": "replace"} if int(version.split(".")[0]) < 19 else {}
-
-
-def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStream]:
-    """Open a file and return it with its main video stream.
-
-    Raises:
-        VideoError: if the file is no video; one sentence says what the file is and what to do.
-    """
-    beginning = b""
-    if is_address(path):
-        raise VideoError(f"{path} is an address; expected a file of this machine, so download it first")
-    if os.path.isdir(path):
-        raise VideoError(f"{path} is a folder; expected one video file, so add the file's name")
-    if os.path.exists(path) and not os.path.isfile(path):
-        problem = "is a pipe or a device, and a video is read more than once"
-        raise VideoError(f"{path} {problem}; expected a file, so save the video to a file first")
-    try:
-        with open(path, "rb") as file:
-            beginning = file.read(256)
-        if not beginning:
-            raise VideoError(f"{path} is empty (0 bytes); expected a video file, so copy or download it again")
-        container = av.open(part.address(path), **options_for_any_metadata(av.__version__))
-    except FileNotFoundError:
-        raise VideoError(f"{path} does not exist; expected a video file, so check the path") from None
-    except OSError as error:
-        reason = error.strerror or "unknown reason"
-        raise VideoError(f"{path} cannot be read ({reason}); expected a video file that you may read") from None
-    except FFmpegError:
-        if beginning[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov"):
-            problem = "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
-            raise VideoError(f"{path} {problem}; expected a whole file, so copy or record it again") from None
-        if beginning.startswith(b"#EXTM3U"):
-            problem = "is a playlist whose segments cannot be read; they must be files beside it on this machine"
-            raise VideoError(f"{path} {problem}; download them, or give the video as one file") from None
-        if beginning.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise VideoError(f"{path} is a web page; expected a video file, so give the file itself") from None
-        problem = "is not a video; expected MP4, MKV, MOV, WebM or the like"
-        raise VideoError(f"{path} {problem}, so check that a video player shows it") from None
-    try:
-        # In WebP, the header VP8X has a bit for animations. FFmpeg reads them from PyAV 19 on.
-        if container.format.name == "webp_pipe" and beginning[8:16] == b"WEBPVP8X" and beginning[20] & 2:
-            problem = f"is an animated WebP, which PyAV {av.__version__} cannot read; expected a video file"
-            raise VideoError(f"{path} {problem}, so convert it to MP4 or install PyAV 19 or newer")
-        return container, _main_stream(container, path)
-    except VideoError:
-        container.close()
-        raise
-
-
-def _main_stream(container: InputContainer, path: str) -> VideoStream:
-    """Return the stream that a player shows: no cover, no thumbnail, no still image."""
-    kind, brand = container.format.name, container.metadata.get("major_brand", "").strip()
-    if kind in ("image2", "ico") or kind.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1"):
-        raise VideoError(f"{path} is a still image; expected a video file, so give one with several frames")
-    stills = Disposition.attached_pic | Disposition.timed_thumbnails
-    streams = [] if kind == "tty" else [s for s in container.streams.video if not s.disposition & stills]
-    if not streams:
-        content = "only audio" if container.streams.audio else "no video stream"
-        raise VideoError(f"{path} holds {content}; expected a video file such as MP4, MKV or WebM, so check the path")
-    # PyAV's types say that there always is a codec context; where FFmpeg knows no decoder, there is none.
-    decodable = [stream for stream in streams if stream.codec_context is not None]  # type: ignore[redundant-expr]
-    if not decodable:
-        raise VideoError(
-            f"{path} has a video codec that FFmpeg does not know; expected one such as H.264, so convert it"
-        )
-    for stream in decodable:
-        stream.thread_type = "AUTO"
-    best = container.streams.best("video")
-    return next((stream for stream in decodable if best is not None and stream.index == best.index), decodable[0])

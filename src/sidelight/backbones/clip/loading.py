@@ -1,22 +1,16 @@
-"""Read a CLIP in Hugging Face's layout with transformers, from a folder or from the hub.
-
-The classes of transformers are ``Any`` here: its types do not describe the parts of the towers.
-"""
+"""Read a CLIP in Hugging Face's layout, and name its weights."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from sidelight.backbones import pretrained
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MODELS, HUB_FILES
 from sidelight.backbones.common import weights_digest
-from sidelight.io.storage import hub_answers
 
 SAME_WEIGHTS_AS = "same_weights_as"
 """Metadata of a safetensors file: the hub id of the same weights. The converter writes it."""
@@ -24,9 +18,21 @@ VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """The files of a vocabulary, in either of two forms."""
 
 _RELEASED = tuple(hub_id for hub_id, _, _ in CLIP_MODELS.values())
-_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOWERS = ("vision_model.", "text_model.")
+_JOINT = (*_TOWERS, "visual_projection.", "text_projection.")
+
+
+def require_transformers() -> Any:
+    """Return the package transformers, before anything is downloaded for it.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
+    return transformers
 
 
 def find_vocabulary(folder: Path) -> tuple[Path, ...]:
@@ -44,47 +50,21 @@ def read_config(weights: str | Path) -> Any:
     Raises:
         ValueError: if the weights are neither, are incomplete, or are not CLIP.
     """
-    folder = Path(weights)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{weights} is not a folder in Hugging Face's layout: config.json is missing")
-        if not any((folder / name).is_file() for name in _WEIGHTS_FILES + _INDEX_FILES):
-            raise ValueError(f"{weights} holds no weights: expected {' or '.join(_WEIGHTS_FILES)}")
-    elif not _is_hub_id(str(weights)):
-        raise ValueError(
-            f"weights {str(weights)!r} are neither a folder nor a hub id such as {CLIP_B32}; if this is the digest in "
-            "a feature spec, give the folder of those weights (--backbone-weights FOLDER)"
-        )
-    with _reading(weights) as transformers:
-        values, _ = transformers.CLIPConfig.get_config_dict(weights, local_files_only=_is_offline(weights))
-    if (model_type := values.get("model_type")) != "clip":
-        raise ValueError(f"{weights} is not CLIP: its config.json says model_type {model_type!r}, expected 'clip'")
-    with _reading(weights) as transformers:
-        return transformers.CLIPConfig.from_dict(values)
+    _, config = pretrained.read_config(weights, {"clip": "CLIPConfig"}, family="CLIP", example=CLIP_B32)
+    return config
 
 
-def read_model(weights: str | Path) -> Any:
+def read_model(weights: str | Path, *, joint: bool) -> Any:
     """Return the complete ``CLIPModel`` in float32.
 
+    Args:
+        weights: the folder or the hub id.
+        joint: whether the projections to the joint space are needed too.
+
     Raises:
-        ValueError: if a tensor of a tower is missing in the file or has another shape.
+        ValueError: if a tensor that is needed is missing in the file or has another shape.
     """
-    with _reading(weights) as transformers:
-        model, report = transformers.CLIPModel.from_pretrained(
-            weights,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=_is_offline(weights),
-        )
-    names = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    missing = sorted(name for name in names if name.startswith(_TOWERS))
-    if missing:
-        raise ValueError(
-            f"{weights} is incomplete: {len(missing)} tensors are missing or of another shape, such as {missing[0]}"
-        )
-    return model
+    return pretrained.read_model(weights, "CLIPModel", family="CLIP", needed=_JOINT if joint else _TOWERS)
 
 
 def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | None = None) -> Any:
@@ -101,8 +81,9 @@ def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | N
     folder = Path(weights)
     if folder.is_dir() and not find_vocabulary(folder):
         return None  # transformers would invent a vocabulary of three words
-    with _reading(weights) as transformers:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(weights, local_files_only=_is_offline(weights))
+    with pretrained.reading(weights, family="CLIP") as transformers:
+        offline = pretrained.is_offline(weights)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(weights, local_files_only=offline)
     ids = tokenizer("a", verbose=False)["input_ids"]
     if len(tokenizer) > vocabulary_size or ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
         raise ValueError(
@@ -112,7 +93,7 @@ def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | N
     return tokenizer
 
 
-def identify_weights(weights: str | Path, model: nn.Module) -> str:
+def identify_weights(weights: str | Path, model: nn.Module, *, joint: bool = False) -> str:
     """Return the name of the weights for a feature spec: a hub id where they are one of OpenAI's models, or a digest.
 
     The weights are one of OpenAI's models if they were loaded by its hub id, if the folder holds a copy of the file on
@@ -122,13 +103,14 @@ def identify_weights(weights: str | Path, model: nn.Module) -> str:
     Args:
         weights: the hub id or the folder.
         model: the complete model in float32.
+        joint: whether the features are joint embeddings, so that a digest covers the projections too.
     """
     folder = Path(weights)
     if not folder.is_dir():
-        return str(weights) if str(weights) in _RELEASED else towers_digest(model)
-    file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+        return str(weights) if str(weights) in _RELEASED else towers_digest(model, joint)
+    file = next((folder / name for name in pretrained.WEIGHTS_FILES if (folder / name).is_file()), None)
     if file is None:
-        return towers_digest(model)
+        return towers_digest(model, joint)
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -140,47 +122,10 @@ def identify_weights(weights: str | Path, model: nn.Module) -> str:
         digest = hashlib.sha256()
         while block := content.read(1 << 20):
             digest.update(block)
-    return HUB_FILES.get(digest.hexdigest()) or towers_digest(model)
+    return HUB_FILES.get(digest.hexdigest()) or towers_digest(model, joint)
 
 
-def towers_digest(model: nn.Module) -> str:
-    """Return 16 hex digits of the two towers. The projections and the temperature behind them change no feature."""
-    return weights_digest({name: t for name, t in model.state_dict().items() if name.startswith(_TOWERS)})
-
-
-def _is_offline(weights: str | Path) -> bool:
-    """Check whether the weights are on the hub and the hub does not answer."""
-    return not Path(weights).is_dir() and not hub_answers()
-
-
-def _is_hub_id(name: str) -> bool:
-    """Check for the form OWNER/NAME. A path has more parts, or begins with a dot, a slash or a tilde."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-
-
-@contextlib.contextmanager
-def _reading(weights: str | Path) -> Iterator[Any]:
-    """Yield transformers without its reports on the terminal, and turn its errors into one sentence."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
-    logging: Any = transformers.utils.logging
-    verbosity, progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if Path(weights).is_dir():
-        logging.disable_progress_bar()  # a download keeps its progress bar
-    try:
-        yield transformers
-    except Exception as error:  # errors of transformers, of the hub's client, and of three file formats
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        if _is_offline(weights):
-            raise ValueError(
-                f"{weights} is not on this machine, and the hub cannot be reached; check the connection, or give a "
-                "folder with the weights"
-            ) from None
-        raise ValueError(f"{weights} cannot be read as CLIP ({reason}); check the folder or the hub id") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress_bars:
-            logging.enable_progress_bar()
+def towers_digest(model: nn.Module, joint: bool) -> str:
+    """Return 16 hex digits of the two towers; with ``joint``, of the projections behind them too."""
+    names = _JOINT if joint else _TOWERS
+    return weights_digest({name: t for name, t in model.state_dict().items() if name.startswith(names)})

@@ -8,6 +8,8 @@ before the last LayerNorm of each tower. R2-Tuning (Liu et al., ECCV 2024) reads
 - Text: start token, tokens of the sentence, end token. Under the causal mask a token sees only earlier tokens, so the
   padding on the right changes nothing and may have any id. The length of each sentence says which tokens are real:
   id 0 is a word of CLIP's vocabulary, and files differ in their padding id.
+- With the pooling ``joint-video``, features are those that Moment-DETR and UniVTG read: of a clip CLIP's image
+  embedding, of a sentence every token after the last LayerNorm, not projected, at most 32 tokens. Both have length 1.
 - Sentences are cleaned as OpenAI's tokenizer cleans them: ftfy repairs wrong code pages and replaces ligatures, wide
   letters and curly quotes; HTML entities are decoded. Longer sentences than the tower reads are cut, with a warning.
 
@@ -26,35 +28,34 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
+from sidelight.backbones.clip.loading import (
+    identify_weights,
+    read_config,
+    read_model,
+    read_tokenizer,
+    require_transformers,
+)
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
 from sidelight.backbones.common import (
+    Normalise,
     check_frames,
     check_tokens,
     choose_levels,
     cut_tokens,
     dtype_of,
+    joint_embedding,
     pad_ids,
     pool_tokens,
+    sentence_embeddings,
 )
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
+from sidelight.backbones.released import weights_folder
 
-
-class Normalise(nn.Module):
-    """The normalisation of CLIP in one step: (x / 255 - mean) / std, always in float32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        mean, std = torch.tensor(CLIP_MEAN, dtype=torch.float64), torch.tensor(CLIP_STD, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
-        self.register_buffer("shift", (-mean / std).float(), persistent=False)
-
-    def forward(self, frames_NSS3: Tensor) -> Tensor:
-        """Return uint8 frames as float32 (N, 3, S, S); the channels stay last in memory."""
-        scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
-        return torch.addcmul(shift, frames_NSS3.float(), scale).permute(0, 3, 1, 2)
+_JOINT_VIDEO_TOKENS = 32
+"""Most tokens of a sentence in the features of Moment-DETR and UniVTG, start and end token included."""
 
 
 class Tower(nn.Module):
@@ -103,9 +104,11 @@ class CLIPBackbone:
     """CLIP, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
     Args:
-        levels: number of last layers to return, or the layers themselves (negative, -1 is the last), of both towers.
-        pooling: ``cls``, ``mean`` (of the patches, without CLS) or ``tokens`` (all tokens, CLS first). CLIP's vision
-            transformers have no attention pool, so ``attention`` is refused.
+        levels: number of last layers to return, or the layers themselves (negative, -1 is the last), of both towers;
+            unless given, 4, or 1 with ``joint`` and ``joint-video``.
+        pooling: ``cls``, ``mean`` (of the patches, without CLS), ``tokens`` (all tokens, CLS first), ``joint`` (the
+            projected embeddings, which CLIP compares) or ``joint-video`` (see above). CLIP's vision transformers have
+            no attention pool, so ``attention`` is refused.
         weights: hub id, or folder in Hugging Face's layout (:func:`~sidelight.backbones.clip.convert.convert_clip`
             makes one).
         dtype: type in which the towers compute: ``float32``, ``bfloat16`` or ``float16``. Features are always float32.
@@ -120,7 +123,7 @@ class CLIPBackbone:
     def __init__(
         self,
         *,
-        levels: int | Sequence[int] = 4,
+        levels: int | Sequence[int] | None = None,
         pooling: str = "cls",
         weights: str | Path = CLIP_B32,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -130,13 +133,15 @@ class CLIPBackbone:
         if pooling == "attention":
             raise ValueError(
                 "clip does not have the pooling attention: its vision transformers have no attention pool; choose cls "
-                "(the token that CLIP compares with sentences), mean (of the patches) or tokens"
+                "(CLIP's own summary of a frame), mean (of the patches), tokens or joint"
             )
         tower_dtype = dtype_of(dtype)
-        config = read_config(weights)
+        require_transformers()
+        folder = weights_folder(weights)
+        config = read_config(folder)
         video_config, text_config = config.vision_config, config.text_config
         depth = min(video_config.num_hidden_layers, text_config.num_hidden_layers)
-        chosen = choose_levels(levels, depth, model=str(weights))
+        chosen, joint = choose_levels(levels, depth, model=str(weights), pooling=pooling), pooling in JOINT_POOLINGS
 
         def make_spec(weights_name: str) -> FeatureSpec:
             return FeatureSpec(
@@ -150,22 +155,28 @@ class CLIPBackbone:
                 resize="crop",
                 mean=CLIP_MEAN,
                 std=CLIP_STD,
-                video_dim=video_config.hidden_size,
-                text_dim=text_config.hidden_size,
+                video_dim=config.projection_dim if joint else video_config.hidden_size,
+                text_dim=config.projection_dim if pooling == "joint" else text_config.hidden_size,
             )
 
         make_spec("unknown")  # checks the options before the weights are read, which takes long
-        model = read_model(weights)
-        self.spec = make_spec(identify_weights(weights, model))
-        self._tokenizer = read_tokenizer(weights, text_config.vocab_size)
+        model = read_model(folder, joint=joint)
+        self.spec = make_spec(identify_weights(weights, model, joint=joint))
+        self._tokenizer = read_tokenizer(folder, text_config.vocab_size)
         self._weights = weights
         self._max_tokens: int = text_config.max_position_embeddings
+        if pooling == "joint-video":
+            self._max_tokens = min(self._max_tokens, _JOINT_VIDEO_TOKENS)
         video, text = model.vision_model, model.text_model
-        self.normalise = Normalise()
+        self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
         self.video = Tower(video.embeddings, video.pre_layrnorm, video.encoder.layers, chosen, causal=False)
         self.text = Tower(text.embeddings, None, text.encoder.layers, chosen, causal=True)
-        for tower in (self.video, self.text):
-            tower.to(tower_dtype).eval().requires_grad_(False)
+        self.video_head = nn.Sequential(video.post_layernorm, model.visual_projection) if joint else nn.Identity()
+        self.text_head: nn.Module = text.final_layer_norm if joint else nn.Identity()
+        if pooling == "joint":
+            self.text_head = nn.Sequential(text.final_layer_norm, model.text_projection)
+        for part in (self.video, self.text, self.video_head, self.text_head):
+            part.to(tower_dtype).eval().requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
@@ -174,13 +185,16 @@ class CLIPBackbone:
 
     def to(self, device: torch.device | str) -> CLIPBackbone:
         """Move the weights, and return the backbone itself."""
-        for part in (self.normalise, self.video, self.text):
+        for part in (self.normalise, self.video, self.text, self.video_head, self.text_head):
             part.to(device)
         return self
 
     @torch.inference_mode()
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
-        """Encode uint8 RGB frames to float32 (K, C, D_v), or (K, C, F * P, D_v) where pooling is ``tokens``."""
+        """Encode uint8 RGB frames to float32 (K, C, D_v), or (K, C, F * P, D_v) where pooling is ``tokens``.
+
+        With ``joint``, the result is (1, C, D_v): the normalised mean of the frames' normalised embeddings.
+        """
         check_frames(frames_CFSS3, self.spec)
         clips, frames = frames_CFSS3.shape[:2]
         if not clips:  # the blocks cannot compute the output shape of an empty batch
@@ -188,9 +202,14 @@ class CLIPBackbone:
         pixels_N3SS = self.normalise(frames_CFSS3.flatten(0, 1).to(self.device))
         levels: Tensor = self.video(pixels_N3SS.to(next(self.video.parameters()).dtype), self._pool)
         levels = levels.reshape(len(levels), clips, frames, *levels.shape[2:])
+        if self.spec.pooling in JOINT_POOLINGS:
+            return joint_embedding(levels[0])
         return levels.flatten(2, 3) if self.spec.pooling == "tokens" else levels.mean(2)
 
     def _pool(self, tokens_NPD: Tensor) -> Tensor:
+        if self.spec.pooling in JOINT_POOLINGS:
+            embeddings_NE: Tensor = self.video_head(tokens_NPD[:, 0])
+            return embeddings_NE
         if self.spec.pooling == "mean":
             return tokens_NPD[:, 1:].mean(1, dtype=torch.float32)  # no rounding to half precision
         return pool_tokens(tokens_NPD, self.spec.pooling)
@@ -199,7 +218,8 @@ class CLIPBackbone:
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
         """Encode each query to float32 (K, L, D_t): start token, sentence, end token, no padding.
 
-        A query longer than the text tower reads (77 tokens) is cut, with a warning.
+        With ``joint``, each is (1, 1, D_t): the normalised projection of the end token.
+        A query longer than the text tower reads (77 tokens; 32 with ``joint-video``) is cut, with a warning.
 
         Raises:
             ValueError: for an empty query.
@@ -207,8 +227,19 @@ class CLIPBackbone:
         if not queries:
             return []
         id_lists = self.token_ids(queries)
-        levels_KBLD = self.text(pad_ids(id_lists).to(self.device))
+        levels_KBLD = self.text(pad_ids(id_lists).to(self.device), self._text_pool(id_lists))
+        if self.spec.pooling == "joint":
+            return sentence_embeddings(levels_KBLD[0])
+        if self.spec.pooling == "joint-video":
+            levels_KBLD = F.normalize(levels_KBLD, dim=-1)
         return [levels_KBLD[:, b, : len(ids)].clone() for b, ids in enumerate(id_lists)]
+
+    def _text_pool(self, id_lists: Sequence[Sequence[int]]) -> Callable[[Tensor], Tensor]:
+        """Return the function from the tokens of a level (B, L, D) to their features."""
+        if self.spec.pooling != "joint":
+            return self.text_head
+        ends = [ids.index(ids[-1]) for ids in id_lists]  # CLIP reads a sentence up to its first end token
+        return lambda x_BLD: cast(Tensor, self.text_head(x_BLD[torch.arange(len(ends)), ends]))
 
     def token_ids(self, queries: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each query, with start and end token; long queries are cut before the end token.

@@ -13,16 +13,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sidelight.backbones.common import check_frames, check_tokens, choose_levels, dtype_of, pool_tokens
+from sidelight.backbones.common import (
+    check_frames,
+    check_pooling,
+    check_tokens,
+    choose_levels,
+    dtype_of,
+    joint_embedding,
+    pool_tokens,
+    sentence_embeddings,
+)
 from sidelight.backbones.internvideo2.config import MEAN, STD
 from sidelight.backbones.internvideo2.weights import load_weights
-from sidelight.backbones.protocol import POOLINGS, FeatureSpec
+from sidelight.backbones.protocol import FeatureSpec
 
 CLIPS_AT_ONCE = 8
 """Clips in one batch of the video tower. Each clip takes about 60 MB of activations in the 1B model in float32."""
 QUERIES_AT_ONCE = 64
 """Queries in one batch of the text tower."""
 
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
 _PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 
 
@@ -33,9 +43,10 @@ class InternVideo2Backbone:
 
     Args:
         weights: folder that :func:`~sidelight.backbones.internvideo2.convert.convert_internvideo2` wrote.
-        levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
-        pooling: ``cls``; ``mean`` of the patches; ``attention``, the frozen pool of the last level on every level; or
-            ``tokens``, which keeps all tokens.
+        levels: number of last layers to return, or the layers themselves (negative, -1 is the last); unless given, 4,
+            or 1 with ``joint``.
+        pooling: ``cls``; ``mean`` of the patches; ``attention``, the frozen pool of the last level on every level;
+            ``tokens``, which keeps all tokens; or ``joint``, the embeddings that the published training compares.
         dtype: type in which the towers compute: ``float32``, ``bfloat16`` or ``float16``. The type is not part of the
             spec: features of one type serve a model trained on features of another, up to rounding.
         frames_per_clip: frames of a clip; unless given, the number that the checkpoint was trained with (4 in the
@@ -50,7 +61,7 @@ class InternVideo2Backbone:
         self,
         *,
         weights: str | Path | None = None,
-        levels: int | Sequence[int] = 4,
+        levels: int | Sequence[int] | None = None,
         pooling: str = "attention",
         dtype: str = "float32",
         frames_per_clip: int | None = None,
@@ -58,14 +69,13 @@ class InternVideo2Backbone:
     ) -> None:
         if weights is None:
             raise ValueError("internvideo2 needs weights: the folder that `sidelight convert internvideo2` made")
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}")
+        check_pooling(pooling, POOLINGS, model="InternVideo2")
         self.model, self.tokenizer, digest = load_weights(weights, dtype=dtype_of(dtype))
         video, text = self.model.config.video, self.model.config.text
         self.spec = FeatureSpec(
             backbone="internvideo2",
             weights=digest,
-            levels=choose_levels(levels, min(video.depth, text.depth), model="this InternVideo2"),
+            levels=choose_levels(levels, min(video.depth, text.depth), model="this InternVideo2", pooling=pooling),
             pooling=pooling,
             clip_seconds=clip_seconds,
             frames_per_clip=video.frames if frames_per_clip is None else frames_per_clip,
@@ -73,9 +83,13 @@ class InternVideo2Backbone:
             resize="stretch",
             mean=MEAN,
             std=STD,
-            video_dim=video.pool_width if pooling == "attention" else video.width,
-            text_dim=text.width,
+            video_dim=self._video_dim(pooling),
+            text_dim=self.model.config.joint if pooling == "joint" else text.width,
         )
+
+    def _video_dim(self, pooling: str) -> int:
+        config = self.model.config
+        return {"attention": config.video.pool_width, "joint": config.joint}.get(pooling, config.video.width)
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +123,8 @@ class InternVideo2Backbone:
         levels = []
         for i, tokens_CPD in enumerate(tower.layers(pixels_CF3SS)):
             if i in indices:
+                if self.spec.pooling == "joint":
+                    return joint_embedding(self.model.join_video(tower.clip_projector(tokens_CPD))[:, None])
                 levels.append(pool_tokens(tokens_CPD, self.spec.pooling, tower.clip_projector).float())
             if i == indices[-1]:
                 break
@@ -116,7 +132,7 @@ class InternVideo2Backbone:
 
     @torch.inference_mode()
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
-        """Encode each query to float32 (K, L, D_t); token 0 is CLS.
+        """Encode each query to float32 (K, L, D_t), where token 0 is CLS; or to (1, 1, D_t) where pooling is ``joint``.
 
         Raises:
             ValueError: for a query without a word, or with more tokens than the text tower has positions.
@@ -129,6 +145,10 @@ class InternVideo2Backbone:
             batch = order[start : start + QUERIES_AT_ONCE]
             ids_BL, mask_BL = self.tokenizer.batch([rows[i] for i in batch])
             layers = list(self.model.text_encoder.layers(ids_BL.to(self.device), mask_BL.to(self.device)))
+            if self.spec.pooling == "joint":
+                embeddings = sentence_embeddings(self.model.join_text(layers[-1][:, 0]))
+                encoded |= dict(zip(batch, embeddings, strict=True))
+                continue
             levels_KBLD = torch.stack([layers[level] for level in self.spec.levels]).float()
             encoded |= {i: levels_KBLD[:, b, : len(rows[i])].clone() for b, i in enumerate(batch)}
         return [encoded[i] for i in range(len(rows))]

@@ -21,7 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.common import check_frames, choose_levels, pool_tokens, weights_digest
+from sidelight.backbones.common import (
+    check_frames,
+    check_pooling,
+    choose_levels,
+    joint_embedding,
+    pool_tokens,
+    sentence_embeddings,
+    weights_digest,
+)
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
@@ -237,15 +245,20 @@ class TwoTowers(nn.Module):
         return model
 
 
+POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
+
+
 class ShapesBackbone:
     """The embedded backbone, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
     Args:
-        levels: number of last layers to return, or the layers themselves (negative, -1 is the last).
-        pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level) or ``tokens``.
+        levels: number of last layers to return, or the layers themselves (negative, -1 is the last); unless given, 4,
+            or 1 with ``joint``.
+        pooling: ``cls``, ``mean``, ``attention`` (the frozen pool of the last layer on every level), ``tokens``, or
+            ``joint`` (the embeddings that the pretraining compares).
         weights: folder of the weights; unless given, the weights shipped with the package.
-        clip_seconds: length of a clip; only the length of the training.
-        frames_per_clip: frames of a clip; only the number of the training.
+        clip_seconds: length of a clip; must be the length that the backbone was trained on.
+        frames_per_clip: frames of a clip; must be the number that the backbone was trained on.
 
     Raises:
         ValueError: for levels that the towers do not have, an unknown pooling, missing weights, or clips that differ
@@ -255,12 +268,13 @@ class ShapesBackbone:
     def __init__(
         self,
         *,
-        levels: int | Sequence[int] = 4,
+        levels: int | Sequence[int] | None = None,
         pooling: str = "attention",
         weights: str | Path | None = None,
         clip_seconds: float | None = None,
         frames_per_clip: int | None = None,
     ) -> None:
+        check_pooling(pooling, POOLINGS, model="the shapes backbone")
         self.model = TwoTowers.load(weights or PACKAGED).eval().requires_grad_(False)
         config = self.model.config
         for name, value in (("clip_seconds", clip_seconds), ("frames_per_clip", frames_per_clip)):
@@ -272,7 +286,9 @@ class ShapesBackbone:
         self.spec = FeatureSpec(
             backbone="shapes",
             weights=weights_digest(self.model.state_dict()),
-            levels=choose_levels(levels, min(config.depth, config.text_depth), model="the shapes backbone"),
+            levels=choose_levels(
+                levels, min(config.depth, config.text_depth), model="the shapes backbone", pooling=pooling
+            ),
             pooling=pooling,
             clip_seconds=config.clip_seconds,
             frames_per_clip=config.frames_per_clip,
@@ -280,8 +296,8 @@ class ShapesBackbone:
             resize="stretch",
             mean=MEAN,
             std=STD,
-            video_dim=config.width,
-            text_dim=config.text_width,
+            video_dim=config.joint if pooling == "joint" else config.width,
+            text_dim=config.joint if pooling == "joint" else config.text_width,
         )
 
     @property
@@ -298,13 +314,16 @@ class ShapesBackbone:
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
         """Encode uint8 RGB frames to (K, C, D_v), or (K, C, P, D_v) where pooling is ``tokens``."""
         check_frames(frames_CFSS3, self.spec)
+        if self.spec.pooling == "joint":
+            pooled_CD = self.model.pool_video(frames_CFSS3.to(self.device))
+            return joint_embedding(self.model.join_video(pooled_CD)[:, None])
         layers = list(self.model.video.layers(frames_CFSS3.to(self.device)))
         pooling, attention_pool = self.spec.pooling, self.model.video.pool
         return torch.stack([pool_tokens(layers[level], pooling, attention_pool) for level in self.spec.levels])
 
     @torch.inference_mode()
     def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
-        """Encode each query to (K, L, D_t); token 0 is CLS.
+        """Encode each query to (K, L, D_t), where token 0 is CLS; or to (1, 1, D_t) where pooling is ``joint``.
 
         Raises:
             ValueError: for a query without a letter or digit, or longer than the text tower reads.
@@ -312,6 +331,20 @@ class ShapesBackbone:
         if not queries:
             return []
         ids, lengths = self.model.tokenizer.batch(queries, max_tokens=self.model.config.text_length)
+        if self.spec.pooling == "joint":
+            return sentence_embeddings(self.model.embed_text(ids.to(self.device)))
         layers = list(self.model.text.layers(ids.to(self.device)))
         levels_KBLD = torch.stack([layers[level] for level in self.spec.levels])
         return [levels_KBLD[:, b, :length].clone() for b, length in enumerate(lengths)]
+
+    def video_doubt(self, video: str | Path, model: str) -> str | None:
+        """Return a sentence if a video is outside the shapes world (:mod:`sidelight.backbones.shapes.outside`)."""
+        from sidelight.backbones.shapes.outside import video_doubt
+
+        return video_doubt(video, model)
+
+    def query_doubt(self, query: str, model: str) -> str | None:
+        """Return a sentence that names the words of a query that the backbone never saw; None if it saw all."""
+        from sidelight.backbones.shapes.outside import query_doubt
+
+        return query_doubt(query, model)

@@ -306,7 +306,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
 
 def _fixed_values(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what must not change within a run, of a configuration's values."""
+    """Return the values of a configuration that must not change within a run."""
     return {name: value for name, value in config.items() if name != "threads"}
 
 

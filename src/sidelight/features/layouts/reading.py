@@ -20,6 +20,8 @@ from sidelight.features.store import Features, FeatureStore, HalfFeatures, Sampl
 
 NORMALISED = " (L2-normalised)"
 """Added to the name of the weights where every vector was divided by its length."""
+UNIT_POOLING = "joint-video"
+"""The pooling whose vectors have length 1 by definition: Moment-DETR's features of CLIP, as its loader divides them."""
 
 
 class ForeignFeatures:
@@ -144,7 +146,7 @@ def open_layout(
     """
     name = layout_of(where, layout)
     if spec is not None:
-        levels, normalise = spec.levels, spec.weights.endswith(NORMALISED)
+        levels, normalise = spec.levels, spec.weights.endswith(NORMALISED) or spec.pooling == UNIT_POOLING
     if name == "sidelight":
         return FeatureStore(where, levels=levels)
     files = LAYOUTS[name](where)
@@ -152,9 +154,7 @@ def open_layout(
     written_spec = _read_spec(files)
     # Features that were exported from a store come back unchanged.
     normalise = normalise and files.normalised and written_spec is None
-    stored = written_spec.levels if written_spec else tuple(range(-shape.levels, 0))
-    if len(stored) != shape.levels:
-        raise ValueError(f"{files.spec_file} names {len(stored)} levels, the files have {shape.levels}")
+    stored = _stored_levels(files, shape, written_spec)
     levels = stored if levels is None else levels
     if missing := set(levels) - set(stored):
         advice = "extract them again with all levels that the model reads" if spec else "choose among those"
@@ -171,16 +171,40 @@ def open_layout(
         spec = replace(_checked_spec(written_spec, options, files), levels=levels)
     elif spec is None:
         spec = _stated_spec(files, options, levels, widths)
-        spec = replace(spec, weights=spec.weights + NORMALISED) if normalise else spec
+        if normalise and spec.pooling != UNIT_POOLING:
+            spec = replace(spec, weights=spec.weights + NORMALISED)
+    _require_widths(spec, widths, where)
+    if spec.pooling == "tokens" and not files.keeps_tokens:
+        raise ValueError(f"the layout {files.name} keeps one vector a clip: pooling must not be tokens")
+    return ForeignFeatures(files, spec, stored=stored, durations=durations or {}, normalise=normalise)
+
+
+def _stored_levels(files: Layout, shape: Shape, written_spec: FeatureSpec | None) -> tuple[int, ...]:
+    """Return the levels that the files hold: the ones that their spec names, or the last ones if they have no spec.
+
+    Raises:
+        ValueError: if spec and files disagree.
+    """
+    stored = written_spec.levels if written_spec else tuple(range(-shape.levels, 0))
+    if len(stored) != shape.levels:
+        raise ValueError(f"{files.spec_file} names {len(stored)} levels, the files have {shape.levels}")
+    return stored
+
+
+def _require_widths(spec: FeatureSpec, widths: Mapping[str, int], where: str | Path) -> None:
+    """Refuse a spec whose widths are not those of the files.
+
+    Args:
+        spec: the spec.
+        widths: field of the spec -> width in the files.
+        where: the features, for the message.
+    """
     for field, width in widths.items():
         if getattr(spec, field) != width:
             raise ValueError(
                 f"the features in {where} are not of the backbone {spec.backbone!r} ({spec.weights}): {field} is "
                 f"{width}, expected {getattr(spec, field)}; correct backbone and weights, or give other features"
             )
-    if spec.pooling == "tokens" and not files.keeps_tokens:
-        raise ValueError(f"the layout {files.name} keeps one vector a clip: pooling must not be tokens")
-    return ForeignFeatures(files, spec, stored=stored, durations=durations or {}, normalise=normalise)
 
 
 def durations_of(rows: Iterable[Any]) -> dict[str, float]:

@@ -1,14 +1,17 @@
 """Merge the answers of overlapping windows of a long video into one answer.
 
 A model reads a limited number of clips, so a long video is cut into windows that overlap (``Timeline.windows``). The
-inner edges of the windows cut moments into pieces. Merging puts the pieces together again.
+inner edges of the windows cut moments into pieces. Merging puts the pieces together again. Pieces are compared only
+with pieces near them, so the work grows with the length of the video, not with its square.
 
 Shape legend: T clips of the video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +23,8 @@ from sidelight.models.decode.answer import AnswerConfig
 
 _NEAR = 1e-6
 """Seconds: two times that differ by less are the same time."""
+_BUCKET_CLIPS = 8
+"""Width of a bucket of :class:`_NearbyPieces`; 16 s of 2 s clips were the fastest of 4 to 64 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,30 @@ class _Piece:
     def overlap(self, other: _Piece) -> float:
         """Return the seconds that both pieces cover."""
         return max(0.0, min(self.end, other.end) - max(self.start, other.start))
+
+
+class _NearbyPieces:
+    """Find pieces by the time that they cover: time is cut into buckets, which list the pieces that touch them.
+
+    Args:
+        bucket_seconds: width of a bucket.
+    """
+
+    def __init__(self, bucket_seconds: float) -> None:
+        self._width = bucket_seconds
+        self._buckets: defaultdict[int, list[int]] = defaultdict(list)
+
+    def add(self, number: int, piece: _Piece) -> None:
+        """Enter a piece under its number, in each bucket that it touches."""
+        for bucket in self._touched(piece):
+            self._buckets[bucket].append(number)
+
+    def near(self, piece: _Piece) -> set[int]:
+        """Return the numbers of all pieces that overlap this one, and of some that do not."""
+        return set().union(*(self._buckets[bucket] for bucket in self._touched(piece) if bucket in self._buckets))
+
+    def _touched(self, piece: _Piece) -> range:
+        return range(int(piece.start // self._width), int(piece.end // self._width) + 1)
 
 
 def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timeline, config: AnswerConfig) -> Grounding:
@@ -72,11 +101,12 @@ def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timel
                 f"a window from {offset} s to {end} s does not lie within the video's {timeline.duration} s"
             )
     tolerance = clips_to_seconds(config.merge_tolerance, timeline.clip_seconds)
+    # With a least IoU of 0, pieces that do not even touch are the same moment: one bucket holds them all.
+    bucket_seconds = clips_to_seconds(_BUCKET_CLIPS, timeline.clip_seconds) if config.merge_iou > 0 else math.inf
     pieces = [piece for number, window in enumerate(windows) for piece in _pieces(number, *window, timeline, tolerance)]
-    pieces = _replace_cut_pieces(pieces, config)
-    for number in range(len(windows) - 1):
-        pieces = _join_cut_pieces(pieces, number, tolerance, config)
-    pieces = _drop_repeats(_replace_cut_pieces(pieces, config), config)
+    pieces = _replace_cut_pieces(pieces, bucket_seconds, config)
+    pieces = _join_cut_pieces(pieces, len(windows), tolerance, config)
+    pieces = _drop_repeats(_replace_cut_pieces(pieces, bucket_seconds, config), bucket_seconds, config)
     return Grounding(
         query=query,
         timeline=timeline,
@@ -115,19 +145,22 @@ def _inner_edges(offset: float, grounding: Grounding, timeline: Timeline) -> tup
     return left, right
 
 
-def _replace_cut_pieces(pieces: list[_Piece], config: AnswerConfig) -> list[_Piece]:
+def _replace_cut_pieces(pieces: list[_Piece], bucket_seconds: float, config: AnswerConfig) -> list[_Piece]:
     """Drop each cut piece that another window sees complete; the complete piece gets the better score of the two."""
     complete = [piece for piece in pieces if piece.complete]
+    nearby = _NearbyPieces(bucket_seconds)
+    for index, piece in enumerate(complete):
+        nearby.add(index, piece)
     kept = []
     for piece in pieces:
         if piece.complete:
             continue
         matches = [
-            (piece.overlap(candidate), index)
-            for index, candidate in enumerate(complete)
-            if not piece.windows & candidate.windows
-            and piece.overlap(candidate) >= config.merge_iou * (piece.end - piece.start)
-            and candidate.score >= config.merge_ratio * piece.score
+            (piece.overlap(complete[index]), index)
+            for index in nearby.near(piece)
+            if not piece.windows & complete[index].windows
+            and piece.overlap(complete[index]) >= config.merge_iou * (piece.end - piece.start)
+            and complete[index].score >= config.merge_ratio * piece.score
         ]
         if matches:
             index = max(matches)[1]
@@ -137,13 +170,38 @@ def _replace_cut_pieces(pieces: list[_Piece], config: AnswerConfig) -> list[_Pie
     return complete + kept
 
 
-def _join_cut_pieces(pieces: list[_Piece], number: int, tolerance: float, config: AnswerConfig) -> list[_Piece]:
-    """Join pieces that the right edge of window ``number`` cuts with pieces that the left edge of the next window cuts.
+def _join_cut_pieces(pieces: list[_Piece], windows: int, tolerance: float, config: AnswerConfig) -> list[_Piece]:
+    """Join pieces that the right edge of a window cuts with pieces that the left edge of the next window cuts.
 
-    The pairs with the highest product of scores are joined first.
+    Windows are taken from first to last, so a moment can grow through several of them.
     """
-    before = [piece for piece in pieces if piece.cut_right and max(piece.windows) == number]
-    after = [piece for piece in pieces if piece.cut_left and min(piece.windows) == number + 1]
+    cut_right: defaultdict[int, list[_Piece]] = defaultdict(list)
+    cut_left: defaultdict[int, list[_Piece]] = defaultdict(list)
+    for piece in pieces:
+        if piece.cut_right:
+            cut_right[max(piece.windows)].append(piece)
+        if piece.cut_left:
+            cut_left[min(piece.windows)].append(piece)
+    joined: list[_Piece] = []
+    used: set[int] = set()
+    for number in range(windows - 1):
+        before = [piece for piece in cut_right[number] if id(piece) not in used]
+        for left, right in _pairs_to_join(before, cut_left[number + 1], tolerance, config):
+            used |= {id(left), id(right)}
+            piece = _join(left, right)
+            joined.append(piece)
+            if piece.cut_right:
+                cut_right[number + 1].append(piece)
+    return [piece for piece in [*pieces, *joined] if id(piece) not in used]
+
+
+def _pairs_to_join(
+    before: Iterable[_Piece], after: Iterable[_Piece], tolerance: float, config: AnswerConfig
+) -> list[tuple[_Piece, _Piece]]:
+    """Pair pieces on both sides of an edge that continue each other; each piece is in one pair at most.
+
+    The pairs with the highest product of scores come first.
+    """
     pairs = [
         (left, right)
         for left in before
@@ -155,40 +213,44 @@ def _join_cut_pieces(pieces: list[_Piece], number: int, tolerance: float, config
         and min(left.score, right.score) >= config.merge_ratio * max(left.score, right.score)
     ]
     pairs.sort(key=lambda pair: -pair[0].score * pair[1].score)
-    joined: list[_Piece] = []
+    chosen: list[tuple[_Piece, _Piece]] = []
     used: set[int] = set()
     for left, right in pairs:
-        if used & {id(left), id(right)}:
-            continue
-        used |= {id(left), id(right)}
-        lengths = (left.end - left.start, right.end - right.start)
-        joined.append(
-            _Piece(
-                start=min(left.start, right.start),
-                end=max(left.end, right.end),
-                score=float(np.average([left.score, right.score], weights=lengths)),
-                windows=left.windows | right.windows,
-                cut_left=left.cut_left,
-                cut_right=right.cut_right,
-            )
-        )
-    return [piece for piece in pieces if id(piece) not in used] + joined
+        if not used & {id(left), id(right)}:
+            used |= {id(left), id(right)}
+            chosen.append((left, right))
+    return chosen
 
 
-def _drop_repeats(pieces: list[_Piece], config: AnswerConfig) -> list[_Piece]:
+def _join(left: _Piece, right: _Piece) -> _Piece:
+    """Return the piece that covers both; its score is the mean by length."""
+    lengths = (left.end - left.start, right.end - right.start)
+    return _Piece(
+        start=min(left.start, right.start),
+        end=max(left.end, right.end),
+        score=float(np.average([left.score, right.score], weights=lengths)),
+        windows=left.windows | right.windows,
+        cut_left=left.cut_left,
+        cut_right=right.cut_right,
+    )
+
+
+def _drop_repeats(pieces: list[_Piece], bucket_seconds: float, config: AnswerConfig) -> list[_Piece]:
     """Keep the best of the pieces by which different windows show the same moment.
 
     Pieces of one window are not compared: its decoder has already suppressed its repeats.
     """
     kept: list[_Piece] = []
+    nearby = _NearbyPieces(bucket_seconds)
     for piece in sorted(pieces, key=lambda piece: -piece.score):
         # If two pieces touch, earliest start to latest end is their union; if not, the IoU is 0 either way.
         ious = (
             other.overlap(piece) / (max(other.end, piece.end) - min(other.start, piece.start))
-            for other in kept
+            for other in map(kept.__getitem__, nearby.near(piece))
             if not other.windows & piece.windows
         )
         if all(iou < config.merge_iou for iou in ious):
+            nearby.add(len(kept), piece)
             kept.append(piece)
     return kept
 
@@ -203,12 +265,13 @@ def _blend_saliency(windows: Sequence[tuple[float, Grounding]], timeline: Timeli
     for offset, grounding in windows:
         left, right = _inner_edges(offset, grounding, timeline)
         extent = grounding.timeline.extent
-        inside = (centers > offset - _NEAR) & (centers < offset + extent + _NEAR)
+        first = int(np.searchsorted(centers, offset - _NEAR, side="right"))
+        last = int(np.searchsorted(centers, offset + extent + _NEAR, side="left"))
+        inside = centers[first:last]
         # Above 0 for clips whose center lies on an edge, and finite for a window without inner edges.
-        distance = np.minimum(centers - left, right - centers).clip(_NEAR, extent)
-        weight = np.where(inside, distance, 0.0)
-        total += weight * np.interp(centers, offset + grounding.timeline.clip_centers(), grounding.saliency)
-        weights += weight
+        weight = np.minimum(inside - left, right - inside).clip(_NEAR, extent)
+        total[first:last] += weight * np.interp(inside, offset + grounding.timeline.clip_centers(), grounding.saliency)
+        weights[first:last] += weight
     if not (weights > 0).all():
         missing = float(centers[weights == 0][0])
         raise ValueError(f"no window covers the video at {missing} s; windows must overlap or touch")

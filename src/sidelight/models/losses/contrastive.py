@@ -1,6 +1,7 @@
 """The contrastive losses of all side-tuners: SampledNCE of saliency, and InfoNCE that aligns clips with queries.
 
-They come from R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801, Sec. 3.4). SDST uses them too (Eqs. 12, 21 and 22).
+They come from R2-Tuning (Liu et al., ECCV 2024, arXiv 2404.00801, Sec. 3.4). SDST uses them too (Eqs. 12, 21 and 22),
+and UniVTG, from which R2-Tuning has them.
 
 - Samples without a positive clip take no part.
 - All losses are finite and have finite gradients. The published code of R2-Tuning gives NaN gradients if a clip index
@@ -70,6 +71,7 @@ def sampled_nce_loss(
     *,
     ties: Ties,
     positives: Literal["sampled", "all"] = "sampled",
+    compares_positives: bool = False,
 ) -> Tensor:
     """Return SampledNCE (SDST, Eq. 12), the mean over samples.
 
@@ -84,19 +86,23 @@ def sampled_nce_loss(
         ties: role of clips as salient as the positive clip.
         positives: in direction "row", use the one positive clip drawn for each sample, or all relevant clips, weighted
             by their saliency.
+        compares_positives: in direction "col", the positive clips of the other samples are negatives too, as in
+            UniVTG's code. With ``ties="negative"`` they are in any case.
     """
     positive_B, valid_B = targets.positive_B.clamp(min=0), targets.positive_B >= 0
     positive_saliency_B1 = targets.saliency_BT.gather(1, positive_B.unsqueeze(1))
     # In a sample without a positive clip, every clip is a negative for the other samples.
     limit_B1 = torch.where(valid_B.unsqueeze(1), positive_saliency_B1, float("inf"))
     negative_BT = mask_BT & _is_lower(targets.saliency_BT, limit_B1, ties)
+    is_positive_BT = F.one_hot(positive_B, saliency_BT.shape[1]).bool()
+    if compares_positives:
+        negative_BT = negative_BT | (is_positive_BT & valid_B.unsqueeze(1))
     logits_BT = saliency_BT / config.nce_temperature
     positive_logit_B = logits_BT.gather(1, positive_B.unsqueeze(1)).squeeze(1)
     loss_B = torch.zeros_like(positive_logit_B)
     if "row" in config.nce_directions and positives == "all":
         loss_B = loss_B + _row_loss_of_all_positives(logits_BT, mask_BT, targets.saliency_BT, ties)
     elif "row" in config.nce_directions:
-        is_positive_BT = F.one_hot(positive_B, saliency_BT.shape[1]).bool()
         row_BT = logits_BT.masked_fill(~(negative_BT | is_positive_BT), _MASKED)
         loss_B = loss_B + row_BT.logsumexp(1) - positive_logit_B
     if "col" in config.nce_directions:

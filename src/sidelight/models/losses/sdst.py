@@ -59,7 +59,8 @@ class SDSTLossConfig(ContrastiveConfig):
     class tells how well a moment fits (as in VarifocalNet).
     """
     alignment_reduction: Literal["sum", "mean"] = "sum"
-    """Reduction of the alignment losses over directions and levels; R2-Tuning, from whom the weight is, averages them.
+    """Reduction of the alignment losses over directions and levels; the weight comes from R2-Tuning, which averages
+    them.
     """
     level_reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the levels' losses: added, like DETR's auxiliary losses, or averaged."""

@@ -1,0 +1,105 @@
+"""Hold the features of one video: in memory while they are small, on the disk when they are large.
+
+An hour of video has 553 MB of features if all tokens of CLIP ViT-B/32 are kept. Large features are written to a file
+while they are made, and mapped into memory where they are read, so that only the part in use takes memory.
+
+Legend: K levels, C clips of a part, T clips of the video, P tokens of a clip where all were kept, D width.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+LARGE = 64 << 20
+"""Bytes from which the features of one video stay on the disk."""
+
+
+class GrowingFeatures:
+    """The features of one video while its clips are encoded.
+
+    Large features go to a file without a name, which the system removes when this process no longer uses it, however
+    the process ends.
+
+    Args:
+        folder: where the file lies; the system's folder for temporary files unless given.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.clips = 0
+        """Number of clips so far."""
+        self._folder = folder
+        self._parts: list[tuple[int, npt.NDArray[np.float16]]] = []
+        self._file: IO[bytes] | None = None
+        self._clip_shape: tuple[int, ...] = ()
+
+    def put(self, features_KCD: npt.NDArray[np.float16], first: int | None = None) -> None:
+        """Add consecutive clips, (K, C, D) or (K, C, P, D).
+
+        Args:
+            features_KCD: their features.
+            first: number of the first of these clips; unless given, they follow the clips before.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        self._parts.append((self.clips if first is None else first, features_KCD))
+        self.clips += features_KCD.shape[1]
+        if self._file is not None or self.clips * features_KCD[:, 0].nbytes > LARGE:
+            self._write_parts()
+
+    def finish(self) -> npt.NDArray[np.float16]:
+        """Return the features of all clips, (K, T, D) or (K, T, P, D); large ones are mapped from their file."""
+        if self._file is None:
+            self._parts.sort(key=lambda part: part[0])
+            return np.concatenate([part_KCD for _, part_KCD in self._parts], axis=1)
+        self._write_parts(flush=True)
+        # Mapped with the right to write, which nobody uses: PyTorch warns about arrays that are read-only.
+        mapped_TKD = np.memmap(self._file, np.float16, "c", shape=(self.clips, *self._clip_shape))
+        self._file.close()  # the map keeps the file
+        video_KTD: npt.NDArray[np.float16] = np.asarray(mapped_TKD).swapaxes(0, 1)
+        return video_KTD
+
+    def __del__(self) -> None:
+        """Close the file of a video that was given up."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write_parts(self, *, flush: bool = False) -> None:
+        """Move the parts from memory to the file: clip after clip, as they come."""
+        try:
+            self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed in __del__
+            for first, part_KCD in self._parts:
+                clips_CKD = np.ascontiguousarray(part_KCD.swapaxes(0, 1))
+                self._clip_shape = clips_CKD.shape[1:]
+                self._file.seek(first * clips_CKD[0].nbytes)
+                self._file.write(clips_CKD.data)
+            self._parts.clear()
+            if flush:
+                self._file.flush()
+        except OSError as error:
+            folder = self._folder or tempfile.gettempdir()
+            raise OSError(
+                f"{folder} cannot hold the features of a long video ({error.strerror}): make room, or let TMPDIR or "
+                "SIDELIGHT_CACHE name a folder with room"
+            ) from None
+
+
+def mapping_of(array: npt.NDArray[np.generic]) -> mmap.mmap | None:
+    """Return the memory map that an array views; None if its numbers lie in memory."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def drop_pages(array: npt.NDArray[np.generic]) -> None:
+    """Give back the memory into which parts of a mapped file were read; they are read again when they are needed."""
+    mapping = mapping_of(array)
+    if mapping is not None and hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_DONTNEED)
