@@ -88,6 +88,14 @@ def test_a_part_of_another_file_is_dropped(hub: Hub) -> None:
         part.parent.mkdir(parents=True)
 
 
+def test_a_complete_part_is_not_downloaded_again(hub: Hub) -> None:
+    part = download().folder / "sub" / "weights.bin.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(WEIGHTS)
+    (folder,) = fetch([download()], needed_by="m")
+    assert (folder / "sub" / "weights.bin").read_bytes() == WEIGHTS and hub.served == len(VOCABULARY)
+
+
 def test_a_pinned_file_with_other_bytes_is_refused(hub: Hub) -> None:
     hub.files["sub/weights.bin"] = WEIGHTS[:-1] + b"x"
     with pytest.raises(ValueError, match=r"has other content than expected: its SHA-256 begins with \w{8}, expected"):
@@ -122,7 +130,14 @@ def test_the_switch_for_rehearsals_compares_with_the_lock_file_only(hub: Hub, mo
     hub.files["sub/weights.bin"] = b"random weights"
     monkeypatch.setenv("SIDELIGHT_ANY_DIGEST", "1")
     (folder,) = fetch([download()], needed_by="m")
-    (folder / "sub" / "weights.bin").write_bytes(b"other weights")
+    file = folder / "sub" / "weights.bin"
+    monkeypatch.delenv("SIDELIGHT_ANY_DIGEST")
+    os.utime(file, (0, 0))  # as if it was copied, so that it is read again
+    digits = [hashlib.sha256(content).hexdigest()[:8] for content in (b"random weights", WEIGHTS)]
+    with pytest.raises(ValueError, match=f"its SHA-256 begins with {digits[0]}, expected {digits[1]}"):
+        fetch([download()], needed_by="m")
+    monkeypatch.setenv("SIDELIGHT_ANY_DIGEST", "1")
+    file.write_bytes(b"other weights")
     with pytest.raises(ValueError, match="was changed or is damaged"):
         fetch([download()], needed_by="m")
 

@@ -193,7 +193,7 @@ def _download_file(download: Download, file: HubFile, target: Path) -> None:
         partial.unlink()
         raise ValueError(
             f"{download.address(file)} has other content than expected: its SHA-256 begins with {digest[:8]}, expected "
-            f"{expected_digest(download, file)[:8]}; it was not kept: try again later or from another network, and "
+            f"{expected_digest(download, file, digest)[:8]}; it was not kept: try again later or from another network, and "
             "report it if this stays so"
         )
     partial.replace(target)
@@ -218,7 +218,7 @@ def _receive(address: str, partial: Path, *, label: str, size: int) -> None:
             before = have
             try:
                 with _opened(address, have) as response:
-                    total = _total_size(response, have)
+                    total = _total_size(response)
                     if response.status == 200 and have:  # the server begins anew
                         bar.update(-have)
                         have = before = 0
@@ -231,7 +231,9 @@ def _receive(address: str, partial: Path, *, label: str, size: int) -> None:
                 if total is None or have >= total:
                     return
                 reason = f"the connection broke off after {size_of(have)} of {size_of(total)}"
-            except _RangeError:  # the part is longer than the file
+            except _RangeError as error:
+                if have == error.size:  # an earlier call was stopped between the last byte and the comparison
+                    return
                 partial.unlink()
                 bar.update(-have)
                 have = before = 0
@@ -251,7 +253,15 @@ class _BrokenError(Exception):
 
 
 class _RangeError(Exception):
-    """The server does not have the bytes after the part."""
+    """The server does not have the bytes after the part: it is complete, or of another file.
+
+    Args:
+        size: bytes of the whole file; None if the server does not say it.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.size = size
 
 
 def _opened(address: str, start: int, *, method: str = "GET") -> Any:
@@ -284,7 +294,7 @@ def _opened(address: str, start: int, *, method: str = "GET") -> Any:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            raise _RangeError from None
+            raise _RangeError(_size_in_range(error.headers)) from None
         if error.code in (401, 403, 404, 410):
             name = address.rpartition("/")[2]
             raise _UnreachableError(f"{host} does not give {name} away (HTTP {error.code})") from None
@@ -304,10 +314,15 @@ def _read(response: Any) -> bytes:
         raise _BrokenError(f"the connection broke off ({str(error) or type(error).__name__})") from None
 
 
-def _total_size(response: Any, have: int) -> int | None:
+def _total_size(response: Any) -> int | None:
     """Return the size of the whole file by the headers of a response; None if they do not say it."""
     if response.status == 206:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return int(total) if total.isdigit() else None
+        return _size_in_range(response.headers)
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
+
+
+def _size_in_range(headers: Any) -> int | None:
+    """Return the size of the whole file by the header Content-Range; None if it does not say it."""
+    total = headers.get("Content-Range", "").rpartition("/")[2]
+    return int(total) if total.isdigit() else None

@@ -54,6 +54,7 @@ class Download:
     title: str
     """A few words that say what it is."""
     licence: str
+    """Licence of the files, for announcements."""
     repository: str
     """OWNER/NAME on the hub."""
     files: tuple[HubFile, ...]
@@ -165,7 +166,7 @@ def check_file(download: Download, file: HubFile, path: Path) -> None:
         return
     digest = digest_of(path)
     if not fits(download, file, digest):
-        expected = expected_digest(download, file)
+        expected = expected_digest(download, file, digest)
         recorded = f", recorded on {entry['recorded'][:10]} in {models_cache() / LOCK_FILE}" if entry else ""
         raise ValueError(
             f"{path} was changed or is damaged: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}"
@@ -185,10 +186,11 @@ def compares_digests() -> bool:
     return not os.environ.get(ANY_DIGEST)
 
 
-def expected_digest(download: Download, file: HubFile) -> str:
-    """Return the recorded digest of a file, else the digits that are known; "" if it has neither."""
-    recorded: str = _lock_entries().get(download.key(file), {}).get("sha256", "")
-    return recorded or (file.sha256 if compares_digests() else "")
+def expected_digest(download: Download, file: HubFile, digest: str) -> str:
+    """Return the known digits or the recorded digest of a file, whichever a digest does not fit."""
+    if compares_digests() and not digest.startswith(file.sha256):
+        return file.sha256
+    return _lock_entries().get(download.key(file), {}).get("sha256", "")
 
 
 def _seen(status: os.stat_result) -> str:
@@ -288,7 +290,7 @@ def import_file(path: str | Path, known: Iterable[Download]) -> list[Download]:
         download, file = named[0]
         raise ValueError(
             f"{path} is not the {path.name} that sidelight knows: its SHA-256 begins with {digest[:8]}, expected "
-            f"{expected_digest(download, file)[:8]}; download it again from {download.address(file)}"
+            f"{expected_digest(download, file, digest)[:8]}; download it again from {download.address(file)}"
         )
     if not fitting:
         raise ValueError(
