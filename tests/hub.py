@@ -97,7 +97,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         try:

@@ -106,10 +106,10 @@ def test_the_cache_is_shown_limited_and_cleared(capsys: pytest.CaptureFixture[st
     (cache_folder("models")).mkdir()
     (cache_folder("models") / "models.toml").touch()
     assert main(["cache", "clear", "all"]) == 0
-    assert not new.exists() and (cache_folder("models") / "models.toml").exists()
+    assert not new.exists() and (cache_folder("models") / "models.toml").exists() and feature_limit() == 5000
     capsys.readouterr()
     assert main(["cache", "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["features"]["bytes"] == 0
+    assert json.loads(capsys.readouterr().out)["features"]["bytes"] == len("5000\n")
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_features_that_were_not_used_for_longest_go_first(
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("20GB", 20 * 1000**3), ("1.5 mb", 1_500_000), ("7 kB", 7000), ("12 bytes", 12)]
+    ("text", "size"), [("0", 0), ("20GB", 20 * 1000**3), ("1.5 mb", 1_500_000), ("7 kB", 7000), ("4GiB", 4 << 30), ("12 bytes", 12)]
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text, name="size") == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1", "1 PB", "GB"])
+@pytest.mark.parametrize("text", ["", "much", "-1", "1 PB", "GB", "2 kbytes"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="size must be a size such as 20GB"):
         parse_size(text, name="size")

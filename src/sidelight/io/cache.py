@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from sidelight.io.files import cache_folder, write_text
+from sidelight.io.pinned import LOCK_FILE
 
 PARTS = {
     "features": "features of videos; computed again when needed",
@@ -19,7 +20,7 @@ PARTS = {
 DEFAULT_LIMIT = 20 * 1000**3
 """Bytes of features that are kept unless a limit is set; an hour of video takes 0.6 GB with all tokens of CLIP."""
 _LIMIT_FILE = "limit"
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS = " kmgt"
 
 
 def cache_sizes() -> dict[str, tuple[Path, int, int]]:
@@ -35,7 +36,8 @@ def clear_cache(part: str) -> int:
     """Delete a part of the cache and return its bytes.
 
     Args:
-        part: a key of :data:`PARTS`. The lock file of the models stays, so that a later download is compared with it.
+        part: a key of :data:`PARTS`. The limit on features stays, and the lock file of the models, so that a later
+            download is compared with it.
 
     Raises:
         OSError: if something cannot be deleted.
@@ -45,7 +47,7 @@ def clear_cache(part: str) -> int:
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "models.toml":
+        elif path.name not in (LOCK_FILE, _LIMIT_FILE):
             path.unlink()
     return before - sum(size for _, size, _ in _files(folder))
 
@@ -99,7 +101,7 @@ def mark_used(path: Path) -> None:
 
 
 def parse_size(text: str, *, name: str) -> int:
-    """Return the bytes of a size such as "20 GB", "500MB" or "0".
+    """Return the bytes of a size such as "20 GB", "500MB", "4 GiB" (1024 for 1000) or "0".
 
     Args:
         text: the size.
@@ -108,10 +110,10 @@ def parse_size(text: str, *, name: str) -> int:
     Raises:
         ValueError: if it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?(?:ytes)?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:bytes|([kmgt]?)(i?)b?)\s*", text.lower())
     if match is None:
         raise ValueError(f"{name} must be a size such as 20GB or 500MB, got {text.strip()!r}")
-    return round(float(match[1]) * _UNITS[match[2]])
+    return round(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS.index(match[2] or " "))
 
 
 def _files(folder: Path) -> list[tuple[Path, int, float]]:
