@@ -55,7 +55,7 @@ def test_a_narrow_terminal_gets_paragraphs(capsys: pytest.CaptureFixture[str], m
     [
         (["models", "pull", "shaeps"], "there is no model 'shaeps'; known are shapes, r2-tuning/qvhighlights"),
         (["models", "remove", "shapes"], "shapes comes with sidelight and cannot be removed"),
-        (["models", "remove", "r2-tuning/tacos"], "r2-tuning/tacos is not on this machine"),
+        (["models", "remove", "r2-tuning/tacos"], "r2-tuning/tacos has no files on this machine that can be deleted"),
         (["models", "pull", "r2-tuning/tacos"], "127.0.0.1:9 cannot be reached"),
         (["models", "import", "nothing.pth"], "nothing.pth does not exist; give the file that you downloaded"),
         (["models", "import", "."], "holds no file of a model that sidelight knows"),

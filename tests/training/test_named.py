@@ -167,8 +167,11 @@ def test_removing_keeps_what_another_model_needs(hub: Hub, monkeypatch: pytest.M
     (models_cache() / f"other-model-{'0' * 12}").rmdir()
     named_checkpoint(NAME)
     assert remove_model(NAME)[1] == [] and not BACKBONE.folder.exists()
-    with pytest.raises(ValueError, match=f"{NAME} is not on this machine"):
+    with pytest.raises(ValueError, match=f"{NAME} has no files on this machine that can be deleted$"):
         remove_model(NAME)
+    named_checkpoint(NAME)
+    with pytest.raises(ValueError, match="^other/model has no files .* deleted; A backbone stays, because .*golden ne"):
+        remove_model("other/model")
     with pytest.raises(ValueError, match="shapes comes with sidelight"):
         remove_model("shapes")
     assert "sha256" in (models_cache() / "models.toml").read_text()
@@ -210,7 +213,7 @@ def test_every_model_states_its_facts(name: str) -> None:
     model = NAMED_MODELS[name]
     assert find_model(name) is model
     assert all((model.answers, model.trained_on, model.backbone, model.languages, model.licence))
-    assert (model.make is None) == (name in ("shapes", OMNI)) and (model.imported is not None) == (name == OMNI)
+    assert (model.make is None and model.imported is None) == (name == "shapes")
     for download in model.downloads:
         for file in download.files:
             assert len(file.sha256) in (8, 64) or (download.revision != "main" and not file.sha256) or download.page

@@ -196,6 +196,11 @@ class Checkpoint:
         return self
 
 
+def is_complete(folder: Path) -> bool:
+    """Check whether a folder has all files of a checkpoint."""
+    return all((folder / name).is_file() for name in FILES)
+
+
 _WHOLE_VIDEO = 2**16
 """Clips (36 hours at 2 s) that zero-shot reads at once: a threshold over the whole video needs no windows."""
 

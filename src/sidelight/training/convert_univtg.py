@@ -26,12 +26,13 @@ from sidelight.backbones.conversion import DOWNLOAD_AGAIN, count_blocks, shapes_
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.options import is_finite_number
 from sidelight.features.layouts import NORMALISED
-from sidelight.io.files import cache_folder, read_text, replacing_folder, require_new_folder
+from sidelight.io.files import read_text, replacing_folder, require_new_folder
+from sidelight.io.pinned import models_cache
 from sidelight.io.tensors import check_archive, check_shapes, check_values, existing_file, named_tensors, read_tensors
 from sidelight.models.decode.univtg import UniVTGDecodeConfig
 from sidelight.models.losses.univtg import UniVTGLossConfig
 from sidelight.models.univtg import UniVTG, UniVTGConfig, from_published, published_shapes
-from sidelight.training.checkpoint import FILES, Checkpoint
+from sidelight.training.checkpoint import Checkpoint, is_complete
 
 OMNI = "univtg/omni"
 """Name of the model that was trained on QVHighlights, Charades-STA, Ego4D-NLQ, TACoS, ActivityNet and DiDeMo."""
@@ -82,12 +83,7 @@ def convert_univtg(
             model of UniVTG; if the options do not fit it; if ``out`` exists and is not empty.
     """
     file = existing_file(file, expected="a checkpoint that UniVTG's own code saved (.ckpt)")
-    folder = imported_folder() if out is None else Path(out)
-    if out is None and _is_complete(folder):
-        raise ValueError(
-            f"{OMNI} is here already, in {folder}; remove this folder to import another file, or give --out"
-        )
-    require_new_folder(folder)
+    folder = _new_folder(out)
     data = file.read_bytes()
     check_archive(data, file)
     content = read_tensors(data, file, allowed=(argparse.Namespace,))
@@ -96,11 +92,8 @@ def convert_univtg(
     model_config = _model_config(tensors, run, file, padding)
     check_values(tensors, file)
     widths = (model_config.video_dim, model_config.text_dim)
-    if out is None and (widths != OMNI_WIDTHS or run.kind != "clip"):
-        raise ValueError(
-            f"{file} is not {OMNI}, which reads features of CLIP of the widths {OMNI_WIDTHS[0]} and {OMNI_WIDTHS[1]}; "
-            f"this model reads the widths {widths[0]} and {widths[1]}: give --out DIR, and name DIR where you use it"
-        )
+    if out is None:
+        _require_omni(widths, run, file)
     model = UniVTG(model_config)
     model.load_state_dict({name: tensor.float() for name, tensor in from_published(tensors).items()})
     checkpoint = Checkpoint(
@@ -128,9 +121,30 @@ def convert_univtg(
     return checkpoint
 
 
+def _new_folder(out: str | Path | None) -> Path:
+    """Return the folder to make; ValueError if it is in use."""
+    folder = imported_folder() if out is None else Path(out)
+    if out is None and is_complete(folder):
+        raise ValueError(
+            f"{OMNI} is here already, in {folder}; remove it (sidelight models remove {OMNI}) to import another file, "
+            "or give --out"
+        )
+    require_new_folder(folder)
+    return folder
+
+
+def _require_omni(widths: tuple[int, int], run: _RunOptions, file: Path) -> None:
+    """Refuse another model of UniVTG under the name of omni."""
+    if widths != OMNI_WIDTHS or run.kind != "clip":
+        raise ValueError(
+            f"{file} is not {OMNI}, which reads features of CLIP of the widths {OMNI_WIDTHS[0]} and {OMNI_WIDTHS[1]}; "
+            f"this model reads the widths {widths[0]} and {widths[1]}: give --out DIR, and name DIR where you use it"
+        )
+
+
 def imported_folder() -> Path:
     """Return the folder of the cache that the name ``univtg/omni`` stands for."""
-    return cache_folder("models") / OMNI.replace("/", "-")
+    return models_cache() / OMNI.replace("/", "-")
 
 
 def imported_omni() -> Path:
@@ -140,16 +154,12 @@ def imported_omni() -> Path:
         ValueError: if nobody imported it; says how to.
     """
     folder = imported_folder()
-    if not _is_complete(folder):
+    if not is_complete(folder):
         raise ValueError(
             f"{OMNI} is not on this machine, and sidelight cannot download it: its authors publish it on Google Drive. "
             f"Get the checkpoint (and opt.json) from {OMNI_PAGE} and run: sidelight convert univtg FILE.ckpt"
         )
     return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
 
 
 # the options of the run ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from sidelight.io.files import replacing_folder, require_writable_folder
 from sidelight.io.pinned import Download, HubFile, is_here, models_cache, remove
 from sidelight.models.decode.zero_shot import METHODS
 from sidelight.models.zero_shot import ZERO_SHOT
-from sidelight.training.checkpoint import FILES, FORMAT, PACKAGED, Checkpoint
+from sidelight.training.checkpoint import FORMAT, PACKAGED, Checkpoint, is_complete
 from sidelight.training.convert import FAMILY, convert_r2_tuning
 from sidelight.training.convert_univtg import OMNI, imported_omni
 from sidelight.training.published import CLIP_WEIGHTS, R2_REPOSITORY, R2_TUNING, PublishedRun
@@ -227,34 +227,55 @@ def named_checkpoint(name: str | Path, *, backbone: bool = True, revision: str |
     # A later version of sidelight that makes another checkpoint of the same file must not use this version's.
     version = json.dumps([FORMAT, model.version], sort_keys=True)
     folder = models_cache() / f"{name.replace('/', '-')}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
-    weights = model.downloads[1:] if model.download else model.downloads
-    if _is_complete(folder):
-        if backbone:
-            fetch(weights, needed_by=f"the backbone of {name}", hint=ONLY_TO_TRY)
-        return folder
+    if not is_complete(folder):
+        _require_writable(folder, name)
+        downloads = model.downloads if backbone else model.downloads[: bool(model.download)]
+        folders = fetch(downloads, needed_by=f"the model {name}", hint=ONLY_TO_TRY)
+        files = [folders[0] / file.path for file in model.download.files] if model.download else []
+        _write_checkpoint(model.make, files, folder, name)
+    elif backbone:
+        weights = model.downloads[1:] if model.download else model.downloads
+        fetch(weights, needed_by=f"the backbone of {name}", hint=ONLY_TO_TRY)
+    return folder
+
+
+def _require_writable(folder: Path, name: str) -> None:
+    """Refuse, before a download, a cache that cannot be written."""
     try:
         require_writable_folder(folder)
     except ValueError as error:
         raise ValueError(
             f"{name} cannot be kept in {folder.parent} ({error}): set SIDELIGHT_CACHE to a folder that can be written"
         ) from None
-    downloads = model.downloads if backbone else model.downloads[: bool(model.download)]
-    folders = fetch(downloads, needed_by=f"the model {name}", hint=ONLY_TO_TRY)
-    files = [folders[0] / file.path for file in model.download.files] if model.download else []
-    if folder.is_dir() and not _is_complete(folder):
+
+
+def _write_checkpoint(
+    make: Callable[[Sequence[Path], Path], object], files: Sequence[Path], folder: Path, name: str
+) -> None:
+    """Write the checkpoint of a model into its folder, unless another process has written it meanwhile.
+
+    Args:
+        make: the function of the model's entry.
+        files: downloaded files of the model.
+        folder: where the checkpoint lies.
+        name: the model, for messages.
+
+    Raises:
+        ValueError: if a file is not the model's, or the folder cannot be written.
+    """
+    if folder.is_dir() and not is_complete(folder):
         shutil.rmtree(folder, ignore_errors=True)  # somebody removed a file of it
     try:
-        model.make(files, folder)
+        make(files, folder)
     except ValueError:
-        if not _is_complete(folder):  # another process may have been first
+        if not is_complete(folder):
             raise
     except OSError as error:
-        if not _is_complete(folder):
+        if not is_complete(folder):
             raise ValueError(
                 f"{name} cannot be kept in {folder.parent} ({error.strerror or error}); make room there, or set "
                 "SIDELIGHT_CACHE to a folder that can be written"
             ) from None
-    return folder
 
 
 def find_model(name: str | Path) -> NamedModel | None:
@@ -277,10 +298,6 @@ def find_model(name: str | Path) -> NamedModel | None:
     if "/" in name and family in families and not Path(name).is_dir():
         raise ValueError(no_such("model", name, [known for known in NAMED_MODELS if known.startswith(f"{family}/")]))
     return None
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
 
 
 def require_model(name: str) -> NamedModel:
@@ -320,8 +337,8 @@ def remove_model(name: str) -> tuple[int, list[str]]:
             freed += remove(download)
             if is_here(download):
                 kept.append(f"{download.title} stays in the cache of the hub's client (hf cache)")
-    if not freed and not kept:
-        raise ValueError(f"{name} is not on this machine")
+    if not freed:
+        raise ValueError("; ".join([f"{name} has no files on this machine that can be deleted", *kept]))
     return freed, kept
 
 
