@@ -209,12 +209,13 @@ class Grounder:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
-        from sidelight.io.cache import mark_used, trim_features
+        from sidelight.io.cache import feature_limit, mark_used, trim_features
         from sidelight.video.damage import warn
         from sidelight.video.read import VideoWarning, probe
 
         if self.cache is None:
             return encode_video_file(video, self.backbone)
+        limit = feature_limit() if self.cache == default_cache() else None  # a wrong limit is said before the work
         info = probe(video)  # has the best messages for a file that is not a video
         if info.container in _PLAYLISTS:
             return encode_video_file(video, self.backbone)
@@ -241,8 +242,8 @@ class Grounder:
         if not messages - {note}:
             try:
                 store.put_video(key, features)
-                if self.cache == default_cache():
-                    trim_features()
+                if limit is not None:
+                    trim_features(limit)
             except OSError as error:  # the disk is full, or the folder became read-only
                 self._warn_of_cache(error)
         return features
@@ -340,6 +341,7 @@ def measured_speeds(
         device: where to compute; the best device here unless given.
         again: measure what is known too.
     """
+    import contextlib
     import json
 
     from sidelight.io.files import write_text
@@ -363,8 +365,9 @@ def measured_speeds(
             print(f"{name} is not measured: {error}", file=sys.stderr)
             continue
         known.setdefault(name, {})[place] = round(_seconds_per_minute(grounder), 3)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(known, indent=2) + "\n")
+        with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(known, indent=2) + "\n")
     return {name: known[name][place] for name in names if place in known.get(name, {})}
 
 
