@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 from sidelight import Grounder
 from sidelight.backbones import SpecMismatchError, load_backbone
 from sidelight.backbones.clip.convert import convert_clip

@@ -215,12 +215,19 @@ def test_without_open_clip_it_says_what_to_install(
 
 
 def test_a_torchvision_of_another_build_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
     with (
         pytest.raises(ValueError, match=r"\(Could not import module 'CLIPModel'\); .* both again from one index"),
         reading(tmp_path, family="CLIP"),
     ):
         raise ModuleNotFoundError("Could not import module 'CLIPModel'.")
+
+
+def test_a_transformers_without_the_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "videoprism"}')
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr("transformers.VideoPrismConfig", None, raising=False)
+    with pytest.raises(ValueError, match=r"^VideoPrism-LvT needs a newer transformers \(transformers 5\.\S+ has"):
+        load_backbone("videoprism", weights=tmp_path)
 
 
 def test_a_digest_alone_finds_no_weights(backbone: ShapesBackbone) -> None:

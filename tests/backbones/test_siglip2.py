@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sidelight.backbones import Backbone, FeatureSpec, load_backbone
 from sidelight.backbones.common import QueryWarning

@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 import transformers
+from torch import Tensor
 
 from sidelight.backbones import Backbone, FeatureSpec, load_backbone
 from sidelight.backbones.common import QueryWarning

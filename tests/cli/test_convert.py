@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor

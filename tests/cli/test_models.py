@@ -125,7 +125,8 @@ def test_features_that_were_not_used_for_longest_go_first(
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("20GB", 20 * 1000**3), ("1.5 mb", 1_500_000), ("7 kB", 7000), ("4GiB", 4 << 30), ("12 bytes", 12)]
+    ("text", "size"),
+    [("0", 0), ("20GB", 20 * 1000**3), ("1.5 mb", 1_500_000), ("7 kB", 7000), ("4GiB", 4 << 30), ("12 bytes", 12)],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text, name="size") == size

@@ -218,7 +218,6 @@ def arguments(paths: dict[str, Path], tmp_path: Path, request: pytest.FixtureReq
 @pytest.fixture(scope="module")
 def clip_file(paths: dict[str, Path]) -> Path:
     """Return a tiny CLIP as OpenAI releases it, and write its vocabulary."""
-    pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
     from tests.backbones import test_clip as tiny_clip
 
     tiny_clip.write_vocabulary(paths["WORDS"])

@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sidelight.backbones.clip.convert import convert_clip
 from sidelight.backbones.clip.model import CLIPBackbone

@@ -23,8 +23,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 from sidelight import Grounder, Grounding
 from sidelight.backbones.clip.model import CLIPBackbone
 from sidelight.backbones.clip.released import CLIP_MEAN, CLIP_STD

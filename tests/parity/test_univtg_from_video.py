@@ -20,11 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sidelight import Grounder, Grounding
 from sidelight.backbones.clip.model import CLIPBackbone

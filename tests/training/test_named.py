@@ -170,7 +170,9 @@ def test_removing_keeps_what_another_model_needs(hub: Hub, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=f"{NAME} has no files on this machine that can be deleted$"):
         remove_model(NAME)
     named_checkpoint(NAME)
-    with pytest.raises(ValueError, match="^other/model has no files .* deleted; A backbone stays, because .*golden ne"):
+    with pytest.raises(
+        ValueError, match=r"^other/model has no files .* deleted; A backbone stays, because .*golden ne"
+    ):
         remove_model("other/model")
     with pytest.raises(ValueError, match="shapes comes with sidelight"):
         remove_model("shapes")

@@ -77,6 +77,21 @@ def check_pooling(pooling: str, allowed: Sequence[str], *, model: str) -> None:
         raise ValueError(f"{model} does not have the pooling {pooling}; choose {' or '.join(allowed)}")
 
 
+def square_side(size: int | Sequence[int]) -> int:
+    """Return the side of a square frame, in pixels.
+
+    Args:
+        size: the side, or height and width, as a configuration states them.
+
+    Raises:
+        ValueError: for a frame that is not square.
+    """
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"the weights read frames of {size} pixels; sidelight reads square frames only")
+    return sides.pop()
+
+
 def check_frames(frames_CFSS3: Tensor, spec: FeatureSpec) -> None:
     """Check that frames have the type and shape of the spec: uint8, (C, F, S, S, 3).
 

@@ -27,10 +27,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.common import check_pooling, check_tokens, choose_levels, cut_tokens, dtype_of, weights_digest
+from sidelight.backbones.common import (
+    check_pooling,
+    check_tokens,
+    choose_levels,
+    cut_tokens,
+    dtype_of,
+    square_side,
+    weights_digest,
+)
 from sidelight.backbones.hooked import HookedBackbone
-from sidelight.backbones.pretrained import is_offline, require_hub_id
+from sidelight.backbones.pretrained import is_unreachable, require_hub_id
 from sidelight.backbones.protocol import POOLINGS, FeatureSpec
+from sidelight.core.messages import first_line
 
 PE_CORE_B16 = "timm/PE-Core-B-16"
 
@@ -103,7 +112,7 @@ class OpenCLIPBackbone(HookedBackbone):
                 pooling=str(pooling),
                 clip_seconds=clip_seconds,
                 frames_per_clip=frames_per_clip,
-                resolution=_one_side(settings["size"]),
+                resolution=square_side(settings["size"]),
                 resize=_RESIZES[settings["resize_mode"]],
                 mean=tuple(settings["mean"]),
                 std=tuple(settings["std"]),
@@ -187,8 +196,8 @@ def _read(weights: str | Path) -> tuple[Any, Any]:
         model = open_clip.create_model(name, require_pretrained=True)
         return model, open_clip.get_tokenizer(name)
     except Exception as error:  # errors of open_clip, timm, transformers, the hub's client, and of three file formats
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        if is_offline(weights):
+        reason = first_line(error)
+        if is_unreachable(weights):
             raise ValueError(
                 f"{weights} is not on this machine, and the hub cannot be reached; check the connection, or give a "
                 "folder with the weights"
@@ -206,10 +215,9 @@ def _importing() -> Iterator[None]:
     except ModuleNotFoundError:
         raise ValueError('the backbone open-clip needs open_clip: pip install "sidelight[open-clip]"') from None
     except (ImportError, RuntimeError, OSError) as error:  # torchvision is imported, with its compiled operators
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise ValueError(
-            f"open_clip cannot be imported ({reason}): torchvision must be built for the installed torch; install "
-            "both again from one index"
+            f"open_clip cannot be imported ({first_line(error)}): torchvision must be built for the installed torch; "
+            "install both again from one index"
         ) from None
 
 
@@ -248,18 +256,6 @@ def _count_prefix(tower: Any) -> int:
     if trunk is None:
         return int(hasattr(tower, "class_embedding"))
     return int(getattr(trunk, "num_prefix_tokens", 0))
-
-
-def _one_side(size: int | Sequence[int]) -> int:
-    """Return the side of a square frame.
-
-    Raises:
-        ValueError: for a frame that is not square.
-    """
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ValueError(f"the weights read frames of {size} pixels; sidelight reads square frames only")
-    return sides.pop()
 
 
 def _first(output: Any) -> Tensor:

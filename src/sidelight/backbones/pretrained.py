@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sidelight.core.messages import first_line
 from sidelight.io.storage import hub_answers
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,8 +43,8 @@ def read_config(weights: str | Path, classes: Mapping[str, str], *, family: str,
     else:
         require_hub_id(weights, example=example)
     with reading(weights, family=family) as transformers:
-        config_class = getattr(transformers, next(iter(classes.values())))
-        values, _ = config_class.get_config_dict(weights, local_files_only=is_offline(weights))
+        config_class = _class_of(transformers, next(iter(classes.values())))
+        values, _ = config_class.get_config_dict(weights, local_files_only=is_unreachable(weights))
     model_type = values.get("model_type")
     if model_type not in classes:
         expected = " or ".join(map(repr, classes))
@@ -51,7 +52,7 @@ def read_config(weights: str | Path, classes: Mapping[str, str], *, family: str,
             f"{weights} is not {family}: its config.json says model_type {model_type!r}, expected {expected}"
         )
     with reading(weights, family=family) as transformers:
-        return model_type, getattr(transformers, classes[model_type]).from_dict(values)
+        return model_type, _class_of(transformers, classes[model_type]).from_dict(values)
 
 
 def read_model(
@@ -70,13 +71,13 @@ def read_model(
         ValueError: if a tensor that is needed is missing in the file or has another shape.
     """
     with reading(weights, family=family) as transformers:
-        model, report = getattr(transformers, model_class).from_pretrained(
+        model, report = _class_of(transformers, model_class).from_pretrained(
             weights,
             dtype=torch.float32,
             attn_implementation=attention,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            local_files_only=is_offline(weights),
+            local_files_only=is_unreachable(weights),
         )
     names = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     missing = sorted(name for name in names if name.startswith(needed))
@@ -98,7 +99,7 @@ def read_vocabulary(weights: str | Path, tokenizer_class: str, *, family: str) -
     folder = Path(weights)
     if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         return None
-    offline = is_offline(weights)
+    offline = is_unreachable(weights)
     with reading(weights, family=family) as transformers:
         from tokenizers import Tokenizer
         from transformers.utils.hub import cached_file
@@ -109,15 +110,15 @@ def read_vocabulary(weights: str | Path, tokenizer_class: str, *, family: str) -
         if file is not None:
             vocabulary: Any = Tokenizer.from_file(file)
         else:
-            reader = getattr(transformers, tokenizer_class)
+            reader = _class_of(transformers, tokenizer_class)
             vocabulary = reader.from_pretrained(weights, local_files_only=offline).backend_tokenizer
     vocabulary.no_padding()
     vocabulary.no_truncation()
     return vocabulary
 
 
-def is_offline(weights: str | Path) -> bool:
-    """Check whether the weights are on the hub and the hub does not answer."""
+def is_unreachable(weights: str | Path) -> bool:
+    """Check whether the weights are on the hub and the hub does not answer, or must not be asked."""
     return not Path(weights).is_dir() and not hub_answers()
 
 
@@ -135,13 +136,37 @@ def require_hub_id(weights: str | Path, *, example: str) -> None:
         )
 
 
+def import_transformers() -> Any:
+    """Return the package transformers.
+
+    Raises:
+        ValueError: if it cannot be imported.
+    """
+    try:
+        import transformers
+    except ImportError as error:  # missing, or another package has a version that it refuses
+        raise ValueError(
+            f"transformers cannot be imported ({first_line(error)}): pip install -U transformers"
+        ) from None
+    return transformers
+
+
+class _OldTransformersError(Exception):
+    """The installed transformers lacks a class."""
+
+
+def _class_of(transformers: Any, name: str) -> Any:
+    """Return a class of transformers."""
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise _OldTransformersError(f"transformers {transformers.__version__} has no {name}")
+    return found
+
+
 @contextlib.contextmanager
 def reading(weights: str | Path, *, family: str) -> Iterator[Any]:
     """Yield transformers without its reports on the terminal, and turn its errors into one sentence."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError(f'{family} needs transformers: pip install "sidelight[backbones]"') from None
+    transformers = import_transformers()
     logging: Any = transformers.utils.logging
     verbosity, progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -150,13 +175,15 @@ def reading(weights: str | Path, *, family: str) -> Iterator[Any]:
     try:
         yield transformers
     except Exception as error:  # errors of transformers, of the hub's client, and of three file formats
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error)
+        if isinstance(error, _OldTransformersError):
+            raise ValueError(f"{family} needs a newer transformers ({reason}): pip install -U transformers") from None
         if isinstance(error, ImportError):  # transformers imports torchvision wherever it is installed
             raise ValueError(
                 f"transformers cannot be used ({reason}); if torchvision is installed, it must be built for the "
                 "installed torch: install both again from one index, or remove torchvision"
             ) from None
-        if is_offline(weights):
+        if is_unreachable(weights):
             raise ValueError(
                 f"{weights} is not on this machine, and the hub cannot be reached; check the connection, or give a "
                 "folder with the weights"

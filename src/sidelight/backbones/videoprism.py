@@ -25,7 +25,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sidelight.backbones.common import check_pooling, check_tokens, choose_levels, cut_tokens, dtype_of, weights_digest
+from sidelight.backbones.common import (
+    check_pooling,
+    check_tokens,
+    choose_levels,
+    cut_tokens,
+    dtype_of,
+    square_side,
+    weights_digest,
+)
 from sidelight.backbones.hooked import HookedBackbone
 from sidelight.backbones.pretrained import read_config, read_model, read_vocabulary
 from sidelight.backbones.protocol import FeatureSpec
@@ -87,7 +95,7 @@ class VideoPrismBackbone(HookedBackbone):
                 pooling=pooling,
                 clip_seconds=clip_seconds,
                 frames_per_clip=frames,
-                resolution=_one_side(video.image_size),
+                resolution=square_side(video.image_size),
                 resize="stretch",
                 mean=(0.0, 0.0, 0.0),
                 std=(1.0, 1.0, 1.0),
@@ -165,18 +173,6 @@ def clean_text(query: str) -> str:
     """Return a sentence as the published tokenisation cleans it; empty if no word is left."""
     words = query.translate(_SPACES).lower().split()
     return " ".join(words) + "." if words else ""
-
-
-def _one_side(size: int | Sequence[int]) -> int:
-    """Return the side of a square frame.
-
-    Raises:
-        ValueError: for a frame that is not square.
-    """
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ValueError(f"the weights read frames of {size} pixels; sidelight reads square frames only")
-    return sides.pop()
 
 
 def _fit_frames(embeddings: Any, frames: int) -> None:

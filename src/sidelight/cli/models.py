@@ -189,7 +189,8 @@ def clear(part: Literal["features", "models", "stores", "all"]) -> None:
     """Delete a part of the cache.
 
     Args:
-        part: features (computed again when needed), models (downloaded or imported again), stores (copied again), or all.
+        part: features (computed again when needed), models (downloaded or imported again), stores (copied again), or
+            all.
     """
     from sidelight.core.messages import size_of
     from sidelight.io.cache import PARTS, clear_cache

@@ -42,6 +42,11 @@ def size_of(size: float) -> str:
     return f"{size:.1f} {unit}" if unit != "bytes" and abs(size) < 9.95 else f"{size:.0f} {unit}"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without its period; the error's kind if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'ground'?" for a misspelt name, or nothing where no known name is similar."""
     similar = difflib.get_close_matches(name, list(known), n=1)

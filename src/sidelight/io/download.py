@@ -193,8 +193,8 @@ def _download_file(download: Download, file: HubFile, target: Path) -> None:
         partial.unlink()
         raise ValueError(
             f"{download.address(file)} has other content than expected: its SHA-256 begins with {digest[:8]}, expected "
-            f"{expected_digest(download, file, digest)[:8]}; it was not kept: try again later or from another network, and "
-            "report it if this stays so"
+            f"{expected_digest(download, file, digest)[:8]}; it was not kept: try again later or from another network, "
+            "and report it if this stays so"
         )
     partial.replace(target)
     record(download, file, target, digest)

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from sidelight.core.messages import first_line
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -51,8 +53,7 @@ def usable_device(device: str | torch.device | None = None) -> torch.device:
         usable = torch.device(device)
         torch.zeros(1, device=usable)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on device and build
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the device {str(device)!r} cannot be used here ({reason}); try cpu") from None
+        raise ValueError(f"the device {str(device)!r} cannot be used here ({first_line(error)}); try cpu") from None
     return usable
 
 

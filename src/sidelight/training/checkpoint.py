@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones import BACKBONES, Backbone, load_backbone
 from sidelight.backbones.protocol import FeatureSpec
-from sidelight.core.messages import did_you_mean
+from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
 from sidelight.io.files import replacing
 from sidelight.models.decode.answer import AnswerConfig
@@ -254,8 +254,7 @@ def _locate(name: str, revision: str | None) -> Path:
                 f"model {name!r} is neither a folder here nor in the cache of the hub's client, and sidelight must not "
                 "ask the network (--offline)"
             ) from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({reason}); check the "
-            "name and the connection"
+            f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({first_line(error)}); "
+            "check the name and the connection"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from sidelight.backbones import pretrained
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MODELS, HUB_FILES
 from sidelight.backbones.common import weights_digest
+from sidelight.io.pinned import digest_of
 
 SAME_WEIGHTS_AS = "same_weights_as"
 """Metadata of a safetensors file: the hub id of the same weights. The converter writes it."""
@@ -20,19 +20,6 @@ VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _RELEASED = tuple(hub_id for hub_id, _, _ in CLIP_MODELS.values())
 _TOWERS = ("vision_model.", "text_model.")
 _JOINT = (*_TOWERS, "visual_projection.", "text_projection.")
-
-
-def require_transformers() -> Any:
-    """Return the package transformers, before anything is downloaded for it.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError('the backbone clip needs transformers: pip install "sidelight[backbones]"') from None
-    return transformers
 
 
 def find_vocabulary(folder: Path) -> tuple[Path, ...]:
@@ -82,7 +69,7 @@ def read_tokenizer(weights: str | Path, vocabulary_size: int, *, source: str | N
     if folder.is_dir() and not find_vocabulary(folder):
         return None  # transformers would invent a vocabulary of three words
     with pretrained.reading(weights, family="CLIP") as transformers:
-        offline = pretrained.is_offline(weights)
+        offline = pretrained.is_unreachable(weights)
         tokenizer = transformers.CLIPTokenizer.from_pretrained(weights, local_files_only=offline)
     ids = tokenizer("a", verbose=False)["input_ids"]
     if len(tokenizer) > vocabulary_size or ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
@@ -118,11 +105,7 @@ def identify_weights(weights: str | Path, model: nn.Module, *, joint: bool = Fal
             hub_id = (opened.metadata() or {}).get(SAME_WEIGHTS_AS)
         if hub_id in _RELEASED:
             return str(hub_id)
-    with open(file, "rb") as content:
-        digest = hashlib.sha256()
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return HUB_FILES.get(digest.hexdigest()) or towers_digest(model, joint)
+    return HUB_FILES.get(digest_of(file)) or towers_digest(model, joint)
 
 
 def towers_digest(model: nn.Module, joint: bool) -> str:

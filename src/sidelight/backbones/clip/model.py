@@ -31,13 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.clip.loading import (
-    identify_weights,
-    read_config,
-    read_model,
-    read_tokenizer,
-    require_transformers,
-)
+from sidelight.backbones.clip.loading import identify_weights, read_config, read_model, read_tokenizer
 from sidelight.backbones.clip.released import CLIP_B32, CLIP_MEAN, CLIP_STD
 from sidelight.backbones.common import (
     Normalise,
@@ -51,6 +45,7 @@ from sidelight.backbones.common import (
     pool_tokens,
     sentence_embeddings,
 )
+from sidelight.backbones.pretrained import import_transformers
 from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
 from sidelight.backbones.released import weights_folder
 
@@ -136,7 +131,7 @@ class CLIPBackbone:
                 "(CLIP's own summary of a frame), mean (of the patches), tokens or joint"
             )
         tower_dtype = dtype_of(dtype)
-        require_transformers()
+        import_transformers()  # what is wrong is said before a download
         folder = weights_folder(weights)
         config = read_config(folder)
         video_config, text_config = config.vision_config, config.text_config
@@ -261,16 +256,10 @@ class CLIPBackbone:
 
 
 def clean_text(query: str) -> str:
-    """Return a sentence as OpenAI's tokenizer cleans it: repaired by ftfy, HTML entities decoded twice (some nest).
-
-    Raises:
-        ValueError: if the sentence needs ftfy, and ftfy is not installed.
-    """
+    """Return a sentence as OpenAI's tokenizer cleans it: repaired by ftfy, HTML entities decoded twice (some nest)."""
     query = query.strip()
     if not (query.isascii() and query.isprintable()) or "&" in query:  # ftfy leaves all other sentences as they are
-        try:
-            import ftfy
-        except ImportError:
-            raise ValueError('the backbone clip needs ftfy: pip install "sidelight[backbones]"') from None
+        import ftfy
+
         query = ftfy.fix_text(query)
     return html.unescape(html.unescape(query)).strip()
