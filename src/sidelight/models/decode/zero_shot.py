@@ -96,11 +96,11 @@ class ZeroShotDecodeConfig(AnswerConfig):
 
     def answers(self, predictions: zero_shot.Similarities, timelines: Sequence[Timeline]) -> Iterator[Answer]:
         """Yield the moments of each sample, and its similarity as saliency."""
-        similarity_BT = predictions.similarity_BT.detach().double().cpu().numpy()
+        similarity_BT = predictions.similarity_BT.detach().cpu().double().numpy()  # MPS has no float64
         mask_BT = predictions.video_mask_BT.cpu().numpy()
         for b, timeline in enumerate(timelines):
             curve_T = similarity_BT[b, mask_BT[b]]
-            vectors_TE = predictions.video_BTE[b].detach().double().cpu().numpy()[mask_BT[b]]
+            vectors_TE = predictions.video_BTE[b].detach().cpu().double().numpy()[mask_BT[b]]
             check_finite(curve_T, vectors_TE)
             spans_N2, scores_N = self.moments(curve_T, vectors_TE)
             seconds_N2 = clips_to_seconds(spans_N2.astype(np.float64), timeline.clip_seconds).clip(0, timeline.duration)
@@ -121,7 +121,7 @@ class ZeroShotDecodeConfig(AnswerConfig):
         spans_N2, scores_N = _best(self._scored(curve_T, vectors_TE))
         if not len(spans_N2):
             spans_N2, scores_N = np.array([[0, len(curve_T)]]), np.ones(1)
-        best_span_12 = spans_N2[[scores_N.argmax()]]
+        best_spans_N2 = spans_N2[scores_N > scores_N.max() - 1e-9]  # several if they are equally good
         if self.rising_start:
             starts_T = zero_shot.rising_starts(zero_shot.smooth(curve_T, _TFVTG_DEVIATION))
             spans_N2 = np.stack([starts_T[spans_N2[:, 0]], spans_N2[:, 1]], axis=1)
@@ -130,7 +130,7 @@ class ZeroShotDecodeConfig(AnswerConfig):
             spans_N2, scores_N = spans_N2[keep_N], scores_N[keep_N]
         elif self.nms == "soft-linear":
             scores_N = spans.soft_nms(spans_N2.astype(np.float64), scores_N, threshold=self.nms_threshold)
-        return spans_N2, scores_N / scores_N.max() * self._presence(curve_T, best_span_12)
+        return spans_N2, scores_N / scores_N.max() * self._presence(curve_T, best_spans_N2)
 
     def _scored(self, curve_T: Floats, vectors_TE: Floats) -> Iterator[Scored]:
         """Yield proposals with their scores, for one smoothed curve after the other."""
@@ -167,10 +167,10 @@ class ZeroShotDecodeConfig(AnswerConfig):
             seed=self.seed,
         )
 
-    def _presence(self, curve_T: Floats, span_12: Clips) -> float:
-        """Return in [0, 1] how likely it is that the sentence is true anywhere, for the best span."""
+    def _presence(self, curve_T: Floats, spans_N2: Clips) -> float:
+        """Return in [0, 1] how likely it is that the sentence is true anywhere, for the best spans."""
         if self.presence == "contrast":
-            return float(zero_shot.contrast(curve_T, span_12).clip(0, 1)[0])
+            return float(zero_shot.contrast(curve_T, spans_N2).clip(0, 1).max())
         return float(np.clip((1 + zero_shot.smooth(curve_T, max(self.smoothing)).max()) / 2, 0, 1))
 
 

@@ -110,8 +110,17 @@ def distance_loss(distances_BN2: Tensor, goal_BN2: Tensor, positive_BN: Tensor) 
 
 def spans_in_clips(spans_BG2: Tensor, lengths_B: Tensor) -> Tensor:
     """Convert (center, width) in units of the extent to (start, end) in clips, rounded to 1/1024 clip."""
-    edges = spans.cw_to_se(spans_BG2.double()) * lengths_B[:, None, None]
-    return ((edges * _GRAIN).round() / _GRAIN).float()
+    return places_in_clips(spans.cw_to_se(_exact(spans_BG2)), lengths_B[:, None, None])
+
+
+def places_in_clips(places: Tensor, lengths: Tensor) -> Tensor:
+    """Convert places in units of the extent to clips, rounded to 1/1024 clip; a rounding error then decides nothing."""
+    return ((_exact(places) * lengths * _GRAIN).round() / _GRAIN).float()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Return values in float64; unchanged on Apple's GPUs (mps), which have no float64."""
+    return values if values.device.type == "mps" else values.double()
 
 
 @torch.no_grad()

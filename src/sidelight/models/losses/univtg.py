@@ -24,7 +24,7 @@ from sidelight.core import spans
 from sidelight.core.batch import Batch, Targets
 from sidelight.core.options import require
 from sidelight.models.losses.contrastive import ContrastiveConfig, alignment_losses, sampled_nce_loss
-from sidelight.models.losses.r2_tuning import spans_in_clips
+from sidelight.models.losses.r2_tuning import places_in_clips, spans_in_clips
 from sidelight.models.univtg import UniVTGPredictions
 
 
@@ -102,7 +102,7 @@ def assign_clips(anchors_BT: Tensor, mask_BT: Tensor, targets: Targets) -> tuple
     lengths_B = mask_BT.sum(1)
     # Compared in clips and rounded, so that a rounding error of (center, width) does not decide about an edge.
     windows_BG2 = spans_in_clips(targets.spans_BG2, lengths_B)
-    anchors_BT1 = (anchors_BT.double() * lengths_B.unsqueeze(1)).mul(1024).round().div(1024).float().unsqueeze(-1)
+    anchors_BT1 = places_in_clips(anchors_BT, lengths_B.unsqueeze(1)).unsqueeze(-1)
     starts_B1G, ends_B1G = windows_BG2.unsqueeze(1).unbind(-1)
     fits_BTG = (starts_B1G <= anchors_BT1) & (anchors_BT1 <= ends_B1G)
     fits_BTG &= mask_BT.unsqueeze(-1) & targets.spans_mask_BG.unsqueeze(1)
