@@ -223,6 +223,11 @@ def test_wrong_folders_are_refused(clip: Path, tmp_path: Path) -> None:
     (folder / "open_clip_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cannot be read by open_clip"):
         OpenCLIPBackbone(weights=folder, levels=1)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="asks to run code from the hub"):
+        OpenCLIPBackbone(weights=folder)
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no weights: expected open_clip_model\.safetensors"):
         OpenCLIPBackbone(weights=folder)

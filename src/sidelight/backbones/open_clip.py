@@ -193,8 +193,11 @@ def _read(weights: str | Path) -> tuple[Any, Any]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip reports each step
     try:
+        _refuse_code(open_clip.get_model_config(name), weights)
         model = open_clip.create_model(name, require_pretrained=True)
         return model, open_clip.get_tokenizer(name)
+    except _CodeError as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # errors of open_clip, timm, transformers, the hub's client, and of three file formats
         reason = first_line(error)
         if is_unreachable(weights):
@@ -205,6 +208,20 @@ def _read(weights: str | Path) -> tuple[Any, Any]:
         raise ValueError(f"{weights} cannot be read by open_clip ({reason}); check the folder or the hub id") from None
     finally:
         logging.disable(level)
+
+
+class _CodeError(Exception):
+    """A configuration asks for code of a repository."""
+
+
+def _refuse_code(config: Any, weights: str | Path) -> None:
+    """Refuse a configuration with which the tokenizer would download code and run it."""
+    options = (config or {}).get("text_cfg", {}).get("tokenizer_kwargs", {})
+    if options.get("trust_remote_code"):
+        raise _CodeError(
+            f"the configuration of {weights} asks to run code from the hub (trust_remote_code), and sidelight runs "
+            "none; choose other weights"
+        )
 
 
 @contextlib.contextmanager
