@@ -26,10 +26,10 @@ from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.models.decode.answer import Answer, AnswerConfig
 from sidelight.models.decode.sdst import DecodeConfig
-from sidelight.models.registry import build_model
+from sidelight.models.registry import MODELS, build_model
 from sidelight.training import predict as prediction
-from sidelight.training.dataset import GroundingDataset
-from sidelight.training.predict import ground_long, predict
+from sidelight.training.dataset import GroundingDataset, collate, unlabelled
+from sidelight.training.predict import ground_batch, ground_long, predict
 
 SMALL = {"video_dim": 32, "text_dim": 32, "hidden": 32, "heads": 4, "moment_queries": 6}
 
@@ -137,6 +137,27 @@ def test_windows_of_a_long_video_are_read_in_batches(
     (submission,) = predict(model, dataset, DecodeConfig(), window_clips=4)
     assert set(sizes) == {(2, 4), (1, 4)} or set(sizes) == {(2, 4)}
     assert submission.qid == 0 and model.alive.most == 1
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+@pytest.mark.parametrize("clips", [1, 9])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_reads_float16_features(name: str, clips: int, tokens: int) -> None:
+    """Compare with float32 features: windows keep the float16 of the file, and models convert what they read."""
+    if tokens and name in ("sdst", "zero-shot"):
+        pytest.skip("reads one vector a clip")
+    width, length = (16, 1) if name == "zero-shot" else (12, 4)
+    config = {} if name == "zero-shot" else {"video_dim": 16, "text_dim": width, "levels": 1, "hidden": 16, "heads": 4}
+    torch.manual_seed(0)
+    model, decode = build_model(name, config).eval(), MODELS[name].decode_config()
+    generator = np.random.default_rng(0)
+    shape = (1, clips, tokens, 16) if tokens else (1, clips, 16)
+    timeline = Timeline(duration=2.0 * clips, clip_seconds=2.0)
+    video = VideoFeatures(video_KTD=generator.normal(size=shape).astype(np.float16), timeline=timeline)
+    text_KLD = generator.normal(size=(1, length, width)).astype(np.float16)
+    (expected,) = ground_batch(model, collate([unlabelled(video, text_KLD)]), [timeline], ["q"], decode)
+    assert expected.moments
+    assert ground_long(model, video, text_KLD, "q", decode, window_clips=75) == expected
 
 
 def test_a_video_of_another_length_than_annotated(
