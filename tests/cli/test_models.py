@@ -41,8 +41,11 @@ def test_models_are_listed_and_measured_once(capsys: pytest.CaptureFixture[str])
     assert "YouTube Highlights, dog" in capsys.readouterr().out
 
 
-def test_a_narrow_terminal_gets_paragraphs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_terminal_narrower_than_the_table_gets_paragraphs(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert main(["models", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -157,10 +157,10 @@ class _OldTransformersError(Exception):
 
 def _class_of(transformers: Any, name: str) -> Any:
     """Return a class of transformers."""
-    found = getattr(transformers, name, None)
-    if found is None:
+    wanted = getattr(transformers, name, None)
+    if wanted is None:
         raise _OldTransformersError(f"transformers {transformers.__version__} has no {name}")
-    return found
+    return wanted
 
 
 @contextlib.contextmanager

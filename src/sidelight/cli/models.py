@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from sidelight.training.named import NamedModel
 
 ModelName = Annotated[str, Option("NAME")]
-_TABLE_WIDTH = 132
-"""Narrower terminals get one paragraph per model instead of a table."""
 
 
 def list_models(
@@ -128,7 +126,7 @@ _HEADS = ("model", "answers about", "trained on", "backbone", "queries", "licenc
 
 
 def _print_rows(rows: list[dict[str, object]]) -> None:
-    """Print one line per model, or one paragraph per model where the terminal is narrow."""
+    """Print a table, or one paragraph per model where the terminal is narrower than the table."""
     from rich.console import Console
 
     from sidelight.core.messages import size_of
@@ -143,14 +141,14 @@ def _print_rows(rows: list[dict[str, object]]) -> None:
         facts = [str(row[key]) for key in ("answers", "trained_on", "backbone", "languages", "licence")]
         size = " + ".join(size_of(size) if size else "?" for size in sizes.values()) or "ships"
         lines.append([name, *facts, size, "yes" if row["here"] else "no", "" if speed is None else f"{speed:.2g}"])
-    if sys.stdout.isatty() and Console().width < _TABLE_WIDTH:
+    widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
+    if sys.stdout.isatty() and Console().width < sum(widths) + 2 * len(widths) - 2:
         for name, answers, trained_on, backbone, queries, licence, size, here, speed in lines:
             about = f"trained on {trained_on}, backbone {backbone}, queries in {queries}"
             place = f"{size}, {'here' if here == 'yes' else 'not here'}"
             place += f", {speed} s per minute of video" if speed else ""
             print(f"{name}: {answers}\n    {about}\n    {licence}; {place}")
         return
-    widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
     for cells in (_HEADS, *lines):
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
