@@ -18,7 +18,6 @@ from sidelight.cli.main import main
 from sidelight.io.pinned import Download, HubFile, models_cache
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.convert import with_widths
-from sidelight.training.convert_univtg import OMNI
 from sidelight.training.named import (
     DEFAULT_MODEL,
     NAMED_MODELS,

@@ -113,7 +113,7 @@ def parse_size(text: str, *, name: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:bytes|([kmgt]?)(i?)b?)\s*", text.lower())
     if match is None:
         raise ValueError(f"{name} must be a size such as 20GB or 500MB, got {text.strip()!r}")
-    return round(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS.index(match[2] or " "))
+    return round(float(match[1]) * (1024.0 if match[3] else 1000.0) ** _UNITS.index(match[2] or " "))
 
 
 def _files(folder: Path) -> list[tuple[Path, int, float]]:
