@@ -20,6 +20,7 @@ from sidelight.cli.main import COMMANDS, main
 from sidelight.core.grounding import Grounding
 from sidelight.export import plot as plotting
 from sidelight.recipes import recipe_file, recipe_names
+from sidelight.video.read import probe
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +390,31 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert main([paths.get(argument, argument) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("sidelight: ") and expected in message and len(message.strip().splitlines()) == 1
+
+
+def test_predict_warns_of_what_the_model_cannot_know(
+    tiny_world: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    own = sorted((tiny_world / "videos").iterdir())[0]
+    shutil.copy(own, films)
+    shutil.copy(shared / "videos" / "flipping_a_pancake.mkv", films / "pancake.mkv")
+
+    def predict(vid: str, query: str, duration: float) -> str:
+        row = {"qid": 1, "query": query, "vid": vid, "duration": duration, "relevant_windows": [[0, 2]]}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        options = f"--model shapes --annotations {tmp_path}/rows.jsonl --videos {films} --out {tmp_path}/out.jsonl"
+        assert main(["predict", *options.split()]) == 0
+        return "".join(line for line in capsys.readouterr().err.splitlines(True) if "warning" in line)
+
+    assert predict(own.stem, "a red star spins", probe(own).duration) == ""
+    warnings = predict("pancake", "a dog swims", probe(films / "pancake.mkv").duration)
+    assert "1 query: the model shapes never saw the words 'dog' and 'swims'" in warnings
+    assert "1 video: the model shapes knows drawn shapes only" in warnings
+
+
+def test_an_empty_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    assert main(["train", str(tmp_path / "mine.yaml"), "--check"]) == 2
+    assert "mine.yaml is empty; copy one of the recipes" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_a_terminal_narrower_than_the_table_gets_paragraphs(
         (["models", "import", "nothing.pth"], "nothing.pth does not exist; give the file that you downloaded"),
         (["models", "import", "."], "holds no file of a model that sidelight knows"),
         (["models", "pul"], "sidelight models has no sub-command 'pul'; expected one of pull, remove, import"),
-        (["cache", "limit", "much"], "--size must be a size such as 20GB or 500MB, got 'much'"),
+        (["cache", "limit", "much"], "the limit must be a size such as 20GB or 500MB, got 'much'"),
         (["cache", "clear", "all", "--x"], "unrecognized arguments: --x"),
     ],
 )

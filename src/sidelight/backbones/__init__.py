@@ -32,6 +32,9 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "internvideo2": _later("internvideo2.backbone", "InternVideo2Backbone"),
 }
 
+LIMITED = ("shapes",)
+"""The backbones that know one world only and say so (:class:`~sidelight.backbones.protocol.LimitedBackbone`)."""
+
 
 def load_backbone(name: str, **options: Any) -> Backbone:
     """Load the backbone of that name.

@@ -206,7 +206,7 @@ def limit(size: Annotated[str, Option("SIZE")]) -> None:
     from sidelight.core.messages import size_of
     from sidelight.io.cache import parse_size, set_feature_limit
 
-    number = parse_size(size, name="size")
+    number = parse_size(size, name="the limit")
     deleted = set_feature_limit(number)
     print(f"features may take {size_of(number)}" + (f"; deleted {size_of(deleted)}" if deleted else ""))
 

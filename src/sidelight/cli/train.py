@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidelight.cli.shared import BackboneWeights, Device, File, Folder, Model, OutFile, Store
 from sidelight.core.messages import count_of
 from sidelight.io.files import require_outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sidelight.backbones.shapes.pretrain import PretrainConfig
+    from sidelight.data.annotations import Annotation
     from sidelight.training.recipe import Recipe
 
 
@@ -126,6 +130,7 @@ def predict(
     """
     import tempfile
 
+    from sidelight.backbones import LIMITED
     from sidelight.data.annotations import read_annotations, write_submissions
     from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.download import offline as without_network
@@ -156,3 +161,30 @@ def predict(
         )
     write_submissions(out, submissions)
     print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")
+    if checkpoint.features.backbone in LIMITED:
+        _print_doubts(source.load_backbone(), rows, videos, model)
+
+
+def _print_doubts(backbone: Any, rows: Sequence[Annotation], videos: str | None, model: str) -> None:
+    """Say on stderr how many predictions may mean nothing, because the backbone knows one world only.
+
+    Args:
+        backbone: a :class:`~sidelight.backbones.protocol.LimitedBackbone`.
+        rows: the annotations.
+        videos: folder of the videos, which are looked at; None where only features are given.
+        model: name of the model.
+    """
+    from sidelight.features.sources import chosen_videos, videos_of
+    from sidelight.video.read import VideoError
+
+    queries = dict.fromkeys(row.query for row in rows)
+    of_queries = [doubt for query in queries if (doubt := backbone.query_doubt(query, model))]
+    of_videos = []
+    if videos:
+        files, _ = chosen_videos(videos_of([videos]), [row.vid for row in rows])
+        for file in files.values():
+            with contextlib.suppress(VideoError):  # a file that cannot be read is reported where it is extracted
+                of_videos.append(backbone.video_doubt(file, model))
+    for doubts, kind in ((of_queries, "query"), ([doubt for doubt in of_videos if doubt], "video")):
+        if doubts:
+            print(f"sidelight: warning: {count_of(len(doubts), kind)}: {doubts[0]}", file=sys.stderr)

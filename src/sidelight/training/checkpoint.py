@@ -239,8 +239,8 @@ def _locate(name: str, revision: str | None) -> Path:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no model {name!r}; expected a folder, a hub id such as user/model, or one of "
-            f"{', '.join(packaged)}{did_you_mean(name, packaged)}"
+            f"there is no model {name!r}; expected a name that `sidelight models` lists, the folder of a checkpoint, "
+            f"or a hub id such as user/model{did_you_mean(name, packaged)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -259,7 +259,8 @@ def recipe_parser(**settings: Any) -> ArgumentParser:
     class RecipeParser(ArgumentParser):
         def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
             try:
-                Path(path).read_text(encoding="utf-8")
+                if not Path(path).read_text(encoding="utf-8").strip():
+                    raise ValueError(f"recipe {path} is empty; copy one of the recipes that `sidelight recipes` lists")
                 parsed: Namespace = super().parse_path(path, *args, **options)
             except UnicodeDecodeError:
                 parsed = self.parse_string(read_text(path), str(path), *args, **options)
