@@ -102,7 +102,7 @@ class Grounder:
             revision: branch, tag or commit of a hub id.
             backbone_weights: folder of the backbone's weights. Needed unless they ship with sidelight or the
                 checkpoint names them by a hub id.
-            offline: never ask the network while loading.
+            offline: never use the network while loading.
 
         Raises:
             DownloadError: if files are missing and cannot be downloaded; says how to bring them by hand.

@@ -191,7 +191,7 @@ def test_ground_without_a_model_names_the_default_and_asks_no_network(
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     for text in (
-        "the model r2-tuning/qvhighlights is not on this machine, and sidelight must not ask the network (--offline)",
+        "the model r2-tuning/qvhighlights is not on this machine, and sidelight must not use the network (--offline)",
         "checkpoints/r2_tuning_qvhighlights-ed516355.pth",
         "openai/clip-vit-base-patch32/resolve/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268/pytorch_model.bin",
         "sidelight models import FOLDER",

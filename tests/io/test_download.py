@@ -160,7 +160,7 @@ def test_without_a_network_there_is_one_sentence_with_all_addresses(monkeypatch:
 
 def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub) -> None:
     del hub.files["vocab.json"]
-    with pytest.raises(DownloadError, match=r"does not give vocab\.json away \(HTTP 404\)"):
+    with pytest.raises(DownloadError, match=r"does not provide vocab\.json \(HTTP 404\)"):
         fetch([download()], needed_by="m")
 
 
@@ -170,9 +170,9 @@ def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch, variabl
         monkeypatch.setenv(variable, "1")
     with offline(variable is None):
         assert is_offline()
-        with pytest.raises(DownloadError, match="must not ask the network"):
+        with pytest.raises(DownloadError, match="must not use the network"):
             fetch([download()], needed_by="m")
-        with pytest.raises(StorageError, match="must not ask"), local_copy("https://host/video.mp4"):
+        with pytest.raises(StorageError, match="must not use the network"), local_copy("https://host/video.mp4"):
             pass
         assert not hub_answers()
     assert hub.log == [] and is_offline() is (variable is not None)

@@ -56,7 +56,7 @@ def ground(
     Args:
         video: video file of any length, or its address, such as https://host/video.mp4.
         query: one or more sentences, each in quotes.
-        offline: ask no network: use only what is on this machine.
+        offline: use no network, only what is on this machine.
         top: how many moments to print and to draw per query; the plot leaves out moments with less than a quarter of
             the best score, and JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight

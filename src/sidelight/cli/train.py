@@ -126,7 +126,7 @@ def predict(
         features: feature store, or features in a layout that a paper released; with --videos, the features that a
             store lacks are extracted into it.
         out: JSONL in the QVHighlights submission form.
-        offline: ask no network: use only what is on this machine.
+        offline: use no network, only what is on this machine.
     """
     import tempfile
 

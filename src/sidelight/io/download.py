@@ -49,7 +49,7 @@ _OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
 
 @contextlib.contextmanager
 def offline(active: bool = True) -> Iterator[None]:
-    """Ask no network inside the block: what is not on this machine is refused with one sentence."""
+    """Use no network inside the block: what is not on this machine is refused with one sentence."""
     token = _OFFLINE.set(active or _OFFLINE.get())
     try:
         yield
@@ -58,7 +58,7 @@ def offline(active: bool = True) -> Iterator[None]:
 
 
 def is_offline() -> bool:
-    """Check whether no network may be asked: by :func:`offline`, or by SIDELIGHT_OFFLINE or HF_HUB_OFFLINE."""
+    """Check whether no network may be used: by :func:`offline`, or by SIDELIGHT_OFFLINE or HF_HUB_OFFLINE."""
     values = (os.environ.get(name, "").lower() for name in _OFFLINE_VARIABLES)
     return _OFFLINE.get() or any(value in ("1", "true", "yes", "on") for value in values)
 
@@ -79,7 +79,7 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
     missing = [download for download, folder in folders.items() if folder is None]
     if missing:
         if is_offline():
-            reason = "sidelight must not ask the network (--offline)"
+            reason = "sidelight must not use the network (--offline)"
             raise DownloadError(_by_hand(missing, needed_by, reason, "leave that out, or ", hint))
         if pages := [download for download in missing if download.page]:
             raise DownloadError(_by_hand(pages, needed_by, "only a person can download it", "", hint))
@@ -297,7 +297,7 @@ def _opened(address: str, start: int, *, method: str = "GET") -> Any:
             raise _RangeError(_size_in_range(error.headers)) from None
         if error.code in (401, 403, 404, 410):
             name = address.rpartition("/")[2]
-            raise _UnreachableError(f"{host} does not give {name} away (HTTP {error.code})") from None
+            raise _UnreachableError(f"{host} does not provide {name} (HTTP {error.code})") from None
         raise _BrokenError(f"{host} answers with HTTP {error.code}") from None
     except OSError as error:  # URLError, time-outs, refused connections
         cause = getattr(error, "reason", error)

@@ -31,7 +31,7 @@ class StorageError(OSError):
 
 
 def hub_answers() -> bool:
-    """Check by one request whether the Hugging Face hub can be reached; not at all if no network may be asked.
+    """Check by one request whether the Hugging Face hub can be reached; not at all if no network may be used.
 
     The hub's client retries for half a minute, even for files that it has already.
     """
@@ -61,7 +61,7 @@ def storage_of(address: str) -> tuple[Any, str]:
 
     if is_offline() and address.partition("://")[0] not in _ON_THIS_MACHINE:
         raise StorageError(
-            f"{address} lies in a network, which sidelight must not ask (--offline): copy it to this machine"
+            f"{address} is not on this machine, and sidelight must not use the network (--offline): copy it here"
         )
     # gcsfs logs each failed connection with a traceback; the last failure is raised as an error anyway.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)

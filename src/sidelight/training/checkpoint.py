@@ -252,7 +252,7 @@ def _locate(name: str, revision: str | None) -> Path:
         if only_local:
             raise ValueError(
                 f"model {name!r} is neither a folder here nor in the cache of the hub's client, and sidelight must not "
-                "ask the network (--offline)"
+                "use the network (--offline)"
             ) from None
         raise ValueError(
             f"model {name!r} is neither a folder here nor could it be downloaded from the hub ({first_line(error)}); "

@@ -196,7 +196,7 @@ def named_checkpoint(name: str | Path, *, backbone: bool = True, revision: str |
     """Return the folder of the checkpoint that a name stands for.
 
     The first call downloads what is missing (:func:`sidelight.io.download.fetch`) and writes the checkpoint into
-    :func:`sidelight.io.pinned.models_cache`. Later calls ask no network.
+    :func:`sidelight.io.pinned.models_cache`. Later calls use no network.
 
     Args:
         name: a key of :data:`NAMED_MODELS`.
