@@ -148,7 +148,7 @@ def test_large_features_are_written_and_read_in_parts(store: FeatureStore, monke
     store.put_video("plain", VideoFeatures(video_KTD=values, timeline=timeline))
     monkeypatch.setattr(growing, "LARGE", 1000)
     monkeypatch.setattr(stores, "LARGE", 1000)
-    monkeypatch.setattr(stores, "_BLOCK", 999)
+    monkeypatch.setattr(growing, "_BLOCK", 999)
     parts = GrowingFeatures(store.folder)
     for first in (8, 0, 5):
         parts.put(values[:, first : {0: 5, 5: 8, 8: 13}[first]], first)

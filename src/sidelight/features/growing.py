@@ -8,16 +8,20 @@ Legend: K levels, C clips of a part, T clips of the video, P tokens of a clip wh
 
 from __future__ import annotations
 
+import json
 import mmap
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 LARGE = 64 << 20
 """Bytes from which the features of one video stay on the disk."""
+_BLOCK = 4 << 20
+"""Bytes of large features that are checked and written at once."""
 
 
 class GrowingFeatures:
@@ -103,3 +107,26 @@ def drop_pages(array: npt.NDArray[np.generic]) -> None:
     mapping = mapping_of(array)
     if mapping is not None and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def blocks(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float16]]:
+    """Yield the numbers of an array in the order of C, a few megabytes at a time, as float16."""
+    if values.nbytes <= _BLOCK or values.ndim < 2:
+        yield np.ascontiguousarray(values, dtype=np.float16)
+    elif values[0].nbytes > _BLOCK:
+        for row in values:
+            yield from blocks(row)
+    else:
+        step = _BLOCK // values[0].nbytes
+        for first in range(0, len(values), step):
+            yield np.ascontiguousarray(values[first : first + step], dtype=np.float16)
+            drop_pages(values)
+
+
+def map_video(path: Path) -> npt.NDArray[np.float16]:
+    """Map the features in a store's file of a video, (K, T, D) or (K, T, P, D), into memory; the file must be whole."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))["video"]
+    offset = 8 + length + entry["data_offsets"][0]
+    return np.asarray(np.memmap(path, np.float16, "c", offset, shape=tuple(entry["shape"])))

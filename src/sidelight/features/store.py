@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
-from sidelight.features.growing import LARGE, drop_pages
+from sidelight.features.growing import LARGE, blocks, map_video
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
@@ -41,8 +41,6 @@ FORMAT = "sidelight.features/1"
 FAILURES = "failures.jsonl"
 """The file of a store with the videos that could not be read."""
 QUERIES_PER_FILE = 4096
-_BLOCK = 4 << 20
-"""Bytes of large features that are checked and written at once."""
 _LONGEST_NAME = 180
 """Bytes of a file's name that come from a video's id; most file systems allow 255 in all."""
 
@@ -271,7 +269,7 @@ class FeatureStore:
         """
         file = self._open_video(vid)
         path = self.video_file(vid)
-        array = _map_video(path) if path.stat().st_size > LARGE else file.get_tensor("video")
+        array = map_video(path) if path.stat().st_size > LARGE else file.get_tensor("video")
         video_KTD = self._select_levels(array)
         return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))
 
@@ -433,7 +431,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
 
 def _save_video(path: Path, video_KTD: npt.NDArray[Any], metadata: dict[str, str]) -> None:
     """Write the file that safetensors would write, a part at a time: safetensors copies all features first."""
-    for block in _blocks(video_KTD):
+    for block in blocks(video_KTD):
         if not np.isfinite(block).all():
             raise ValueError(f"features for {path.stem} (video) have values that float16 cannot hold")
     about = json.dumps({**metadata, "digest": _content_digest({"video": video_KTD})}, sort_keys=True)
@@ -444,33 +442,10 @@ def _save_video(path: Path, video_KTD: npt.NDArray[Any], metadata: dict[str, str
         try:
             with open(temporary, "wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header)
-                for block in _blocks(video_KTD):
+                for block in blocks(video_KTD):
                     file.write(block.data)
         except OSError as error:
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from None
-
-
-def _blocks(values: npt.NDArray[Any]) -> Iterator[HalfFeatures]:
-    """Yield the numbers of an array in the order of C, a few megabytes at a time, as float16."""
-    if values.nbytes <= _BLOCK or values.ndim < 2:
-        yield np.ascontiguousarray(values, dtype=np.float16)
-    elif values[0].nbytes > _BLOCK:
-        for row in values:
-            yield from _blocks(row)
-    else:
-        step = _BLOCK // values[0].nbytes
-        for first in range(0, len(values), step):
-            yield np.ascontiguousarray(values[first : first + step], dtype=np.float16)
-            drop_pages(values)
-
-
-def _map_video(path: Path) -> HalfFeatures:
-    """Map the features in a video's file, which :func:`_open` has checked, into memory."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))["video"]
-    offset = 8 + length + entry["data_offsets"][0]
-    return np.asarray(np.memmap(path, np.float16, "c", offset, shape=tuple(entry["shape"])))
 
 
 def _open(path: Path) -> Any:
@@ -501,7 +476,7 @@ def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape};".encode())
-        for block in _blocks(tensors[name]):
+        for block in blocks(tensors[name]):
             digest.update(block.data)
     return digest.hexdigest()
 
