@@ -89,14 +89,14 @@ def write_siglip2(size: str, folder: Path) -> None:
     getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
 
 
-def write_videoprism(size: str, folder: Path) -> None:
-    """Write a VideoPrism-LvT of Google's size."""
+def write_videoprism(size: str, folder: Path, frames: int = FRAMES) -> None:
+    """Write a VideoPrism-LvT of Google's size that reads this many frames a clip."""
     import transformers
 
     width, spatial, heads, hidden = VIDEOPRISM_SIZES[size]
     tower = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": hidden}
     config = transformers.VideoPrismConfig(
-        vision_config={**tower, "num_spatial_layers": spatial, "num_frames": FRAMES}, text_config=tower
+        vision_config={**tower, "num_spatial_layers": spatial, "num_frames": frames}, text_config=tower
     )
     transformers.VideoPrismClipModel(config).save_pretrained(folder)
 

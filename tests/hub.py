@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_BLOCK = 1 << 20
 
 
 @dataclass
@@ -18,9 +21,9 @@ class Hub:
     """One model repository, or several."""
 
     repository: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Path -> content; may be changed at any time."""
-    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    files: dict[str, bytes | Path] = field(default_factory=dict)
+    """Path -> content, or a file that holds it; may be changed at any time."""
+    others: dict[str, dict[str, bytes | Path]] = field(default_factory=dict)
     """Files of further repositories, by OWNER/NAME."""
     delay: float = 0.0
     """Seconds before each answer with content."""
@@ -28,10 +31,27 @@ class Hub:
     """Bytes of a file after which a download breaks off; never if None."""
     served: int = 0
     """Bytes of content that were sent."""
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """Start and end of each answer with content, by ``time.perf_counter``."""
     log: list[str] = field(default_factory=list)
     """Method and path of every request."""
     endpoint: str = ""
     """Address of the hub, for HF_ENDPOINT."""
+    digests: dict[tuple[Path, int], str] = field(default_factory=dict)
+    """SHA-256 of files that were served, by path and time of change: a large file is read for it only once."""
+
+    def digest(self, content: bytes | Path) -> str:
+        """Return the SHA-256 of a content."""
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).hexdigest()
+        key = (content, content.stat().st_mtime_ns)
+        if key not in self.digests:
+            digest = hashlib.sha256()
+            with open(content, "rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            self.digests[key] = digest.hexdigest()
+        return self.digests[key]
 
     def gets(self) -> int:
         """Return the number of requests for a file's content; the client sends other requests too."""
@@ -63,31 +83,36 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            start = 0
+            start, size = 0, len(content) if isinstance(content, bytes) else content.stat().st_size
             if (byte_range := self.headers.get("Range")) and byte_range.startswith("bytes="):
                 start = int(byte_range.removeprefix("bytes=").split("-")[0])
-                if start >= len(content):
+                if start >= size:
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(content)}")
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
             self.send_response(206 if byte_range else 200)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{hub.digest(content)}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(size - start))
             if byte_range:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             self.end_headers()
             if body:
+                began = time.perf_counter()
                 time.sleep(hub.delay)
-                end = len(content) if hub.cut_after is None else hub.cut_after
-                hub.served += max(0, end - start)
-                self.wfile.write(content[start : max(start, end)])
+                end = max(start, size if hub.cut_after is None else min(hub.cut_after, size))
+                hub.served += end - start
+                with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+                    file.seek(start)
+                    for place in range(start, end, _BLOCK):
+                        self.wfile.write(file.read(min(_BLOCK, end - place)))
+                hub.spans.append((began, time.perf_counter()))
                 self.close_connection = True
 
-        def _content(self) -> bytes | None:
+        def _content(self) -> bytes | Path | None:
             before, _, after = self.path.partition("/resolve/")
             _, _, path = after.partition("/")  # any revision
             repositories = {hub.repository: hub.files, **hub.others}

@@ -130,17 +130,22 @@ class Grounder:
             return cls(checkpoint, backbone=backbone, cache=cache, device=device, name=str(name))
 
     @overload
-    def ground(self, video: str | Path, query: str) -> Grounding: ...
+    def ground(self, video: str | Path, query: str, *, progress: bool = ...) -> Grounding: ...
     @overload
-    def ground(self, video: str | Path, query: list[str] | tuple[str, ...]) -> list[Grounding]: ...
+    def ground(
+        self, video: str | Path, query: list[str] | tuple[str, ...], *, progress: bool = ...
+    ) -> list[Grounding]: ...
 
-    def ground(self, video: str | Path, query: str | list[str] | tuple[str, ...]) -> Grounding | list[Grounding]:
+    def ground(
+        self, video: str | Path, query: str | list[str] | tuple[str, ...], *, progress: bool = False
+    ) -> Grounding | list[Grounding]:
         """Find the moments of a video in which a sentence is true.
 
         Args:
             video: a video file of any length, or its address (``https://``, ``s3://`` and all else that fsspec reads),
                 from which it is copied first. A video longer than the model's window is read in overlapping windows.
             query: a sentence, or several, which share the features of the video.
+            progress: show a bar on a terminal while reading the video takes longer than 2 s.
 
         Returns:
             A Grounding for one sentence, a list of Groundings for several.
@@ -159,7 +164,7 @@ class Grounder:
         with local_video(video) as file:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", VideoWarning)
-                features = self._features_of_file(file)
+                features = self._features_of_file(file, progress=progress)
             for warning in caught:
                 warn(str(warning.message), warning.category)
             notes = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
@@ -205,7 +210,7 @@ class Grounder:
         with local_video(video) as path:
             return self._features_of_file(path)
 
-    def _features_of_file(self, video: Path) -> VideoFeatures:
+    def _features_of_file(self, video: Path, *, progress: bool = False) -> VideoFeatures:
         from sidelight.features.extract import encode_video_file
         from sidelight.features.sources import content_digest
         from sidelight.features.store import FeatureStore
@@ -214,11 +219,11 @@ class Grounder:
         from sidelight.video.read import VideoWarning, probe
 
         if self.cache is None:
-            return encode_video_file(video, self.backbone)
+            return encode_video_file(video, self.backbone, progress=progress)
         limit = feature_limit() if self.cache == default_cache() else None  # a wrong limit is said before the work
         info = probe(video)  # has the best messages for a file that is not a video
         if info.container in _PLAYLISTS:
-            return encode_video_file(video, self.backbone)
+            return encode_video_file(video, self.backbone, progress=progress)
         note = "; ".join(info.notes)
         # Features without the mark may be of an earlier version, which gave such a video other times or colours.
         key = content_digest(video) + ("-2" if note or info.hdr else "")
@@ -226,7 +231,7 @@ class Grounder:
             store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
         except (OSError, ValueError) as error:
             self._warn_of_cache(error)
-            return encode_video_file(video, self.backbone)
+            return encode_video_file(video, self.backbone, progress=progress)
         if store.has_video(key):
             if note:
                 warn(note)
@@ -235,7 +240,7 @@ class Grounder:
             return features
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
-            features = encode_video_file(video, self.backbone, folder=store.folder)
+            features = encode_video_file(video, self.backbone, folder=store.folder, progress=progress)
         for warning in caught:
             warn(str(warning.message), warning.category)
         messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}

@@ -145,6 +145,7 @@ def test_imported_files_need_no_network(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     name, data = next(iter(hub.files.items()))
+    assert isinstance(data, bytes)
     (tmp_path / Path(name).name).write_bytes(data)
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["models", "import", str(tmp_path / Path(name).name)]) == 0

@@ -83,7 +83,7 @@ def ground(
     with without_network(offline), local_video(video) as file, report_to(json):
         probe(file)  # reports what is wrong with the file before the slow work begins
         grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
-        answers = (grounding.at_least(min_score) for grounding in grounder.ground(file, query))
+        answers = (grounding.at_least(min_score) for grounding in grounder.ground(file, query, progress=True))
         groundings = [replace(grounding, video=video) for grounding in answers]
         for grounding in groundings:
             print_grounding(grounding, top=top)

@@ -9,6 +9,7 @@ Legend: K levels, B clips of a batch, C clips of a chunk, T clips of a video, F 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -166,7 +167,9 @@ def video_features(video_KTD: HalfFeatures, duration: float, clip_seconds: float
     return VideoFeatures(video_KTD=video_KTD, timeline=Timeline(duration=duration, clip_seconds=clip_seconds))
 
 
-def encode_video_file(path: str | Path, backbone: Backbone, *, folder: str | Path | None = None) -> VideoFeatures:
+def encode_video_file(
+    path: str | Path, backbone: Backbone, *, folder: str | Path | None = None, progress: bool = False
+) -> VideoFeatures:
     """Encode one video file, to the same bits as :func:`extract` with the same batch size.
 
     One chunk is decoded while another one is encoded, and large features go to the disk (``growing``), so a long video
@@ -177,6 +180,7 @@ def encode_video_file(path: str | Path, backbone: Backbone, *, folder: str | Pat
         backbone: the model.
         folder: where large features lie until the returned object is gone; the system's folder for temporary files
             unless given.
+        progress: show a bar while this takes longer than 2 s, if stderr is a terminal.
 
     Returns:
         (K, T, D_v) float16 as in a store, and the timeline of the decoded clips.
@@ -187,11 +191,13 @@ def encode_video_file(path: str | Path, backbone: Backbone, *, folder: str | Pat
     """
     encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type))
     growing, duration = GrowingFeatures(folder), 0.0
-    with DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0) as decoded:
+    decoding = DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0)
+    with _bar_of(path, backbone.spec.clip_seconds, shown=progress) as bar, decoding as decoded:
         for item in decoded:
             if isinstance(item, Chunk):
                 for _, features_KCD in encoder.put(None, item.pixels_CFSS3):
                     growing.put(features_KCD)
+                bar.update(len(item.pixels_CFSS3))
                 continue
             if item.error:
                 raise VideoError(item.error)
@@ -201,6 +207,18 @@ def encode_video_file(path: str | Path, backbone: Backbone, *, folder: str | Pat
     for _, features_KCD in encoder.flush():
         growing.put(features_KCD)
     return video_features(growing.finish(), duration, backbone.spec.clip_seconds)
+
+
+def _bar_of(path: str | Path, clip_seconds: float, *, shown: bool) -> Any:
+    """Return the progress bar of one video, in clips."""
+    from tqdm import tqdm
+
+    from sidelight.video.read import probe
+
+    clips = math.ceil(probe(path).duration / clip_seconds) if shown else None
+    return tqdm(
+        total=clips, desc="reading the video", unit="clip", delay=2, leave=False, disable=None if shown else True
+    )
 
 
 def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, HalfFeatures]:
