@@ -289,7 +289,10 @@ def sidelight(arguments: Sequence[str | Path], variables: dict[str, str], *, may
     if process.returncode and not may_fail:
         raise SystemExit(f"{' '.join(command(arguments)[2:])} failed with {process.returncode}:\n{printed}")
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Run(seconds, usage.ru_utime + usage.ru_stime, peak, process.returncode, printed)
+    run = Run(seconds, usage.ru_utime + usage.ru_stime, peak, process.returncode, printed)
+    about = " ".join(map(str, arguments[:2])) + f": {seconds:.1f} s, {run.cpu_seconds:.1f} CPU s, {peak:.0f} MiB"
+    print(about, file=sys.stderr, flush=True)
+    return run
 
 
 # the table ------------------------------------------------------------------------------------------------------------
@@ -311,11 +314,11 @@ def ground(video: Path, model: Rehearsed, variables: dict[str, str]) -> Run:
 
 def predict(videos: Path, model: Rehearsed, variables: dict[str, str]) -> tuple[Run, float]:
     """Run `sidelight predict` on the files of a folder; return the minutes of video too."""
-    from sidelight.features.sources import find_videos
     from sidelight.video.read import probe
 
     folder = Path(variables["SIDELIGHT_CACHE"])
-    durations = {vid: probe(path).duration for vid, path in find_videos(videos).items()}
+    paths = [path for path in sorted(videos.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    durations = {path.stem: probe(path).duration for path in paths}
     rows = [
         {"qid": i, "query": QUERY, "vid": vid, "duration": seconds}
         for i, (vid, seconds) in enumerate(durations.items())

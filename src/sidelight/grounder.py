@@ -145,7 +145,7 @@ class Grounder:
             video: a video file of any length, or its address (``https://``, ``s3://`` and all else that fsspec reads),
                 from which it is copied first. A video longer than the model's window is read in overlapping windows.
             query: a sentence, or several, which share the features of the video.
-            progress: show a bar on a terminal while reading the video takes longer than 2 s.
+            progress: show a bar on a terminal once reading the video takes longer than 2 s.
 
         Returns:
             A Grounding for one sentence, a list of Groundings for several.

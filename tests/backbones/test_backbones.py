@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from sidelight.backbones import Backbone, FeatureSpec, SpecMismatchError, backbone_for, load_backbone
+from sidelight.backbones import (
+    Backbone,
+    FeatureSpec,
+    SpecMismatchError,
+    backbone_for,
+    default_weights,
+    load_backbone,
+)
 from sidelight.backbones.common import joint_embedding, sentence_embeddings, weights_digest
 from sidelight.backbones.pretrained import reading
 from sidelight.backbones.shapes.model import ShapesBackbone
@@ -31,6 +38,21 @@ def test_the_protocol_is_fulfilled(backbone: ShapesBackbone) -> None:
     assert isinstance(backbone, Backbone)
     assert FeatureSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
     assert backbone.spec.levels == (-4, -3, -2, -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("no such backbone", None),
+        ("shapes", None),
+        ("internvideo2", None),
+        ("clip", "openai/clip-vit-base-patch32"),
+        ("siglip2", "google/siglip2-base-patch32-256"),
+        ("videoprism", "google/videoprism-lvt-base-f16r288"),
+    ],
+)
+def test_a_backbone_knows_its_own_weights(name: str, weights: str | None) -> None:
+    assert default_weights(name) == weights
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "attention", "tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -47,6 +48,19 @@ def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone
     by_hand = backbone.encode_video(torch.from_numpy(frames)).half().numpy()
     assert features.video_KTD.shape == (4, features.timeline.num_clips, 32)
     np.testing.assert_allclose(features.video_KTD, by_hand, atol=2e-3, rtol=2e-3)
+
+
+def test_a_bar_shows_the_clips_of_a_long_video(
+    video: Path, backbone: ShapesBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    clips = encode_video_file(video, backbone).timeline.num_clips
+    assert terminal.getvalue() == ""
+    monkeypatch.setattr("sidelight.features.extract._BAR_AFTER_SECONDS", 0)
+    encode_video_file(video, backbone, progress=True)
+    assert f"reading the video:   0%|          | 0/{clips}" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,33 @@ from typing import Any
 from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError
 from sidelight.core.messages import no_such
 
-__all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "load_backbone"]
+__all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "default_weights", "load_backbone"]
 
 
-def _later(module: str, name: str) -> Callable[..., Backbone]:
-    """Return a function that imports a class of a backbone when it is called, and builds it."""
+class _Later:
+    """A class of a backbone, which is imported when it is called."""
 
-    def load(**options: Any) -> Backbone:
-        backbone: Backbone = getattr(importlib.import_module(f"sidelight.backbones.{module}"), name)(**options)
-        return backbone
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
 
-    return load
+    def backbone_class(self) -> Callable[..., Backbone]:
+        """Import the class."""
+        loaded: Callable[..., Backbone] = getattr(
+            importlib.import_module(f"sidelight.backbones.{self._module}"), self._name
+        )
+        return loaded
+
+    def __call__(self, **options: Any) -> Backbone:
+        return self.backbone_class()(**options)
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "shapes": _later("shapes.model", "ShapesBackbone"),
-    "clip": _later("clip.model", "CLIPBackbone"),
-    "siglip2": _later("siglip2", "SigLIP2Backbone"),
-    "open-clip": _later("open_clip", "OpenCLIPBackbone"),
-    "videoprism": _later("videoprism", "VideoPrismBackbone"),
-    "internvideo2": _later("internvideo2.backbone", "InternVideo2Backbone"),
+    "shapes": _Later("shapes.model", "ShapesBackbone"),
+    "clip": _Later("clip.model", "CLIPBackbone"),
+    "siglip2": _Later("siglip2", "SigLIP2Backbone"),
+    "open-clip": _Later("open_clip", "OpenCLIPBackbone"),
+    "videoprism": _Later("videoprism", "VideoPrismBackbone"),
+    "internvideo2": _Later("internvideo2.backbone", "InternVideo2Backbone"),
 }
 
 LIMITED = ("shapes",)
@@ -50,6 +58,15 @@ def load_backbone(name: str, **options: Any) -> Backbone:
     if name not in BACKBONES:
         raise ValueError(no_such("backbone", name, BACKBONES))
     return BACKBONES[name](**options)
+
+
+def default_weights(name: str) -> str | None:
+    """Return the hub id of the weights that a backbone reads unless others are given; None if there is no such id."""
+    loader = BACKBONES.get(name)
+    if not isinstance(loader, _Later):
+        return None
+    parameter = inspect.signature(loader.backbone_class()).parameters.get("weights")
+    return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:

@@ -130,11 +130,12 @@ def predict(
     """
     import tempfile
 
-    from sidelight.backbones import LIMITED
+    from sidelight.backbones import LIMITED, default_weights
     from sidelight.data.annotations import read_annotations, write_submissions
     from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.download import offline as without_network
     from sidelight.io.runtime import usable_device
+    from sidelight.models.zero_shot import ZERO_SHOT
     from sidelight.training import predict as predicting
     from sidelight.training.checkpoint import Checkpoint
     from sidelight.training.dataset import GroundingDataset
@@ -148,9 +149,10 @@ def predict(
     with without_network(offline), tempfile.TemporaryDirectory() as temporary:
         folder = named_checkpoint(model, backbone=False) or model
         checkpoint = Checkpoint.from_pretrained(folder, backbone_weights=backbone_weights).to(target_device)
-        source = FeatureSource.of_spec(
-            checkpoint.features, features or temporary, videos=videos, weights=backbone_weights
-        )
+        # The digest in the spec of zero-shot/BACKBONE does not say where the backbone's own weights are.
+        kind, _, backbone = model.partition("/")
+        weights = backbone_weights or (default_weights(backbone) if kind == ZERO_SHOT else None)
+        source = FeatureSource.of_spec(checkpoint.features, features or temporary, videos=videos, weights=weights)
         store = open_features_for(rows, source, device=target_device, progress=True)
         submissions = predicting.predict(
             checkpoint.model,

@@ -180,7 +180,7 @@ def encode_video_file(
         backbone: the model.
         folder: where large features lie until the returned object is gone; the system's folder for temporary files
             unless given.
-        progress: show a bar while this takes longer than 2 s, if stderr is a terminal.
+        progress: show a bar once this takes longer than 2 s, if stderr is a terminal.
 
     Returns:
         (K, T, D_v) float16 as in a store, and the timeline of the decoded clips.
@@ -209,6 +209,9 @@ def encode_video_file(
     return video_features(growing.finish(), duration, backbone.spec.clip_seconds)
 
 
+_BAR_AFTER_SECONDS = 2
+
+
 def _bar_of(path: str | Path, clip_seconds: float, *, shown: bool) -> Any:
     """Return the progress bar of one video, in clips."""
     from tqdm import tqdm
@@ -217,7 +220,12 @@ def _bar_of(path: str | Path, clip_seconds: float, *, shown: bool) -> Any:
 
     clips = math.ceil(probe(path).duration / clip_seconds) if shown else None
     return tqdm(
-        total=clips, desc="reading the video", unit="clip", delay=2, leave=False, disable=None if shown else True
+        total=clips,
+        desc="reading the video",
+        unit="clip",
+        delay=_BAR_AFTER_SECONDS,
+        leave=False,
+        disable=None if shown else True,
     )
 
 
