@@ -46,6 +46,18 @@ def write_siglip2(folder: Path, *, naflex: bool = False, width: int = 32, vocabu
     return folder
 
 
+def write_videomae(folder: Path, *, width: int = 32, **config: Any) -> Path:
+    """Write a VideoMAE of 4 layers that reads 8 frames of 32 pixels, two frames and 8 pixels a token."""
+    import transformers
+
+    sizes = {"hidden_size": width, "intermediate_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 2}
+    reads = {"image_size": 32, "patch_size": 8, "num_frames": 8, "tubelet_size": 2, "use_mean_pooling": False}
+    model = transformers.VideoMAEModel(transformers.VideoMAEConfig(**{**sizes, **reads, **config}))
+    randomise(model)
+    model.save_pretrained(folder)
+    return folder
+
+
 def write_gemma(folder: Path, *, end: str = "<eos>") -> None:
     """Write a vocabulary of letters in the form of Gemma's: spaces are kept as a letter of their own."""
     from tokenizers import Tokenizer, models, normalizers, processors

@@ -8,10 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError
+from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError, TowerSpec, TrainableTower
 from sidelight.core.messages import no_such
 
-__all__ = ["BACKBONES", "Backbone", "FeatureSpec", "SpecMismatchError", "default_weights", "load_backbone"]
+__all__ = [
+    "BACKBONES",
+    "TOWERS",
+    "Backbone",
+    "FeatureSpec",
+    "SpecMismatchError",
+    "TowerSpec",
+    "TrainableTower",
+    "default_weights",
+    "load_backbone",
+    "load_tower",
+]
 
 
 class _Later:
@@ -20,14 +31,12 @@ class _Later:
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
 
-    def backbone_class(self) -> Callable[..., Backbone]:
+    def backbone_class(self) -> Callable[..., Any]:
         """Import the class."""
-        loaded: Callable[..., Backbone] = getattr(
-            importlib.import_module(f"sidelight.backbones.{self._module}"), self._name
-        )
+        loaded: Callable[..., Any] = getattr(importlib.import_module(f"sidelight.backbones.{self._module}"), self._name)
         return loaded
 
-    def __call__(self, **options: Any) -> Backbone:
+    def __call__(self, **options: Any) -> Any:
         return self.backbone_class()(**options)
 
 
@@ -42,6 +51,11 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 LIMITED = ("shapes",)
 """The backbones that know one world only and say so (:class:`~sidelight.backbones.protocol.LimitedBackbone`)."""
+TOWERS: dict[str, Callable[..., TrainableTower]] = {
+    "shapes": _Later("shapes.model", "ShapesTower"),
+    "videomae": _Later("videomae", "VideoMAETower"),
+}
+"""The video towers that can be trained from pixels."""
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -67,6 +81,21 @@ def default_weights(name: str) -> str | None:
         return None
     parameter = inspect.signature(loader.backbone_class()).parameters.get("weights")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
+
+
+def load_tower(name: str, **options: Any) -> TrainableTower:
+    """Load the video tower of that name, frozen, to be trained or adapted from pixels.
+
+    Args:
+        name: a key of :data:`TOWERS`.
+        options: options of the tower: ``weights``; videomae also takes ``resolution``.
+
+    Raises:
+        ValueError: if there is no such tower, or an option is wrong.
+    """
+    if name not in TOWERS:
+        raise ValueError(no_such("trainable video backbone", name, TOWERS))
+    return TOWERS[name](**options)
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:

@@ -1,6 +1,7 @@
 """Pieces that several backbones use: checks of options, frames and queries, padding, pooling, and digests.
 
-Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, B queries, L tokens of a query, D width.
+Legend: C clips, F frames per clip, S side in pixels, P tokens of a clip, B queries, L tokens of a query, D width,
+N chunks of a trainable tower.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec
+from sidelight.backbones.protocol import JOINT_POOLINGS, FeatureSpec, TowerSpec, TrainableTower
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The types in which a backbone computes."""
@@ -198,3 +199,36 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_chunks(frames_NFSS3: Tensor, spec: TowerSpec) -> None:
+    """Check that frames have the type and shape of a tower: uint8, (N, F, S, S, 3).
+
+    Raises:
+        ValueError: if they do not.
+    """
+    expected = (spec.frames, spec.resolution, spec.resolution, 3)
+    if frames_NFSS3.dtype != torch.uint8 or frames_NFSS3.shape[1:] != expected:
+        raise ValueError(
+            f"the video backbone {spec.backbone} reads uint8 frames of shape (chunks, {', '.join(map(str, expected))});"
+            f" got {frames_NFSS3.dtype} {tuple(frames_NFSS3.shape)}"
+        )
+
+
+def run_tower(
+    tower: TrainableTower, frames_NFSS3: Tensor, between: Callable[[int, Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return the tokens (N, P, D) of chunks after the whole tower, with gradients.
+
+    Args:
+        tower: the tower.
+        frames_NFSS3: uint8 RGB frames.
+        between: function of a block's number and the tokens after this block that returns the tokens for the next
+            block, such as an adapter; unless given, the plain tower runs.
+    """
+    tokens_NPD = tower.embed(frames_NFSS3)
+    for number, block in enumerate(tower.blocks):
+        tokens_NPD = block(tokens_NPD)
+        if between is not None:
+            tokens_NPD = between(number, tokens_NPD)
+    return tower.finish(tokens_NPD)

@@ -12,8 +12,11 @@ How to add a backbone:
 4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, and describe it in ``docs/backbones.md``.
 5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.
 
-Legend: K levels, C clips, F frames per clip, S side in pixels, P tokens of a clip, L tokens of a query, D_v / D_t
-widths of video and text.
+A backbone that can also be trained from pixels has a second class, a :class:`TrainableTower`: its video tower, run
+block by block with gradients. Register it in ``TOWERS``; ``backbones/videomae.py`` is an example.
+
+Legend: K levels, C clips, F frames per clip or per chunk, S side in pixels, P tokens of a clip or of a chunk, L tokens
+of a query, D_v / D_t widths of video and text, N chunks, D width of a tower.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 POOLINGS = ("cls", "mean", "attention", "tokens", "joint", "joint-video")
 JOINT_POOLINGS = ("joint", "joint-video")
@@ -186,6 +190,76 @@ class Backbone(Protocol):
 
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights, and return the backbone itself."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """The settings that decide which tokens a video tower returns for a chunk, the frames that it reads together.
+
+    The spec is stored with checkpoints of models that are trained from pixels.
+    """
+
+    backbone: str
+    """Name in :data:`sidelight.backbones.TOWERS`."""
+    weights: str
+    """Digest of the weights (16 hex digits of the SHA-256 over names, types, shapes and values)."""
+    frames: int
+    """Frames of a chunk."""
+    resolution: int
+    """Side of the square frame in pixels."""
+    grid: tuple[int, int, int]
+    """Tokens of a chunk: times, rows, columns. Tokens are ordered time after time, row by row."""
+    prefix: int
+    """Tokens before those of the grid, such as CLS."""
+    width: int
+    """D, width of a token."""
+    depth: int
+    """Number of blocks."""
+
+    def require(self, other: TowerSpec) -> None:
+        """Check that another tower is the one of this spec.
+
+        Raises:
+            SpecMismatchError: if it is not; the message names each difference.
+        """
+        differences = [
+            f"{f.name} is {getattr(other, f.name)!r}, expected {getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+        if differences:
+            raise SpecMismatchError(
+                f"the video backbone is not the one that this model was trained with: {'; '.join(differences)}. Give "
+                "the weights of the training, or choose another model."
+            )
+
+
+@runtime_checkable
+class TrainableTower(Protocol):
+    """A video tower that is run block by block, with gradients from pixels to tokens: an ``nn.Module``.
+
+    It is loaded frozen and in evaluation mode. ``blocks[i](tokens_NPD)`` returns the tokens after block i, so that an
+    adapter has its place between two calls; :func:`sidelight.backbones.common.run_tower` is the whole pass. Chunks do
+    not read each other.
+    """
+
+    @property
+    def spec(self) -> TowerSpec:
+        """Return the shapes and the origin of the tower."""
+        ...
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Return the blocks, shallowest first."""
+        ...
+
+    def embed(self, frames_NFSS3: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 RGB frames of chunks into the tokens (N, P, D) that the first block reads."""
+        ...
+
+    def finish(self, tokens_NPD: torch.Tensor) -> torch.Tensor:
+        """Apply what follows the last block, such as a LayerNorm; the shape stays."""
         ...
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidelight.backbones.common import (
+    check_chunks,
     check_frames,
     check_pooling,
     choose_levels,
@@ -30,7 +31,7 @@ from sidelight.backbones.common import (
     sentence_embeddings,
     weights_digest,
 )
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import FeatureSpec, TowerSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
 from sidelight.io.files import replacing
@@ -157,12 +158,16 @@ class VideoTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.pool = AttentionPool(config.width, config.heads)
 
-    def layers(self, frames_CFSS3: Tensor) -> Iterator[Tensor]:
-        """Yield the tokens (C, P, D) after each layer, shallowest first, for uint8 frames."""
+    def embed(self, frames_CFSS3: Tensor) -> Tensor:
+        """Return the tokens (C, P, D) before the first layer, for uint8 frames."""
         pixels = frames_CFSS3.permute(0, 1, 4, 2, 3).to(self.cls.dtype) / 255
         pixels = (pixels - MEAN[0]) / STD[0]  # all three channels have the same values
         tokens = (self.stem(pixels) + self.space + self.time).flatten(1, 2)
-        x = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
+        return torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
+
+    def layers(self, frames_CFSS3: Tensor) -> Iterator[Tensor]:
+        """Yield the tokens (C, P, D) after each layer, shallowest first, for uint8 frames."""
+        x = self.embed(frames_CFSS3)
         for block in self.blocks:
             x = block(x)
             yield x
@@ -243,6 +248,49 @@ class TwoTowers(nn.Module):
         model = cls(ShapesBackboneConfig(**json.loads((folder / "config.json").read_text())))
         model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return model
+
+
+class ShapesTower(nn.Module):
+    """The video tower behind the :class:`~sidelight.backbones.protocol.TrainableTower` protocol; a chunk is a clip.
+
+    Args:
+        weights: folder of the weights; unless given, the weights shipped with the package.
+
+    Raises:
+        ValueError: if the weights are missing.
+    """
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        model = TwoTowers.load(weights or PACKAGED)
+        config, side = model.config, model.config.resolution // 16
+        self.spec = TowerSpec(
+            backbone="shapes",
+            weights=weights_digest(model.state_dict()),
+            frames=config.frames_per_clip,
+            resolution=config.resolution,
+            grid=(config.frames_per_clip // 2, side, side),
+            prefix=1,
+            width=config.width,
+            depth=config.depth,
+        )
+        self.tower = model.video
+        del self.tower.pool  # reads the tokens after the last block, which are returned here
+        self.eval().requires_grad_(False)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Return the blocks, shallowest first."""
+        return self.tower.blocks
+
+    def embed(self, frames_NFSS3: Tensor) -> Tensor:
+        """Return the tokens (N, P, D) that the first block reads, CLS first."""
+        check_chunks(frames_NFSS3, self.spec)
+        return self.tower.embed(frames_NFSS3)
+
+    def finish(self, tokens_NPD: Tensor) -> Tensor:
+        """Return the tokens as they are: no layer follows the last block."""
+        return tokens_NPD
 
 
 POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
