@@ -1,10 +1,11 @@
-"""Batch, Targets and Predictions: the tensors that data, models, losses and decoding exchange.
+"""Batch, FrameBatch, Targets and Predictions: the tensors that data, models, losses and decoding exchange.
 
 Shape legend, used by every tensor file of the project (a name ends in its axes: ``video_KBTD``):
 
     B batch              K levels             T clips              L query tokens
     M moment queries     G ground-truth spans F hidden width       D input width (D_v video, D_t text)
     H attention heads    P sampling points    N any number of points
+    V videos             C chunks of a video  S side of a frame    E width of a sentence
 
 P counts the tokens of a clip where features keep them all. K is one more than the levels in predictions of a model that
 selects its moment queries first.
@@ -33,7 +34,7 @@ class _Shapes:
         self.sizes: dict[str, tuple[int, str]] = {}
 
     def check(self, name: str, tensor: Tensor, axes: Sequence[str], kind: str) -> None:
-        """Raise a ValueError unless the tensor has these axes and holds "float", "bool" or "index" values."""
+        """Raise a ValueError unless the tensor has these axes and holds "float", "bool", "index" or "bytes" values."""
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{self.owner}.{name} must be a torch tensor, got {type(tensor).__name__}")
         expected_shape = "(" + ", ".join(axes) + ")"
@@ -57,6 +58,7 @@ class _Shapes:
             "float": tensor.is_floating_point(),
             "bool": tensor.dtype == torch.bool,
             "index": tensor.dtype == torch.int64,
+            "bytes": tensor.dtype == torch.uint8,
         }[kind]
         if not fits:
             raise ValueError(f"{self.owner}.{name} must hold {kind} values, got {tensor.dtype}")
@@ -153,6 +155,69 @@ class Batch(_TensorGroup):
     def levels(self) -> int:
         """Return the number of levels, K."""
         return self.video_KBTD.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameBatch(_TensorGroup):
+    """Frames of V videos and B queries about them, for models that are trained from pixels.
+
+    A chunk is the frames that the video backbone reads together. Only shapes and dtypes are checked when the batch is
+    built.
+    """
+
+    frames_VCFSS3: Tensor
+    """RGB frames, uint8; F frames of each chunk."""
+    video_mask_VT: Tensor
+    """True for real clips, which come first; each video has at least one. T is a multiple of C: a chunk has T / C
+    clips. A chunk without a real clip is not read.
+    """
+    sentences_BE: Tensor
+    """One vector of each query, from a sentence encoder."""
+    video_of_B: Tensor
+    """Number of each query's video, from 0 to V - 1."""
+    targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        shapes = _Shapes("FrameBatch")
+        shapes.check("frames_VCFSS3", self.frames_VCFSS3, ("V", "C", "F", "S", "S", "3"), "bytes")
+        shapes.check("video_mask_VT", self.video_mask_VT, ("V", "T"), "bool")
+        shapes.check("sentences_BE", self.sentences_BE, ("B", "E"), "float")
+        shapes.check("video_of_B", self.video_of_B, ("B",), "index")
+        chunks, clips = self.frames_VCFSS3.shape[1], self.video_mask_VT.shape[1]
+        if clips % chunks:
+            raise ValueError(
+                f"FrameBatch.video_mask_VT must have the same number of clips for each of {chunks} chunks, got {clips} "
+                "clips"
+            )
+        if self.targets is not None:
+            shapes.check("targets.saliency_BT", self.targets.saliency_BT, ("B", "T"), "float")
+
+    @property
+    def size(self) -> int:
+        """Return the number of queries, B."""
+        return self.video_of_B.shape[0]
+
+    @property
+    def video_mask_BT(self) -> Tensor:
+        """Return the mask of each query's video."""
+        return self.video_mask_VT[self.video_of_B]
+
+    def parts(self, queries: int) -> list[FrameBatch]:
+        """Return batches of at most that many queries, in order, each with the videos of its queries alone."""
+        batches = []
+        for rows in torch.arange(self.size).split(queries):
+            videos, video_of = self.video_of_B[rows].unique(return_inverse=True)
+            targets = self.targets and self.targets._map(lambda tensor, rows=rows: tensor[rows])
+            batches.append(
+                FrameBatch(
+                    frames_VCFSS3=self.frames_VCFSS3[videos],
+                    video_mask_VT=self.video_mask_VT[videos],
+                    sentences_BE=self.sentences_BE[rows],
+                    video_of_B=video_of,
+                    targets=targets,
+                )
+            )
+        return batches
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

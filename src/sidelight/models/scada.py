@@ -1,0 +1,404 @@
+"""SCADA, sentence-conditioned adapters in a video backbone that is trained from pixels (CVPR 2026, arXiv 2604.02860).
+
+"A Paradigm Shift: Fully End-to-End Training for Temporal Sentence Grounding in Videos". The authors published neither
+code nor weights. This file is written from the paper's description: adapters with an inner and an outer branch after
+the blocks of a frozen backbone, F = Normalize(x_backbone + sum of the outer branches), a recurrent head, and the
+queries of one video in one batch.
+
+Where the paper is silent, these sources are taken; each is an option unless the list says otherwise:
+
+- Inner branch: AdaTAD (Liu et al., CVPR 2024; OpenTAD): width D/4, GELU, kernel 3 over the whole video's time, across
+  chunks, the residual around the convolutions (fixed), up-projection zero at the start (fixed), scale 1 at the start
+  (fixed), an adapter after every block.
+- The place of the sentence: its product with the hidden channels comes after GELU and before the convolutions (fixed;
+  ours). The projected sentence starts around 1 (bias 1; ours), so that an adapter begins like one without a sentence.
+- Outer branch: both branches read the output of the block (fixed; ours). GELU as in the inner branch (fixed; AdaTAD).
+  Width D/16; the reducing convolution spans 2 x 2 places and one time, the second one place and 3 times, zero at the
+  start (ours: with D/4 and 3 x 3 x 3, ViT-S would get 24 million parameters, and the paper counts "a few million").
+  As the second convolution spans one place, and the sentence is the same at all places, the spatial pooling is moved
+  before both. This gives the same numbers, and the queries of a video share all but the last convolution.
+- Tokens that are no places, such as CLS, pass an adapter unchanged (fixed; VideoMAE has none).
+- Clips: one for each time of the backbone (two frames of VideoMAE), or means of several (AdaTAD: one for each time).
+- Normalize: LayerNorm, or division by the length (ours).
+- Sentence: one vector that the caller computes (DistilBERT in the paper).
+- Head: BMN (Lin et al., ICCV 2019) has the same three outputs and losses, and names them as the paper does: start and
+  end probabilities of each clip; for each pair of a start and an end clip, a score by classification and one by
+  regression. A pair is read as its first clip, its last clip and the mean from one to the other, by one hidden layer
+  (ours). The offsets move both edges of a pair, in clips (ours). Widths are ours.
+
+Modes: ``frozen`` (no adapters), ``inner``, ``outer`` (no gradient passes the backbone), ``both``, and ``full`` (all
+weights of the backbone are trained, no adapters); the adapters read the sentence, or not. The head always reads it.
+
+Shape legend: V videos, B queries, C chunks of a video, N chunks of all videos or queries that are read, T clips,
+t times of a chunk, P tokens of a chunk, G places (rows x columns), D width of the backbone, R width of an adapter,
+E width of a sentence, H width of the head, A pairs of a start and an end clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidelight.backbones.protocol import TowerSpec, TrainableTower
+from sidelight.core.batch import FrameBatch
+from sidelight.core.options import check_types, require
+from sidelight.models.layers import MLP
+
+MODES = ("frozen", "inner", "outer", "both", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScadaConfig:
+    """Shape and behaviour of a SCADA model. The backbone's sizes come from the backbone."""
+
+    sentence_dim: int = 768
+    """E, width of the vector of a sentence; 768 in DistilBERT."""
+    mode: Literal["frozen", "inner", "outer", "both", "full"] = "both"
+    """The part of the backbone that is trained: nothing, one or both branches of the adapters, or all its weights."""
+    sentence_in_adapters: bool = True
+    """Multiply the hidden channels of the adapters by the projected sentence."""
+    first_adapter: int = 0
+    """Number of the first block with an adapter; the queries of a video share the backbone up to it."""
+    adapter_ratio: float = 0.25
+    """Width of an inner branch, as a share of the backbone's width."""
+    outer_ratio: float = 0.0625
+    """Width of an outer branch, as a share of the backbone's width."""
+    kernel: int = 3
+    """Extent of the convolutions over time; odd."""
+    across_chunks: bool = True
+    """Convolve over the whole video's time; false: within each chunk, so that chunks are independent."""
+    outer_stride: int = 2
+    """Rows and columns that the outer branch reduces to one."""
+    clips_per_chunk: int | None = None
+    """Clips that a chunk is divided into; unless given, the backbone's times."""
+    normalise: Literal["layer", "length"] = "layer"
+    """Normalisation of the clips: LayerNorm, or division by their length."""
+    hidden: int = 256
+    """H, width of the head; even."""
+    head_layers: int = 2
+    """Recurrent layers of the head."""
+    pair_hidden: int = 128
+    """Width of the hidden layer that reads pairs of clips."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("sentence_dim", "outer_stride", "hidden", "head_layers", "pair_hidden"):
+            require(self, getattr(self, name) >= 1, name, "at least 1")
+        require(self, self.first_adapter >= 0, "first_adapter", "at least 0")
+        for name in ("adapter_ratio", "outer_ratio"):
+            require(self, 0 < getattr(self, name) <= 1, name, "in (0, 1]")
+        require(self, self.kernel >= 1 and self.kernel % 2 == 1, "kernel", "odd and at least 1")
+        require(self, self.clips_per_chunk is None or self.clips_per_chunk >= 1, "clips_per_chunk", "at least 1")
+        require(self, self.hidden % 2 == 0, "hidden", "even (two directions)")
+
+    @property
+    def has_inner(self) -> bool:
+        """Check whether the adapters have inner branches."""
+        return self.mode in ("inner", "both")
+
+    @property
+    def has_outer(self) -> bool:
+        """Check whether the adapters have outer branches."""
+        return self.mode in ("outer", "both")
+
+
+# The adapters -------------------------------------------------------------------------------------------------------
+
+
+class Chunks:
+    """The places of N chunks, stored one after another without padding, among the rows of a batch.
+
+    Rows are videos or queries. Chunks that are padding take no part in the backbone.
+    """
+
+    def __init__(self, mask_RC: Tensor) -> None:
+        self.shape = mask_RC.shape
+        self.row_N, column_N = mask_RC.nonzero(as_tuple=True)
+        self.place_N = self.row_N * self.shape[1] + column_N
+
+    def spread(self, x_Nt: Tensor) -> Tensor:
+        """Return (N, t, ...) as whole videos (rows, C * t, ...), with zeros at padded chunks."""
+        rows, chunks = self.shape
+        spread: Tensor = x_Nt.new_zeros(rows * chunks, *x_Nt.shape[1:]).index_copy(0, self.place_N, x_Nt)
+        return spread.view(rows, chunks * x_Nt.shape[1], *x_Nt.shape[2:])
+
+    def gather(self, x_RT: Tensor) -> Tensor:
+        """Return whole videos (rows, C * t, ...) as (N, t, ...): the inverse of :meth:`spread`."""
+        chunks_Nt: Tensor = x_RT.unflatten(1, (self.shape[1], -1)).flatten(0, 1)
+        return chunks_Nt[self.place_N]
+
+
+class SentenceScale(nn.Module):
+    """The projected sentence, which multiplies the channels of an adapter. It starts around 1."""
+
+    def __init__(self, sentence: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(sentence, width)
+        nn.init.ones_(self.project.bias)
+
+    def forward(self, sentences_E: Tensor) -> Tensor:
+        return cast(Tensor, self.project(sentences_E))
+
+
+class InnerBranch(nn.Module):
+    """Down-projection, GELU, times the sentence, convolutions over time, up-projection, residual with learned scale."""
+
+    def __init__(self, config: ScadaConfig, tower: TowerSpec) -> None:
+        super().__init__()
+        width = max(1, round(tower.width * config.adapter_ratio))
+        self.tower, self.across_chunks = tower, config.across_chunks
+        self.down, self.up = nn.Linear(tower.width, width), nn.Linear(width, tower.width)
+        self.over_time = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
+        self.mix = nn.Linear(width, width)  # the 1x1 convolution
+        self.sentence = SentenceScale(config.sentence_dim, width) if config.sentence_in_adapters else None
+        self.scale = nn.Parameter(torch.ones(()))
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        nn.init.normal_(self.over_time.weight, std=(2 / config.kernel) ** 0.5)
+        nn.init.normal_(self.mix.weight, std=(2 / width) ** 0.5)
+        for bias in (self.down.bias, self.over_time.bias, self.mix.bias):
+            nn.init.zeros_(cast(Tensor, bias))
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens_NPD: Tensor, sentences_NE: Tensor | None, chunks: Chunks | None) -> Tensor:
+        """Return the tokens for the next block.
+
+        Args:
+            tokens_NPD: the output of the block.
+            sentences_NE: the sentence of each chunk; None if the adapters do not read it.
+            chunks: the places of the chunks; None to convolve within each chunk.
+        """
+        prefix, (times, rows, columns) = self.tower.prefix, self.tower.grid
+        places_NPD = tokens_NPD[:, prefix:]
+        hidden_NPR = F.gelu(self.down(places_NPD))
+        if self.sentence is not None and sentences_NE is not None:
+            hidden_NPR = hidden_NPR * self.sentence(sentences_NE)[:, None]
+        video_NtGR = hidden_NPR.unflatten(1, (times, rows * columns))
+        video_NtGR = video_NtGR if chunks is None else chunks.spread(video_NtGR)
+        series = self.over_time(video_NtGR.permute(0, 2, 3, 1).flatten(0, 1))  # (rows * G, R, time)
+        mixed = self.mix(series.transpose(1, 2)).unflatten(0, (-1, rows * columns)).transpose(1, 2)
+        mixed_NPR = (mixed if chunks is None else chunks.gather(mixed)).flatten(1, 2)
+        places_NPD = places_NPD + self.scale * self.up(hidden_NPR + mixed_NPR)
+        return torch.cat([tokens_NPD[:, :prefix], places_NPD], 1) if prefix else places_NPD
+
+
+class OuterBranch(nn.Module):
+    """A convolution that reduces channels and space, times the sentence, a convolution up, spatial pooling.
+
+    ``reduce`` is the part that the queries of a video share. The pooling is in it: see the list at the top.
+    """
+
+    def __init__(self, config: ScadaConfig, tower: TowerSpec) -> None:
+        super().__init__()
+        width, stride = max(1, round(tower.width * config.outer_ratio)), config.outer_stride
+        self.tower, self.stride = tower, stride
+        self.down = nn.Conv3d(tower.width, width, (1, stride, stride), stride=(1, stride, stride))
+        self.sentence = SentenceScale(config.sentence_dim, width) if config.sentence_in_adapters else None
+        self.up = nn.Conv1d(width, tower.width, config.kernel, padding=config.kernel // 2)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(cast(Tensor, self.up.bias))
+
+    def reduce(self, tokens_NPD: Tensor) -> Tensor:
+        """Return (N, t, R): channels reduced, means over space. A last odd row or column is filled with zeros."""
+        times, rows, columns = self.tower.grid
+        video_NDtrc = tokens_NPD[:, self.tower.prefix :].transpose(1, 2).unflatten(2, (times, rows, columns))
+        fill = (0, -columns % self.stride, 0, -rows % self.stride)
+        reduced_NRtrc = F.gelu(self.down(F.pad(video_NDtrc, fill) if any(fill) else video_NDtrc))
+        return reduced_NRtrc.mean((3, 4)).transpose(1, 2)
+
+    def forward(self, reduced_BTR: Tensor, sentences_BE: Tensor, chunks: int) -> Tensor:
+        """Return what is added to the backbone's output, (B, C * t, D).
+
+        Args:
+            reduced_BTR: the reduced tokens of each query's video.
+            sentences_BE: the sentences.
+            chunks: parts of the time that are convolved apart; 1 for the whole video's time.
+        """
+        if self.sentence is not None:
+            reduced_BTR = reduced_BTR * self.sentence(sentences_BE)[:, None]
+        series = reduced_BTR.unflatten(1, (chunks, -1)).flatten(0, 1).transpose(1, 2)
+        raised = self.up(series).transpose(1, 2)
+        return cast(Tensor, raised.unflatten(0, (-1, chunks)).flatten(1, 2))
+
+
+# The head -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScadaPredictions:
+    """The result of ``Scada.forward``."""
+
+    boundary_BT2: Tensor
+    """Logits of each clip: does a moment start, does one end here?"""
+    class_BA: Tensor
+    """Logit of each pair: does it overlap a moment closely?"""
+    iou_BA: Tensor
+    """Estimated best IoU of each pair with a moment, in [0, 1]."""
+    offsets_BA2: Tensor
+    """Shift of the start and of the end of each pair, in clips."""
+    pairs_A2: Tensor
+    """First and last clip of each pair; first <= last."""
+    video_mask_BT: Tensor
+    """True for real clips."""
+
+    def pair_mask_BA(self) -> Tensor:
+        """Return True for pairs of real clips, (B, A)."""
+        return self.pairs_A2[:, 1] < self.video_mask_BT.sum(1, keepdim=True)
+
+    def edges_BA2(self) -> Tensor:
+        """Return the start and the end of each pair after its shift, in clips, (B, A, 2)."""
+        return pair_edges(self.pairs_A2) + self.offsets_BA2.float()
+
+
+def pair_edges(pairs_A2: Tensor) -> Tensor:
+    """Return the start of the first clip and the end of the last clip, in clips, (A, 2) float32."""
+    return (pairs_A2 + pairs_A2.new_tensor([0, 1])).float()
+
+
+class ScadaHead(nn.Module):
+    """Bidirectional LSTMs with residuals read the clips times the sentence; then boundaries, and pairs of clips."""
+
+    def __init__(self, config: ScadaConfig, width: int) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.video_map, self.sentence_map = nn.Linear(width, hidden), nn.Linear(config.sentence_dim, hidden)
+        layers = range(config.head_layers)
+        self.recurrent = nn.ModuleList(
+            nn.LSTM(hidden, hidden // 2, batch_first=True, bidirectional=True) for _ in layers
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in layers)
+        self.boundary = MLP(hidden, hidden, 2)
+        self.first, self.last = nn.Linear(hidden, config.pair_hidden), nn.Linear(hidden, config.pair_hidden)
+        self.between = nn.Linear(hidden, config.pair_hidden)
+        self.pair = nn.Linear(config.pair_hidden, 4)
+
+    def forward(self, clips_BTD: Tensor, sentences_BE: Tensor, mask_BT: Tensor) -> ScadaPredictions:
+        """Predict from clips, (B, T, D), and sentences; padded clips are not read."""
+        x_BTH = self.video_map(clips_BTD) * self.sentence_map(sentences_BE)[:, None]
+        lengths_B, clips = mask_BT.sum(1), mask_BT.shape[1]
+        for layer, norm in zip(self.recurrent, self.norms, strict=True):
+            packed = nn.utils.rnn.pack_padded_sequence(x_BTH, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
+            read_BTH, _ = nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=clips)
+            x_BTH = norm(x_BTH + read_BTH)
+        first_A, last_A = torch.ones(clips, clips, device=mask_BT.device).triu().nonzero(as_tuple=True)
+        sums_BTH = F.pad(x_BTH.float().cumsum(1), (0, 0, 1, 0))
+        mean_BTH = self.between(sums_BTH.to(x_BTH.dtype))  # linear, so that it is applied before the differences
+        bias_H = self.between.bias
+        length_A1 = (last_A - first_A + 1).unsqueeze(1)
+        between_BAH = (mean_BTH[:, last_A + 1] - mean_BTH[:, first_A]) / length_A1 + bias_H
+        pairs_BAH = F.relu(self.first(x_BTH)[:, first_A] + self.last(x_BTH)[:, last_A] + between_BAH)
+        outputs_BA4 = self.pair(pairs_BAH)
+        return ScadaPredictions(
+            boundary_BT2=self.boundary(x_BTH),
+            class_BA=outputs_BA4[..., 0],
+            iou_BA=outputs_BA4[..., 1].sigmoid(),
+            offsets_BA2=outputs_BA4[..., 2:],
+            pairs_A2=torch.stack([first_A, last_A], 1),
+            video_mask_BT=mask_BT,
+        )
+
+
+# The model ----------------------------------------------------------------------------------------------------------
+
+
+class Scada(nn.Module):
+    """The model: frames and sentences in; boundaries, scores and offsets out.
+
+    Args:
+        config: the model.
+        tower: the video backbone. It stays in evaluation mode, and frozen unless the mode is ``full``.
+
+    Raises:
+        ValueError: if the configuration does not fit the backbone.
+    """
+
+    def __init__(self, config: ScadaConfig, tower: TrainableTower) -> None:
+        super().__init__()
+        self.config, self.spec = config, tower.spec
+        times, depth = self.spec.grid[0], self.spec.depth
+        self.clips_per_chunk = times if config.clips_per_chunk is None else config.clips_per_chunk
+        require(config, times % self.clips_per_chunk == 0, "clips_per_chunk", f"a divisor of the backbone's {times}")
+        require(config, config.first_adapter < depth, "first_adapter", f"below the backbone's {depth} blocks")
+        self.tower = cast(nn.Module, tower).requires_grad_(config.mode == "full").eval()
+        numbers = range(config.first_adapter, depth)
+        # After the last inner branch comes no block, only the backbone's last norm.
+        self.inner = nn.ModuleDict({str(n): InnerBranch(config, self.spec) for n in numbers if config.has_inner})
+        self.outer = nn.ModuleDict({str(n): OuterBranch(config, self.spec) for n in numbers if config.has_outer})
+        self.norm = nn.LayerNorm(self.spec.width) if config.normalise == "layer" else None
+        self.head = ScadaHead(config, self.spec.width)
+
+    def train(self, mode: bool = True) -> Scada:
+        """Set the training mode of all but the backbone, which always computes without dropout."""
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def forward(self, batch: FrameBatch) -> ScadaPredictions:
+        """Predict; ValueError if the sentences or the clips have another size than the model was built for."""
+        return cast(ScadaPredictions, self.head(self.encode(batch), batch.sentences_BE, batch.video_mask_BT))
+
+    def encode(self, batch: FrameBatch) -> Tensor:
+        """Return the clips of each query's video, (B, T, D), zeros where padded: F of the paper."""
+        self._check(batch)
+        mask_VC = batch.video_mask_VT.unflatten(1, (-1, self.clips_per_chunk)).any(-1)
+        chunks, by_query = Chunks(mask_VC), Chunks(mask_VC[batch.video_of_B])
+        frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
+        if self.config.has_inner and self.config.sentence_in_adapters:
+            tokens_NPD = self._run_shared(frames_NFSS3)
+            number_VC = mask_VC.flatten().cumsum(0).view_as(mask_VC) - 1
+            tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_VC[batch.video_of_B]]]  # a copy for each query
+            video_NtD, outer = self._run_adapted(tokens_NPD, batch.sentences_BE[by_query.row_N], by_query)
+            video_BTD = by_query.spread(video_NtD)
+            reduced_BTR = [by_query.spread(x) for x in outer]
+        else:
+            video_NtD, outer = self._run_adapted(self._run_shared(frames_NFSS3), None, chunks)
+            video_BTD = chunks.spread(video_NtD)[batch.video_of_B]
+            reduced_BTR = [chunks.spread(x)[batch.video_of_B] for x in outer]
+        apart = 1 if self.config.across_chunks else mask_VC.shape[1]
+        for branch, x_BTR in zip(self.outer.values(), reduced_BTR, strict=True):
+            video_BTD = video_BTD + branch(x_BTR, batch.sentences_BE, apart)
+        clips_BTD = video_BTD.unflatten(1, (batch.video_mask_VT.shape[1], -1)).mean(2)
+        clips_BTD = F.normalize(clips_BTD, dim=-1) if self.norm is None else self.norm(clips_BTD)
+        return clips_BTD.masked_fill(~batch.video_mask_BT.unsqueeze(-1), 0)
+
+    def _run_shared(self, frames_NFSS3: Tensor) -> Tensor:
+        """Return the tokens (N, P, D) after the block of the first adapter: the part that the queries share."""
+        tokens_NPD = self._tower.embed(frames_NFSS3)
+        for block in self._tower.blocks[: self.config.first_adapter + 1]:
+            tokens_NPD = block(tokens_NPD)
+        return tokens_NPD
+
+    def _run_adapted(
+        self, tokens_NPD: Tensor, sentences_NE: Tensor | None, chunks: Chunks
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the backbone's output (N, t, D), means over space, and the reduced tokens of each outer branch."""
+        outer = []
+        whole = chunks if self.config.across_chunks else None
+        for number in range(self.config.first_adapter, self.spec.depth):
+            if number > self.config.first_adapter:
+                tokens_NPD = self._tower.blocks[number](tokens_NPD)
+            if self.outer:
+                outer.append(cast(OuterBranch, self.outer[str(number)]).reduce(tokens_NPD))
+            if self.inner:
+                tokens_NPD = self.inner[str(number)](tokens_NPD, sentences_NE, whole)
+        places_NPD = self._tower.finish(tokens_NPD)[:, self.spec.prefix :]
+        return places_NPD.unflatten(1, (self.spec.grid[0], -1)).mean(2), outer
+
+    @property
+    def _tower(self) -> TrainableTower:
+        return cast(TrainableTower, self.tower)
+
+    def _check(self, batch: FrameBatch) -> None:
+        """Raise ValueError unless the batch has the sentences and the clips that the model was built for."""
+        chunks, clips = batch.frames_VCFSS3.shape[1], batch.video_mask_VT.shape[1]
+        sizes = {
+            "sentence_dim": (self.config.sentence_dim, batch.sentences_BE.shape[1]),
+            "clips_per_chunk": (self.clips_per_chunk, clips // chunks),
+        }
+        for name, (expected, size) in sizes.items():
+            if size != expected:
+                raise ValueError(f"this Scada was built for {name}={expected}, the batch has {name}={size}")
