@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sidelight.backbones import load_tower
 from sidelight.backbones.protocol import TrainableTower
@@ -18,7 +19,17 @@ from sidelight.core.batch import FrameBatch, Targets
 from sidelight.core.timeline import Timeline
 from sidelight.models.decode.scada import ScadaDecodeConfig, highlight_curve
 from sidelight.models.losses.scada import ScadaLossConfig, scada_losses
-from sidelight.models.scada import MODES, Chunks, InnerBranch, OuterBranch, Scada, ScadaConfig, ScadaPredictions
+from sidelight.models.scada import (
+    MODES,
+    Chunks,
+    InnerBranch,
+    MemoryConfig,
+    OuterBranch,
+    Scada,
+    ScadaConfig,
+    ScadaPredictions,
+)
+from sidelight.training.loop import accumulate_gradients
 from tests.tiny_models import frames
 
 E = 6
@@ -50,9 +61,11 @@ def draw(model: nn.Module, *, seed: int, scale: float, keep: float = 1.0) -> Non
             parameter.mul_(keep).add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def tiny_model(tower: TrainableTower | None = None, drawn: bool = True, **changes: Any) -> Scada:
+def tiny_model(
+    tower: TrainableTower | None = None, drawn: bool = True, memory: MemoryConfig | None = None, **changes: Any
+) -> Scada:
     torch.manual_seed(0)
-    model = Scada(ScadaConfig(**{**TINY, **changes}), tiny_tower() if tower is None else tower)
+    model = Scada(ScadaConfig(**{**TINY, **changes}), tiny_tower() if tower is None else tower, memory)
     if drawn:
         for module in (model.inner, model.outer, model.head):
             draw(module, seed=2, scale=0.1)
@@ -246,9 +259,10 @@ def test_queries_of_a_video_give_the_gradients_of_queries_one_by_one(mode: str, 
     model, batch = tiny_model(mode=mode, first_adapter=first), tiny_batch()
     together = step_gradients(model, batch)
     model.zero_grad()
-    for part in batch.parts(1):
-        (scada_losses(model(part), part, ScadaLossConfig())["total"] / 3).backward()
+    losses = accumulate_gradients(batch, 1, lambda part: scada_losses(model(part), part, ScadaLossConfig()))
     assert largest_difference(together, gradients(model)) < 1e-5
+    expected = scada_losses(model(batch), batch, ScadaLossConfig())
+    assert {k: float(v) for k, v in losses.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
 def test_the_shared_part_runs_once_a_video() -> None:
@@ -288,6 +302,115 @@ def test_wrong_batches_are_named() -> None:
         replace(batch, frames_VCFSS3=batch.frames_VCFSS3.float())
     with pytest.raises(ValueError, match="losses need a batch with targets"):
         scada_losses(tiny_model()(batch), replace(batch, targets=None), ScadaLossConfig())
+
+
+# memory --------------------------------------------------------------------------------------------------------------
+
+DEVICES = [
+    MemoryConfig(checkpoint_blocks=1),
+    MemoryConfig(checkpoint_blocks=2),
+    MemoryConfig(chunks_at_once=1),
+    MemoryConfig(chunks_at_once=2),
+    MemoryConfig(checkpoint_blocks=1, chunks_at_once=1),
+    MemoryConfig(checkpoint_blocks=2, chunks_at_once=3),
+]
+
+
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("sentence", [True, False])
+@pytest.mark.parametrize("mode", OWN_MODES)
+def test_memory_devices_change_no_gradient(mode: str, sentence: bool, across: bool) -> None:
+    """Compare all gradients with the plain way; ``pytest -s`` prints the largest relative difference."""
+    changes: dict[str, Any] = {"mode": mode, "sentence_in_adapters": sentence, "across_chunks": across}
+    batch = tiny_batch()
+    for first in (0, 1):
+        plain = step_gradients(tiny_model(**changes, first_adapter=first), batch)
+        for device in DEVICES:
+            other = step_gradients(tiny_model(**changes, first_adapter=first, memory=device), batch)
+            difference = largest_difference(plain, other)
+            print(f"{mode} {sentence=} {across=} {first=} {device}: {difference:.1e}")
+            assert difference < 1e-5, device
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+@pytest.mark.parametrize("mode", OWN_MODES)
+def test_accumulated_gradients_with_all_devices(mode: str, accumulated: int) -> None:
+    batch, model = tiny_batch(), tiny_model(mode=mode, memory=DEVICES[4])
+    plain = step_gradients(tiny_model(mode=mode), batch)
+    accumulate_gradients(batch, accumulated, lambda part: scada_losses(model(part), part, ScadaLossConfig()))
+    assert largest_difference(plain, gradients(model)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "most"),
+    [
+        ({"mode": "both"}, MemoryConfig(), 2 * 8),  # two blocks of 8 chunks; the shared block keeps nothing
+        ({"mode": "both"}, MemoryConfig(checkpoint_blocks=1), 8),
+        ({"mode": "both"}, MemoryConfig(chunks_at_once=1), 1),
+        ({"mode": "both"}, MemoryConfig(checkpoint_blocks=1, chunks_at_once=2), 2),
+        ({"mode": "full"}, MemoryConfig(), 15),  # three blocks of 5 chunks
+        ({"mode": "full"}, MemoryConfig(checkpoint_blocks=1), 5),
+        ({"mode": "full"}, MemoryConfig(chunks_at_once=1), 3),  # all blocks of one chunk
+        ({"mode": "full"}, MemoryConfig(checkpoint_blocks=1, chunks_at_once=1), 1),
+        ({"mode": "outer"}, MemoryConfig(chunks_at_once=1), 1),
+    ],
+)
+def test_what_is_in_memory_at_once(changes: dict[str, Any], device: MemoryConfig, most: int) -> None:
+    """Count for how many chunks and blocks the hidden values of a feed-forward layer live at once."""
+    model, alive, peaks = tiny_model(memory=device, **changes), [], [0]
+
+    def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        alive.append((StorageWeakRef(output.untyped_storage()), len(output)))
+        peaks.append(sum(size for storage, size in alive if not storage.expired()))
+
+    for block in model.tower.get_submodule("model.encoder.layer").children():
+        block.get_submodule("intermediate.dense").register_forward_hook(watch)
+    step_gradients(model, tiny_batch())
+    assert max(peaks) == most
+
+
+@pytest.mark.parametrize("sentence", [True, False])
+@pytest.mark.parametrize("mode", OWN_MODES)
+def test_gradients_of_drawn_chunks_are_right_on_average(
+    mode: str, sentence: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Average over every choice of one chunk: the gradient of all chunks. The outputs never change."""
+    changes: dict[str, Any] = {"mode": mode, "sentence_in_adapters": sentence, "across_chunks": False}
+    batch = tiny_batch()
+    plain_model = tiny_model(**changes)
+    plain = step_gradients(plain_model, batch)
+    total = 8 if mode in ("inner", "both") and sentence else 5
+    model = tiny_model(**changes, memory=MemoryConfig(chunk_share=1 / total, chunks_at_once=1))
+    mean = {name: torch.zeros_like(gradient) for name, gradient in plain.items()}
+    differences = []
+    for choice in range(total):
+        order = torch.tensor([choice, *(n for n in range(total) if n != choice)])
+        monkeypatch.setattr(torch, "randperm", lambda n, order=order: order)
+        drawn = step_gradients(model, batch)
+        differences.append(largest_difference(plain, drawn))
+        mean = {name: mean[name] + drawn[name] / total for name in mean}
+        torch.testing.assert_close(model.encode(batch), plain_model.encode(batch))
+    assert min(differences) > 1e-2  # no single draw is the whole gradient
+    assert largest_difference(plain, mean) < 1e-5
+
+
+def test_chunks_are_drawn_in_training_alone() -> None:
+    model = tiny_model(mode="outer", memory=MemoryConfig(chunk_share=0.4))
+    torch.manual_seed(0)
+    first, second = step_gradients(model, tiny_batch()), step_gradients(model, tiny_batch())
+    assert largest_difference(first, second) > 1e-2
+    assert largest_difference(step_gradients(model.eval(), tiny_batch()), step_gradients(model, tiny_batch())) == 0
+
+
+def test_wrong_ways_to_save_memory_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"chunk_share must be 1 where inner branches convolve across chunks \(across_"
+    ):
+        tiny_model(memory=MemoryConfig(chunk_share=0.5))
+    with pytest.raises(ValueError, match=r"chunk_share must be in \(0, 1\], got 0.0"):
+        MemoryConfig(chunk_share=0.0)
+    with pytest.raises(ValueError, match="chunks_at_once must be at least 0"):
+        MemoryConfig(chunks_at_once=-1)
 
 
 # losses --------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,14 @@ Where the paper is silent, these sources are taken; each is an option unless the
 Modes: ``frozen`` (no adapters), ``inner``, ``outer`` (no gradient passes the backbone), ``both``, and ``full`` (all
 weights of the backbone are trained, no adapters); the adapters read the sentence, or not. The head always reads it.
 
+Memory: checkpointing of blocks, the backbone on a few chunks at a time, and gradients through a share of the chunks
+(ETAD, Liu et al., CVPR 2023 workshops) are options of :class:`MemoryConfig`. The first two change no gradient. The
+inner branches convolve across chunks, so that the gradient of a chunk passes its neighbours at every block. A pass from
+pixels to clips for one chunk at a time, as in AdaTAD's temporal checkpointing, would lose that part. Here such a model
+runs block by block instead: within a block the chunks run one after another and are computed again one after another
+in the backward pass, and only the narrow convolution sees all of them. Models whose chunks are independent (modes
+``outer``, ``full``, or ``across_chunks: false``) run from pixels to clips, chunk by chunk.
+
 Shape legend: V videos, B queries, C chunks of a video, N chunks of all videos or queries that are read, T clips,
 t times of a chunk, P tokens of a chunk, G places (rows x columns), D width of the backbone, R width of an adapter,
 E width of a sentence, H width of the head, A pairs of a start and an end clip.
@@ -36,12 +44,15 @@ E width of a sentence, H width of the head, A pairs of a start and an end clip.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sidelight.backbones.protocol import TowerSpec, TrainableTower
 from sidelight.core.batch import FrameBatch
@@ -104,6 +115,55 @@ class ScadaConfig:
     def has_outer(self) -> bool:
         """Check whether the adapters have outer branches."""
         return self.mode in ("outer", "both")
+
+    @property
+    def has_independent_chunks(self) -> bool:
+        """Check whether no chunk reads another one inside the backbone."""
+        return not (self.has_inner and self.across_chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Ways to train with less memory and more time. They change no output, and no gradient but for ``chunk_share``."""
+
+    checkpoint_blocks: int = 0
+    """Blocks whose inner values are computed again in the backward pass, from the tokens before them: 1 keeps the
+    tokens before each block, n before every n-th block (and computes those blocks twice again); 0 keeps everything.
+    """
+    chunks_at_once: int = 0
+    """Chunks that pass the backbone together, and are computed again together in the backward pass; 0 for all."""
+    chunk_share: float = 1.0
+    """Share of the chunks, drawn at each training step, through which gradients pass the backbone. They are scaled, so
+    that the gradient is right on average. Needs independent chunks.
+    """
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("checkpoint_blocks", "chunks_at_once"):
+            require(self, getattr(self, name) >= 0, name, "at least 0")
+        require(self, 0 < self.chunk_share <= 1, "chunk_share", "in (0, 1]")
+
+
+def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Apply a function to pieces of the first axis, and join the results; the function must not mix entries.
+
+    In the backward pass, one piece after another is computed again. With a size of 0 the function is applied once, and
+    nothing is computed again.
+    """
+    if size == 0:
+        return function(*inputs)
+    pieces = zip(*(x.split(size) for x in inputs), strict=True)
+    # Nothing random runs in here, so that no state of the generators has to be kept.
+    run = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    results = [run(*piece) if torch.is_grad_enabled() else function(*piece) for piece in pieces]
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return the same numbers, whose gradient is multiplied by a factor on the way back."""
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient * factor)
+    return x
 
 
 # The adapters -------------------------------------------------------------------------------------------------------
@@ -311,14 +371,19 @@ class Scada(nn.Module):
     Args:
         config: the model.
         tower: the video backbone. It stays in evaluation mode, and frozen unless the mode is ``full``.
+        memory: ways to train with less memory.
 
     Raises:
-        ValueError: if the configuration does not fit the backbone.
+        ValueError: if the configuration does not fit the backbone or the ways to save memory.
     """
 
-    def __init__(self, config: ScadaConfig, tower: TrainableTower) -> None:
+    def __init__(self, config: ScadaConfig, tower: TrainableTower, memory: MemoryConfig | None = None) -> None:
         super().__init__()
         self.config, self.spec = config, tower.spec
+        self.memory = MemoryConfig() if memory is None else memory
+        alone = self.memory.chunk_share == 1 or config.has_independent_chunks
+        expected = "1 where inner branches convolve across chunks (across_chunks: false makes chunks independent)"
+        require(self.memory, alone, "chunk_share", expected)
         times, depth = self.spec.grid[0], self.spec.depth
         self.clips_per_chunk = times if config.clips_per_chunk is None else config.clips_per_chunk
         require(config, times % self.clips_per_chunk == 0, "clips_per_chunk", f"a divisor of the backbone's {times}")
@@ -345,19 +410,7 @@ class Scada(nn.Module):
         """Return the clips of each query's video, (B, T, D), zeros where padded: F of the paper."""
         self._check(batch)
         mask_VC = batch.video_mask_VT.unflatten(1, (-1, self.clips_per_chunk)).any(-1)
-        chunks, by_query = Chunks(mask_VC), Chunks(mask_VC[batch.video_of_B])
-        frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
-        if self.config.has_inner and self.config.sentence_in_adapters:
-            tokens_NPD = self._run_shared(frames_NFSS3)
-            number_VC = mask_VC.flatten().cumsum(0).view_as(mask_VC) - 1
-            tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_VC[batch.video_of_B]]]  # a copy for each query
-            video_NtD, outer = self._run_adapted(tokens_NPD, batch.sentences_BE[by_query.row_N], by_query)
-            video_BTD = by_query.spread(video_NtD)
-            reduced_BTR = [by_query.spread(x) for x in outer]
-        else:
-            video_NtD, outer = self._run_adapted(self._run_shared(frames_NFSS3), None, chunks)
-            video_BTD = chunks.spread(video_NtD)[batch.video_of_B]
-            reduced_BTR = [chunks.spread(x)[batch.video_of_B] for x in outer]
+        video_BTD, *reduced_BTR = self._run(batch, mask_VC)
         apart = 1 if self.config.across_chunks else mask_VC.shape[1]
         for branch, x_BTR in zip(self.outer.values(), reduced_BTR, strict=True):
             video_BTD = video_BTD + branch(x_BTR, batch.sentences_BE, apart)
@@ -365,28 +418,102 @@ class Scada(nn.Module):
         clips_BTD = F.normalize(clips_BTD, dim=-1) if self.norm is None else self.norm(clips_BTD)
         return clips_BTD.masked_fill(~batch.video_mask_BT.unsqueeze(-1), 0)
 
-    def _run_shared(self, frames_NFSS3: Tensor) -> Tensor:
+    def _run(self, batch: FrameBatch, mask_VC: Tensor) -> tuple[Tensor, ...]:
+        """Return the backbone's output (B, C * t, D), and the reduced tokens of the outer branches (B, C * t, R)."""
+        frames_NFSS3, size = batch.frames_VCFSS3[mask_VC], self.memory.chunks_at_once
+        if self.config.has_inner and self.config.sentence_in_adapters:
+            (tokens_NPD,) = in_pieces(self._run_shared, size, frames_NFSS3)
+            mask_BC = mask_VC[batch.video_of_B]
+            number_VC = mask_VC.flatten().cumsum(0).view_as(mask_VC) - 1
+            tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_BC]]  # a copy for each query
+            chunks = Chunks(mask_BC)
+            sentences_NE = batch.sentences_BE[chunks.row_N]
+            if self.config.has_independent_chunks:
+                outputs = self._run_share(partial(self._run_adapted, None), tokens_NPD, sentences_NE)
+            else:
+                outputs = self._run_adapted(chunks, tokens_NPD, sentences_NE)
+            return tuple(chunks.spread(x) for x in outputs)
+        chunks = Chunks(mask_VC)
+        if self.config.has_independent_chunks:
+            outputs = self._run_share(lambda x: self._run_adapted(None, *self._run_shared(x)), frames_NFSS3)
+        else:
+            outputs = self._run_adapted(chunks, *in_pieces(self._run_shared, size, frames_NFSS3))
+        return tuple(chunks.spread(x)[batch.video_of_B] for x in outputs)
+
+    def _run_shared(self, frames_NFSS3: Tensor) -> tuple[Tensor]:
         """Return the tokens (N, P, D) after the block of the first adapter: the part that the queries share."""
-        tokens_NPD = self._tower.embed(frames_NFSS3)
+        tokens_NPD = self._kept(self._tower.embed)(frames_NFSS3)
         for block in self._tower.blocks[: self.config.first_adapter + 1]:
-            tokens_NPD = block(tokens_NPD)
-        return tokens_NPD
+            tokens_NPD = self._kept(block)(tokens_NPD)
+        return (tokens_NPD,)
+
+    def _kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that keeps its inputs alone for the backward pass, if blocks are checkpointed."""
+        if not (self.memory.checkpoint_blocks and torch.is_grad_enabled()):
+            return function
+        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+    def _run_share(self, run: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run independent chunks, a drawn share of them with gradients."""
+        total, size = len(inputs[0]), self.memory.chunks_at_once
+        count = max(1, round(self.memory.chunk_share * total))
+        if count == total or not (self.training and torch.is_grad_enabled()):
+            return in_pieces(run, size, *inputs)
+        order_N = torch.randperm(total).to(inputs[0].device)
+        chosen, rest = order_N[:count], order_N[count:]
+        drawn = in_pieces(run, size, *(x[chosen] for x in inputs))
+        with torch.no_grad():
+            others = in_pieces(run, size, *(x[rest] for x in inputs))
+        back_N = order_N.argsort()
+        scaled = (scale_gradient(x, total / count) for x in drawn)
+        return tuple(torch.cat([x, y])[back_N] for x, y in zip(scaled, others, strict=True))
 
     def _run_adapted(
-        self, tokens_NPD: Tensor, sentences_NE: Tensor | None, chunks: Chunks
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the backbone's output (N, t, D), means over space, and the reduced tokens of each outer branch."""
-        outer = []
-        whole = chunks if self.config.across_chunks else None
-        for number in range(self.config.first_adapter, self.spec.depth):
-            if number > self.config.first_adapter:
-                tokens_NPD = self._tower.blocks[number](tokens_NPD)
-            if self.outer:
-                outer.append(cast(OuterBranch, self.outer[str(number)]).reduce(tokens_NPD))
-            if self.inner:
-                tokens_NPD = self.inner[str(number)](tokens_NPD, sentences_NE, whole)
+        self, chunks: Chunks | None, tokens_NPD: Tensor, sentences_NE: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the backbone's output (N, t, D), means over space, and the reduced tokens of each outer branch.
+
+        Args:
+            chunks: the places of the chunks; None if chunks are independent.
+            tokens_NPD: the tokens after the block of the first adapter.
+            sentences_NE: the sentence of each chunk; None if the adapters do not read it.
+        """
+        outer: list[Tensor] = []
+        numbers, group = range(self.config.first_adapter, self.spec.depth), max(1, self.memory.checkpoint_blocks)
+        for first in numbers[::group]:
+            run = partial(self._run_blocks, numbers[first - numbers.start :][:group], chunks)
+            tokens_NPD, *reduced = self._kept(run)(tokens_NPD, sentences_NE)
+            outer += reduced
         places_NPD = self._tower.finish(tokens_NPD)[:, self.spec.prefix :]
-        return places_NPD.unflatten(1, (self.spec.grid[0], -1)).mean(2), outer
+        return places_NPD.unflatten(1, (self.spec.grid[0], -1)).mean(2), *outer
+
+    def _run_blocks(
+        self, numbers: range, chunks: Chunks | None, tokens_NPD: Tensor, sentences_NE: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the tokens after some blocks and their adapters, and the reduced tokens of their outer branches."""
+        outer: list[Tensor] = []
+        for number in numbers:
+            run: Callable[..., Any] = partial(self._run_block, number, chunks)
+            run = self._kept(run) if len(numbers) > 1 else run  # a block alone is kept by the caller
+            tokens_NPD, *reduced = run(tokens_NPD, sentences_NE)
+            outer += reduced
+        return tokens_NPD, *outer
+
+    def _run_block(
+        self, number: int, chunks: Chunks | None, tokens_NPD: Tensor, sentences_NE: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the tokens after a block and its adapter, and the reduced tokens of its outer branch if it has one."""
+
+        def inside_chunks(x_NPD: Tensor) -> tuple[Tensor, ...]:
+            if number > self.config.first_adapter:  # the block of the first adapter ran before
+                x_NPD = self._tower.blocks[number](x_NPD)
+            return (x_NPD, cast(OuterBranch, self.outer[str(number)]).reduce(x_NPD)) if self.outer else (x_NPD,)
+
+        size = 0 if chunks is None else self.memory.chunks_at_once  # independent chunks are cut outside
+        tokens_NPD, *reduced = in_pieces(inside_chunks, size, tokens_NPD)
+        if self.inner:
+            tokens_NPD = self.inner[str(number)](tokens_NPD, sentences_NE, chunks)
+        return tokens_NPD, *reduced
 
     @property
     def _tower(self) -> TrainableTower:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,34 @@ from sidelight.training.state import STATE, Progress, State, load_state, save_st
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from sidelight.core.batch import Batch
+    from sidelight.core.batch import Batch, FrameBatch
+
+
+def accumulate_gradients(
+    batch: FrameBatch,
+    queries: int,
+    losses: Callable[[FrameBatch], Mapping[str, Tensor]],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch from its parts, and return every loss of the whole batch by name.
+
+    The losses must be means over queries that do not read each other, as SCADA's are; then the gradients are those of
+    the whole batch.
+
+    Args:
+        batch: the batch.
+        queries: most queries of a part.
+        losses: function of a part that runs the model and returns the losses; "total" is differentiated.
+        backward: function that runs the backward pass, such as that of Fabric.
+    """
+    sums: dict[str, Tensor] = {}
+    for part in batch.parts(queries):
+        share = part.size / batch.size
+        by_name = losses(part)
+        backward(by_name["total"] * share)
+        for name, loss in by_name.items():
+            sums[name] = sums.get(name, torch.zeros_like(loss)).detach() + share * loss.detach()
+    return sums
 
 
 class PrecisionWarning(UserWarning):
