@@ -88,7 +88,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 start = int(byte_range.removeprefix("bytes=").split("-")[0])
                 if start >= size:
                     self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                    self.send_header("Content-Range", f"bytes */{size}")
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

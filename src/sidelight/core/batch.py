@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -157,6 +158,11 @@ class Batch(_TensorGroup):
         return self.video_KBTD.shape[0]
 
 
+def _rows_of(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Return some rows of a tensor."""
+    return tensor[rows]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameBatch(_TensorGroup):
     """Frames of V videos and B queries about them, for models that are trained from pixels.
@@ -207,7 +213,7 @@ class FrameBatch(_TensorGroup):
         batches = []
         for rows in torch.arange(self.size).split(queries):
             videos, video_of = self.video_of_B[rows].unique(return_inverse=True)
-            targets = self.targets and self.targets._map(lambda tensor, rows=rows: tensor[rows])
+            targets = self.targets and self.targets._map(partial(_rows_of, rows))
             batches.append(
                 FrameBatch(
                     frames_VCFSS3=self.frames_VCFSS3[videos],
