@@ -50,6 +50,20 @@ def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone
     np.testing.assert_allclose(features.video_KTD, by_hand, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize(("at_once", "encoded"), [(0, 16), (1, 10), (4, 12)])
+def test_the_last_batch_is_filled_as_far_as_the_backbone_needs(
+    video: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, encoded: int
+) -> None:
+    """A clip of VideoPrism takes 20 s on a CPU, so 7 clips of padding would take minutes."""
+    backbone = ShapesBackbone(weights=tiny_backbone)
+    batches: list[int] = []
+    encode = backbone.encode_video
+    monkeypatch.setattr(backbone, "encode_video", lambda frames: batches.append(len(frames)) or encode(frames))
+    monkeypatch.setattr(backbone, "clips_at_once", at_once, raising=False)
+    features = encode_video_file(video, backbone)
+    assert features.timeline.num_clips == 10 and sum(batches) == encoded
+
+
 def test_a_bar_shows_the_clips_of_a_long_video(
     video: Path, backbone: ShapesBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

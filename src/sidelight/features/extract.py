@@ -131,8 +131,9 @@ class BatchEncoder:
             owners.append((key, len(pixels)))
             room -= len(pixels)
             self._queued_clips -= len(pixels)
-        if room:
-            parts.append(np.repeat(parts[-1][-1:], room, axis=0))
+        # A backbone that computes fewer clips at once gives the same bits without the rest of the batch.
+        if padding := room % (getattr(self.backbone, "clips_at_once", 0) or self.clips):
+            parts.append(np.repeat(parts[-1][-1:], padding, axis=0))
         pixels_BFSS3 = torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0])
         if self.backbone.device.type == "cuda":
             pixels_BFSS3 = pixels_BFSS3.pin_memory().to(self.backbone.device, non_blocking=True)
