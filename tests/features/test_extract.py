@@ -58,7 +58,12 @@ def test_the_last_batch_is_filled_as_far_as_the_backbone_needs(
     backbone = ShapesBackbone(weights=tiny_backbone)
     batches: list[int] = []
     encode = backbone.encode_video
-    monkeypatch.setattr(backbone, "encode_video", lambda frames: batches.append(len(frames)) or encode(frames))
+
+    def counted(frames: torch.Tensor) -> torch.Tensor:
+        batches.append(len(frames))
+        return encode(frames)
+
+    monkeypatch.setattr(backbone, "encode_video", counted)
     monkeypatch.setattr(backbone, "clips_at_once", at_once, raising=False)
     features = encode_video_file(video, backbone)
     assert features.timeline.num_clips == 10 and sum(batches) == encoded
