@@ -54,7 +54,7 @@ def test_features_equal_the_pieces_by_hand(video: Path, backbone: ShapesBackbone
 def test_the_last_batch_is_filled_as_far_as_the_backbone_needs(
     video: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, encoded: int
 ) -> None:
-    """A clip of VideoPrism takes 20 s on a CPU, so 7 clips of padding would take minutes."""
+    """Check that few clips are encoded in vain: a clip of VideoPrism takes 20 s on a CPU."""
     backbone = ShapesBackbone(weights=tiny_backbone)
     batches: list[int] = []
     encode = backbone.encode_video
