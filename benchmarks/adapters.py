@@ -149,6 +149,7 @@ def peak_bytes(size: str, mode: Any, memory: MemoryConfig, frames: int, videos: 
         video_of_B=torch.arange(videos),
     )
     meta_config.meta_nonzero_assume_all_nonzero = True  # all chunks and all clips are real
+    # The meta device computes attention unfused, which would count scores that no device keeps.
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = lambda q, k, v, **options: Attention.apply(q, k, v)  # type: ignore[assignment]
     try:

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-pytest.importorskip("transformers", reason='needs transformers: pip install "sidelight[backbones]"')
-
 import transformers
+from torch import Tensor, nn
 
 from sidelight.backbones import SpecMismatchError, TrainableTower, load_tower
 from sidelight.backbones.common import run_tower

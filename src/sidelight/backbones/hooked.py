@@ -72,11 +72,11 @@ class HookedBackbone:
 
     def embed_video(self, pixels_N3SS: Tensor, clips: int) -> Tensor:
         """Return the library's embeddings: of each frame (N, E), or of each clip (C, E)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family that has it defines it
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Return the library's embeddings of sentences, (B, E); the mask is 1 for tokens and 0 for padding."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family that has it defines it
 
     def sentence_ids(self, queries: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Return the padded token ids (B, L), and the number of tokens of each query.
@@ -84,7 +84,7 @@ class HookedBackbone:
         Raises:
             ValueError: for a query without a word, or if the weights have no vocabulary.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each family that has it defines it
 
     def places(self, count: int, length: int) -> list[int]:
         """Return the places of the tokens that side-tuners read, the summary first.
@@ -101,7 +101,7 @@ class HookedBackbone:
 
     def attention_pool(self, tokens_NPD: Tensor) -> Tensor:
         """Return the tower's own pool of the last level, (N, D)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family that has it defines it
 
     @torch.inference_mode()
     def encode_video(self, frames_CFSS3: Tensor) -> Tensor:
