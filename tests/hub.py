@@ -25,6 +25,8 @@ class Hub:
     """Path -> content, or a file that holds it; may be changed at any time."""
     others: dict[str, dict[str, bytes | Path]] = field(default_factory=dict)
     """Files of further repositories, by OWNER/NAME."""
+    head_status: int = 200
+    """Status of the answers to HEAD; others than 200 have no headers of a file."""
     delay: float = 0.0
     """Seconds before each answer with content."""
     cut_after: int | None = None
@@ -74,6 +76,11 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def _answer(self, *, body: bool) -> None:
             hub.log.append(f"{self.command} {self.path}")
             content = self._content()
+            if not body and hub.head_status != 200:
+                self.send_response(hub.head_status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if content is None:
                 known = any(self.path.startswith(f"/{name}/") for name in (hub.repository, *hub.others))
                 self.send_response(404)

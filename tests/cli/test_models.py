@@ -16,22 +16,26 @@ from sidelight.training.named import NAMED_MODELS
 
 @pytest.fixture(autouse=True)
 def short_film(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidelight.grounder._FILM_SECONDS", 2)
+    monkeypatch.setattr("sidelight.cli.speeds._FILM_SECONDS", 2)
 
 
-def test_models_are_listed_and_measured_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--json", "-", "--device", "cpu"]) == 0
+def test_models_are_listed_and_measured_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "sidelight models --measure fills the column s per min" in printed.out
+    assert "607 MB + a file that you bring" in printed.out
+    assert main(["models", "--json", "-", "--device", "cpu", "--measure"]) == 0
     printed = capsys.readouterr()
     rows = {row["name"]: row for row in json.loads(printed.out)}
     assert list(rows) == [name for name, model in NAMED_MODELS.items() if not model.special]
-    assert "measuring shapes once, on cpu" in printed.err
+    assert "measuring shapes on cpu" in printed.err
     assert rows["shapes"]["here"] and rows["shapes"]["seconds_per_minute"] > 0
     default = rows["r2-tuning/qvhighlights"]
     assert not default["here"] and default["seconds_per_minute"] is None
     assert list(default["bytes"].values()) == [11_400_000, 606_638_242]
     assert main(["models", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert printed.err == "" and "--measure" not in printed.out
     head, *lines = printed.out.splitlines()
     assert head.split("  ")[0] == "model" and "licence" in head and "s per min" in head
     assert [line.split()[0] for line in lines[: len(rows)]] == list(rows)

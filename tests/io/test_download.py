@@ -178,6 +178,11 @@ def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch, variabl
     assert hub.log == [] and is_offline() is (variable is not None)
 
 
+def test_a_server_without_head_requests(hub: Hub) -> None:
+    hub.head_status = 405
+    assert fetch([download()], needed_by="m")
+
+
 def test_a_page_is_for_people(hub: Hub) -> None:
     with pytest.raises(
         DownloadError, match=r"only a person can download it: bring the files by hand: download https://host/page"
@@ -229,6 +234,22 @@ def test_other_files_are_not_imported(tmp_path: Path, name: str, content: bytes,
     with pytest.raises(ValueError, match=message):
         import_file(tmp_path / name, [download(), download("another")])
     assert not models_cache().exists()
+
+
+def test_files_that_only_their_names_tell_are_imported_together(tmp_path: Path) -> None:
+    """Refuse a changed config.json of one model as the config.json of another one without a known digest."""
+    others = Download(
+        title="B model",
+        licence="MIT",
+        repository="user/b",
+        files=(HubFile(path="model.safetensors"), HubFile(path="config.json")),
+    )
+    (tmp_path / "config.json").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"belongs to B model, together with model.safetensors: put all of them into"):
+        import_file(tmp_path / "config.json", [others])
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert import_file(tmp_path / "config.json", [others]) == [others]
+    assert import_file(tmp_path / "model.safetensors", [others]) == [others] and is_here(others)
 
 
 SCRIPT = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidelight.backbones.released import WEIGHTS
+from sidelight.backbones.released import SIGLIP2_B32, WEIGHTS
 from sidelight.cli.main import main
 from sidelight.io.pinned import Download, HubFile, models_cache
 from sidelight.training.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ from sidelight.training.named import (
 )
 from sidelight.training.published import CLIP_WEIGHTS, R2_REPOSITORY, R2_TUNING
 from tests.hub import Hub, serving
+from tests.tiny_models import write_siglip2
 from tests.training.test_convert import WIDTHS, saved
 
 NAME = "r2-tuning/golden"
@@ -218,8 +219,24 @@ def test_every_model_states_its_facts(name: str) -> None:
     assert (model.make is None and model.imported is None) == (name == "shapes")
     for download in model.downloads:
         for file in download.files:
-            assert len(file.sha256) in (8, 64) or (download.revision != "main" and not file.sha256) or download.page
+            recorded = download.revision != "main" or download is WEIGHTS[SIGLIP2_B32]  # by the lock file
+            assert len(file.sha256) in (8, 64) or (recorded and not file.sha256) or download.page
             assert download.size > 0
+
+
+def test_zero_shot_on_siglip_announces_its_download_and_records_its_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_siglip2(tmp_path / "siglip2")
+    files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
+    with serving(Hub(SIGLIP2_B32, files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert main(["models", "pull", "zero-shot/siglip2"]) == 0
+    printed = capsys.readouterr()
+    assert "SigLIP 2 B/32-256, the backbone" in printed.err and "zero-shot/siglip2 is here" in printed.out
+    assert (models_cache() / "models.toml").read_text().count("sha256") == len(WEIGHTS[SIGLIP2_B32].files)
+    checkpoint = named_checkpoint("zero-shot/siglip2")
+    assert checkpoint and Checkpoint.from_pretrained(checkpoint).features.backbone == "siglip2"
 
 
 def test_the_default_model_is_for_real_videos() -> None:

@@ -6,6 +6,7 @@ The classes of transformers are ``Any`` here: its types do not describe the part
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from sidelight.core.messages import first_line
+from sidelight.io.download import is_offline
 from sidelight.io.storage import hub_answers
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,6 +44,7 @@ def read_config(weights: str | Path, classes: Mapping[str, str], *, family: str,
             raise ValueError(f"{weights} holds no weights: expected {' or '.join(WEIGHTS_FILES)}")
     else:
         require_hub_id(weights, example=example)
+        _announce(str(weights), family)
     with reading(weights, family=family) as transformers:
         config_class = _class_of(transformers, next(iter(classes.values())))
         values, _ = config_class.get_config_dict(weights, local_files_only=is_unreachable(weights))
@@ -53,6 +56,18 @@ def read_config(weights: str | Path, classes: Mapping[str, str], *, family: str,
         )
     with reading(weights, family=family) as transformers:
         return model_type, _class_of(transformers, classes[model_type]).from_dict(values)
+
+
+def _announce(weights: str, family: str) -> None:
+    """Say on stderr that weights come from the hub, unless they are in the cache of the hub's client."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not is_offline() and try_to_load_from_cache(weights, "config.json") is None:
+        print(
+            f"{weights} ({family}) is downloaded from the hub, once, into {constants.HF_HUB_CACHE}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def read_model(

@@ -15,6 +15,8 @@ from sidelight.backbones.clip.released import CLIP_B32
 from sidelight.io.download import fetch
 from sidelight.io.pinned import Download, HubFile
 
+SIGLIP2_B32 = "google/siglip2-base-patch32-256"
+
 WEIGHTS: dict[str, Download] = {
     CLIP_B32: Download(
         title="CLIP ViT-B/32, the backbone",
@@ -42,6 +44,17 @@ WEIGHTS: dict[str, Download] = {
                 sha256="5047b556ce86ccaf6aa22b3ffccfc52d391ea4accdab9c2f2407da5b742d4363",
                 size=862_328,
             ),
+        ),
+    ),
+    # No public record of the digests is known: the lock file records them at the first download.
+    SIGLIP2_B32: Download(
+        title="SigLIP 2 B/32-256, the backbone",
+        licence="Apache-2.0",
+        repository=SIGLIP2_B32,
+        files=(
+            HubFile(path="model.safetensors", size=1_506_000_000),
+            HubFile(path="config.json"),
+            HubFile(path="tokenizer.json", size=34_000_000),
         ),
     ),
 }

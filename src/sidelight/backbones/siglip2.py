@@ -30,8 +30,8 @@ from sidelight.backbones.common import check_pooling, check_tokens, choose_level
 from sidelight.backbones.hooked import HookedBackbone
 from sidelight.backbones.pretrained import read_config, read_model, read_vocabulary
 from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.released import SIGLIP2_B32, weights_folder
 
-SIGLIP2_B32 = "google/siglip2-base-patch32-256"
 POOLINGS = ("attention", "mean", "tokens", "joint")
 
 _CONFIGS = {"siglip": "SiglipConfig", "siglip2": "Siglip2Config"}
@@ -70,6 +70,7 @@ class SigLIP2Backbone(HookedBackbone):
     ) -> None:
         check_pooling(pooling, POOLINGS, model="SigLIP 2, which has no CLS token,")
         tower_dtype = dtype_of(dtype)
+        weights = weights_folder(weights)
         model_type, config = read_config(weights, _CONFIGS, family="SigLIP 2", example=SIGLIP2_B32)
         video, text = config.vision_config, config.text_config
         depth = min(video.num_hidden_layers, text.num_hidden_layers)

@@ -20,24 +20,25 @@ def list_models(
 ) -> None:
     """List the models that --model can name.
 
-    The time for a minute of video is measured once on this machine, for each model whose files are here, and kept.
-
     Args:
         all: list the models for highlights of one kind of video too.
-        measure: measure the times again.
+        measure: measure the seconds that a minute of video takes on this machine, for each model whose files are
+            here, and keep them for later tables.
     """
-    from sidelight.grounder import measured_speeds
+    from sidelight.cli.speeds import measured_speeds
     from sidelight.training.named import NAMED_MODELS
 
     listed = {name: model for name, model in NAMED_MODELS.items() if all or not model.special}
     here = [name for name, model in listed.items() if model.is_here()]
-    speeds = measured_speeds(here, device=device, again=measure)
+    speeds = measured_speeds(here, measure=measure, device=device)
     rows = [_facts(name, model, speeds.get(name)) for name, model in listed.items()]
     with report_to(json):
         _print_rows(rows)
         if others := len(NAMED_MODELS) - len(listed):
             print(f"\n{others} more models know the highlights of one kind of video: sidelight models --all")
         print("\nsidelight models pull NAME downloads a model, sidelight ground VIDEO QUERY --model NAME uses it.")
+        if not measure and len(speeds) < len(here):
+            print("sidelight models --measure fills the column s per min: seconds for a minute of video, here.")
     write_json(json, rows)
 
 
@@ -117,6 +118,7 @@ def _facts(name: str, model: NamedModel, speed: float | None) -> dict[str, objec
         "languages": model.languages,
         "licence": model.licence,
         "bytes": {download.title: download.size for download in model.downloads},
+        "by_hand": model.imported is not None,
         "here": model.is_here(),
         "seconds_per_minute": speed,
     }
@@ -139,7 +141,9 @@ def _print_rows(rows: list[dict[str, object]]) -> None:
         speed = row["seconds_per_minute"]
         name = f"{row['name']} (default)" if row["name"] == DEFAULT_MODEL else str(row["name"])
         facts = [str(row[key]) for key in ("answers", "trained_on", "backbone", "languages", "licence")]
-        size = " + ".join(size_of(size) if size else "?" for size in sizes.values()) or "ships"
+        parts = [size_of(size) if size else "?" for size in sizes.values()]
+        parts += ["a file that you bring"] if row["by_hand"] else []
+        size = " + ".join(parts) or "ships"
         lines.append([name, *facts, size, "yes" if row["here"] else "no", "" if speed is None else f"{speed:.2g}"])
     widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
     if sys.stdout.isatty() and Console().width < sum(widths) + 2 * len(widths) - 2:

@@ -86,6 +86,8 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
         _require_room(missing)
         try:
             _opened(missing[0].address(missing[0].files[0]), 0, method="HEAD").close()
+        except _MethodError:
+            pass  # some mirrors know GET only
         except (_UnreachableError, _BrokenError) as error:
             raise DownloadError(_by_hand(missing, needed_by, str(error), "try again later, or ", hint)) from None
         print(announcement(missing, needed_by, hint), file=sys.stderr, flush=True)
@@ -248,6 +250,10 @@ def _receive(address: str, partial: Path, *, label: str, size: int) -> None:
             time.sleep(2**failures - 1)
 
 
+class _MethodError(Exception):
+    """The server knows no HEAD requests."""
+
+
 class _BrokenError(Exception):
     """The connection could not be made, or broke."""
 
@@ -295,6 +301,8 @@ def _opened(address: str, start: int, *, method: str = "GET") -> Any:
         error.close()
         if error.code == 416:
             raise _RangeError(_size_in_range(error.headers)) from None
+        if error.code in (405, 501) and method == "HEAD":
+            raise _MethodError from None
         if error.code in (401, 403, 404, 410):
             name = address.rpartition("/")[2]
             raise _UnreachableError(f"{host} does not provide {name} (HTTP {error.code})") from None

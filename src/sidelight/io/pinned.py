@@ -60,7 +60,7 @@ class Download:
     files: tuple[HubFile, ...]
     """The file with the weights first."""
     revision: str = "main"
-    """Commit; a branch only if all digests are known."""
+    """Commit; a branch, whose files may change, only if no commit is known. The lock file refuses a later change."""
     page: str = ""
     """Web page where a person downloads the files, if sidelight cannot: they then come by `sidelight models import`."""
 
@@ -268,7 +268,8 @@ def only_process(name: str) -> Iterator[None]:
 def import_file(path: str | Path, known: Iterable[Download]) -> list[Download]:
     """Copy a file that a person downloaded into the cache.
 
-    The file is recognised by its SHA-256, or by its name where no digest of it is known.
+    The file is recognised by its SHA-256. Where no digest of it is known, it is recognised by its name, if the other
+    files of the same download without a digest lie beside it: many models have a ``config.json``.
 
     Args:
         path: the file.
@@ -285,7 +286,12 @@ def import_file(path: str | Path, known: Iterable[Download]) -> list[Download]:
     pairs = [(download, file) for download in dict.fromkeys(known) for file in download.files]
     named = [(download, file) for download, file in pairs if file.name == path.name]
     by_digest = [(download, file) for download, file in pairs if file.sha256 and digest.startswith(file.sha256)]
-    fitting = by_digest or [(download, file) for download, file in named if fits(download, file, digest)]
+    named_fits = [(download, file) for download, file in named if fits(download, file, digest)]
+    fitting = by_digest or [(download, file) for download, file in named_fits if not _lacking_beside(path, download)]
+    if not fitting and named_fits:
+        download, _ = named_fits[0]
+        others = and_list(_lacking_beside(path, download))
+        raise ValueError(f"{path} belongs to {download.title}, together with {others}: put all of them into one folder")
     if not fitting and named:
         download, file = named[0]
         raise ValueError(
@@ -308,6 +314,11 @@ def import_file(path: str | Path, known: Iterable[Download]) -> list[Download]:
                 shutil.copyfile(path, beside)
             record(download, file, target, digest)
     return [download for download, _ in fitting]
+
+
+def _lacking_beside(path: Path, download: Download) -> list[str]:
+    """Return the names of a download's files that only their names tell, and that are not in the folder of a file."""
+    return [file.name for file in download.files if not file.sha256 and not path.with_name(file.name).is_file()]
 
 
 def remove(download: Download) -> int:

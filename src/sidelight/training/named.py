@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sidelight.backbones.released import WEIGHTS
+from sidelight.backbones.released import SIGLIP2_B32, WEIGHTS
 from sidelight.core.messages import did_you_mean, no_such
 from sidelight.io.download import fetch
 from sidelight.io.files import replacing_folder, require_writable_folder
@@ -183,6 +183,16 @@ NAMED_MODELS: dict[str, NamedModel] = {
         licence="MIT",
         weights=CLIP_WEIGHTS,
         make=partial(_make_zero_shot, "clip"),
+        version=asdict(METHODS["persistence-smooth"]),
+    ),
+    f"{ZERO_SHOT}/siglip2": NamedModel(
+        answers="moments of anything, less exactly",
+        trained_on="nothing",
+        backbone="SigLIP 2 B/32-256",
+        languages="109, mostly English",
+        licence="Apache-2.0",
+        weights=SIGLIP2_B32,
+        make=partial(_make_zero_shot, "siglip2"),
         version=asdict(METHODS["persistence-smooth"]),
     ),
 }
