@@ -36,14 +36,17 @@ class AnswerConfig(ABC):
     merge_tolerance: float = 1.0
     """Windows of a long video: a moment that ends within this many clips of a window's inner edge is cut by it."""
     merge_iou: float = 0.5
-    """Windows: IoU from which two moments of different windows are the same moment."""
+    """Windows: IoU from which two moments of different windows are the same moment; above 0, since any two moments have
+    at least 0.
+    """
     merge_ratio: float = 0.3
     """Windows: lowest ratio of the weaker to the stronger score at which two pieces are joined."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("min_score", "merge_iou", "merge_ratio"):
+        for name in ("min_score", "merge_ratio"):
             require(self, 0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        require(self, 0 < self.merge_iou <= 1, "merge_iou", "above 0 and at most 1")
         require(self, self.max_moments is None or self.max_moments >= 1, "max_moments", "at least 1, or none")
         require(self, 0 <= self.merge_tolerance < math.inf, "merge_tolerance", "at least 0")
 

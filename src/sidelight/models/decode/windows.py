@@ -101,8 +101,7 @@ def merge_windows(groundings: Sequence[tuple[float, Grounding]], timeline: Timel
                 f"a window from {offset} s to {end} s does not lie within the video's {timeline.duration} s"
             )
     tolerance = clips_to_seconds(config.merge_tolerance, timeline.clip_seconds)
-    # With a least IoU of 0, pieces that do not even touch are the same moment: one bucket holds them all.
-    bucket_seconds = clips_to_seconds(_BUCKET_CLIPS, timeline.clip_seconds) if config.merge_iou > 0 else math.inf
+    bucket_seconds = clips_to_seconds(_BUCKET_CLIPS, timeline.clip_seconds)
     pieces = [piece for number, window in enumerate(windows) for piece in _pieces(number, *window, timeline, tolerance)]
     pieces = _replace_cut_pieces(pieces, bucket_seconds, config)
     pieces = _join_cut_pieces(pieces, len(windows), tolerance, config)
