@@ -257,7 +257,7 @@ HALF_SECONDS = st.integers(0, 180).map(lambda half: half / 2)
         min_size=8,
         max_size=8,
     ),
-    iou=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    iou=st.sampled_from([0.01, 0.2, 0.5, 1.0]),
     ratio=st.sampled_from([0.0, 0.3, 1.0]),
     tolerance=st.sampled_from([0.0, 1.0, 2.5]),
 )

@@ -9,7 +9,6 @@ Shape legend: T clips of the video.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
