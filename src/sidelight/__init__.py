@@ -9,10 +9,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidelight.backbones.common import QueryWarning
+    from sidelight.backbones.protocol import SpecMismatchError
     from sidelight.core.grounding import Grounding, Moment
-    from sidelight.grounder import Grounder
+    from sidelight.data.annotations import AnnotationError
+    from sidelight.grounder import CacheWarning, Grounder, OutsideWarning
+    from sidelight.io.download import DownloadError
+    from sidelight.io.storage import StorageError
+    from sidelight.video.damage import VideoError, VideoWarning
 
-__all__ = ["Grounder", "Grounding", "Moment", "__version__"]
+__all__ = [
+    "AnnotationError",
+    "CacheWarning",
+    "DownloadError",
+    "Grounder",
+    "Grounding",
+    "Moment",
+    "OutsideWarning",
+    "QueryWarning",
+    "SpecMismatchError",
+    "StorageError",
+    "VideoError",
+    "VideoWarning",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
@@ -21,6 +41,17 @@ _MODULES = {
     "Grounder": "sidelight.grounder",
     "Grounding": "sidelight.core.grounding",
     "Moment": "sidelight.core.grounding",
+    # errors; all but StorageError, an OSError, are ValueErrors
+    "AnnotationError": "sidelight.data.annotations",
+    "DownloadError": "sidelight.io.download",
+    "SpecMismatchError": "sidelight.backbones.protocol",
+    "StorageError": "sidelight.io.storage",
+    "VideoError": "sidelight.video.damage",
+    # warnings
+    "CacheWarning": "sidelight.grounder",
+    "OutsideWarning": "sidelight.grounder",
+    "QueryWarning": "sidelight.backbones.common",
+    "VideoWarning": "sidelight.video.damage",
 }
 
 

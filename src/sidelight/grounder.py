@@ -292,7 +292,12 @@ class Grounder:
             groundings = ground_batch(model, batch, timelines, queries, decode, videos=videos)
         # Published decoding keeps empty moments for its metrics; they answer nothing.
         return [
-            replace(g, model=self.name, moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0))
+            replace(
+                g,
+                model=self.name,
+                features=checkpoint.features.digest(),
+                moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0),
+            )
             for g in groundings
         ]
 

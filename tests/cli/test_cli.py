@@ -15,8 +15,8 @@ import pytest
 
 from sidelight import Grounder
 from sidelight.cli.demo import require_own_files
-from sidelight.cli.ground import clock, sparkline
 from sidelight.cli.main import COMMANDS, main
+from sidelight.core.display import clock, sparkline
 from sidelight.core.grounding import Grounding
 from sidelight.export import plot as plotting
 from sidelight.recipes import recipe_file, recipe_names

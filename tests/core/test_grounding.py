@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,46 @@ def test_at_least_keeps_moments_of_a_score(score: float, kept: int) -> None:
     answer = grounding()
     assert answer.at_least(score).moments == answer.moments[:kept]
     assert answer.at_least(score).saliency.tolist() == answer.saliency.tolist()
+
+
+def test_a_grounding_is_a_sequence_of_its_moments() -> None:
+    result = grounding()
+    assert list(result) == list(result.moments) and len(result) == 2
+    assert result[0] == Moment(1, 5, 0.9) and result[-1] == Moment(0, 2, 0.1) and result[:1] == (Moment(1, 5, 0.9),)
+    assert result and not result.at_least(1.0)
+    with pytest.raises(IndexError):
+        result[2]
+
+
+@pytest.mark.parametrize(
+    ("moments", "shown"),
+    [
+        ((), "a dog barks\n  ▅▁█\n  no such moment"),
+        ((Moment(1, 4.96, 0.9),), "a dog barks\n  ▅▁█\n start     end  score\n0:01.0  0:05.0   0.90"),
+    ],
+)
+def test_a_grounding_is_printed_as_a_table(moments: Any, shown: str) -> None:
+    assert str(grounding(moments=moments)) == shown
+
+
+def test_a_grounding_in_a_notebook_holds_no_markup_of_others() -> None:
+    result = grounding(query="<script>x</script>", video="a & b.mp4", notes=("<b>",), model="m")
+    page = result._repr_html_()
+    assert "<script" not in page and "&lt;script&gt;" in page and "a &amp; b.mp4" in page and "model m" in page
+    assert page.count("<rect") == 2 and page.count("<tr>") == 3 and "<img" not in page
+    assert "no such moment" in grounding(moments=()).to_html() and "<rect" not in grounding(moments=()).to_html()
+    assert result.to_html(top=1, thumbnails=[b"jpeg"]).count('src="data:image/jpeg;base64,anBlZw=="') == 1
+    with pytest.raises(ValueError, match="expected one thumbnail for each of 2 moments, got 1"):
+        result.to_html(thumbnails=[b"jpeg"])
+
+
+def test_a_grounding_as_a_data_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = grounding(video="v.mp4", model="m").to_pandas()
+    assert frame.to_dict("records")[0] == {
+        "video": "v.mp4", "query": "a dog barks", "start": 1.0, "end": 5.0, "score": 0.9, "model": "m"
+    }  # fmt: skip
+    assert len(frame) == 2 and isinstance(grounding(moments=()).to_pandas(), pandas.DataFrame)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ValueError, match="to_pandas needs pandas"):
+        grounding().to_pandas()

@@ -46,12 +46,14 @@ def ground(
     json: JsonFile | None = None,
     plot: PlotFile | None = None,
     no_cache: bool = False,
-) -> None:
+) -> int:
     """Find moments in a video by a sentence.
 
     The default model answers about real videos. Its files (620 MB) are downloaded at the first use; what they are and
     where they go is printed before. `sidelight models` lists all models; --model shapes is small and needs no download,
     but knows drawn shapes only.
+
+    The exit code is 0 if a query has a moment, 1 if no query has one (see --min-score), 2 after a mistake.
 
     Args:
         video: video file of any length, or its address, such as https://host/video.mp4.
@@ -92,6 +94,7 @@ def ground(
             draw(groundings, file, plot, top=top)
             print(f"wrote {plot}")
     write_json(json, [grounding.to_dict() for grounding in groundings])
+    return 0 if any(groundings) else 1
 
 
 def demo(
@@ -127,62 +130,18 @@ def demo(
 def print_grounding(grounding: Grounding, *, top: int = 5, truth: Sequence[tuple[float, float]] = ()) -> None:
     """Print the best moments of a grounding, its highlight curve, and the true windows if they are known."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from sidelight.core.display import clock
+
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("start", "end", "score"):
-        table.add_column(name, justify="right")
-    for moment in grounding.top(top):
-        table.add_row(clock(moment.start), clock(moment.end), f"{moment.score:.2f}")
-    console.print(Text(grounding.query, style="bold"))
     # 14 columns narrower than the terminal, and 20 to 75 bars.
     width = max(20, min(75, console.width - 14))
-    console.print(Text(f"  {sparkline(grounding.saliency.tolist(), width, _bars_for(console.encoding))}"))
-    if not grounding.moments:
-        console.print("  no such moment")
-    else:
-        console.print(table)
+    console.print(Text(grounding.query, style="bold"))
+    console.print(Text(grounding.to_text(top=top, width=width).removeprefix(f"{grounding.query}\n")))
     if truth:
         console.print("true: " + ", ".join(f"{clock(start)} - {clock(end)}" for start, end in truth))
     console.print()
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as m:ss.s, or as h:mm:ss.s from one hour on."""
-    tenths = round(seconds * 10)
-    hours, rest = divmod(tenths, 36000)
-    minutes, rest = divmod(rest, 600)
-    tail = f"{rest // 10:02d}.{rest % 10}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
-
-
-_BARS = "▁▂▃▄▅▆▇█"
-_ASCII_BARS = "_.-:=+*#"
-
-
-def _bars_for(encoding: str) -> str:
-    """Return bars that can be printed in an encoding."""
-    try:
-        _BARS.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return _ASCII_BARS
-    return _BARS
-
-
-def sparkline(values: Sequence[float], width: int, bars: str = _BARS) -> str:
-    """Return numbers as a row of at most ``width`` bars; the lowest bar is the lowest number."""
-    if not values:
-        return ""
-    count = min(width, len(values))
-    bins = [
-        max(values[i * len(values) // count : max((i + 1) * len(values) // count, i * len(values) // count + 1)])
-        for i in range(count)
-    ]
-    low, high = min(bins), max(bins)
-    span = high - low or 1.0
-    return "".join(bars[min(7, int((value - low) / span * 8))] for value in bins)
 
 
 def draw(

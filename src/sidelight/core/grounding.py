@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from sidelight import __version__
+from sidelight.core.display import as_html, as_text
 from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT = "sidelight.grounding/1"
 
@@ -50,6 +55,9 @@ class Moment:
 class Grounding:
     """The moments of one video that fit one query, and the highlight curve.
 
+    A grounding is a sequence of its moments, best first: ``for moment in grounding``, ``grounding[0]``,
+    ``grounding[:3]``, ``len(grounding)``. It is false if no moment fits the query.
+
     Raises:
         ValueError: if a moment ends after the video, or the saliency has not one finite value per clip.
     """
@@ -68,6 +76,8 @@ class Grounding:
     """Sentences that matter to the answer: damage of the video, joined recordings, words that the model never saw."""
     model: str | None = None
     """The model that answered: a name of `sidelight models`, a folder, or a hub id; None if unknown."""
+    features: str | None = None
+    """Digest of the feature spec, which says how the features were made; None if unknown."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
@@ -77,6 +87,8 @@ class Grounding:
         model: Any = self.model
         if model is not None and (not isinstance(model, str) or not model.strip()):
             raise ValueError(f"Grounding.model must be the name of a model as text, or None, got {self.model!r}")
+        if self.features is not None and not isinstance(self.features, str):
+            raise ValueError(f"Grounding.features must be a digest as text, or None, got {self.features!r}")
         if not all(isinstance(note, str) for note in self.notes):
             raise ValueError(f"Grounding.notes must be sentences, got {self.notes!r}")
         duration = self.timeline.duration
@@ -101,6 +113,77 @@ class Grounding:
     def __hash__(self) -> int:
         return hash((self.query, self.timeline, self.moments, self.video))
 
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __iter__(self) -> Iterator[Moment]:
+        return iter(self.moments)
+
+    @overload
+    def __getitem__(self, index: int) -> Moment: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Moment, ...]: ...
+    def __getitem__(self, index: int | slice) -> Moment | tuple[Moment, ...]:
+        return self.moments[index]
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.to_html(top=10)
+
+    def to_html(self, *, top: int | None = None, thumbnails: Sequence[bytes] = ()) -> str:
+        """Return the query, the highlight curve and a table of the moments as HTML, as notebooks show them.
+
+        Args:
+            top: number of moments; all unless given.
+            thumbnails: a JPEG for each moment that is shown, best first, as
+                the function of ``export/thumbnails.py`` returns them; none unless given.
+
+        Raises:
+            ValueError: if there are thumbnails, but not one per moment.
+        """
+        return as_html(
+            self.query,
+            self.saliency.tolist(),
+            self._rows(top),
+            clip_seconds=self.timeline.clip_seconds,
+            duration=self.timeline.duration,
+            lines=[
+                *([self.video] if self.video else []),
+                *([f"model {self.model}"] if self.model else []),
+                *self.notes,
+            ],
+            thumbnails=thumbnails,
+        )
+
+    def to_text(self, *, top: int | None = None, width: int = 75) -> str:
+        """Return the query, the highlight curve and a table of the moments, as ``sidelight ground`` prints them.
+
+        Args:
+            top: number of moments; all unless given.
+            width: most characters of the curve.
+        """
+        return as_text(self.query, self.saliency.tolist(), self._rows(top), width=width)
+
+    def _rows(self, top: int | None) -> list[tuple[float, float, float]]:
+        moments = self.moments if top is None else self.top(top)
+        return [(moment.start, moment.end, moment.score) for moment in moments]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a data frame with a row for each moment, best first: video, query, start, end, score, model.
+
+        Raises:
+            ValueError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ValueError("to_pandas needs pandas: pip install pandas") from None
+        columns = ["video", "query", "start", "end", "score", "model"]
+        rows = [(self.video, self.query, m.start, m.end, m.score, self.model) for m in self.moments]
+        return pandas.DataFrame(rows, columns=columns)
+
     def top(self, n: int) -> tuple[Moment, ...]:
         """Return the n best moments."""
         return self.moments[: max(0, n)]
@@ -117,7 +200,9 @@ class Grounding:
         """Return plain values for JSON; :meth:`from_dict` returns an equal Grounding."""
         values: dict[str, Any] = {
             "format": FORMAT,
+            "sidelight": __version__,
             "model": self.model,
+            "features": self.features,
             "video": self.video,
             "query": self.query,
             "timeline": self.timeline.to_dict(),
@@ -144,7 +229,8 @@ class Grounding:
             saliency=_float32(values["saliency"]),
             video=values.get("video"),
             notes=_notes(values.get("notes", ())),
-            model=values.get("model"),  # older files do not say it
+            model=values.get("model"),  # older files say neither
+            features=values.get("features"),
         )
 
     def to_json(self) -> str:

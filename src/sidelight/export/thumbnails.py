@@ -1,0 +1,61 @@
+"""Small pictures of moments, as JPEG."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from sidelight.core.grounding import Grounding
+from sidelight.video.damage import VideoError
+from sidelight.video.read import frames_at, probe
+
+
+def thumbnails(
+    grounding: Grounding, video: str | Path | None = None, *, top: int | None = None, height: int = 144
+) -> list[bytes]:
+    """Return the frame in the middle of each moment, best first, as JPEG.
+
+    Args:
+        grounding: the answer.
+        video: the file; the one that the grounding names unless given.
+        top: number of moments; all unless given.
+        height: of the pictures, in pixels; the width follows from the video.
+
+    Raises:
+        ValueError: if the grounding names no video and none is given.
+        VideoError: if the video cannot be read.
+    """
+    if video is None and grounding.video is None:
+        raise ValueError("the grounding does not say which video it is about; give the file")
+    path = grounding.video if video is None else video
+    assert path is not None
+    info = probe(path)
+    size = (max(2, round(height * info.width / info.height / 2) * 2), height)
+    moments = grounding.moments if top is None else grounding.top(top)
+    seconds = [(moment.start + moment.end) / 2 for moment in moments]
+    order = sorted(range(len(seconds)), key=seconds.__getitem__)
+    frames = frames_at(path, [seconds[i] for i in order], size=size, on_damage=lambda message: None)
+    pictures = [as_jpeg(frame.image) for frame in frames]
+    if moments and not pictures:
+        raise VideoError(f"{path} has no frame that can be shown; expected the video that the grounding is about")
+    pictures += pictures[-1:] * (len(moments) - len(pictures))  # a file that breaks off ends with its last frame
+    return [pictures[order.index(i)] for i in range(len(moments))]
+
+
+def as_jpeg(image_HW3: npt.NDArray[np.uint8]) -> bytes:
+    """Return an RGB picture as JPEG.
+
+    Args:
+        image_HW3: the picture.
+    """
+    height, width, _ = image_HW3.shape
+    encoder = av.CodecContext.create("mjpeg", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "yuvj420p", Fraction(1, 25)
+    encoder.options = {"qscale": "4"}
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24").reformat(format="yuvj420p")
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])

@@ -1,0 +1,52 @@
+"""Check the pictures of moments."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sidelight.core.grounding import Grounding, Moment
+from sidelight.core.timeline import Timeline
+from sidelight.export.thumbnails import as_jpeg, thumbnails
+from sidelight.video.read import frames_at, probe
+
+
+def grounding(video: Path | None, *moments: Moment) -> Grounding:
+    info_seconds = probe(video).duration if video else 10.0
+    timeline = Timeline(duration=info_seconds, clip_seconds=2.0)
+    return Grounding(
+        query="x",
+        timeline=timeline,
+        moments=moments,
+        saliency=np.zeros(timeline.num_clips, np.float32),
+        video=str(video) if video else None,
+    )
+
+
+def test_each_moment_shows_its_middle_best_first(tiny_world: Path) -> None:
+    video = sorted((tiny_world / "videos").iterdir())[0]
+    moments = (Moment(8, 10, 0.2), Moment(0, 2, 0.9), Moment(4, 8, 0.5))
+    pictures = thumbnails(grounding(video, *moments), height=64)
+    assert len(pictures) == 3
+    for picture, second in zip(pictures, (1, 6, 9), strict=True):
+        image = np.asarray(Image.open(io.BytesIO(picture)))
+        expected = next(frames_at(video, [second], size=(image.shape[1], 64))).image
+        assert image.shape[0] == 64 and np.abs(image.astype(int) - expected).mean() < 8
+    assert len(thumbnails(grounding(video, *moments), top=1)) == 1
+    assert thumbnails(grounding(video)) == []
+
+
+def test_a_grounding_without_a_file_needs_one() -> None:
+    with pytest.raises(ValueError, match="does not say which video it is about"):
+        thumbnails(grounding(None, Moment(0, 1, 0.5)))
+
+
+def test_a_jpeg_has_the_colours_of_the_picture() -> None:
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, :24] = (200, 30, 30)
+    decoded = np.asarray(Image.open(io.BytesIO(as_jpeg(image)))).astype(int)
+    assert decoded.shape == (32, 48, 3) and np.abs(decoded[:, :20] - (200, 30, 30)).max() < 12
