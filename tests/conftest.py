@@ -29,6 +29,48 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Return the folder of arrays that the published codes computed with random weights (its README names them)."""
+    return Path(__file__).resolve().parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def openai_clip(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return CLIP's golden weights as a file with OpenAI's names and layout, made from Hugging Face's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    hub = load_file(goldens / "clip" / "weights_hf.safetensors")
+    towers = {"visual.transformer.": "vision_model.", "transformer.": "text_model."}
+    norms = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    tensors = {
+        "logit_scale": hub["logit_scale"],
+        "text_projection": hub["text_projection.weight"].T,
+        "visual.proj": hub["visual_projection.weight"].T,
+        "positional_embedding": hub["text_model.embeddings.position_embedding.weight"],
+        "token_embedding.weight": hub["text_model.embeddings.token_embedding.weight"],
+        "visual.class_embedding": hub["vision_model.embeddings.class_embedding"],
+        "visual.conv1.weight": hub["vision_model.embeddings.patch_embedding.weight"],
+        "visual.positional_embedding": hub["vision_model.embeddings.position_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        tensors[f"ln_final.{kind}"] = hub[f"text_model.final_layer_norm.{kind}"]
+        tensors[f"visual.ln_pre.{kind}"] = hub[f"vision_model.pre_layrnorm.{kind}"]
+        tensors[f"visual.ln_post.{kind}"] = hub[f"vision_model.post_layernorm.{kind}"]
+        for theirs, ours in towers.items():
+            depth = len({name for name in hub if name.startswith(ours) and name.endswith("layer_norm1.bias")})
+            for i in range(depth):
+                block, layer = f"{theirs}resblocks.{i}", f"{ours}encoder.layers.{i}"
+                parts = [hub[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                tensors[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+                tensors[f"{block}.attn.out_proj.{kind}"] = hub[f"{layer}.self_attn.out_proj.{kind}"]
+                tensors |= {f"{block}.{a}.{kind}": hub[f"{layer}.{b}.{kind}"] for a, b in norms.items()}
+    path = tmp_path_factory.mktemp("openai") / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a cache of its own, so that it neither reads nor fills the user's cache, and no hub to ask."""

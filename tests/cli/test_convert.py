@@ -83,10 +83,10 @@ def test_the_golden_internvideo2(shared: Path, tmp_path: Path, capsys: pytest.Ca
     assert load_backbone("internvideo2", weights=tmp_path / "out", levels=3).spec.video_dim == 24
 
 
-def test_the_golden_clip(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    golden = shared / "golden" / "clip"
+def test_the_golden_clip(goldens: Path, openai_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = goldens / "clip"
     both = ["--heads", "4", "--text-heads", "4"]
-    assert convert("clip", golden / "weights_openai.safetensors", tmp_path / "out", None, *both) == 0
+    assert convert("clip", openai_clip, tmp_path / "out", None, *both) == 0
     shown = capsys.readouterr().out
     assert "6 blocks of width 64 and 4 heads" in shown and "no sentence can be read yet" in shown
     ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), load_file(golden / "weights_hf.safetensors")
@@ -116,11 +116,11 @@ def test_wrapped_or_bare(wrapper: str, words: Path, tmp_path: Path) -> None:
 
 
 def test_the_digest_of_r2_tunings_features_is_taken_from_a_folder(
-    shared: Path, files: dict[str, Path], words: Path, tmp_path: Path
+    goldens: Path, files: dict[str, Path], words: Path, tmp_path: Path
 ) -> None:
     assert convert("clip", files["clip"], tmp_path / "clip", words) == 0
     options = ["--run", "qvhighlights", "--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights"]
-    golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
+    golden = goldens / "r2" / "tiny" / "checkpoint.pth"
     command = ["convert", "r2-tuning", str(golden), "--out", str(tmp_path / "out"), *options, str(tmp_path / "clip")]
     assert main(command) == 0
     backbone = load_backbone("clip", weights=tmp_path / "clip", levels=1)

@@ -205,7 +205,7 @@ def arguments(paths: dict[str, Path], tmp_path: Path, request: pytest.FixtureReq
         if name[0] == "NEW":
             path = tmp_path / f"new{next(numbers)}"
         elif name[0] == "R2":
-            path = request.getfixturevalue("shared") / "golden" / "r2" / "tiny" / "checkpoint.pth"
+            path = request.getfixturevalue("goldens") / "r2" / "tiny" / "checkpoint.pth"
         elif name[0] == "CLIP":
             path = request.getfixturevalue("clip_file")
         else:

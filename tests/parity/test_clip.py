@@ -49,8 +49,8 @@ def close(weights: str, name: str, ours: Tensor, golden: Any, tolerance: float =
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "clip"
+def golden(goldens: Path) -> Path:
+    return goldens / "clip"
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,13 @@ def outputs(golden: Path) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["hugging-face", "openai"])
-def folder(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    request: pytest.FixtureRequest, golden: Path, openai_clip: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return the golden weights as a folder, made from one of the two forms."""
     out = tmp_path_factory.mktemp("clip") / str(request.param)
     if request.param == "openai":
-        return convert_clip(golden / "weights_openai.safetensors", out, heads=HEADS)
+        return convert_clip(openai_clip, out, heads=HEADS)
     sizes = json.loads((golden / "meta.json").read_text())["hf_config"]
     config = {"model_type": "clip", "projection_dim": sizes["projection_dim"]}
     config |= {f"{side}_config": {**sizes[side], "hidden_act": "quick_gelu"} for side in ("vision", "text")}

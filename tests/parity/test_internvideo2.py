@@ -69,8 +69,8 @@ def table() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "internvideo2"
+def golden(goldens: Path) -> Path:
+    return goldens / "internvideo2"
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -293,8 +293,8 @@ def test_frames_of_a_clip_are_the_published_ones_to_within_one(golden: Path) -> 
 
 
 @torch.inference_mode()
-def test_whole_model(golden: Path, tmp_path: Path) -> None:
-    folder = golden / "whole_model"
+def test_whole_model(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "golden" / "internvideo2" / "whole_model"
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:80]) + "\n")
     convert_internvideo2(
         folder / "ckpt_module_wrapped.pt", tmp_path / "converted", vocabulary=tmp_path / "vocab.txt", config=WHOLE_MODEL

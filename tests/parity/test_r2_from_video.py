@@ -66,11 +66,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(clip: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(clip: Path, goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Convert the golden checkpoint with the command."""
     out = tmp_path_factory.mktemp("converted") / "r2"
     sizes = ["--video-dim", str(VIDEO), "--text-dim", str(TEXT), "--hidden", "64", "--weights", str(clip)]
-    golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
+    golden = goldens / "r2" / "tiny" / "checkpoint.pth"
     assert main(["convert", "r2-tuning", str(golden), "--run", "qvhighlights", "--out", str(out), *sizes]) == 0
     return out
 
@@ -125,8 +125,8 @@ def assert_same(grounding: Grounding, expected: Grounding) -> None:
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
-def test_a_video_file_becomes_the_same_moments(video: Path, clip: Path, checkpoint: Path, shared: Path) -> None:
-    golden = shared / "golden" / "r2" / "tiny" / "checkpoint.pth"
+def test_a_video_file_becomes_the_same_moments(video: Path, clip: Path, checkpoint: Path, goldens: Path) -> None:
+    golden = goldens / "r2" / "tiny" / "checkpoint.pth"
     grounder = Grounder.from_pretrained(checkpoint, device="cpu", backbone_weights=clip)
     groundings = grounder.ground(video, QUERIES)
     for grounding, query in zip(groundings, QUERIES, strict=True):
@@ -140,7 +140,7 @@ def test_the_command_gives_the_same_moments(
     video: Path,
     clip: Path,
     checkpoint: Path,
-    shared: Path,
+    goldens: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -148,7 +148,7 @@ def test_the_command_gives_the_same_moments(
     options = ["--model", str(checkpoint), "--backbone-weights", str(clip), "--device", "cpu", "--json", str(out)]
     assert main(["ground", str(video), QUERIES[0], *options]) == 0
     (grounding,) = (Grounding.from_dict(values) for values in json.loads(out.read_text()))
-    assert_same(grounding, by_hand(video, QUERIES[0], clip, shared / "golden" / "r2" / "tiny" / "checkpoint.pth"))
+    assert_same(grounding, by_hand(video, QUERIES[0], clip, goldens / "r2" / "tiny" / "checkpoint.pth"))
     # The checkpoint has only the digest of the weights, so the command needs their folder.
     assert main(["ground", str(video), QUERIES[0], "--model", str(checkpoint), "--device", "cpu"]) == 2
     assert "--backbone-weights FOLDER" in capsys.readouterr().err

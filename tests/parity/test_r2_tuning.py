@@ -77,13 +77,13 @@ def load(folder: Path, name: str) -> Golden:
 
 
 @pytest.fixture(scope="module")
-def tiny(shared: Path) -> Path:
-    return shared / "golden" / "r2" / "tiny"
+def tiny(goldens: Path) -> Path:
+    return goldens / "r2" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def highlights(shared: Path) -> Path:
-    return shared / "golden" / "r2" / "tiny_highlights"
+def highlights(goldens: Path) -> Path:
+    return goldens / "r2" / "tiny_highlights"
 
 
 def model_of(folder: Path, config: R2TuningConfig = CONFIG) -> R2Tuning:

@@ -1,4 +1,4 @@
-"""UniVTG against the published model: every golden array of ``tests/data/univtg`` (random weights, CPU, float32).
+"""UniVTG against the published model: each array of ``tests/data/golden/univtg`` (random weights, CPU, float32).
 
 The arrays were made by running github.com/showlab/UniVTG, commit 32659ac, as it is, on a tiny model. Tolerances, of the
 largest absolute difference: 1e-5 for tensors and losses; 2e-4 for windows, which are rounded to four decimals; for
@@ -30,7 +30,7 @@ from sidelight.models.decode.univtg import UniVTGDecodeConfig, read_predictions,
 from sidelight.models.losses.univtg import UniVTGLossConfig, assign_clips, univtg_losses
 from sidelight.models.univtg import UniVTG, UniVTGConfig, UniVTGPredictions, from_published, published_shapes
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "univtg"
+DATA = Path(__file__).resolve().parents[1] / "data" / "golden" / "univtg"
 TOLERANCE, WINDOW, GRADIENT = 1e-5, 2e-4, 1e-4
 INPUTS, OUTPUTS = dict(np.load(DATA / "inputs.npz")), dict(np.load(DATA / "outputs.npz"))
 DECODED = json.loads((DATA / "decoded.json").read_text())

@@ -1,6 +1,6 @@
 """From a video file to moments: UniVTG's weights on CLIP, against the same steps done by hand; and released features.
 
-The weights are the golden ones of ``tests/data/univtg`` (published code, random numbers). CLIP comes from transformers,
+The weights are those of ``tests/data/golden/univtg`` (published code, random numbers). CLIP comes from transformers,
 with random weights and the sizes of the checkpoint: a joint space of 16, a text tower 12 wide.
 
 By hand, as the published extractor does: our decoder's frames, normalised in plain NumPy; image embeddings after the
@@ -40,7 +40,7 @@ from tests.backbones.test_clip import write_vocabulary
 from tests.training.test_convert_univtg import omni_like
 
 transformers: Any = import_module("transformers")  # the towers of CLIP are not in its types
-DATA = Path(__file__).resolve().parents[1] / "data" / "univtg"
+DATA = Path(__file__).resolve().parents[1] / "data" / "golden" / "univtg"
 SIDE, PATCH, JOINT, TEXT = 224, 112, 16, 12
 QUERIES = ["a person opens the door", "someone is drinking water"]
 TOLERANCE = 2e-3

@@ -36,13 +36,13 @@ OPTIONS = ["--video-dim", "48", "--text-dim", "32", "--hidden", "64", "--weights
 
 
 @pytest.fixture(scope="module")
-def tiny(shared: Path) -> Path:
-    return shared / "golden" / "r2" / "tiny"
+def tiny(goldens: Path) -> Path:
+    return goldens / "r2" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def highlights(shared: Path) -> Path:
-    return shared / "golden" / "r2" / "tiny_highlights"
+def highlights(goldens: Path) -> Path:
+    return goldens / "r2" / "tiny_highlights"
 
 
 def command(file: Path, out: Path, run: str = "qvhighlights", options: list[str] = OPTIONS) -> int:
@@ -126,8 +126,8 @@ def test_a_highlights_checkpoint_answers_as_the_published_one(highlights: Path, 
 
 
 @pytest.mark.parametrize(("folder", "run"), [("tiny", "qvhighlights"), ("tiny_highlights", "youtube-highlights-dog")])
-def test_the_names_and_shapes_are_the_published_ones(shared: Path, folder: str, run: str) -> None:
-    file = shared / "golden" / "r2" / folder / "checkpoint.pth"
+def test_the_names_and_shapes_are_the_published_ones(goldens: Path, folder: str, run: str) -> None:
+    file = goldens / "r2" / folder / "checkpoint.pth"
     tensors = published_tensors(file.read_bytes(), file)
     expected = published_shapes(with_widths(R2_TUNING[run], **WIDTHS).model)
     assert expected == {name: tuple(tensor.shape) for name, tensor in tensors.items()}

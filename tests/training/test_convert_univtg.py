@@ -27,7 +27,7 @@ from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.convert_univtg import OMNI, convert_univtg, imported_folder
 from sidelight.training.named import named_checkpoint
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "univtg"
+DATA = Path(__file__).resolve().parents[1] / "data" / "golden" / "univtg"
 OPTIONS: dict[str, Any] = {
     "hidden_dim": 32, "nheads": 8, "enc_layers": 3, "dim_feedforward": 48, "v_feat_dim": 16, "t_feat_dim": 12,
     "clip_length": 2.0, "input_dropout": 0.5, "dropout": 0.0, "droppath": 0.1, "v_feat_types": "clip",

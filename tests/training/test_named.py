@@ -39,8 +39,8 @@ BACKBONE = Download(
 
 
 @pytest.fixture(scope="module")
-def tiny(shared: Path) -> Path:
-    return shared / "golden" / "r2" / "tiny"
+def tiny(goldens: Path) -> Path:
+    return goldens / "r2" / "tiny"
 
 
 @pytest.fixture
