@@ -121,8 +121,9 @@ def test_sentences_are_never_of_test_combinations() -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "sidelight")
     config = PretrainConfig(
         world=str(tmp_path / "world"), videos=2, val_videos=1, drawn_scenes=2, drawn_clips=2, steps=102, batch=4,
         warmup=2, threads=1, visibility_weight=0.5, out=str(tmp_path / "out"), model=SMALL,
@@ -139,7 +140,7 @@ def test_an_interrupted_run_resumes(
     # The state of step 100 remains: resuming from it gives the same weights.
     (Path(config.out) / "model.safetensors").unlink()
     assert pretrain(config) == scores
-    assert "going on from step 100 of 102" in capsys.readouterr().out
+    assert "going on from step 100 of 102" in caplog.text
     resumed = TwoTowers.load(config.out)
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in trained.state_dict().items())
     with pytest.raises(ValueError, match="run with another configuration"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sidelight import Grounder
+from sidelight import Grounder, __version__
 from sidelight.cli.demo import require_own_files
 from sidelight.cli.main import COMMANDS, main
 from sidelight.core.display import clock, sparkline
@@ -418,3 +419,31 @@ def test_an_empty_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "mine.yaml").write_text("")
     assert main(["train", str(tmp_path / "mine.yaml"), "--check"]) == 2
     assert "mine.yaml is empty; copy one of the recipes" in capsys.readouterr().err
+
+
+def test_quiet_and_verbose(
+    video: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # --quiet sets it; this restores it
+    logger = logging.getLogger("sidelight.anything")
+    results = []
+    for options in ([], ["--quiet"], ["--verbose"]):
+        assert main(["data", "check", str(tiny_world), *options]) == 0
+        results.append(capsys.readouterr().out)
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            logger.log(level, "level %s", level)
+        shown = [int(line.split()[1]) for line in capsys.readouterr().err.splitlines() if line.startswith("level")]
+        assert shown == {"--quiet": [40], "--verbose": [10, 20, 30, 40]}.get("".join(options), [20, 30, 40])
+    assert results[0] == results[1] == results[2]
+    assert main(["ground", "nothing.mp4", "x", "--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["cache", "--quiet", "--verbose"]) == 2
+    assert "--quiet and --verbose exclude each other" in capsys.readouterr().err
+
+
+def test_no_moment_is_exit_code_1(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ground", str(video), "a red square spins", "--model", "shapes", "--device", "cpu", "--no-cache"]
+    assert main([*command, "--min-score", "1", "--json", "-"]) == 1
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["moments"] == [] and answer["sidelight"] == __version__ and len(answer["features"]) == 16
+    assert main([*command, "--top", "1"]) == 0

@@ -36,6 +36,7 @@ def command(
 
 
 DEFAULTS = {"shared": None, "max_count": 3, "ratio": None, "kind": "a", "names": None, "dry_run": False}
+DEFAULTS |= {"quiet": False, "verbose": False}
 
 
 @pytest.mark.parametrize(

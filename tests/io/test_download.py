@@ -46,18 +46,19 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_first_use_downloads_and_records_and_the_second_asks_nothing(
-    hub: Hub, capsys: pytest.CaptureFixture[str]
+    hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder,) = fetch([download()], needed_by="the model m", hint="try another")
     assert (folder / "sub" / "weights.bin").read_bytes() == WEIGHTS
     assert (folder / "vocab.json").read_bytes() == VOCABULARY
-    screen = capsys.readouterr().err
+    screen = caplog.text
     for text in ("the model m is not on this machine yet", "A model", "1.0 MB", "MIT", "user/model", "Try another."):
         assert text in screen
     assert str(models_cache()) in screen
     requests = len(hub.log)
+    caplog.clear()
     assert fetch([download()], needed_by="m") == [folder] and len(hub.log) == requests
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     lock = (models_cache() / "models.toml").read_text()
     assert hashlib.sha256(WEIGHTS).hexdigest() in lock and hashlib.sha256(VOCABULARY).hexdigest() in lock
     assert '["user/model@0123456789abcdef/sub/weights.bin"]' in lock

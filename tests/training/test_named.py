@@ -73,11 +73,11 @@ def problem() -> str:
 
 
 def test_the_first_use_downloads_both_files_and_the_second_asks_no_hub(
-    hub: Hub, capsys: pytest.CaptureFixture[str]
+    hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = named_checkpoint(NAME)
     assert folder is not None and folder.parent == models_cache() and hub.gets() == 2
-    screen = capsys.readouterr().err
+    screen = caplog.text
     assert "R2-Tuning, trained on golden" in screen and "A backbone" in screen and "--model shapes" in screen
     requests = len(hub.log)
     assert named_checkpoint(NAME) == folder and len(hub.log) == requests

@@ -6,7 +6,7 @@ The classes of transformers are ``Any`` here: its types do not describe the part
 from __future__ import annotations
 
 import contextlib
-import sys
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sidelight.io.storage import hub_answers
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 """The file of the weights, in either of two forms."""
 
+_LOGGER = logging.getLogger(__name__)
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _VOCABULARY_FILES = ("tokenizer.json", "spiece.model")
 
@@ -63,11 +64,7 @@ def _announce(weights: str, family: str) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
 
     if not is_offline() and try_to_load_from_cache(weights, "config.json") is None:
-        print(
-            f"{weights} ({family}) is downloaded from the hub, once, into {constants.HF_HUB_CACHE}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _LOGGER.warning("%s (%s) is downloaded from the hub, once, into %s", weights, family, constants.HF_HUB_CACHE)
 
 
 def read_model(

@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from sidelight.cli.parser import Command, add_parameters, option_names, summary
+from sidelight.cli.parser import Command, add_parameters, add_verbosity, option_names, set_verbosity, summary
 from sidelight.recipes import command_of, recipe_file
 from sidelight.training.recipe import (
     add_recipe_arguments,
@@ -58,6 +58,7 @@ def run_configured(command: Command, prog: str, arguments: Sequence[str]) -> int
         parsed = parser.parse_args(arguments)
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{plain_mistake(error, parser, recipe, arguments)} (see {prog} --help)") from None
+    set_verbosity(quiet=parsed["quiet"], verbose=parsed["verbose"])
     with naming(file_of(parsed), options), option_names(options, "_"):
         return command(build(parsed, parser, options), **{name: parsed[name] for name in flags}) or 0
 
@@ -86,6 +87,7 @@ def configured_parser(
         prog=prog, description=f"{summary(command)}.", exit_on_error=False, default_env=False, allow_abbrev=False
     )
     flags = add_parameters(parser, command)
+    add_verbosity(parser)
     usage = "".join(f" [--{name.replace('_', '-')}]" for name in flags)
     if next(iter(inspect.signature(command).parameters.values())).annotation == "Recipe":
         parser.usage = f"{prog} RECIPE{usage} [--train.lr LR ...]"

@@ -7,8 +7,10 @@ A user's mistake is one sentence on stderr and exit code 2. Each command imports
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -21,9 +23,12 @@ from sidelight.cli.parser import (
     is_configured,
     option_names,
     require_safe_paths,
+    set_verbosity,
     summary,
 )
 from sidelight.core.messages import did_you_mean, no_such
+
+_LOGGER = logging.getLogger("sidelight")
 
 COMMANDS: dict[str, str] = {
     "ground": "sidelight.cli.ground",
@@ -59,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal or a pipe may have an encoding without bars and accents, such as ASCII or cp1252.
             stream.reconfigure(errors="backslashreplace")
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    _log_to_stderr()
     # People who train want to see the warnings of other packages; for others they are noise.
     warnings.showwarning = _warning_printer(shows_others=name in ("train", "pretrain"))
     try:
@@ -70,12 +76,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has ended (`| head`), which is no error for the user.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if _LOGGER.isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        if not isinstance(error, OSError):
+            return _fail(" ".join(str(error).split()))
         if error.filename is None:
             return _fail(str(error))
         return _fail(f"{os.fsdecode(error.filename)} cannot be read or written: {error.strerror}")
-    except ValueError as error:
-        return _fail(" ".join(str(error).split()))
+
+
+class _StderrHandler(logging.Handler):
+    """Print what sidelight logs on stderr, without time and level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    """Show on stderr what the library logs; ``set_verbosity`` chooses how much."""
+    if not any(isinstance(handler, _StderrHandler) for handler in _LOGGER.handlers):
+        _LOGGER.addHandler(_StderrHandler())
+    _LOGGER.setLevel(logging.INFO)
 
 
 def _dispatch(name: str, arguments: Sequence[str]) -> int:
@@ -111,6 +133,7 @@ def _run(command: Command | Group, prog: str, arguments: Sequence[str]) -> int:
 
         return run_configured(command, prog, arguments)
     values = vars(command_parser(command, prog).parse_args(arguments))
+    set_verbosity(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
     require_safe_paths(command, values)
     with option_names(values):
         return command(**values) or 0
@@ -186,7 +209,7 @@ def _warning_printer(*, shows_others: bool) -> Callable[..., None]:
             if str(message) not in printed:
                 printed.add(str(message))
                 print(f"sidelight: warning: {message}", file=sys.stderr)
-        elif shows_others:
+        elif shows_others or _LOGGER.isEnabledFor(logging.DEBUG):
             print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
     return show

@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -118,7 +120,35 @@ def command_parser(command: Command, prog: str) -> Parser:
     text = (inspect.getdoc(command) or "").split("Args:")[0].rstrip()
     parser = Parser(prog=prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_parameters(parser, command)
+    add_verbosity(parser)
     return parser
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet`` and ``--verbose``, which every command has and :func:`set_verbosity` reads."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="show only results, warnings and errors; no progress and no notes"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show details, the warnings of other packages, and where an error arose"
+    )
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Choose how much sidelight says on stderr.
+
+    Args:
+        quiet: no progress bars, announcements and notes.
+        verbose: details for developers too.
+
+    Raises:
+        ValueError: if both are true.
+    """
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose exclude each other; give one of them")
+    logging.getLogger("sidelight").setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[str]:

@@ -7,6 +7,7 @@ Partial files have a fixed name, a lock that processes share, and are renamed wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -31,6 +32,7 @@ from sidelight.io.pinned import (
     record,
 )
 
+_LOGGER = logging.getLogger(__name__)
 _OFFLINE_VARIABLES = ("SIDELIGHT_OFFLINE", "HF_HUB_OFFLINE")
 _TRIES = 3
 """Tries in a row that bring no byte, after which a broken download gives up."""
@@ -90,7 +92,7 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
             pass  # some mirrors know GET only
         except (_UnreachableError, _BrokenError) as error:
             raise DownloadError(_by_hand(missing, needed_by, str(error), "try again later, or ", hint)) from None
-        print(announcement(missing, needed_by, hint), file=sys.stderr, flush=True)
+        _LOGGER.warning(announcement(missing, needed_by, hint))
         for download in missing:
             folders[download] = _download(download, missing, needed_by, hint)
     return [folder for folder in folders.values() if folder is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from sidelight.core.messages import and_list
 from sidelight.io.files import cache_folder, replacing, write_text
+
+_LOGGER = logging.getLogger(__name__)
 
 LOCK_FILE = "models.toml"
 """Name of the lock file, in the folder of models of the cache."""
@@ -254,7 +257,7 @@ def only_process(name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process works on {name.rpartition('/')[2]}; waiting for it", file=sys.stderr, flush=True)
+        _LOGGER.warning("another process works on %s; waiting for it", name.rpartition("/")[2])
         lock.acquire()
     try:
         yield

@@ -1,15 +1,18 @@
-"""The log of a run: losses.jsonl, TensorBoard, and lines on the terminal."""
+"""The log of a run: losses.jsonl, TensorBoard, and lines for people by ``logging``."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sidelight.core.messages import duration_of
 from sidelight.io.files import write_text
 
+_LOGGER = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10
 _PRINTED_METRICS = (
     "MR-full-mAP",
@@ -27,7 +30,7 @@ class RunLog:
         out: folder of the run; made if need be.
         first_step: steps that are finished. Rows of later steps, from before an interruption, are removed.
         resume: keep the rows of earlier steps.
-        quiet: print nothing.
+        quiet: log nothing for people.
     """
 
     def __init__(self, out: Path, *, first_step: int, resume: bool, quiet: bool) -> None:
@@ -50,7 +53,7 @@ class RunLog:
         self._start = self._last_line = time.perf_counter()
 
     def log_step(self, step: int, epoch: int, lr: float, values: Mapping[str, float], total_steps: int) -> None:
-        """Write the losses and the gradient norm of a step; every ten seconds, print the speed and the time left.
+        """Write the losses and the gradient norm of a step; every ten seconds, log the speed and the time left.
 
         Both count the seconds of validations too.
         """
@@ -62,20 +65,19 @@ class RunLog:
             return
         self._last_line = now
         rate = (step + 1 - self._first_step) / (now - self._start)
-        minutes_left = (total_steps - step - 1) / rate / 60
-        print(
+        seconds_left = (total_steps - step - 1) / rate
+        _LOGGER.info(
             f"epoch {epoch}  step {step + 1}/{total_steps}  loss {values['total']:.3f}  {rate:.2f} steps/s  "
-            f"{minutes_left:.0f} min left",
-            flush=True,
+            f"{duration_of(seconds_left)} left"
         )
 
     def log_validation(self, step: int, epoch: int, metrics: Mapping[str, float], best_by: str, *, best: bool) -> None:
-        """Write the scores of a validation, and print the main ones."""
+        """Write the scores of a validation, and log the main ones."""
         self._add_scalars("val", metrics, step)
         if not self._quiet:
             names = [name for name in _PRINTED_METRICS if name in metrics] or [best_by]
             scores = "  ".join(f"{name} {metrics[name]:.2f}" for name in names)
-            print(f"epoch {epoch}: {scores}{'  (best)' if best else ''}", flush=True)
+            _LOGGER.info(f"epoch {epoch}: {scores}{'  (best)' if best else ''}")
 
     def _add_scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:

@@ -14,6 +14,7 @@ Legend: C clips, F frames, S side in pixels, E events of a clip (at most 2), N s
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +41,7 @@ from sidelight.backbones.shapes.labels import (
     sample_sentences,
 )
 from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
+from sidelight.core.messages import duration_of
 from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing
@@ -48,6 +50,8 @@ from sidelight.shapes import make_world
 from sidelight.shapes.render import Painter
 from sidelight.shapes.world import ATTRIBUTES, Scene, sample_scene
 from sidelight.video.read import frames_at
+
+_LOGGER = logging.getLogger(__name__)
 
 _DRAWN_SEED = 500_000
 """Added to the seed of drawn scenes, so that none of them equals a scene of the videos."""
@@ -289,19 +293,18 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         losses.append(training.step(step, clips, pool))
         if (step + 1) % 25 == 0:
             rate = (step + 1 - first) / (time.perf_counter() - began)
-            left = (config.steps - step - 1) / rate / 60
-            print(
+            left = (config.steps - step - 1) / rate
+            _LOGGER.info(
                 f"step {step + 1}/{config.steps}  loss {np.mean(losses[-25:]):.3f}  "
-                f"{rate:.2f} steps/s  {left:.0f} min left",
-                flush=True,
+                f"{rate:.2f} steps/s  {duration_of(left)} left"
             )
         if (step + 1) % 100 == 0:
             training.save(out / "state.pt", step + 1)
         if (step + 1) % 500 == 0:
-            print(training.validate(), flush=True)
+            _LOGGER.info(training.validate())
     training.model.save(out)
     accuracies = training.validate()
-    print(f"{asdict(config)}\n{accuracies}", flush=True)
+    _LOGGER.info(f"{asdict(config)}\n{accuracies}")
     return accuracies
 
 
@@ -336,7 +339,7 @@ class _Training:
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         first = int(saved["step"])
-        print(f"going on from step {first} of {self.config.steps}", flush=True)
+        _LOGGER.info(f"going on from step {first} of {self.config.steps}")
         return first
 
     def save(self, path: Path, step: int) -> None:
