@@ -198,18 +198,18 @@ class Grounding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; :meth:`from_dict` returns an equal Grounding."""
-        values: dict[str, Any] = {
+        return {
             "format": FORMAT,
             "sidelight": __version__,
             "model": self.model,
             "features": self.features,
             "video": self.video,
             "query": self.query,
+            **({"notes": list(self.notes)} if self.notes else {}),  # before the long lists, where people look
             "timeline": self.timeline.to_dict(),
             "moments": [{"start": m.start, "end": m.end, "score": m.score} for m in self.moments],
             "saliency": [float(v) for v in self.saliency],
         }
-        return {**values, "notes": list(self.notes)} if self.notes else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grounding:
