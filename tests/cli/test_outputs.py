@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_type_hints
 
@@ -76,7 +81,8 @@ def here(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("ground films/v.mp4 star --json p.png --plot ./p.png", "twice"),
         ("ground films/v.mp4 star --json films --plot p.png", "it is a folder"),
         ("ground films/v.mp4 star --json none/a.json", "there is no folder"),
-        ("ground films/v.mp4 star --json /dev/null", "it is a device"),
+        ("ground films/v.mp4 star --json /dev/nothing", "there is no such device; give --json a file name"),
+        ("ground films/v.mp4 star --json /dev/fd/99", "Bad file descriptor" if sys.platform == "darwin" else "No such"),
         ("ground films/v.mp4 star --model model --json model/config.json", "lies in model"),
         ("demo --model films --out films", "read by the same command"),
         ("data check a.jsonl --json a.jsonl", "read by the same command"),
@@ -154,3 +160,70 @@ def test_the_demo_replaces_no_files_of_the_user(tmp_path: Path, capsys: pytest.C
         assert f"{name} exists and was not made by the demo; give --out another folder" in capsys.readouterr().err
         assert own.read_text() == "mine" and len(list((tmp_path / "d").iterdir())) == 1
         own.unlink()
+
+
+def own_device(minor: int) -> Path | None:
+    """Make a device like /dev/null (3) or /dev/full (7) in the current folder; None if that is not allowed."""
+    device = Path(f"device-{minor}")
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        device.open("wb").close()
+    except OSError:
+        return None
+    return device
+
+
+def test_results_go_into_devices_and_pipes_which_stay(here: Path) -> None:
+    line = ["data", "import", "t.csv", "--videos", "films", "--out"]
+    assert main([*line, "t.jsonl"]) == 0
+    expected = Path("t.jsonl").read_bytes()
+    if (null := own_device(3)) is not None:
+        assert main([*line, str(null)]) == 0
+        assert stat.S_ISCHR(null.stat().st_mode)
+    os.mkfifo("pipe")
+    os.symlink("pipe", "to-pipe")
+    for name in ("pipe", "to-pipe"):
+        with ThreadPoolExecutor() as pool:
+            content = pool.submit(Path("pipe").read_bytes)
+            assert main([*line, name]) == 0
+            assert content.result(30) == expected
+        assert stat.S_ISFIFO(Path("pipe").stat().st_mode) and Path("to-pipe").is_symlink()
+    assert not [path for path in here.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_results_go_into_open_files(folder: str, here: Path) -> None:
+    if not Path(folder).is_dir():
+        pytest.skip(f"this system has no {folder}")
+    line = ["data", "import", "t.csv", "--videos", "films", "--out"]
+    assert main([*line, "t.jsonl"]) == 0
+    expected = Path("t.jsonl").read_bytes()
+    reading, writing = os.pipe()
+    assert main([*line, f"{folder}/{writing}"]) == 0
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == expected
+    # As in `{ echo begin; sidelight ... --out /dev/fd/3; } 3> file`.
+    with open("file", "wb") as file:
+        file.write(b"begin\n")
+        file.flush()
+        assert main([*line, f"{folder}/{file.fileno()}"]) == 0
+        assert main([*line, f"{folder}/{file.fileno()}"]) == 0
+    assert Path("file").read_bytes() == b"begin\n" + 2 * expected
+    assert stat.S_ISREG(Path("file").stat().st_mode)
+
+
+def test_the_shell_can_pass_results_on(here: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    line = f"{sys.executable} -m sidelight data check a.jsonl --json >(cat > copy.json; echo done > end)"
+    finished = subprocess.run(["bash", "-c", f"{line}; while [ ! -e end ]; do sleep 0.1; done"], timeout=120)
+    assert finished.returncode == 0 and json.loads(Path("copy.json").read_text())
+
+
+def test_a_full_device_is_one_sentence_and_stays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if (full := own_device(7)) is None:
+        pytest.skip("only root may make devices")
+    assert main(["data", "import", "t.csv", "--videos", "films", "--out", str(full)]) == 2
+    assert capsys.readouterr().err == f"sidelight: {full} cannot be read or written: No space left on device\n"
+    assert stat.S_ISCHR(full.stat().st_mode)

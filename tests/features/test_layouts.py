@@ -375,7 +375,7 @@ def test_a_fault_in_a_file_is_one_sentence(tmp_path: Path, spoil: Callable[[Path
         ({"visual_feats_interm_pooled": np.full((CLIPS, 5, 12), 1e9)}, "float16 cannot hold"),
         (
             {"visual_feats_interm_pooled": np.full((CLIPS, 5, 12), np.nan)},
-            "float16 cannot hold, or that are no numbers",
+            r"level -5 of video .v_1. has numbers that are not finite",
         ),
     ],
 )

@@ -181,3 +181,82 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parts = GrowingFeatures(tmp_path / "absent")
     with pytest.raises(OSError, match=r"absent cannot hold the features of a long video \(No such file.*TMPDIR"):
         parts.put(features().video_KTD)
+
+
+def poison(file: Path, name: str, place: tuple[int, ...], value: float) -> None:
+    """Change one number of a store's file, and leave the header as it is."""
+    with safe_open(file, framework="numpy") as opened:
+        metadata = json.loads(opened.metadata()["about"])
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    tensors[name][place] = value
+    save_file(tensors, file, {"about": json.dumps({k: v for k, v in metadata.items() if k != "digest"})})
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("large", [False, True])
+def test_numbers_that_are_not_finite_are_refused_when_they_are_read(
+    store: FeatureStore, value: float, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_video("x", features())
+    store.put_queries({"a": np.zeros((4, 3, 32), np.float16)})
+    (query_file,) = (store.folder / "queries").iterdir()
+    poison(store.video_file("x"), "video", (2, 3, 1), value)
+    poison(query_file, stores.query_digest("a"), (0, 1, 2), value)
+    if large:
+        monkeypatch.setattr(stores, "LARGE", 0)
+    message = f"the features in {store.folder} are damaged: level -2 of video 'x' has numbers that are not finite"
+    with pytest.raises(growing.FeatureValuesError, match=message):
+        FeatureStore(store.folder).video("x")
+    with pytest.raises(growing.FeatureValuesError, match=r"level -4 of the query 'a' has numbers that are not finite"):
+        FeatureStore(store.folder).queries(["a"])
+    other_levels = FeatureStore(store.folder, levels=(-3, -1))
+    assert np.isfinite(other_levels.video("x").video_KTD).all() and np.isfinite(other_levels.queries(["a"])["a"]).all()
+    faults = store.verify()
+    assert "level -2 of video" in faults["videos/x.safetensors"] and len(faults) == 2
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_numbers_of_another_type_are_refused(store: FeatureStore, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_video("x", features())
+    store.put_queries({"a": np.zeros((4, 3, 32), np.float16)})
+    for file in (store.video_file("x"), *(store.folder / "queries").iterdir()):
+        file.write_bytes(file.read_bytes().replace(b'"dtype":"F16"', b'"dtype":"I16"'))
+    if large:
+        monkeypatch.setattr(stores, "LARGE", 0)
+    again = FeatureStore(store.folder)
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged .*I16, not F16"):
+        again.video("x")
+    with pytest.raises(ValueError, match=r"are I16, not F16"):
+        again.queries(["a"])
+    assert len(store.verify()) == 2 and all("not F16" in fault for fault in store.verify().values())
+
+
+def test_a_file_without_its_array_is_damaged(store: FeatureStore) -> None:
+    store.put_video("x", features())
+    file = store.video_file("x")
+    file.write_bytes(file.read_bytes().replace(b'"video":{', b'"vldeo":{'))
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged"):
+        store.video("x")
+
+
+def test_the_file_of_another_video_is_found(store: FeatureStore) -> None:
+    long_name = "x" * 300
+    for vid in ("x", long_name, ".hidden", "a/b"):
+        store.put_video(vid, features())
+    assert store.verify() == {}
+    shutil.copy(store.video_file("x"), store.video_file("y"))
+    (fault,) = store.verify().values()
+    assert fault == "its header names another video, 'x'; delete the file and extract again"
+    with pytest.raises(ValueError, match=r"has 'x' where 'y' should be"):
+        store.video("y")
+
+
+@pytest.mark.parametrize(("size", "place"), [(0, None), (5, 4), (3 << 20, 0), (3 << 20, (3 << 20) - 1)])
+def test_all_finite(size: int, place: int | None) -> None:
+    values = np.full((1, size), 65504, np.float16)
+    values[:, ::2] = -65504
+    assert growing.all_finite(values)
+    for wrong in (np.nan, -np.nan, np.inf, -np.inf) if place is not None else ():
+        values[0, place] = wrong
+        assert not growing.all_finite(values)
+    assert not growing.all_finite(np.array([[1e9]]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +19,16 @@ import pytest
 import torch
 
 from sidelight import recipes
+from sidelight.cli.main import main
 from sidelight.data.annotations import read_annotations
 from sidelight.data.datasets import BENCHMARKS
-from sidelight.features.store import FeatureStore
+from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.metrics import evaluate_qvhighlights
 from sidelight.models.registry import SIDE_TUNERS, build_model
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.data import open_data
 from sidelight.training.dataset import GroundingDataset
-from sidelight.training.loop import Trainer, learning_rate, make_fabric, train
+from sidelight.training.loop import NotFiniteError, Trainer, learning_rate, make_fabric, train
 from sidelight.training.predict import predict
 from sidelight.training.published import R2_TUNING
 from sidelight.training.recipe import Recipe, read_recipe
@@ -341,3 +344,88 @@ def test_two_processes_train_together(write: Write) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = losses(read_recipe(path))
     assert rows and all(math.isfinite(r["total"]) for r in rows)
+
+
+class Poisoned(FeatureStore):
+    """A store that does not check numbers, with one number of one video changed."""
+
+    value, vid = math.nan, ""
+
+    def video(self, vid: str) -> VideoFeatures:
+        features = super().video(vid)
+        if vid == self.vid:
+            features.video_KTD[0, 0, 0] = self.value
+        return features
+
+
+@pytest.mark.parametrize("average", [0, 0.9])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_before_a_loss_that_is_not_finite_changes_the_weights(
+    write: Write, monkeypatch: pytest.MonkeyPatch, value: float, average: float
+) -> None:
+    path = write("poisoned")
+    overrides = ["--data.val=", "--train.batch_size=2", "--train.save_every=1", f"--train.ema={average}"]
+    recipe = read_recipe(path, [*overrides, "--train.epochs=1"])
+    rows = read_annotations(recipe.data.train)
+    monkeypatch.setattr(Poisoned, "value", value)
+    monkeypatch.setattr(Poisoned, "vid", rows[-1].vid)
+    with monkeypatch.context() as context:
+        context.setattr("sidelight.features.open.FeatureStore", Poisoned)
+        with pytest.raises(NotFiniteError) as stopped:
+            train(recipe, quiet=True)
+    message = str(stopped.value)
+    finished = losses(recipe)
+    assert re.match(rf"the loss \w+ of step {len(finished)} is (nan|inf), so training stopped", message)
+    assert rows[-1].vid in message and any(row.query in message for row in rows if row.vid == rows[-1].vid)
+    out = Path(recipe.train.out)
+    assert f"the state before this step is in {out / 'state.pt'}" in message
+    assert all(math.isfinite(value) for row in finished for value in row.values())
+    assert not (out / "last").exists() and not (out / "best").exists()
+    # With healthy features, the run goes on from there, and ends as a run that was never stopped.
+    train(recipe, resume=True, quiet=True)
+    never_stopped = read_recipe(write("healthy"), [*overrides, "--train.epochs=1"])
+    train(never_stopped, quiet=True)
+    for one, other in zip(losses(recipe), losses(never_stopped), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_the_command_names_videos_and_queries_of_a_poisoned_store(
+    write: Write, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore(shutil.copytree(tiny_store, tmp_path / "poisoned"))
+    vid = store.videos()[1]
+    file = store.video_file(vid)
+    values = store.video(vid)
+    content = bytearray(file.read_bytes())
+    content[-2:] = b"\x00\x7e"  # NaN
+    file.write_bytes(content)
+    arguments = ["train", str(write("run")), f"--data.train_features={store.folder}"]
+    for check in (["--check"], []):
+        assert main([*arguments, *check]) == 2
+        message = (
+            f"the features in {store.folder} are damaged: level -1 of video {vid!r} has numbers that are not finite"
+        )
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    annotations = read_recipe(write("run")).data.train
+    assert main(["data", "check", annotations, "--features", str(store.folder)]) == 1
+    assert f"level -1 of video {vid!r}" in capsys.readouterr().out
+    store.put_video(vid, values)
+    assert main(["data", "check", annotations, "--features", str(store.folder)]) == 0
+
+
+def test_weights_that_are_not_finite_are_never_saved(write: Write) -> None:
+    recipe = read_recipe(write("run"), ["--train.epochs=1", "--train.ema=0"])
+    train(recipe, quiet=True)
+    out = Path(recipe.train.out)
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".pt", ".safetensors", ".json")}
+    fabric = make_fabric(recipe.train)
+    fabric.launch()
+    trainer = Trainer(recipe, fabric, open_data(recipe, fabric, quiet=True), quiet=True)
+    with torch.no_grad():
+        next(trainer.model.parameters()).view(-1)[0] = math.nan
+    with pytest.raises(ValueError, match=r"state\.pt is not written: the weights are not finite"):
+        trainer._save()
+    with pytest.raises(ValueError, match=r"best is not written: the weights are not finite"):
+        trainer._checkpoint().save_pretrained(out / "best")
+    assert {path: path.read_bytes() for path in before} == before

@@ -6,14 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
 from sidelight.data.check import CheckedData, check_data
 from sidelight.data.findings import Finding, Report, findings_of
+from sidelight.features.growing import FeatureValuesError, all_finite
 from sidelight.features.layouts import CLIPS_OFF, LAYOUTS, Layout, Shape, layout_of
 from sidelight.features.store import FeatureStore
 from sidelight.io.jsonl import shown
@@ -55,6 +52,7 @@ def _check_stores(stores: Sequence[FeatureStore], data: CheckedData) -> list[Fin
     findings: list[Finding] = []
     surplus: list[Finding] = []
     stored_vids: set[str] = set()
+    sentences = queries = list(dict.fromkeys(a.query for file in data.files for a in file.annotations))
     for store in stores:
         findings += findings_of({"features-spec": _spec_differences(store, stores[0])}, store.folder)
     for store in stores:
@@ -62,8 +60,8 @@ def _check_stores(stores: Sequence[FeatureStore], data: CheckedData) -> list[Fin
         known_vids = [vid for vid in vids if vid in durations]
         stored_vids.update(known_vids)
         findings += findings_of(_faults_of_videos(store, known_vids, durations), store.folder)
+        findings += findings_of(_faults_of_queries(store, sentences), store.folder)
         surplus += findings_of({"surplus-features": [vid for vid in vids if vid not in durations]}, store.folder)
-    sentences = queries = list(dict.fromkeys(a.query for file in data.files for a in file.annotations))
     for store in stores:
         queries = store.missing_queries(queries)
     places = ", ".join(str(store.folder) for store in stores)
@@ -88,17 +86,40 @@ def _spec_differences(store: FeatureStore, first: FeatureStore) -> list[str]:
 
 
 def _faults_of_videos(store: FeatureStore, vids: Iterable[str], durations: Mapping[str, float]) -> dict[str, list[str]]:
-    """Return the faults of the videos of a store, by kind; only headers are read."""
+    """Read the features of videos of a store, and return their faults by kind."""
+    from tqdm import tqdm
+
     faults: dict[str, list[str]] = defaultdict(list)
-    for vid in vids:
+    for vid in tqdm(vids, unit="video", desc="reading", disable=None):
         try:
-            timeline = store.timeline(vid)
+            timeline = store.video(vid).timeline
+        except FeatureValuesError as error:
+            faults["features-values"].append(f"video {vid}: {error}")
+            continue
         except (ValueError, KeyError) as error:
             faults["features-unreadable"].append(f"{vid}: {error}")
             continue
         expected = Timeline(duration=durations[vid], clip_seconds=timeline.clip_seconds).num_clips
         if abs(timeline.num_clips - expected) > 1:
             faults["features-length"].append(f"{vid}: {timeline.num_clips} clips, {durations[vid]:g} s are {expected}")
+    return faults
+
+
+def _faults_of_queries(store: FeatureStore, sentences: Sequence[str]) -> dict[str, list[str]]:
+    """Read the features of the sentences that a store has, and return their faults by kind."""
+    faults: dict[str, list[str]] = defaultdict(list)
+    missing = set(store.missing_queries(sentences))
+    present = [query for query in sentences if query not in missing]
+    try:
+        store.queries(present)  # opens each file once
+    except ValueError:
+        for query in present:
+            try:
+                store.queries([query])
+            except FeatureValuesError as error:
+                faults["features-values"].append(str(error))
+            except ValueError as error:
+                faults["features-unreadable"].append(f"{shown(query)}: {error}")
     return faults
 
 
@@ -117,7 +138,7 @@ def _check_layout(files: Layout, data: CheckedData) -> list[Finding]:
                 faults["missing-features"].append(vid)
                 continue
             videos[vid] = shape = files.video_shape(vid)
-            if not _fits_float16(files.video(vid, range(shape.levels))):
+            if not all_finite(files.video(vid, range(shape.levels))):
                 faults["features-values"].append(f"video {vid}")
         except ValueError as error:
             faults["features-unreadable"].append(f"{vid}: {error}")
@@ -131,7 +152,7 @@ def _check_layout(files: Layout, data: CheckedData) -> list[Finding]:
                 faults["missing-query-features"].append(f"qid {qid}: {shown(row.query)}")
                 continue
             sentences[qid] = shape = files.text_shape(row)
-            if not _fits_float16(files.text(row, range(shape.levels))):
+            if not all_finite(files.text(row, range(shape.levels))):
                 faults["features-values"].append(f"qid {qid}: {shown(row.query)}")
         except ValueError as error:
             faults["features-unreadable"].append(f"qid {qid}: {error}")
@@ -145,9 +166,3 @@ def _check_layout(files: Layout, data: CheckedData) -> list[Finding]:
         ]
     faults["surplus-features"] = files.surplus_vids(num_clips)
     return findings_of({"features-layout": summary, **faults}, files.where)
-
-
-def _fits_float16(array: npt.NDArray[Any]) -> bool:
-    """Check whether all numbers are finite, as float16 too."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(array.astype(np.float16, copy=False)).all())

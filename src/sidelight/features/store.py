@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
-from sidelight.features.growing import LARGE, blocks, map_video
+from sidelight.features.growing import LARGE, all_finite, blocks, map_video, require_finite
 from sidelight.io.files import replacing, sweep, write_text
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
@@ -151,6 +151,8 @@ class FeatureStore:
             self.spec = replace(self.spec, levels=levels)
         self._query_files: dict[str, Path] = {}
         self._indexed_files: set[Path] = set()
+        self._finite_videos: set[str] = set()
+        """Videos whose numbers were checked; a large one is mapped, and is read as a whole for that."""
 
     @classmethod
     def create(cls, folder: str | Path, spec: FeatureSpec) -> FeatureStore:
@@ -203,12 +205,7 @@ class FeatureStore:
 
     def video_file(self, vid: str) -> Path:
         """Return the file of a video's features, whether it exists or not."""
-        # Quoted, so that no id can name a file outside the folder.
-        name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
-        name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
-        if len(name) > _LONGEST_NAME:  # the file's header has the id; no quoted name has %%
-            name = f"{name[: _LONGEST_NAME // 2]}%%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return self.folder / "videos" / f"{name}.safetensors"
+        return self.folder / "videos" / _file_name(vid)
 
     def _open_video(self, vid: str) -> Any:
         """Open a video's file.
@@ -265,12 +262,15 @@ class FeatureStore:
         """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
 
         Raises:
-            ValueError: if the store has no such video, or its file is damaged.
+            ValueError: if the store has no such video, or its file is damaged or has numbers that are not finite.
         """
         file = self._open_video(vid)
         path = self.video_file(vid)
-        array = map_video(path) if path.stat().st_size > LARGE else file.get_tensor("video")
+        array = map_video(path) if path.stat().st_size > LARGE else _halves(file, "video", path)
         video_KTD = self._select_levels(array)
+        if vid not in self._finite_videos:
+            require_finite(video_KTD, self.spec.levels, store=self.folder, what=f"video {vid!r}", file=path)
+            self._finite_videos.add(vid)
         return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))
 
     def timeline(self, vid: str) -> Timeline:
@@ -352,7 +352,10 @@ class FeatureStore:
         features: dict[str, HalfFeatures] = {}
         for path, file_queries in by_file.items():
             file = _open(path)
-            features.update({q: self._select_levels(file.get_tensor(query_digest(q))) for q in file_queries})
+            for query in file_queries:
+                features[query] = text_KLD = self._select_levels(_halves(file, query_digest(query), path))
+                what = f"the query {shown(query)}"
+                require_finite(text_KLD, self.spec.levels, store=self.folder, what=what, file=path)
         return features
 
     def texts(self, keys: Iterable[SampleKey]) -> list[HalfFeatures]:
@@ -412,13 +415,23 @@ def query_digest(query: str) -> str:
     return hashlib.sha256(query.encode()).hexdigest()[:20]
 
 
+def _file_name(vid: str) -> str:
+    """Return the name of the file of a video's features."""
+    # Quoted, so that no id can name a file outside the folder.
+    name = quote(vid, safe=" ()[]+,=@", errors="surrogateescape")
+    name = f"%2E{name[1:]}" if name.startswith(".") else name  # no hidden files
+    if len(name) > _LONGEST_NAME:  # the file's header has the id; no quoted name has %%
+        name = f"{name[: _LONGEST_NAME // 2]}%%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name}.safetensors"
+
+
 def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     half_tensors = {name: np.ascontiguousarray(values, dtype=np.float16) for name, values in tensors.items()}
     for name, values in half_tensors.items():
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
     # safetensors writes several entries in any order; with one entry, equal features are equal files.
     about = json.dumps({**metadata, "digest": _content_digest(half_tensors)}, sort_keys=True)
@@ -431,9 +444,8 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
 
 def _save_video(path: Path, video_KTD: npt.NDArray[Any], metadata: dict[str, str]) -> None:
     """Write the file that safetensors would write, a part at a time: safetensors copies all features first."""
-    for block in blocks(video_KTD):
-        if not np.isfinite(block).all():
-            raise ValueError(f"features for {path.stem} (video) have values that float16 cannot hold")
+    if not all_finite(video_KTD):
+        raise ValueError(f"features for {path.stem} (video) have values that float16 cannot hold")
     about = json.dumps({**metadata, "digest": _content_digest({"video": video_KTD})}, sort_keys=True)
     entry = {"dtype": "F16", "shape": video_KTD.shape, "data_offsets": [0, 2 * video_KTD.size]}
     header = json.dumps({"__metadata__": {"about": about}, "video": entry}, separators=(",", ":")).encode()
@@ -458,6 +470,24 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and extract again") from None
+
+
+def _halves(file: Any, name: str, path: Path) -> HalfFeatures:
+    """Read one array of a file.
+
+    Raises:
+        ValueError: if it is missing, or its numbers are of another type than float16, the only one that stores hold.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        dtype = file.get_slice(name).get_dtype()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and extract again") from None
+    if dtype != "F16":
+        raise ValueError(f"{path} is damaged (the numbers of {name} are {dtype}, not F16); delete it and extract again")
+    values: HalfFeatures = file.get_tensor(name)
+    return values
 
 
 def _metadata(file: Any) -> dict[str, str]:
@@ -485,7 +515,7 @@ def _verify_file(path: Path, spec: FeatureSpec) -> None:
     """Check one file against the spec; ValueError or KeyError if it is not as written."""
     file = _open(path)
     # A safetensors file has keys() and is no mapping.
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = {name: _halves(file, name, path) for name in file.keys()}  # noqa: SIM118
     metadata = _metadata(file)
     digest = metadata.get("digest")
     if digest is not None and digest != _content_digest(tensors):
@@ -493,10 +523,13 @@ def _verify_file(path: Path, spec: FeatureSpec) -> None:
     video = path.parent.name == "videos"
     width, levels = spec.video_dim if video else spec.text_dim, len(spec.levels)
     for name, values in tensors.items():
-        if len(values) != levels or values.shape[-1] != width or not np.isfinite(values).all():
+        if len(values) != levels or values.shape[-1] != width:
             raise ValueError(
-                f"{name}: expected {levels} levels of width {width}, all finite; got {values.shape}; delete the file "
-                "and extract again"
+                f"{name}: expected {levels} levels of width {width}, got {values.shape}; delete the file and extract "
+                "again"
             )
+        require_finite(values, spec.levels, store=path.parent.parent, what=name, file=path)
     if video:
+        if (vid := metadata.get("vid")) is not None and _file_name(vid) != path.name:
+            raise ValueError(f"its header names another video, {shown(vid)}; delete the file and extract again")
         VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata))

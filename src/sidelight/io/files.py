@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections import Counter
@@ -166,8 +167,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The path lies beside ``path``, so that renaming cannot fail half-way; it keeps the suffix, which some writers look
     at; and no other process uses it. The content is on the disk before the renaming, so a power cut leaves the old file
     or the new one.
+
+    Where ``path`` is no regular file (a device, a pipe, or an open file such as ``/dev/fd/3``), the content is written
+    into it at the end, and nothing is renamed: renaming would replace the device.
     """
     path = Path(path)
+    if is_stream(path):
+        with tempfile.TemporaryDirectory(prefix="sidelight-") as folder:
+            beside = Path(folder) / f"content{path.suffix}"
+            yield beside
+            _write_into(path, beside)
+        return
     owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
     # The name of ``path`` may be as long as the file system allows; this name is longer, so the stem is cut.
     beside = path.with_name(f".{path.stem[:80]}.{owner}.partial{path.suffix}")
@@ -181,6 +191,44 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Check whether a path names a device, a pipe, a socket, or an open file of this process."""
+    if _descriptor(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _descriptor(path: str | Path) -> int | None:
+    """Return the number of the open file that /dev/fd/3, /dev/stdout or a link to them names; None for other paths."""
+    place = os.path.abspath(path)
+    for _ in range(40):  # links may form a ring
+        folder, name = os.path.realpath(os.path.dirname(place)), os.path.basename(place)
+        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and name.isdigit():
+            return int(name)
+        if not os.path.islink(place):
+            return None
+        place = os.path.join(folder, os.readlink(place))
+    return None
+
+
+def _write_into(path: Path, source: Path) -> None:
+    """Write the content of a file into a device, a pipe or an open file."""
+    descriptor = _descriptor(path)
+    try:
+        # An open file is used as it is: opened anew, a regular file behind it would be written from its beginning.
+        handle = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+        with open(source, "rb") as content, open(handle, "wb", buffering=0) as target:
+            shutil.copyfileobj(content, target)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _to_disk(path: Path) -> None:
@@ -231,7 +279,7 @@ def cache_folder(part: str) -> Path:
 
 
 _DEVICES = (Path("/dev"), Path("/dev/fd"))
-"""Folders of devices. Renaming a file onto a device would replace the device."""
+"""Folders of devices, in which no file is made."""
 
 
 def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path], *, folders: bool = False) -> None:
@@ -267,8 +315,11 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
             continue
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder; give {name} a file name")
-        if (path.exists() and not path.is_file()) or Path(os.path.abspath(path)).parent in _DEVICES:
-            raise ValueError(f"cannot write {path}: it is a device or a pipe, not a file; give {name} a file name")
+        if is_stream(path):
+            _require_writable_stream(path, name)
+            continue
+        if Path(os.path.abspath(path)).parent in _DEVICES:
+            raise ValueError(f"cannot write {path}: there is no such device; give {name} a file name")
         if not (folder := Path(os.path.realpath(path)).parent).is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
         require_writable_folder(folder, target=path)
@@ -277,6 +328,19 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
                 f"cannot write {path}: this file exists and lies in {holder}, which the same command reads; "
                 f"give another file name to {name}"
             )
+
+
+def _require_writable_stream(path: Path, name: str) -> None:
+    """Refuse a disk, a socket, and any device or pipe that may not be written; see :func:`require_outputs`."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; give {name} a file name") from None
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        kind = "a socket" if stat.S_ISSOCK(mode) else "a disk"
+        raise ValueError(f"cannot write {path}: it is {kind}, not a file; give {name} a file name")
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write {path}: you may not write into it; give {name} a file name")
 
 
 def _local(path: str | Path) -> str:

@@ -13,12 +13,14 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sidelight.io.files import replacing
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -197,6 +199,60 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         save_file(own_memory(tensors), path, dict(metadata))
     except SafetensorError as error:  # raised when the disk is full
         raise OSError(f"{path} could not be written ({error}); make room, or choose another folder") from None
+
+
+def require_finite(tensors: Iterable[Tensor], what: object) -> None:
+    """Refuse to save numbers that are not finite; copies one number from each device.
+
+    Args:
+        tensors: numbers of any type.
+        what: the file that would hold them, for the message.
+
+    Raises:
+        ValueError: if a number is NaN or infinite.
+    """
+    checks = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    by_device = {device: [check for check in checks if check.device == device] for device in {c.device for c in checks}}
+    if not all(torch.stack(on_device).all() for on_device in by_device.values()):
+        raise ValueError(f"{what} is not written: the weights are not finite (NaN or infinity); the older file stays")
+
+
+def write_state(values: Mapping[str, Any], path: Path) -> None:
+    """Write the state of a run, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written, such as when the disk is full.
+    """
+    with replacing(path) as beside:
+        try:
+            # PyTorch writes to a path by itself, and then a full disk is a RuntimeError.
+            with open(beside, "wb") as file:
+                torch.save(dict(values), file)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_state(path: Path, names: Iterable[str], *, advice: str) -> dict[str, Any]:
+    """Read the state of a run that :func:`write_state` wrote, on the CPU.
+
+    Args:
+        path: the file.
+        names: the entries that it must have.
+        advice: what to do if it is damaged.
+
+    Raises:
+        ValueError: if the file is damaged, cut short, or of another kind.
+    """
+    problem = f"{path} is damaged, was cut short, or is no saved state of this kind of run; {advice}"
+    content = path.read_bytes()  # not mapped: a run's numbers must not depend on where its tensors lie
+    try:
+        check_archive(content, path)
+        values = read_tensors(content, path)
+    except ValueError:
+        raise ValueError(problem) from None
+    if not isinstance(values, dict) or not set(names) <= values.keys():
+        raise ValueError(problem)
+    return values
 
 
 def shown(name: object) -> str:

@@ -188,8 +188,12 @@ class _SplitData:
 def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) -> _SplitData:
     """Open a split.
 
+    All features that exist are read once, which refuses numbers that are not finite.
+
     Of a store that the run will fill, open only the samples that have features; if they are too few, extract some.
     """
+    from tqdm import tqdm
+
     annotations = read_split(recipe, split)
     source = feature_source(recipe, split)
     if source.videos and source.is_store:
@@ -197,6 +201,8 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
     else:
         some, store = annotations, open_features_for(annotations, source)
         ready_videos = len({a.vid for a in annotations})
+    for vid in tqdm(dict.fromkeys(a.vid for a in some), unit="video", desc=f"reading {split}", disable=None):
+        store.video(vid)  # refuses numbers that are not finite
     samples = GroundingDataset(
         some,
         store,
@@ -267,18 +273,13 @@ def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
     )
     trainer.wrapped.train()
     losses, seconds = [], 0.0
-    for step, indices in enumerate((batches * STEPS)[:STEPS]):
+    for indices in (batches * STEPS)[:STEPS]:
         start = time.perf_counter()
         result = trainer.train_step(indices)
-        values = {name: float(value.detach()) for name, value in result.losses.items()}  # waits for the accelerator
+        if on_cuda:
+            torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the loss {name} of step {step} is {value}, with train.precision {config.precision}; "
-                    "check the features, or try --train.precision=32-true"
-                )
-        losses.append(values["total"])
+        losses.append(result.values["total"])
     return tuple(losses), seconds, torch.cuda.max_memory_allocated(device) if on_cuda else 0
 
 

@@ -20,6 +20,7 @@ from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
 from sidelight.io.files import replacing
+from sidelight.io.tensors import require_finite
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.registry import build_model, model_parts
@@ -65,11 +66,13 @@ class Checkpoint:
 
         Raises:
             OSError: if the disk is full or cannot be written.
+            ValueError: if a weight is not finite.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
+        require_finite((weights or self.model.state_dict()).values(), folder)
         folder.mkdir(parents=True, exist_ok=True)
         values = {
             "format": FORMAT,

@@ -8,6 +8,7 @@ a run that was killed goes on with exactly the losses that it would have had.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from sidelight.io.files import require_writable_folder
 from sidelight.io.runtime import tune_cpu
+from sidelight.io.tensors import counted
 from sidelight.metrics.evaluate import evaluate_submissions
 from sidelight.models.registry import SideTuner, build_model, side_tuner
 from sidelight.training.checkpoint import Checkpoint
@@ -105,21 +107,18 @@ class _WithLosses(nn.Module):
         return self.losses(self.model(holder.batch), holder.batch, self.config)
 
 
+class NotFiniteError(ValueError):
+    """A loss, a gradient or a weight became NaN or infinite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """The numbers of one training step."""
 
-    losses: Mapping[str, Tensor]
-    """Every term of the loss, and their sum as "total"; scalars on the device."""
-    gradient_norm: Tensor
-    """Norm of the gradient before it was clipped; scalar on the device."""
+    values: Mapping[str, float]
+    """Every term of the loss, their sum as "total", and "gradient_norm", the norm before the gradient was clipped."""
     lr: float
     """Learning rate."""
-
-    def values(self) -> dict[str, float]:
-        """Return losses and gradient norm as numbers, in one copy from the device."""
-        numbers = torch.stack([*(v.detach().float() for v in self.losses.values()), self.gradient_norm.float()])
-        return dict(zip([*self.losses, "gradient_norm"], numbers.tolist(), strict=True))
 
 
 class Trainer:
@@ -177,6 +176,9 @@ class Trainer:
             self._log = RunLog(self.out, first_step=self.progress.step, resume=resume, quiet=self.quiet)
         try:
             self._run_epochs(stop_after)
+        except NotFiniteError as error:
+            self._save()
+            raise NotFiniteError(f"{error}; the state before this step is in {state}: --resume goes on") from None
         finally:
             if self._log is not None:
                 self._log.close()
@@ -214,7 +216,7 @@ class Trainer:
             step = progress.step
             result = self.train_step(indices)
             if self._log is not None:
-                self._log.log_step(step, progress.epoch, result.lr, result.values(), len(batches) * config.epochs)
+                self._log.log_step(step, progress.epoch, result.lr, result.values, len(batches) * config.epochs)
             if stop_after is not None and progress.step >= stop_after:
                 return False
             if progress.step % config.save_every == 0:
@@ -222,7 +224,11 @@ class Trainer:
         return True
 
     def train_step(self, indices: list[int]) -> StepResult:
-        """Train on one batch of samples, and count the step."""
+        """Train on one batch of samples, and count the step.
+
+        Raises:
+            NotFiniteError: if a loss or the gradient is not finite; weights and optimiser stay as they were.
+        """
         progress = self.progress
         # Dropout differs between steps and processes (up to 64), and is the same again after a resume.
         torch.manual_seed((self.config.seed * 1_000_003 + progress.step) * 64 + self.fabric.global_rank)
@@ -235,6 +241,7 @@ class Trainer:
         norm = self.fabric.clip_gradients(
             self.wrapped, self.optimiser, max_norm=self.config.clip_norm, error_if_nonfinite=False
         )
+        values = self._finite_values(indices, losses, norm if norm is not None else torch.zeros(()))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -243,7 +250,45 @@ class Trainer:
                     if value.is_floating_point():
                         self.average[name].lerp_(value, 1 - self.config.ema)
         progress.step += 1
-        return StepResult(losses=losses, gradient_norm=norm if norm is not None else torch.zeros(()), lr=lr)
+        return StepResult(values=values, lr=lr)
+
+    def _finite_values(self, indices: list[int], losses: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
+        """Return losses and gradient norm as numbers, after checking that they are finite in every process.
+
+        They are copied from the device at once, before the optimiser's step and not after it: there is one copy a step
+        as before, and the next batch is prepared while the device takes the optimiser's step.
+        """
+        numbers = torch.stack([*(v.detach().float() for v in losses.values()), norm.to(self.fabric.device).float()])
+        not_finite = (~numbers.isfinite()).float()
+        if self.fabric.world_size > 1:  # losses differ between processes, and all must stop at the same step
+            torch.distributed.all_reduce(not_finite)
+        copied = torch.cat([numbers, not_finite]).tolist()
+        names = [*losses, "gradient_norm"]
+        values = dict(zip(names, copied, strict=False))
+        wrong = [name for name, count in zip(names, copied[len(names) :], strict=True) if count]
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        # Loss scaling lowers its factor after a gradient that float16 cannot hold, and leaves out that step.
+        if wrong and not (wrong == ["gradient_norm"] and scaler is not None and scaler.get_scale() >= 1):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise NotFiniteError(self._not_finite_message(indices, wrong[0], values[wrong[0]]))
+        return values
+
+    def _not_finite_message(self, indices: list[int], name: str, value: float) -> str:
+        if self.fabric.world_size > 1:
+            gathered = [indices] * self.fabric.world_size
+            torch.distributed.all_gather_object(gathered, indices)
+            indices = [index for part in gathered for index in part]
+        rows = [self.data.train.annotations[i] for i in indices]
+        what = "gradient norm" if name == "gradient_norm" else f"loss {name}"
+        value_text = "not finite in another process" if math.isfinite(value) else str(value)
+        precision = self.config.precision
+        advice = "" if precision.startswith("32") else f" (or try --train.precision=32-true, now {precision})"
+        return (
+            f"the {what} of step {self.progress.step} is {value_text}, so training stopped before this step changed "
+            f"the weights; its batch has the videos {counted(list(dict.fromkeys(a.vid for a in rows)), 32)} with the "
+            f"queries {counted([a.query for a in rows], 32)}; check their features with `sidelight data check "
+            f"--features`{advice}, or start anew with a lower train.lr"
+        )
 
     @torch.no_grad()
     def _validate(self) -> None:

@@ -8,13 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
-import torch
 from torch import Tensor
 
 from sidelight.data.annotations import Annotation
-from sidelight.io.files import replacing
+from sidelight.io.tensors import read_state, require_finite, write_state
 from sidelight.training.data import TrainingData, metric_of
 from sidelight.training.recipe import Recipe
 
@@ -52,15 +51,20 @@ class State(TypedDict):
 
 
 def save_state(path: Path, state: State, progress: Progress, recipe: Recipe, data: TrainingData) -> None:
-    """Write the state of a run, whole or not at all."""
+    """Write the state of a run, whole or not at all.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+        ValueError: if a weight is not finite: a saved state is always one from which a run can go on.
+    """
+    require_finite(state["model"].values(), path)
     values = {
         **state,
         "progress": json.dumps(vars(progress)),
         "recipe": json.dumps(_fixed_values(recipe, data)),
         "best_by": json.dumps(_selection(recipe, data)),
     }
-    with replacing(path) as beside:
-        torch.save(values, beside)
+    write_state(values, path)
 
 
 def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, Progress]:
@@ -72,9 +76,12 @@ def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, P
     cannot be compared with it.
 
     Raises:
-        ValueError: if the state is of another recipe or other data; names each field that differs.
+        ValueError: if the file is damaged, or the state is of another recipe or other data; names each field that
+            differs.
     """
-    values = torch.load(path, weights_only=True, map_location="cpu")
+    advice = f"delete it to start anew, or set train.out; the weights in {path.parent} stay usable"
+    names = ("model", "optimiser", "average", "scaler", "progress", "recipe", "best_by")
+    values = cast(Any, read_state(path, names, advice=advice))
     saved, current = json.loads(values["recipe"]), json.loads(json.dumps(_fixed_values(recipe, data)))
     for part in ("model", "backbone", "losses", "train"):
         defaults = _defaults(getattr(recipe, part))

@@ -46,6 +46,7 @@ from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import replacing
 from sidelight.io.runtime import tune_cpu
+from sidelight.io.tensors import read_state, write_state
 from sidelight.shapes import make_world
 from sidelight.shapes.render import Painter
 from sidelight.shapes.world import ATTRIBUTES, Scene, sample_scene
@@ -333,7 +334,7 @@ class _Training:
         """Load the saved state, if any, and return the step from which to go on."""
         if not path.exists():
             return 0
-        saved = torch.load(path, weights_only=True)
+        saved = read_state(path, [*self._parts(), "step", "config"], advice="delete it to start anew")
         if _fixed_values(json.loads(saved["config"])) != _fixed_values(asdict(self.config)):
             raise ValueError(f"{path} is of a run with another configuration; remove it or choose another out")
         for name, part in self._parts().items():
@@ -345,8 +346,7 @@ class _Training:
     def save(self, path: Path, step: int) -> None:
         """Save the state after ``step`` steps."""
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        with replacing(path) as beside:
-            torch.save({**states, "step": step, "config": json.dumps(asdict(self.config))}, beside)
+        write_state({**states, "step": step, "config": json.dumps(asdict(self.config))}, path)
 
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "head": self.head, "optimiser": self.optimiser}
@@ -371,7 +371,12 @@ class _Training:
             group["lr"] = learning_rate(step, config)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise ValueError(
+                f"the loss of step {step} is {loss.item()} and its gradient norm {norm.item()}, so training stopped "
+                f"before this step changed the weights; the last state is in {config.out}; try a lower lr"
+            )
         self.optimiser.step()
         return loss.item()
 

@@ -138,17 +138,6 @@ def unit(array: Array) -> Array:
     return scaled
 
 
-def halves(path: Path, array: Array) -> npt.NDArray[np.float16]:
-    """Convert to float16; ValueError if a number is not finite afterwards."""
-    if array.dtype == np.float16:
-        return np.ascontiguousarray(array)
-    with np.errstate(over="ignore"):
-        kept = array.astype(np.float16)
-    if not np.isfinite(kept).all():
-        raise ValueError(f"{path} has values that float16 cannot hold, or that are no numbers; write it again")
-    return kept
-
-
 def save_npy(path: Path, array: Array) -> None:
     """Write an array as ``.npy``."""
     with replacing(path) as beside, beside.open("wb") as file:

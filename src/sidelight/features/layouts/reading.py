@@ -11,12 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import CLIPS_OFF, Timeline, clips_to_seconds
-from sidelight.features.layouts.arrays import halves, unit
+from sidelight.features.growing import require_finite
+from sidelight.features.layouts.arrays import Array, unit
 from sidelight.features.layouts.base import Layout, Shape
 from sidelight.features.layouts.registry import LAYOUTS, layout_of
 from sidelight.features.store import Features, FeatureStore, HalfFeatures, SampleKey, VideoFeatures
+from sidelight.io.jsonl import shown
 
 NORMALISED = " (L2-normalised)"
 """Added to the name of the weights where every vector was divided by its length."""
@@ -80,7 +84,7 @@ class ForeignFeatures:
             video_KTD = self.layout.unit_video(vid, self._rows)
         else:
             video_KTD = self.layout.pooled_video(vid, self._rows, self.spec)
-        half_features = halves(self.layout.video_path(vid), video_KTD[:, : timeline.num_clips])
+        half_features = self._halves(video_KTD[:, : timeline.num_clips], f"video {vid!r}", self.layout.video_path(vid))
         return VideoFeatures(video_KTD=half_features, timeline=timeline)
 
     def texts(self, keys: Iterable[SampleKey]) -> list[HalfFeatures]:
@@ -96,7 +100,12 @@ class ForeignFeatures:
         path = self.layout.text_path(key)
         self._require_shape(path, self.layout.text_shape(key), self.spec.text_dim)
         text_KLD = self.layout.text(key, self._rows)
-        return halves(path, unit(text_KLD) if self.normalise else text_KLD)
+        return self._halves(unit(text_KLD) if self.normalise else text_KLD, f"the query {shown(key.query)}", path)
+
+    def _halves(self, values_K: Array, what: str, path: Path) -> HalfFeatures:
+        """Convert to float16; ValueError if a number is not finite afterwards."""
+        require_finite(values_K, self.spec.levels, store=self.folder, what=what, file=path)
+        return np.ascontiguousarray(values_K, dtype=np.float16)
 
     def _require_shape(self, path: Path, shape: Shape, width: int) -> None:
         if shape.levels != self._stored_levels:
