@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,13 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
             )
             print(advice, file=sys.stderr)
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS):
+            raise
+        again = "go on with --resume and the same options" if state.exists() else "start anew"
+        raise ValueError(
+            f"{error.filename or out} cannot be written: {error.strerror}; make room, then {again}"
+        ) from None
     if not _is_first_process():
         return  # the first process prints for all processes
     if recipe.data.val:

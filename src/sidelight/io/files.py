@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 ANIMATION_SUFFIXES = (".gif", ".apng")
@@ -245,6 +246,10 @@ def _machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
+LOCK = ".lock"
+"""The file of a folder that its only writer locks; it stays, and means nothing when nobody locks it."""
+
+
 def sweep(folder: str | Path) -> None:
     """Remove half-written files from a folder: of dead processes of this machine, and any that are a day old."""
     now = time.time()
@@ -270,12 +275,59 @@ def _alive(process: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def only_writer(folder: str | Path, *, option: str) -> Iterator[None]:
+    """Make a folder, and refuse it to any other process that would write into it at the same time.
+
+    The system frees the lock when the process ends, however it ends. Child processes do not inherit it.
+
+    Args:
+        folder: made if need be.
+        option: the option that names the folder, for the message.
+
+    Raises:
+        ValueError: if another process has the folder.
+        OSError: if the folder or the lock cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if find_spec("fcntl") is None:  # Windows
+        yield
+        return
+    import fcntl
+
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"another process (number {file.read(20).strip() or 'unknown'}) writes into {folder} now; wait until "
+                f"it ends, or give {option} another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
 def cache_folder(part: str) -> Path:
-    """Return the folder of one part of the cache: in SIDELIGHT_CACHE if set, else in the user's cache folder."""
+    """Return the folder of one part of the cache: in SIDELIGHT_CACHE if set, else in the user's cache folder.
+
+    Raises:
+        ValueError: if none of the variables is set, and the user has no home folder, as in some containers.
+    """
     if folder := os.environ.get("SIDELIGHT_CACHE"):
         return Path(folder) / part
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sidelight" / part
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "sidelight" / part
+    try:
+        return Path.home() / ".cache" / "sidelight" / part
+    except RuntimeError:
+        raise ValueError(
+            "this user has no home folder in which models and features can be kept: set SIDELIGHT_CACHE (or HOME) to a "
+            "folder that can be written"
+        ) from None
 
 
 _DEVICES = (Path("/dev"), Path("/dev/fd"))

@@ -225,11 +225,16 @@ def write_state(values: Mapping[str, Any], path: Path) -> None:
     """
     with replacing(path) as beside:
         try:
-            # PyTorch writes to a path by itself, and then a full disk is a RuntimeError.
+            # Where PyTorch opens the file itself, its error does not say that the disk is full.
             with open(beside, "wb") as file:
                 torch.save(dict(values), file)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        except (OSError, RuntimeError) as error:
+            cause: BaseException | None = error  # PyTorch raises a RuntimeError in the course of an OSError
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 def read_state(path: Path, names: Iterable[str], *, advice: str) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class RunLog:
 
         Both count the seconds of validations too.
         """
-        self._losses.write(json.dumps({"step": step, "epoch": epoch, "lr": lr, **values}) + "\n")
-        self._losses.flush()
+        with _naming(self._losses.name):
+            self._losses.write(json.dumps({"step": step, "epoch": epoch, "lr": lr, **values}) + "\n")
+            self._losses.flush()
         self._add_scalars("train", {**values, "lr": lr}, step)
         now = time.perf_counter()
         if self._quiet or now - self._last_line < _SECONDS_BETWEEN_LINES:
@@ -81,11 +83,23 @@ class RunLog:
 
     def _add_scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{prefix}/{name}", value, step)
+            with _naming(self._board.log_dir):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     def close(self) -> None:
-        """Close the files."""
-        self._losses.close()
+        """Close the files; what cannot be written any more was reported by the step before."""
+        with contextlib.suppress(OSError):
+            self._losses.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+
+@contextlib.contextmanager
+def _naming(path: object) -> Iterator[None]:
+    """Name the file in an error of writing; Python names no file where a write fails."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

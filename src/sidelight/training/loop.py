@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sidelight.io.files import require_writable_folder
+from sidelight.io.files import only_writer, require_writable_folder
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import counted
 from sidelight.metrics.evaluate import evaluate_submissions
@@ -370,12 +372,16 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progr
         quiet: print nothing.
 
     Raises:
-        ValueError: if data is missing or does not fit the recipe, or the run exists and ``resume`` is false.
+        ValueError: if data is missing or does not fit the recipe, the run exists and ``resume`` is false, or another
+            process trains into the same folder.
     """
     check_out(Path(recipe.train.out), resume=resume)
-    fabric = make_fabric(recipe.train)
-    fabric.launch()
-    return Trainer(recipe, fabric, open_data(recipe, fabric, quiet=quiet), quiet=quiet).run(resume=resume)
+    # The first process locks, before it starts the others.
+    is_first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    with only_writer(recipe.train.out, option="train.out") if is_first else nullcontext():
+        fabric = make_fabric(recipe.train)
+        fabric.launch()
+        return Trainer(recipe, fabric, open_data(recipe, fabric, quiet=quiet), quiet=quiet).run(resume=resume)
 
 
 def check_out(out: Path, *, resume: bool) -> None:

@@ -44,7 +44,7 @@ from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
 from sidelight.core.messages import duration_of
 from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
-from sidelight.io.files import replacing
+from sidelight.io.files import only_writer, replacing
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import read_state, write_state
 from sidelight.shapes import make_world
@@ -280,12 +280,16 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         The validation accuracies of :func:`validate`.
 
     Raises:
-        ValueError: if ``init`` has other sizes, or ``out`` holds the state of another configuration.
+        ValueError: if ``init`` has other sizes, ``out`` holds the state of another configuration, or another process
+            writes into it.
     """
     tune_cpu(config.threads)
+    with only_writer(config.out, option="--out"):
+        return _pretrain(config, Path(config.out))
+
+
+def _pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     training = _Training(config)
     first = training.resume(out / "state.pt")
     clips = load_clips(config, "train")
