@@ -418,7 +418,7 @@ def test_predict_warns_of_what_the_model_cannot_know(
 def test_an_empty_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("")
     assert main(["train", str(tmp_path / "mine.yaml"), "--check"]) == 2
-    assert "mine.yaml is empty; copy one of the recipes" in capsys.readouterr().err
+    assert "mine.yaml: this file is empty; copy one of the recipes" in capsys.readouterr().err
 
 
 def test_quiet_and_verbose(

@@ -6,6 +6,8 @@ Tolerance: stores and exported files are float16, so every comparison of a round
 from __future__ import annotations
 
 import json
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -724,3 +726,21 @@ def test_a_mistake_is_one_sentence(
     printed = capsys.readouterr().err
     assert printed.startswith("sidelight: ") and message in printed and len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    features = opened(released_sdst(tmp_path))
+    path = tmp_path / "txt_feats" / "7.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("text_feats.npy", "w", force_zip64=True) as file,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (5, 1 << 16, 1 << 10)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(5 << 8):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"7\.npz cannot be read .* would become 1\.3 GB; the limit is 1\d\d MB"):
+        features.texts(ROWS[:1])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

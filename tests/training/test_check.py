@@ -174,10 +174,14 @@ def test_a_folder_that_is_taken_is_named(
     assert "train.lr was 0.001 and is 0.5" in capsys.readouterr().err
 
 
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+"""A file of 400 bytes that stands for a thousand million values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: {video_dim: 32\n", "Problems parsing config"),
+        ("model: {video_dim: 32\n", "is not valid YAML: "),
         ("- 1\n- 2\n", "Unexpected config"),
         (
             "model: {video_dim: 32, text_dim: 32}\ntrain: {epoch: 3}\n",
@@ -188,7 +192,19 @@ def test_a_folder_that_is_taken_is_named(
         ("model: {video_dim: 32}\n", "model.text_dim"),
         ("model: {video_dim: 32, text_dim: 32}\nbackbone: {pooling: tokens}\n", "sdst reads one vector a clip"),
         ("side_tuner: none\n", "there is no side-tuner 'none'"),
-        ("\udcff\udcfe", "Unexpected config"),
+        ("\udcff\udcfe", "wrong.yaml: this file is empty"),
+        (BOMB, "has 2,345,679,022 values"),
+        ("model: &a [*a]\n", "has a part that contains itself in line 1"),
+        ("model: &a {video_dim: *a}\n", "has a part that contains itself in line 1"),
+        ("model: " + "[" * 20000, "is nested more than 32 levels deep in line 1"),
+        ("".join(f"{' ' * i}a:\n" for i in range(500)), "is nested more than 32 levels deep in line 33"),
+        (f"# {'x' * 2**20}\nmodel: {{}}\n", "has 1,048,589 characters, more than the limit of 1,048,576"),
+        ("side_tuner: sdst\nside_tuner: lst\n", "has the field 'side_tuner' twice, in lines 1 and 2"),
+        (
+            "model: {video_dim: 32,\n  text_dim: 32, video_dim: 64}\n",
+            "has the field 'video_dim' twice, in lines 1 and 2; remove one of them",
+        ),
+        ("model: other.yaml\n", "model "),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "summary"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sidelight.backbones import load_backbone
 from sidelight.models.decode.sdst import DecodeConfig
@@ -65,7 +70,7 @@ def test_a_wrong_checkpoint_is_refused_by_name(
     with pytest.raises(ValueError, match="no model 'other'"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model="sdst", model_config={**SMALL, "hidden": 64})
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"does not hold the weights that fit config.json: it has other shapes"):
         Checkpoint.from_pretrained(folder)
     _change(folder / "config.json", model_config={**SMALL, "more": 1})
     with pytest.raises(ValueError, match="configuration of 'sdst'"):
@@ -114,3 +119,70 @@ def test_only_the_two_files_of_a_hub_id_are_downloaded(
 def test_packaged_weights_are_small() -> None:
     files = list(PACKAGED.rglob("*.safetensors"))
     assert files and sum(f.stat().st_size for f in files) < 20e6
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"video_dim": 10**9}, r"has other shapes .*1000000002"),
+        ({"hidden": 2**20, "heads": 4}, "has other shapes"),
+        ({"levels": 10**9}, r"model_config\.levels is 1000000000, but there are only \d+ tensors"),
+        ({"moment_queries": 10**10}, "has other shapes"),
+        ({"video_dim": 10**18}, r"config\.json describes no model"),
+        ({"video_dim": 10**30}, "the configuration of 'sdst' does not fit: empty"),
+    ],
+)
+def test_huge_sizes_are_refused_before_memory_is_taken(
+    checkpoint: Checkpoint, tmp_path: Path, config: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save_pretrained(tmp_path)
+    _change(tmp_path / "config.json", model_config={**SMALL, **config})
+    with pytest.raises(ValueError, match=message):
+        Checkpoint.from_pretrained(tmp_path)
+
+
+def test_a_save_that_is_killed_never_joins_new_scores_with_old_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Stop a second save before each of its renames, as a kill would: no clean-up runs."""
+    other = dataclasses.replace(checkpoint, model=build_model("sdst", SMALL), metrics={"brief": {"MR-full-mAP": 2.0}})
+    code = (
+        "import os, sys, pickle, pathlib\n"
+        "checkpoint, folder, number = pickle.load(sys.stdin.buffer)\n"
+        "replace = pathlib.Path.replace\n"
+        "calls = []\n"
+        "def stop(self, target):\n"
+        "    calls.append(target)\n"
+        "    if len(calls) > number: os._exit(9)\n"
+        "    return replace(self, target)\n"
+        "pathlib.Path.replace = stop\n"
+        "checkpoint.save_pretrained(folder)\n"
+    )
+    for number, score in ((0, 1.0), (1, 2.0), (2, 2.0)):
+        folder = tmp_path / str(number)
+        checkpoint.save_pretrained(folder)
+        values = pickle.dumps((other, folder, number))
+        assert subprocess.run([sys.executable, "-c", code], input=values).returncode == (9 if number < 2 else 0)
+        loaded = Checkpoint.from_pretrained(folder)
+        expected = {1.0: checkpoint, 2.0: other}[loaded.metrics["brief"]["MR-full-mAP"]]
+        assert loaded.metrics["brief"]["MR-full-mAP"] == score
+        for name, value in expected.model.state_dict().items():
+            assert torch.equal(loaded.model.state_dict()[name], value)
+
+
+def test_weights_of_another_checkpoint_are_found(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"has weights that do not fit config.json: their digest is"):
+        Checkpoint.from_pretrained(tmp_path / "a")
+    tensors = build_model("sdst", SMALL).state_dict()
+    save_file(tensors, path)  # without sidelight's header
+    with pytest.raises(ValueError, match=r"has weights that do not fit config.json: their digest is"):
+        Checkpoint.from_pretrained(tmp_path / "a")
+    # Checkpoints of before the first release have no digest.
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    del values["weights"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(values))
+    loaded = Checkpoint.from_pretrained(tmp_path / "a").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

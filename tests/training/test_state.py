@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,9 +75,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 
 @pytest.mark.slow
-def test_two_runs_cannot_write_into_one_folder(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_runs_cannot_write_into_one_folder(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     run = [str(path), "--train.save_every=1000"]  # no state yet: only the lock tells that a run is there
     process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, *run], stderr=subprocess.DEVNULL)
@@ -142,7 +141,7 @@ def test_a_disk_that_becomes_full_keeps_the_last_state(
 
     save = torch.save
 
-    def save_unless_full(*values: object) -> None:
+    def save_unless_full(*values: Any) -> None:
         full(0)
         save(*values)
 
@@ -183,4 +182,5 @@ def test_a_user_without_a_home_folder(arguments: list[str], code: int, path: Pat
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "~").exists()
     if code:
-        assert done.stderr.count("\n") == 1 and "set SIDELIGHT_CACHE" in done.stderr or "film.mp4" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "set SIDELIGHT_CACHE" in done.stderr or "film.mp4" in done.stderr

@@ -130,7 +130,7 @@ class FeatureStore:
             )
         try:
             values = json.loads(manifest.read_text())
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             stated = values.get("format") if isinstance(values, dict) else values
@@ -219,7 +219,7 @@ class FeatureStore:
                 f"the feature store {self.folder} has no video {vid!r}; extract it, or check the annotations' vid"
             )
         file = _open(path)
-        if (stored_vid := _metadata(file).get("vid", vid)) != vid:
+        if (stored_vid := _metadata(file, path).get("vid", vid)) != vid:
             raise ValueError(
                 f"the feature store {self.folder} has {stored_vid!r} where {vid!r} should be: this file system takes "
                 "both names for one; extract them into two stores"
@@ -242,7 +242,7 @@ class FeatureStore:
         """Return the ids of all videos, sorted."""
         files = (self.folder / "videos").glob("[!.]*.safetensors")
         return sorted(
-            _metadata(_open(path))["vid"] if "%%" in path.stem else unquote(path.stem, errors="surrogateescape")
+            _metadata(_open(path), path)["vid"] if "%%" in path.stem else unquote(path.stem, errors="surrogateescape")
             for path in files
         )
 
@@ -271,7 +271,7 @@ class FeatureStore:
         if vid not in self._finite_videos:
             require_finite(video_KTD, self.spec.levels, store=self.folder, what=f"video {vid!r}", file=path)
             self._finite_videos.add(vid)
-        return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file)))
+        return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file, path), path))
 
     def timeline(self, vid: str) -> Timeline:
         """Return one video's timeline from the file's header.
@@ -279,7 +279,8 @@ class FeatureStore:
         Raises:
             ValueError: as :meth:`video`.
         """
-        return _timeline(_metadata(self._open_video(vid)))
+        path = self.video_file(vid)
+        return _timeline(_metadata(self._open_video(vid), path), path)
 
     def failures(self) -> list[dict[str, str]]:
         """Return vid, file and reason of each video that could not be read during extraction.
@@ -490,15 +491,30 @@ def _halves(file: Any, name: str, path: Path) -> HalfFeatures:
     return values
 
 
-def _metadata(file: Any) -> dict[str, str]:
-    """Return the metadata of a file; files of older versions have several entries."""
+def _metadata(file: Any, path: Path) -> dict[str, str]:
+    """Return the metadata of a file; files of older versions have several entries.
+
+    Raises:
+        ValueError: if the metadata is not as it was written.
+    """
     metadata: dict[str, str] = file.metadata() or {}
-    return dict(json.loads(metadata["about"])) if "about" in metadata else metadata
+    try:
+        return dict(json.loads(metadata["about"])) if "about" in metadata else metadata
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged (its header: {error}); delete it and extract again") from None
 
 
-def _timeline(metadata: Mapping[str, str]) -> Timeline:
-    clips = int(metadata["clips"]) if "clips" in metadata else None
-    return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]), clips=clips)
+def _timeline(metadata: Mapping[str, str], path: Path) -> Timeline:
+    """Return the timeline in the metadata of a file.
+
+    Raises:
+        ValueError: if it is missing or no timeline.
+    """
+    try:
+        clips = int(metadata["clips"]) if "clips" in metadata else None
+        return Timeline(duration=float(metadata["duration"]), clip_seconds=float(metadata["clip_seconds"]), clips=clips)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged (its header: {error}); delete it and extract again") from None
 
 
 def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -516,7 +532,7 @@ def _verify_file(path: Path, spec: FeatureSpec) -> None:
     file = _open(path)
     # A safetensors file has keys() and is no mapping.
     tensors = {name: _halves(file, name, path) for name in file.keys()}  # noqa: SIM118
-    metadata = _metadata(file)
+    metadata = _metadata(file, path)
     digest = metadata.get("digest")
     if digest is not None and digest != _content_digest(tensors):
         raise ValueError("the content is not what was written (digest); delete the file and extract again")
@@ -532,4 +548,4 @@ def _verify_file(path: Path, spec: FeatureSpec) -> None:
     if video:
         if (vid := metadata.get("vid")) is not None and _file_name(vid) != path.name:
             raise ValueError(f"its header names another video, {shown(vid)}; delete the file and extract again")
-        VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata))
+        VideoFeatures(video_KTD=tensors["video"], timeline=_timeline(metadata, path))

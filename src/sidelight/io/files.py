@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ANIMATION_SUFFIXES = (".gif", ".apng")
 """Animations. Beside a video of the same name they are its preview, and are not read."""
@@ -125,6 +127,23 @@ def read_text(path: str | Path) -> str:
     """
     content = Path(path).read_bytes()
     return content.decode(_encoding_of(content)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: if the file holds no JSON object; names the file.
+        OSError: if the file cannot be read.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = "brackets within brackets" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid JSON ({reason}); was it cut short? make or download it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object with named fields, got {type(values).__name__}")
+    return values
 
 
 def utf8_lines(path: str | Path) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sidelight.core.batch import Batch
-from sidelight.core.messages import no_such
+from sidelight.core.messages import first_line, no_such
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
@@ -130,4 +130,4 @@ def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     try:
         return parts.model(parts.config(**config))
     except TypeError as error:
-        raise ValueError(f"the configuration of {name!r} does not fit: {error}") from None
+        raise ValueError(f"the configuration of {name!r} does not fit: {first_line(error)}") from None

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from sidelight.data.annotations import Annotation, write_annotations
-from sidelight.io.files import replacing, write_text
+from sidelight.io.files import read_json, replacing, write_text
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
@@ -95,7 +95,7 @@ def _check_same_world(folder: Path, settings: dict[str, object]) -> None:
     """Refuse a folder that holds another world or the user's own files; note the world of a new folder."""
     manifest = folder / "world.json"
     if manifest.exists():
-        existing = json.loads(manifest.read_text())
+        existing = read_json(manifest)
         if existing != settings:
             raise ValueError(f"{folder} holds another world ({existing}); choose another folder")
         return

@@ -1,7 +1,11 @@
 """Checkpoints: a folder with ``model.safetensors`` and ``config.json``, as the Hugging Face hub expects.
 
 ``config.json`` holds the model's name and resolved configuration, the spec of the features that it was trained on, how
-its predictions are decoded, its metrics, and the recipe of the run. A model refuses features of another spec.
+its predictions are decoded, its metrics, the recipe of the run, and the digest of the weights. A model refuses features
+of another spec.
+
+The header of ``model.safetensors`` holds the same configuration. It is renamed to its place first; if the process is
+killed before ``config.json`` follows, the digest there is that of the older weights, and the header counts.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from sidelight.backbones import BACKBONES, Backbone, load_backbone
+from sidelight.backbones.common import weights_digest
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
-from sidelight.io.files import replacing
-from sidelight.io.tensors import require_finite
+from sidelight.io.files import read_json, replacing
+from sidelight.io.tensors import check_shapes, require_finite, shown
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.registry import build_model, model_parts
@@ -88,10 +93,12 @@ class Checkpoint:
         tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or self.model.state_dict()).items()}
         if half:
             tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-        with replacing(folder / "model.safetensors") as model, replacing(folder / "config.json") as config:
-            config.write_text(json.dumps(values, indent=2) + "\n")
+        text = json.dumps({**values, "weights": weights_digest(tensors)}, indent=2)
+        # The inner one, the weights, is renamed first.
+        with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as model:
+            config.write_text(text + "\n")
             try:
-                save_file(tensors, model, {"format": "pt"})
+                save_file(tensors, model, {"format": "pt", "config": text})
             except SafetensorError as error:  # safetensors' own error for a full disk
                 raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
 
@@ -112,9 +119,6 @@ class Checkpoint:
         Raises:
             ValueError: if there is no such checkpoint, or one of its files is missing or does not fit.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if backbone := zero_shot_backbone(name, weights=backbone_weights, revision=revision):
             return cls.zero_shot(backbone.spec)
         folder = _locate(str(name), revision)
@@ -123,15 +127,7 @@ class Checkpoint:
                 raise ValueError(
                     f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {FILES}"
                 )
-        try:
-            values = json.loads((folder / "config.json").read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
-        if values.get("format") != FORMAT:
-            raise ValueError(
-                f"{folder / 'config.json'}: expected format {FORMAT!r}, got {values.get('format')!r}; "
-                "is this a sidelight checkpoint?"
-            )
+        values, tensors = _read_pair(folder)
         required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
         if missing := [k for k in required if k not in values]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
@@ -140,12 +136,9 @@ class Checkpoint:
             decode = kind.decode_config(**values["decode"])
         except TypeError as error:
             raise ValueError(f"{folder / 'config.json'}: decode does not fit: {error}") from None
+        _require_shapes(folder, values["model"], values["model_config"], tensors)
         model = build_model(values["model"], values["model_config"])
-        try:
-            tensors = load_file(folder / "model.safetensors")
-            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder / 'model.safetensors'} does not fit config.json: {error}") from None
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return cls(
             model=model.eval(),
             model_name=values["model"],
@@ -197,6 +190,67 @@ class Checkpoint:
         """Move the model to a device; return the checkpoint itself."""
         self.model.to(device)
         return self
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration and the weights of a checkpoint, and check that they belong together.
+
+    Raises:
+        ValueError: if one of them is damaged, or they are of two checkpoints; older ones have no digest to compare.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    values = read_json(folder / "config.json")
+    if values.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected format {FORMAT!r}, got {values.get('format')!r}; "
+            "is this a sidelight checkpoint?"
+        )
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("config", "{}"))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not fit config.json: {error}; download or save it again") from None
+    digest = values.get("weights")
+    if digest is None or digest == (actual := weights_digest(tensors)):
+        return values, tensors
+    if isinstance(header, dict) and header.get("weights") == actual:  # the save was interrupted
+        return header, tensors
+    raise ValueError(
+        f"{folder} has weights that do not fit config.json: their digest is {actual}, expected {shown(digest)}; one of "
+        "the two files was damaged or replaced: download or save both again"
+    )
+
+
+_PARTS = ("levels", "layers", "head_layers")
+"""Fields of models that say how many parts are built, each with weights."""
+
+
+def _require_shapes(folder: Path, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a configuration that the weights do not fit, before memory for its model is taken.
+
+    Raises:
+        ValueError: if so.
+    """
+    for field_name in _PARTS:
+        count = config.get(field_name, 0)
+        if isinstance(count, int) and count > len(tensors):
+            raise ValueError(
+                f"{folder / 'config.json'}: model_config.{field_name} is {count}, but there are only {len(tensors)} "
+                "tensors in model.safetensors; download or save both again"
+            )
+    try:
+        with torch.device("meta"):
+            expected = {key: tensor.shape for key, tensor in build_model(name, config).state_dict().items()}
+    except (RuntimeError, OverflowError, MemoryError) as error:  # a size that no tensor can have
+        reason = first_line(error)
+        raise ValueError(f"{folder / 'config.json'} describes no model ({reason}); download both again") from None
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    what, advice = "the weights that fit config.json", "download or save both again"
+    check_shapes(shapes, expected, folder / "model.safetensors", what=what, advice=advice)
 
 
 def is_complete(folder: Path) -> bool:

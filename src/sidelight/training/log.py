@@ -12,6 +12,7 @@ from typing import Any
 
 from sidelight.core.messages import duration_of
 from sidelight.io.files import write_text
+from sidelight.io.jsonl import read_json_lines
 
 _LOGGER = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10
@@ -39,8 +40,8 @@ class RunLog:
         path = out / "losses.jsonl"
         kept = []
         if path.exists() and resume:
-            complete = (line for line in path.read_text().splitlines() if line.endswith("}"))
-            kept = [line for line in complete if json.loads(line)["step"] < first_step]
+            rows = (line for line in read_json_lines(path, lenient=True) if not line.problem)
+            kept = [json.dumps(row.values) for row in rows if row.values.get("step", first_step) < first_step]
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._losses = path.open("a")
         self._board: Any = None

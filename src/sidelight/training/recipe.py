@@ -15,6 +15,7 @@ from sidelight.core.options import check_threads, check_types, describe, literal
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
 from sidelight.io.files import read_text
+from sidelight.io.yaml_text import check_yaml, load_yaml
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.registry import SIDE_TUNERS, side_tuner
 from sidelight.recipes import recipe_file
@@ -254,19 +255,32 @@ def recipe_parser(**settings: Any) -> ArgumentParser:
     Args:
         settings: arguments of jsonargparse's parser.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_loader
 
     class RecipeParser(ArgumentParser):
         def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+            with contextlib.suppress(UnicodeDecodeError):  # the parser has the sentence for it
+                check_yaml(text := read_text(path))
+                if not text.strip():
+                    raise ValueError("this file is empty; copy one of the recipes that `sidelight recipes` lists")
             try:
-                if not Path(path).read_text(encoding="utf-8").strip():
-                    raise ValueError(f"recipe {path} is empty; copy one of the recipes that `sidelight recipes` lists")
                 parsed: Namespace = super().parse_path(path, *args, **options)
             except UnicodeDecodeError:
                 parsed = self.parse_string(read_text(path), str(path), *args, **options)
             return parsed
 
-    return RecipeParser(**settings)
+    import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
+
+    set_loader("recipe", _load_recipe_text, exceptions=(ValueError, yaml.YAMLError))
+    return RecipeParser(parser_mode="recipe", **settings)
+
+
+def _load_recipe_text(text: str) -> Any:
+    """Load a value as jsonargparse does, after a check: a section may be a file of its own."""
+    from jsonargparse import get_loader
+
+    check_yaml(text)
+    return get_loader("yaml")(text)
 
 
 def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) -> None:
@@ -303,11 +317,9 @@ def _chosen_side_tuner(arguments: Sequence[str]) -> str:
     path = options.get("--config", "")
     if not Path(path).is_file():
         return "sdst"
-    import yaml  # type: ignore[import-untyped]  # comes with jsonargparse, without types
-
     try:
-        values = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        values = load_yaml(read_text(path))
+    except ValueError:
         return "sdst"  # the parser has the better message for a broken file
     return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import shutil
 import warnings
@@ -26,7 +25,7 @@ from sidelight.backbones.conversion import (
     shapes_of,
     sizes_of,
 )
-from sidelight.io.files import require_new_folder
+from sidelight.io.files import read_json, require_new_folder
 from sidelight.io.tensors import check_shapes, check_values, existing_file
 
 # OpenAI's name -> Hugging Face's name.
@@ -121,7 +120,7 @@ def convert_clip(
 
 def describe_weights(folder: str | Path) -> str:
     """Describe in one line the model of a folder that :func:`convert_clip` wrote."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(folder) / "config.json")
     vision, text = config["vision_config"], config["text_config"]
     side = vision["image_size"]
     return (

@@ -34,8 +34,8 @@ from sidelight.backbones.common import (
 from sidelight.backbones.protocol import FeatureSpec, TowerSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
-from sidelight.io.files import replacing
-from sidelight.io.tensors import write_tensors
+from sidelight.io.files import read_json, replacing
+from sidelight.io.tensors import check_shapes, write_tensors
 
 PACKAGED = Path(__file__).resolve().parents[2] / "weights" / "shapes-backbone"
 MEAN = (0.5, 0.5, 0.5)
@@ -237,6 +237,7 @@ class TwoTowers(nn.Module):
         Raises:
             ValueError: if the folder or one of its files is missing.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -245,8 +246,18 @@ class TwoTowers(nn.Module):
                 raise ValueError(
                     f"{folder} is no shapes backbone: {name} is missing; make one with `sidelight pretrain`"
                 )
-        model = cls(ShapesBackboneConfig(**json.loads((folder / "config.json").read_text())))
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        try:
+            config = ShapesBackboneConfig(**read_json(folder / "config.json"))
+            tensors = load_file(folder / "model.safetensors")
+        except (TypeError, SafetensorError) as error:
+            raise ValueError(f"{folder} is no shapes backbone: {error}; make one with `sidelight pretrain`") from None
+        with torch.device("meta"):  # sizes are compared before memory is taken for them
+            expected = {key: tensor.shape for key, tensor in cls(config).state_dict().items()}
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        what, advice = "the weights that fit config.json", "make both again with `sidelight pretrain`"
+        check_shapes(shapes, expected, folder / "model.safetensors", what=what, advice=advice)
+        model = cls(config)
+        model.load_state_dict({k: v.float() for k, v in tensors.items()})
         return model
 
 

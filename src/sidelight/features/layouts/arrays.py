@@ -13,10 +13,15 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from sidelight.core.messages import size_of
 from sidelight.io.files import replacing
 
 Array = npt.NDArray[Any]
 _EPSILON = 1e-5  # of Moment-DETR's normalisation
+_SMALL = 64 << 20
+"""Bytes that any archive may hold."""
+_MOST_COMPRESSED = 100
+"""Bytes that an archive may hold for each byte of its file; floating-point features compress to a half or a third."""
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -87,7 +92,13 @@ def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], int]]:
         )
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            yield file, archive.getinfo(f"{key}.npy").file_size
+            size = archive.getinfo(f"{key}.npy").file_size
+            if size > (most := max(_SMALL, _MOST_COMPRESSED * path.stat().st_size)):
+                raise ValueError(
+                    f"its {size_of(path.stat().st_size)} would become {size_of(size)}; the limit is {size_of(most)}, "
+                    f"as real features are never {_MOST_COMPRESSED} times smaller when they are compressed"
+                )
+            yield file, size
     except _DAMAGED as error:
         raise _unreadable(path, error) from None
 
