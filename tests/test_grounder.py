@@ -304,22 +304,31 @@ def playlist_of(video: Path, folder: Path) -> Path:
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    (folder / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:30\n#EXTINF:20,\nsegment.ts\n#EXT-X-ENDLIST\n")
+    duration = probe(video).duration
+    (folder / "a.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:30\n#EXTINF:{duration:.3f},\nsegment.ts\n#EXT-X-ENDLIST\n"
+    )
     return folder / "a.m3u8"
 
 
 def test_playlists_of_equal_text_have_their_own_features(
-    checkpoint: Checkpoint, backbone: ShapesBackbone, tiny_world: Path, tmp_path: Path
+    checkpoint: Checkpoint, backbone: ShapesBackbone, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Check that the segments are part of the key by which features are cached."""
     videos = sorted((tiny_world / "videos").iterdir())[:2]
     playlists = [playlist_of(video, tmp_path / video.stem) for video in videos]
     assert playlists[0].read_bytes() == playlists[1].read_bytes()
     kept, uncached = (
         Grounder(checkpoint, backbone=backbone, cache=cache, device="cpu") for cache in (tmp_path / "cache", None)
     )
+    answers = []
     for playlist in playlists:
-        expected = uncached.ground(playlist, "a ring")
-        assert np.array_equal(kept.ground(playlist, "a ring").saliency, expected.saliency)
+        expected = uncached.ground(playlist, "a ring", allow_playlists=True)
+        answers.append(kept.ground(playlist, "a ring", allow_playlists=True))
+        assert np.array_equal(answers[-1].saliency, expected.saliency)
+    monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
+    for playlist, answer in zip(playlists, answers, strict=True):
+        assert kept.ground(playlist, "a ring", allow_playlists=True) == answer
 
 
 def test_a_playlist_opens_no_address(
@@ -327,8 +336,11 @@ def test_a_playlist_opens_no_address(
 ) -> None:
     playlist = playlist_of(video, tmp_path / "p")
     playlist.write_text(playlist.read_text().replace("segment", f"http://127.0.0.1:{server.server_port}/p/segment"))
-    with pytest.raises(VideoError, match="is a playlist whose segments cannot be read"):
-        Grounder(checkpoint, backbone=backbone, cache=None, device="cpu").ground(playlist, "a ring")
+    grounder = Grounder(checkpoint, backbone=backbone, cache=None, device="cpu")
+    with pytest.raises(VideoError, match=r"is a playlist \(HLS\)"):
+        grounder.ground(playlist, "a ring")
+    with pytest.raises(VideoError, match="is a playlist that names an address"):
+        grounder.ground(playlist, "a ring", allow_playlists=True)
     assert server.requests == []
 
 

@@ -30,10 +30,6 @@ DEFAULT_CACHE = "default"
 """Stands for :func:`default_cache`."""
 
 
-_PLAYLISTS = ("concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest")
-"""FFmpeg's names of formats whose files only name other files."""
-
-
 class CacheWarning(UserWarning):
     """Warning that features could not be cached; the answer is not affected."""
 
@@ -127,14 +123,26 @@ class Grounder:
             return cls(checkpoint, backbone=backbone, cache=cache, device=device, name=str(name))
 
     @overload
-    def ground(self, video: str | Path, query: str, *, progress: bool = ...) -> Grounding: ...
+    def ground(
+        self, video: str | Path, query: str, *, progress: bool = ..., allow_playlists: bool = ...
+    ) -> Grounding: ...
     @overload
     def ground(
-        self, video: str | Path, query: list[str] | tuple[str, ...], *, progress: bool = ...
+        self,
+        video: str | Path,
+        query: list[str] | tuple[str, ...],
+        *,
+        progress: bool = ...,
+        allow_playlists: bool = ...,
     ) -> list[Grounding]: ...
 
     def ground(
-        self, video: str | Path, query: str | list[str] | tuple[str, ...], *, progress: bool = False
+        self,
+        video: str | Path,
+        query: str | list[str] | tuple[str, ...],
+        *,
+        progress: bool = False,
+        allow_playlists: bool = False,
     ) -> Grounding | list[Grounding]:
         """Find the moments of a video in which a sentence is true.
 
@@ -143,6 +151,8 @@ class Grounder:
                 from which it is copied first. A video longer than the model's window is read in overlapping windows.
             query: a sentence, or several, which share the features of the video.
             progress: show a bar on a terminal once reading the video takes longer than 2 s.
+            allow_playlists: read a video that is a playlist (HLS) with files in its own folder; allow it only for
+                playlists that you trust.
 
         Returns:
             A Grounding for one sentence, a list of Groundings for several.
@@ -153,12 +163,13 @@ class Grounder:
             StorageError: if the file at an address cannot be fetched.
         """
         from sidelight.features.sources import local_video
+        from sidelight.video import playlist
         from sidelight.video.damage import VideoWarning, warn
 
         queries = checked_queries(query)
         name = path_text(video)
         text = self.encode(queries)
-        with local_video(video) as file:
+        with playlist.allow_playlists(allow_playlists), local_video(video) as file:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", VideoWarning)
                 features = self._features_of_file(file, progress=progress)
@@ -193,8 +204,7 @@ class Grounder:
     def features(self, video: str | Path) -> VideoFeatures:
         """Return the (K, T, D_v) features of a video file or address, from the cache if they are in it.
 
-        Features of a damaged file are not cached, so that each call warns about the damage. Nor are features of a
-        playlist, because two playlists of equal text may have different segments. Notes about a file's times
+        Features of a damaged file are not cached, so that each call warns about the damage. Notes about a file's times
         (``probe``) are issued as warnings too, at each call.
 
         Raises:
@@ -219,8 +229,6 @@ class Grounder:
             return encode_video_file(video, self.backbone, progress=progress)
         limit = feature_limit() if self.cache == default_cache() else None  # a wrong limit is said before the work
         info = probe(video)  # has the best messages for a file that is not a video
-        if info.container in _PLAYLISTS:
-            return encode_video_file(video, self.backbone, progress=progress)
         note = "; ".join(info.notes)
         # Features without the mark may be of an earlier version, which gave such a video other times or colours.
         key = content_digest(video) + ("-2" if note or info.hdr else "")

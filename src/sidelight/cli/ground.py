@@ -46,6 +46,7 @@ def ground(
     json: JsonFile | None = None,
     plot: PlotFile | None = None,
     no_cache: bool = False,
+    allow_playlists: bool = False,
 ) -> int:
     """Find moments in a video by a sentence.
 
@@ -66,10 +67,13 @@ def ground(
         json: write the groundings as JSON; - for standard output.
         plot: draw frames, highlight curve and moments.
         no_cache: neither read nor keep the features of this video.
+        allow_playlists: read a video that is a playlist (HLS, .m3u8) with an end and files in its own folder; allow it
+            only for playlists that you trust.
     """
     from sidelight.features.sources import local_video
     from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
     from sidelight.io.download import offline as without_network
+    from sidelight.video import playlist
     from sidelight.video.read import probe
 
     require_range(1, top=top)
@@ -82,11 +86,12 @@ def ground(
             file=sys.stderr,
         )
     cache = None if no_cache else DEFAULT_CACHE
-    with without_network(offline), local_video(video) as file, report_to(json):
+    allowing = playlist.allow_playlists(allow_playlists)
+    with without_network(offline), allowing, local_video(video) as file, report_to(json):
         probe(file)  # reports what is wrong with the file before the slow work begins
         grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
-        answers = (grounding.at_least(min_score) for grounding in grounder.ground(file, query, progress=True))
-        groundings = [replace(grounding, video=video) for grounding in answers]
+        answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
+        groundings = [replace(grounding.at_least(min_score), video=video) for grounding in answers]
         for grounding in groundings:
             print_grounding(grounding, top=top)
         print(f"answered by the model {grounder.name}")

@@ -12,6 +12,7 @@ from sidelight.data.datasets.base import DataWarning
 from sidelight.io.files import USUAL_SUFFIXES, ignored_in, path_text, read_text, video_names, videos_in
 from sidelight.io.storage import is_address, list_files, local_copy, name_of
 from sidelight.video.damage import VideoError, warn
+from sidelight.video.playlist import files_of, is_playlist
 
 _MAX_FOLDERS = 3
 """How many folders a warning about ignored files names."""
@@ -89,14 +90,20 @@ def chosen_videos(
 def content_digest(path: str | Path) -> str:
     """Return 32 hex digits of a file's content: a key that stays the same for copies and renamed files.
 
+    The key of a playlist is that of its text and of all files that it names.
+
     Raises:
-        VideoError: if the file cannot be read.
+        VideoError: if the file cannot be read, or is a playlist that names files outside its folder.
     """
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        files = files_of(str(path)) if is_playlist(path) else [path]
+        for name in files:
+            if len(files) > 1:
+                digest.update(f"{os.path.getsize(name)};".encode())
+            with open(name, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     except OSError as error:
         raise VideoError(f"{path} cannot be read ({error.strerror}); check the path") from None
     return digest.hexdigest()

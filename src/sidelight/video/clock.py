@@ -24,6 +24,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from sidelight.io.files import path_text
+from sidelight.video.playlist import files_of, is_playlist
 
 _BACK = Fraction(1, 10)  # s; a timestamp that is earlier than the one before by more is a break, as in ffmpeg
 _AHEAD = 10  # s; so is one that is later by more, in a broadcast format, as in ffmpeg
@@ -70,15 +71,19 @@ def parts_of(path: str | os.PathLike[str]) -> tuple[Part, ...]:
     """Return the recordings that a file joins: one of an ordinary file, and of a file that cannot be read."""
     name = path_text(path)
     with suppress(OSError):
-        if os.path.isfile(name):
+        if os.path.isfile(name) and not is_playlist(name):
             return _parts_of(name, *state_of(name))
     return (Part(),)
 
 
 def state_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the size of a file and the time of its last change, by which results of reading it are kept."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+    """Return the size of a file and the time of its last change, by which results of reading it are kept.
+
+    Of a playlist, they are the sum of the sizes of its files, and the time of the last change of any.
+    """
+    files = files_of(path_text(path)) if is_playlist(path) else [path]
+    states = [os.stat(file) for file in files]
+    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
 
 
 @lru_cache(maxsize=16)

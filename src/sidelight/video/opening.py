@@ -14,8 +14,45 @@ from av.video.stream import VideoStream
 from sidelight.io.storage import is_address
 from sidelight.video.clock import Part
 from sidelight.video.damage import VideoError
+from sidelight.video.playlist import Opener, are_allowed, is_playlist
 
 _WHOLE = Part()
+
+# FFmpeg may open these formats only, because formats such as concat, dash and sdp make it open other files and
+# addresses. Each of these reads its own file; sound and still images are there for the sake of messages.
+_VIDEO_FORMATS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "asf", "asf_o", "flv", "live_flv", "kux", "ogg", "nut", "rm", "ivr"),
+    *("wtv", "mxf", "gxf", "lxf", "dv", "dhav", "nsv", "nuv", "swf", "ty", "vivo", "ivf", "yuv4mpegpipe", "gif"),
+    *("apng", "webp", "webp_anim", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "evc", "av1", "obu"),
+    *("vc1", "vc1test", "mjpeg", "mjpeg_2000", "mpjpeg", "smjpeg", "dirac", "dnxhd", "cavsvideo", "avs2", "avs3"),
+    *("apv", "simbiosis_imx", "ipu", "pva", "pmp", "mtv", "mlv", "cine", "r3d", "ser", "flic", "film_cpk", "roq"),
+)
+_SOUND_FORMATS = (
+    *("aac", "ac3", "ac4", "aiff", "amr", "amrnb", "amrwb", "ape", "au", "caf", "dsf", "dts", "dtshd", "eac3", "flac"),
+    *("loas", "mlp", "mp3", "mpc", "mpc8", "oma", "qcp", "tak", "truehd", "tta", "voc", "w64", "wav", "wv", "xwma"),
+)
+_IMAGE_KINDS = (
+    *(
+        "bmp",
+        "dds",
+        "dpx",
+        "exr",
+        "gif",
+        "hdr",
+        "j2k",
+        "jpeg",
+        "jpegls",
+        "jpegxl",
+        "jpegxs",
+        "pam",
+        "pbm",
+        "pcx",
+        "pfm",
+    ),
+    *("pgm", "pgmyuv", "pgx", "phm", "photocd", "png", "ppm", "psd", "qoi", "sgi", "sunrast", "svg", "tiff", "webp"),
+    *("xbm", "xpm", "xwd"),
+)
+_FORMATS = ",".join((*_VIDEO_FORMATS, *_SOUND_FORMATS, "ico", *(f"{kind}_pipe" for kind in _IMAGE_KINDS)))
 
 
 def options_for_any_metadata(version: str) -> dict[str, Any]:
@@ -45,7 +82,10 @@ def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStr
             beginning = file.read(256)
         if not beginning:
             raise VideoError(f"{path} is empty (0 bytes); expected a video file, so copy or download it again")
-        container = av.open(part.address(path), **options_for_any_metadata(av.__version__))
+        if is_playlist(path) and not are_allowed():
+            problem = "is a playlist (HLS), which makes the decoder open other files; expected one video file"
+            raise VideoError(f"{path} {problem}, so join it, or allow it if you trust it (--allow-playlists)")
+        container = _open(path, part)
     except FileNotFoundError:
         raise VideoError(f"{path} does not exist; expected a video file, so check the path") from None
     except OSError as error:
@@ -56,8 +96,8 @@ def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStr
             problem = "is an MP4 or MOV file that was cut off: its index (moov), which is written last, is missing"
             raise VideoError(f"{path} {problem}; expected a whole file, so copy or record it again") from None
         if beginning.startswith(b"#EXTM3U"):
-            problem = "is a playlist whose segments cannot be read; they must be files beside it on this machine"
-            raise VideoError(f"{path} {problem}; download them, or give the video as one file") from None
+            problem = "is a playlist whose segments cannot be read"
+            raise VideoError(f"{path} {problem}; check that a video player shows it, or give one video file") from None
         if beginning.lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise VideoError(f"{path} is a web page; expected a video file, so give the file itself") from None
         problem = "is not a video; expected MP4, MKV, MOV, WebM or the like"
@@ -71,6 +111,18 @@ def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStr
     except VideoError:
         container.close()
         raise
+
+
+def _open(path: str, part: Part) -> InputContainer:
+    """Open a file with FFmpeg, which may open no other file, or the files beside an allowed playlist."""
+    settings = options_for_any_metadata(av.__version__)
+    settings["options"] = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,subfile"}
+    address = part.address(path)
+    if is_playlist(path):
+        settings["options"] = {"format_whitelist": f"hls,{_FORMATS}", "protocol_whitelist": "file"}
+        address, settings["io_open"] = os.path.realpath(path), Opener(path)
+    container: InputContainer = av.open(address, **settings)
+    return container
 
 
 def _main_stream(container: InputContainer, path: str) -> VideoStream:

@@ -23,6 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -247,7 +248,10 @@ class DecodeWorkers:
         self._ready: queue.Queue[Chunk | End | BaseException | None] = queue.Queue(count)
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._running: set[_Worker] = set()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
+        # Each thread gets a copy of our context, which may allow playlists.
+        self._threads = [
+            threading.Thread(target=copy_context().run, args=(self._run,), daemon=True) for _ in range(count)
+        ]
 
     def __enter__(self) -> DecodeWorkers:
         for thread in self._threads:
