@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidelight.core.messages import count_of
 from sidelight.io.files import write_text
+from sidelight.io.processes import end_with_parent
 from sidelight.training.recipe import BackboneConfig, Recipe, read_recipe
 from studies.ablation.variants import ABLATIONS, TESTED, Ablation, Variant, chosen_levels, digest, overridden
 
@@ -462,7 +463,7 @@ def _in_parallel(runs: Sequence[Run], jobs: int, keep: bool) -> Iterator[tuple[R
         while waiting or working:
             while waiting and len(working) < jobs:
                 if not idle:
-                    pools.append(ProcessPoolExecutor(1, mp_context=context))
+                    pools.append(ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent))
                     idle.append(pools[-1])
                 pool = idle.pop()
                 run = waiting.popleft()

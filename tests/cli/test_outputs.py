@@ -227,3 +227,36 @@ def test_a_full_device_is_one_sentence_and_stays(here: Path, capsys: pytest.Capt
     assert main(["data", "import", "t.csv", "--videos", "films", "--out", str(full)]) == 2
     assert capsys.readouterr().err == f"sidelight: {full} cannot be read or written: No space left on device\n"
     assert stat.S_ISCHR(full.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ground PIPE star --model shapes",
+        "extract PIPE --out store",
+        "evaluate PIPE annotations.jsonl",
+        "data import PIPE --out rows.jsonl",
+        "train --config PIPE",
+        "summary --config PIPE",
+        "models import PIPE",
+        "features verify STORE",
+    ],
+)
+def test_pipes_and_devices_are_no_input(
+    command: str, tmp_path: Path, tiny_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that each command says so at once; reading a pipe waits for ever, and reading a device may never end."""
+    pipe, store = tmp_path / "p", tmp_path / "store"
+    os.mkfifo(pipe)
+    shutil.copytree(tiny_store, store)
+    (file,) = sorted((store / "videos").iterdir())[:1]
+    file.unlink()
+    os.mkfifo(file)
+    arguments = [word.replace("PIPE", str(pipe)).replace("STORE", str(store)) for word in command.split()]
+    code = main(arguments)
+    output = capsys.readouterr()
+    assert code == (1 if "verify" in command else 2)
+    assert (
+        "is a pipe or a device; expected a file" in output.err + output.out
+        or "is a pipe or a device, and" in output.err
+    )

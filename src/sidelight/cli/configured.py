@@ -17,6 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from sidelight.cli.parser import Command, add_parameters, add_verbosity, option_names, set_verbosity, summary
+from sidelight.io.files import require_regular
 from sidelight.recipes import command_of, recipe_file
 from sidelight.training.recipe import (
     add_recipe_arguments,
@@ -67,7 +68,10 @@ def _recipe_in(arguments: Sequence[str]) -> str | None:
     """Return the file of the recipe in the arguments; None if they have none, or it does not exist."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, value = argument.partition("=")
-        if name == "--config" and Path(value or following).is_file():
+        if name != "--config":
+            continue
+        require_regular(value or following)
+        if Path(value or following).is_file():
             return value or following
     return None
 

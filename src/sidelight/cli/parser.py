@@ -178,16 +178,16 @@ def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[st
 
 
 def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
-    """Check that a command writes no file that it reads, and no file twice.
+    """Check that a command reads no pipe and no device, writes no file that it reads, and no file twice.
 
     Args:
         command: the command.
         values: its arguments, by the name of the parameter.
 
     Raises:
-        ValueError: see :func:`sidelight.io.files.require_outputs`.
+        ValueError: see :func:`sidelight.io.files.require_outputs` and :func:`sidelight.io.files.require_regular`.
     """
-    from sidelight.io.files import require_outputs
+    from sidelight.io.files import require_outputs, require_regular
 
     hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
     kinds = {name: path_kind(hints[name]) for name, value in values.items() if value and value != "-"}
@@ -195,6 +195,8 @@ def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
     # A default, such as the model "shapes", is a packaged name and not a folder of the user.
     inputs = [values[name] for name in kinds if kinds[name] == "input" and values[name] != parameters[name].default]
     paths = [path for value in inputs for path in (value if isinstance(value, list) else [value])]
+    for path in paths:
+        require_regular(path)
     for kind in ("output file", "output folder"):
         outputs = {f"--{name.replace('_', '-')}": values[name] for name in kinds if kinds[name] == kind}
         require_outputs(outputs, paths, folders=kind == "output folder")

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.timeline import Timeline
 from sidelight.features.growing import LARGE, all_finite, blocks, map_video, require_finite
-from sidelight.io.files import replacing, sweep, write_text
+from sidelight.io.files import replacing, require_regular, sweep, write_text
 from sidelight.io.jsonl import read_json_lines, shown, write_json_lines
 from sidelight.io.storage import cached, file_versions, is_address
 
@@ -465,6 +465,7 @@ def _open(path: Path) -> Any:
     """Map a safetensors file into memory; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
+    require_regular(path)
     if not os.access(path, os.R_OK):  # safetensors reports such a file as missing
         raise ValueError(f"{path} cannot be read; you need the right to")
     try:

@@ -414,6 +414,19 @@ def _require_writable_stream(path: Path, name: str) -> None:
         raise ValueError(f"cannot write {path}: you may not write into it; give {name} a file name")
 
 
+def require_regular(path: str | Path) -> None:
+    """Refuse an input that exists and is a pipe, a socket or a device: reading it might never end.
+
+    Args:
+        path: a file, a folder or anything else that an option may name.
+
+    Raises:
+        ValueError: if it is none of files and folders.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ValueError(f"{path} is a pipe or a device; expected a file, so write its content to a file first")
+
+
 def _local(path: str | Path) -> str:
     """Return a path of this machine without file://, and any other address without its last slash."""
     text = os.fspath(path)

@@ -16,6 +16,7 @@ import numpy as np
 
 from sidelight.data.annotations import Annotation, write_annotations
 from sidelight.io.files import read_json, replacing, write_text
+from sidelight.io.processes import end_with_parent
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
 from sidelight.shapes.world import (
@@ -116,7 +117,7 @@ def _draw_all(scenes: list[Scene], folder: Path, side: int, workers: int, progre
     if workers <= 1:
         yield from bar(map(draw, scenes))
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         yield from bar(pool.map(draw, scenes, chunksize=1))
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.timeline import Timeline
+from sidelight.io.processes import end_with_parent
 from sidelight.io.storage import is_address, local_copy
 from sidelight.video.damage import VideoError
 from sidelight.video.read import Resize, frames_at, probe
@@ -169,7 +170,7 @@ class _Worker:
     def __init__(self) -> None:
         # Modules are imported from where we import them, and never from the current folder, which may hold videos.
         path = [folder for folder in sys.path if folder]
-        start = f"import sys; sys.path[:] = {path!r}; from sidelight.video.workers import main; main()"
+        start = f"import sys; sys.path[:] = {path!r}; from sidelight.video.workers import main; main({os.getpid()})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", start],
             stdin=subprocess.PIPE,
@@ -376,8 +377,13 @@ def _describe_exit(code: int) -> str:
     return f"{name}: out of memory?" if name == "SIGKILL" else name
 
 
-def main() -> None:
-    """Run one worker on standard input and output."""
+def main(parent: int) -> None:
+    """Run one worker on standard input and output.
+
+    Args:
+        parent: id of the process that started the worker; the worker ends with it.
+    """
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries that print must not write between our answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)

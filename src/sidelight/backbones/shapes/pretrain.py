@@ -45,6 +45,7 @@ from sidelight.core.messages import duration_of
 from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
 from sidelight.io.files import only_writer, replacing
+from sidelight.io.processes import end_with_parent
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import read_state, write_state
 from sidelight.shapes import make_world
@@ -196,7 +197,7 @@ def _drawn_scenes(config: PretrainConfig, cached: Path) -> tuple[Path, Labels]:
         shape = (config.drawn_scenes * config.drawn_clips, *_clip_shape(config.model))
         with replacing(pixels_path) as pixels_beside, replacing(labels_path) as labels_beside:
             clips = np.lib.format.open_memmap(pixels_beside, mode="w+", dtype=np.uint8, shape=shape)
-            with ProcessPoolExecutor(config.processes) as pool:
+            with ProcessPoolExecutor(config.processes, initializer=end_with_parent) as pool:
                 scenes = pool.map(draw, range(config.drawn_scenes), chunksize=50)
                 for frames, labels in tqdm(scenes, total=config.drawn_scenes, unit="scene", desc="drawing clips"):
                     clips[row : row + len(frames)] = frames
