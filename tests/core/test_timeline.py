@@ -78,6 +78,8 @@ def test_spans_of_clips_and_seconds_of_frames() -> None:
     assert 4.999 < last[1] < 5  # 5.5 would lie after the video
     with pytest.raises(ValueError, match="frames_per_clip must be 1 or more, got 0"):
         timeline.frame_seconds(0)
+    with pytest.raises(ValueError, match="frames_per_clip must be 1 or more"):
+        timeline.frame_times(0)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,8 @@ def test_everything_lies_inside_the_video(timeline: Timeline, per_clip: int) -> 
     assert (spans[1:, 0] == spans[:-1, 1]).all()
     assert spans[-1, 1] == pytest.approx(timeline.duration, rel=1e-4)
     seconds = timeline.frame_seconds(per_clip)
+    times = timeline.frame_times(per_clip)
+    assert list(times) == times[:] == seconds.reshape(-1).tolist() and times[-1] == seconds[-1, -1]
     assert seconds.shape == (timeline.num_clips, per_clip)
     assert (np.diff(seconds.reshape(-1)) >= 0).all()
     assert seconds.min() >= 0

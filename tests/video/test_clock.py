@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import struct
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +20,9 @@ import pytest
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 
+from sidelight.core.timeline import Timeline
 from sidelight.video.clock import Part, parts_of, read_clock
-from sidelight.video.read import VideoInfo, VideoWarning, frames_at, probe
+from sidelight.video.read import VideoError, VideoInfo, VideoWarning, frames_at, probe
 from tests.films import Encoding, encode, encode_silence, number_of, numbered, steady
 
 COUNT = 20
@@ -311,3 +314,49 @@ def test_sound_is_needed_for_nothing(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
         encode_silence(container, sound, 0.0)
     assert probe(path).duration == pytest.approx(0.5)
+
+
+def write_frames_at(path: Path, seconds: list[float], *, noise: int = 0) -> Path:
+    """Write a Matroska file with a frame at each of the seconds; with noise, frames have about so many bytes."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for second in seconds:
+            image = rng.integers(0, 256 if noise else 1, (32, 32, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(second * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (3e8, "lasts 3,472 days by its timestamps, and at most 30 days are read; cut it into shorter files"),
+        (1e6, r"lasts 277\.8 hours by its timestamps, but has only .* read as 1\.\d hours at most"),
+    ],
+)
+def test_an_absurd_duration_is_refused(second: float, message: str, tmp_path: Path) -> None:
+    """Check a file of two frames: its clips would take gigabytes and days."""
+    path = write_frames_at(tmp_path / "v.mkv", [0.0, second])
+    assert path.stat().st_size < 5000
+    with pytest.raises(VideoError, match=message):
+        probe(path)
+
+
+def test_a_recording_of_several_days_is_read_without_a_list_of_its_times(tmp_path: Path) -> None:
+    """Check four days of a camera that keeps a frame every minute, as it is sampled: four times a clip of 2 seconds."""
+    days = 4 * 86400
+    path = write_frames_at(tmp_path / "v.mkv", [60.0 * n for n in range(days // 60)], noise=1000)
+    info = probe(path)
+    assert info.duration == pytest.approx(days, abs=61)
+    times = Timeline(duration=info.duration, clip_seconds=2.0).frame_times(4)
+    tracemalloc.start()
+    frames = frames_at(path, times, size=(16, 16))
+    assert [frame.seconds for frame in islice(frames, 0, 2000, 400)] == [0.0, 180.0, 360.0, 600.0, 780.0]
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(times) > 690_000 and used < 2 << 20

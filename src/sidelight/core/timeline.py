@@ -9,9 +9,9 @@ Legend: T clips, n frames per clip; spans (..., 2) are [start, end].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,14 @@ class Timeline:
         inside = np.nextafter(self.duration, 0.0)
         return np.minimum((clips + parts) * self.clip_seconds, inside)
 
+    def frame_times(self, frames_per_clip: int) -> FrameTimes:
+        """Return the seconds of :meth:`frame_seconds` in one row, each computed when it is read.
+
+        Raises:
+            ValueError: if frames_per_clip is below 1.
+        """
+        return FrameTimes(self, frames_per_clip)
+
     def to_unit(self, spans_seconds: npt.ArrayLike) -> Floats:
         """Convert [start, end] in seconds to units of the extent."""
         return np.asarray(spans_seconds, dtype=np.float64) / self.extent
@@ -181,6 +189,40 @@ class Timeline:
             if name not in present:
                 raise ValueError(f"a timeline needs duration and clip_seconds; {name} is missing")
         return cls(duration=values["duration"], clip_seconds=values["clip_seconds"], clips=values.get("clips"))
+
+
+class FrameTimes(Sequence[float]):
+    """The seconds of the frames to read, ascending: as many as T clips have, and no memory for them.
+
+    Args:
+        timeline: the clips.
+        frames_per_clip: n.
+
+    Raises:
+        ValueError: if frames_per_clip is below 1.
+    """
+
+    def __init__(self, timeline: Timeline, frames_per_clip: int) -> None:
+        if frames_per_clip < 1:
+            raise ValueError(f"frames_per_clip must be 1 or more, got {frames_per_clip}")
+        self._timeline, self._per_clip = timeline, frames_per_clip
+        self._count = timeline.num_clips * frames_per_clip
+        self._inside = math.nextafter(timeline.duration, 0.0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        clip, part = divmod(range(self._count)[index], self._per_clip)
+        seconds = clips_to_seconds(clip + (part + 0.5) / self._per_clip, self._timeline.clip_seconds)
+        return min(seconds, self._inside)
 
 
 def longest_input(window_clips: int) -> int:

@@ -91,7 +91,7 @@ class Decoder:
         self._index_delay: int | None = None  # ticks from a keyframe's time in the index to its presentation
         self._matroska = "matroska" in self.container.format.name
         self._avi = self.container.format.name == "avi"
-        self._wanted_seconds: list[float] = []  # ascending; empty: all
+        self._wanted_seconds: Sequence[float] = ()  # ascending; empty: all
         self._skipped = 0  # packets
         self._unreliable = False  # whether packets or frames are not as in an undamaged file
         self._delay: int | None = None  # AVI: ticks from a frame's decoding to its showing
@@ -123,7 +123,7 @@ class Decoder:
     def skip_unwanted(self, seconds: Sequence[float]) -> None:
         """Skip, from now on, frames that are not shown at any of these ascending seconds, where that is safe."""
         if self._nal.can_tell and not self._avi and not self.damage.lost and not self._unreliable:
-            self._wanted_seconds = list(seconds)
+            self._wanted_seconds = seconds
 
     def skipped_too_much(self, frame: DecodedFrame, second: float) -> bool:
         """Check whether a needed frame may have been skipped, and forget the packets of frames up to this one.

@@ -26,13 +26,21 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
+from sidelight.core.messages import size_of
+from sidelight.core.timeline import FrameTimes
 from sidelight.io.files import path_text
-from sidelight.video.clock import Part, parts_of
+from sidelight.video.clock import Part, parts_of, state_of
 from sidelight.video.damage import VideoError, VideoWarning, warn
 from sidelight.video.decoder import DecodedFrame, Decoder
 from sidelight.video.hdr import HLG, PQ, to_sdr
 
 __all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe"]
+
+MOST_DAYS = 30
+"""Days of the longest video that is read."""
+_DAY, _FREE_SECONDS = 86400, 3600
+_LEAST_BYTES_PER_SECOND = 10
+"""Of a video longer than an hour. One still frame a second takes more, so only wrong timestamps give less."""
 
 Resize = Literal["stretch", "crop"]
 
@@ -85,15 +93,32 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Return the properties of a video file. Decodes one frame, so a file that passes is a video.
 
     Raises:
-        VideoError: if the file cannot be read as a video.
+        VideoError: if the file cannot be read as a video, or its timestamps state an absurd duration: more than
+            MOST_DAYS, or more than an hour with less than 10 bytes for each further second.
     """
     recordings, unreadable = _recordings(path)
     info = recordings[0][1]
+    duration = sum(info.duration for _, info in recordings)
+    _check_duration(path_text(path), duration)
     if len(recordings) + len(unreadable) == 1:
         return info
-    duration = sum(info.duration for _, info in recordings)
     note = f"{path_text(path)} joins {len(recordings)} recordings; they follow each other, {duration:.2f} s in all"
     return replace(info, duration=duration, notes=(note, *unreadable))
+
+
+def _check_duration(path: str, seconds: float) -> None:
+    """Refuse a duration that is longer than any recording, or than a file of this size can fill."""
+    if seconds > _DAY * MOST_DAYS:
+        problem = f"lasts {seconds / _DAY:,.0f} days by its timestamps, and at most {MOST_DAYS} days are read"
+        raise VideoError(f"{path} {problem}; cut it into shorter files, or repair its timestamps")
+    size = state_of(path)[0]
+    most = _FREE_SECONDS + size / _LEAST_BYTES_PER_SECOND
+    if seconds > most:
+        problem = f"lasts {seconds / 3600:,.1f} hours by its timestamps, but has only {size_of(size)}"
+        raise VideoError(
+            f"{path} {problem}, which are read as {most / 3600:,.1f} hours at most ({_LEAST_BYTES_PER_SECOND} bytes a "
+            "second after the first hour); repair its timestamps"
+        )
 
 
 def _recordings(path: str | os.PathLike[str]) -> tuple[list[tuple[Part, VideoInfo]], list[str]]:
@@ -169,26 +194,19 @@ def frames_at(
         ValueError: if the times do not ascend, or size or resize is none of the above.
         VideoError: if the file cannot be read as a video.
     """
-    try:
-        wanted_seconds = [float(second) for second in seconds]
-    except (TypeError, ValueError):
-        raise ValueError(f"seconds must be a sequence of numbers, got {seconds!r}") from None
-    if not all(map(math.isfinite, wanted_seconds)):
-        raise ValueError("seconds must be finite, but a NaN or an infinity is among the wanted times")
-    for before, after in pairwise(wanted_seconds):
-        if after < before:
-            raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
+    if not isinstance(seconds, FrameTimes):
+        seconds = _ascending(seconds)
     lengths: Any = size  # of any type
     if size is not None and not (len(lengths) == 2 and all(type(n) is int and n > 0 for n in lengths)):
         raise ValueError(f"size must be (width, height), whole pixels above 0, or None; got {size!r}")
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize must be 'stretch' or 'crop', got {resize!r}")
-    wanted_seconds, report = [second + _ROUNDING for second in wanted_seconds], on_damage or warn
+    wanted_seconds, report = _Moved(seconds, _ROUNDING), on_damage or warn
     if len(parts_of(path)) > 1:
         info, recordings = probe(path), _recordings(path)[0]
         size = size or (info.width, info.height)
 
-        def frames_of(part: Part, seconds: list[float]) -> Iterator[Frame]:
+        def frames_of(part: Part, seconds: Sequence[float]) -> Iterator[Frame]:
             decoder = Decoder(path, threads, part)
             return _frames(decoder, _RgbConverter(decoder, size, resize), seconds, report)
 
@@ -197,6 +215,33 @@ def frames_at(
     decoder = Decoder(path, threads)  # opened here, not in the generator, so that a bad file is reported at once
     frames = _frames(decoder, _RgbConverter(decoder, size, resize), wanted_seconds, report)
     return _noted(decoder.notes(), report, frames)
+
+
+def _ascending(seconds: Sequence[float]) -> list[float]:
+    """Return wanted times as numbers; ValueError unless they are finite and ascend."""
+    try:
+        numbers = [float(second) for second in seconds]
+    except (TypeError, ValueError):
+        raise ValueError(f"seconds must be a sequence of numbers, got {seconds!r}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("seconds must be finite, but a NaN or an infinity is among the wanted times")
+    for before, after in pairwise(numbers):
+        if after < before:
+            raise ValueError(f"seconds must ascend, but {after} comes after {before}; sort the wanted times")
+    return numbers
+
+
+class _Moved(Sequence[float]):
+    """A part of a row of times, moved; the times of a long video are computed where they are read, and never kept."""
+
+    def __init__(self, seconds: Sequence[float], by: float, part: slice = slice(None)) -> None:
+        self._seconds, self._by, self._range = seconds, by, range(len(seconds))[part]
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._seconds[self._range[index]] + self._by
 
 
 def _noted(notes: Sequence[str], report: Callable[[str], None], frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -208,8 +253,8 @@ def _noted(notes: Sequence[str], report: Callable[[str], None], frames: Iterator
 
 def _joined_frames(
     recordings: Sequence[tuple[Part, float]],
-    frames_of: Callable[[Part, list[float]], Iterator[Frame]],
-    wanted_seconds: list[float],
+    frames_of: Callable[[Part, Sequence[float]], Iterator[Frame]],
+    wanted_seconds: Sequence[float],
 ) -> Iterator[Frame]:
     """Yield the frame shown at each wanted second, where recordings follow each other.
 
@@ -224,7 +269,7 @@ def _joined_frames(
         after = len(wanted_seconds) if is_last else bisect_left(wanted_seconds, start + length)
         frame, missing = None, after - first
         if missing:
-            for frame in frames_of(part, [second - start for second in wanted_seconds[first:after]]):
+            for frame in frames_of(part, _Moved(wanted_seconds, -start, slice(first, after))):
                 frame, missing = replace(frame, seconds=frame.seconds + start), missing - 1
                 yield frame
         if frame is not None and not is_last:
@@ -233,7 +278,7 @@ def _joined_frames(
 
 
 def _frames(
-    decoder: Decoder, converter: _RgbConverter, wanted_seconds: list[float], report: Callable[[str], None]
+    decoder: Decoder, converter: _RgbConverter, wanted_seconds: Sequence[float], report: Callable[[str], None]
 ) -> Iterator[Frame]:
     """Yield the frame shown at each wanted second as RGB.
 
@@ -261,7 +306,7 @@ def _frames(
         decoder.close()
 
 
-def _shown_frames(decoder: Decoder, wanted_seconds: list[float]) -> Iterator[DecodedFrame]:
+def _shown_frames(decoder: Decoder, wanted_seconds: Sequence[float]) -> Iterator[DecodedFrame]:
     """Yield the frame shown at each wanted second, until a file that breaks off ends."""
     current, following = None, decoder.read()
     for second in wanted_seconds:

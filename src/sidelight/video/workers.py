@@ -103,11 +103,9 @@ def clips_of(
     Raises:
         VideoError: if the file cannot be read as a video.
     """
-    seconds = Timeline(duration=duration, clip_seconds=sampling.clip_seconds).frame_seconds(sampling.frames_per_clip)
+    seconds = Timeline(duration=duration, clip_seconds=sampling.clip_seconds).frame_times(sampling.frames_per_clip)
     size, resize = (sampling.resolution, sampling.resolution), sampling.resize
-    frames = frames_at(
-        path, seconds.reshape(-1).tolist(), size=size, resize=resize, threads=threads, on_damage=on_damage
-    )
+    frames = frames_at(path, seconds, size=size, resize=resize, threads=threads, on_damage=on_damage)
     while images := [frame.image for frame in islice(frames, chunk * sampling.frames_per_clip)]:
         images += [images[-1]] * (-len(images) % sampling.frames_per_clip)
         yield np.stack(images).reshape(-1, sampling.frames_per_clip, *images[0].shape)
@@ -377,11 +375,11 @@ def _describe_exit(code: int) -> str:
     return f"{name}: out of memory?" if name == "SIGKILL" else name
 
 
-def main(parent: int) -> None:
+def main(parent: int | None = None) -> None:
     """Run one worker on standard input and output.
 
     Args:
-        parent: id of the process that started the worker; the worker ends with it.
+        parent: id of the process that started the worker, which ends with it; asked from the system unless given.
     """
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
