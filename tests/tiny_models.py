@@ -116,3 +116,20 @@ def write_open_clip(folder: Path, vision: dict[str, Any], text: dict[str, Any], 
     state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors", {"format": "pt"})
     return folder
+
+
+def write_distilbert(folder: Path, *, width: int = 32, vocabulary: bool = True) -> Path:
+    """Write a DistilBERT of 4 layers that reads 12 tokens, with a vocabulary of letters and two words."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "star", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["."]
+    config = transformers.DistilBertConfig(
+        vocab_size=len(words), max_position_embeddings=LONGEST, n_layers=DEPTH, n_heads=2, dim=width, hidden_dim=48
+    )
+    model = transformers.DistilBertModel(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    if vocabulary:
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder

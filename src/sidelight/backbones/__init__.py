@@ -8,19 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sidelight.backbones.protocol import Backbone, FeatureSpec, SpecMismatchError, TowerSpec, TrainableTower
+from sidelight.backbones.protocol import (
+    Backbone,
+    FeatureSpec,
+    SentenceEncoder,
+    SentenceSpec,
+    SpecMismatchError,
+    TowerSpec,
+    TrainableTower,
+)
 from sidelight.core.messages import no_such
 
 __all__ = [
     "BACKBONES",
+    "SENTENCE_ENCODERS",
     "TOWERS",
     "Backbone",
     "FeatureSpec",
+    "SentenceEncoder",
+    "SentenceSpec",
     "SpecMismatchError",
     "TowerSpec",
     "TrainableTower",
     "default_weights",
     "load_backbone",
+    "load_sentence_encoder",
     "load_tower",
 ]
 
@@ -56,6 +68,11 @@ TOWERS: dict[str, Callable[..., TrainableTower]] = {
     "videomae": _Later("videomae", "VideoMAETower"),
 }
 """The video towers that can be trained from pixels."""
+SENTENCE_ENCODERS: dict[str, Callable[..., SentenceEncoder]] = {
+    "shapes": _Later("sentences", "ShapesSentences"),
+    "distilbert": _Later("sentences", "DistilBertSentences"),
+}
+"""The models that turn a sentence into one vector, for models that are trained from pixels."""
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:
@@ -96,6 +113,21 @@ def load_tower(name: str, **options: Any) -> TrainableTower:
     if name not in TOWERS:
         raise ValueError(no_such("trainable video backbone", name, TOWERS))
     return TOWERS[name](**options)
+
+
+def load_sentence_encoder(name: str, **options: Any) -> SentenceEncoder:
+    """Load the sentence encoder of that name, frozen.
+
+    Args:
+        name: a key of :data:`SENTENCE_ENCODERS`.
+        options: options of the encoder: ``weights``; distilbert also takes ``pooling``.
+
+    Raises:
+        ValueError: if there is no such encoder, or an option is wrong.
+    """
+    if name not in SENTENCE_ENCODERS:
+        raise ValueError(no_such("sentence encoder", name, SENTENCE_ENCODERS))
+    return SENTENCE_ENCODERS[name](**options)
 
 
 def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:

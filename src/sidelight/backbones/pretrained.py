@@ -22,7 +22,7 @@ WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 _LOGGER = logging.getLogger(__name__)
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_VOCABULARY_FILES = ("tokenizer.json", "spiece.model")
+_VOCABULARY_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")
 
 
 def read_config(weights: str | Path, classes: Mapping[str, str], *, family: str, example: str) -> tuple[str, Any]:

@@ -13,10 +13,11 @@ How to add a backbone:
 5. Copy ``tests/backbones/test_backbones.py``; compare with the original in ``tests/parity``, as ``test_clip.py`` does.
 
 A backbone that can also be trained from pixels has a second class, a :class:`TrainableTower`: its video tower, run
-block by block with gradients. Register it in ``TOWERS``; ``backbones/videomae.py`` is an example.
+block by block with gradients. Register it in ``TOWERS``; ``backbones/videomae.py`` is an example. A text model that
+gives one vector a sentence is a :class:`SentenceEncoder`: register it in ``SENTENCE_ENCODERS``.
 
 Legend: K levels, C clips, F frames per clip or per chunk, S side in pixels, P tokens of a clip or of a chunk, L tokens
-of a query, D_v / D_t widths of video and text, N chunks, D width of a tower.
+of a query, D_v / D_t widths of video and text, N chunks, D width of a tower, B sentences, E width of a sentence.
 """
 
 from __future__ import annotations
@@ -41,6 +42,24 @@ RESIZES = ("stretch", "crop")
 
 class SpecMismatchError(ValueError):
     """The error for features that were made by another spec than expected."""
+
+
+def _differences(expected: Any, spec: Any) -> str:
+    """Return the fields in which two specs of one kind differ, for a message; empty if they are equal."""
+    return "; ".join(
+        f"{f.name} is {getattr(spec, f.name)!r}, expected {getattr(expected, f.name)!r}"
+        for f in dataclasses.fields(expected)
+        if getattr(expected, f.name) != getattr(spec, f.name)
+    )
+
+
+def _require_equal(expected: Any, spec: Any, what: str) -> None:
+    """Raise SpecMismatchError unless two specs are equal; ``what`` is the thing that they describe."""
+    if differences := _differences(expected, spec):
+        raise SpecMismatchError(
+            f"the {what} is not the one that this model was trained with: {differences}. Give the weights of the "
+            "training, or choose another model."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +159,11 @@ class FeatureSpec:
         Raises:
             SpecMismatchError: if the specs differ; the message names each difference.
         """
-        differences = [
-            f"{f.name} is {getattr(other, f.name)!r}, expected {getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
-        ]
+        differences = _differences(self, other)
         if differences:
             raise SpecMismatchError(
                 f"{what} were made by another feature spec than {than}: "
-                f"{'; '.join(differences)}. Extract them again, into another folder, or choose another model or recipe."
+                f"{differences}. Extract them again, into another folder, or choose another model or recipe."
             )
 
 
@@ -223,16 +238,7 @@ class TowerSpec:
         Raises:
             SpecMismatchError: if it is not; the message names each difference.
         """
-        differences = [
-            f"{f.name} is {getattr(other, f.name)!r}, expected {getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
-        ]
-        if differences:
-            raise SpecMismatchError(
-                f"the video backbone is not the one that this model was trained with: {'; '.join(differences)}. Give "
-                "the weights of the training, or choose another model."
-            )
+        _require_equal(self, other, "video backbone")
 
 
 @runtime_checkable
@@ -260,6 +266,50 @@ class TrainableTower(Protocol):
 
     def finish(self, tokens_NPD: torch.Tensor) -> torch.Tensor:
         """Apply what follows the last block, such as a LayerNorm; the shape stays."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceSpec:
+    """The settings that decide which vector a sentence encoder returns. Stored with models trained from pixels."""
+
+    encoder: str
+    """Name in :data:`sidelight.backbones.SENTENCE_ENCODERS`."""
+    weights: str
+    """Digest of the weights (16 hex digits of the SHA-256 over names, types, shapes and values)."""
+    pooling: str
+    """The way from the tokens of a sentence to one vector: mean, cls or joint."""
+    width: int
+    """E, width of the vector."""
+
+    def require(self, other: SentenceSpec) -> None:
+        """Check that another encoder is the one of this spec.
+
+        Raises:
+            SpecMismatchError: if it is not; the message names each difference.
+        """
+        _require_equal(self, other, "sentence encoder")
+
+
+@runtime_checkable
+class SentenceEncoder(Protocol):
+    """A frozen model that turns a sentence into one vector, for models that are trained from pixels."""
+
+    @property
+    def spec(self) -> SentenceSpec:
+        """Return the settings and the origin of the encoder."""
+        ...
+
+    def encode(self, queries: Sequence[str]) -> torch.Tensor:
+        """Encode sentences to float32 (B, E), on the encoder's device.
+
+        Raises:
+            ValueError: for a sentence without a word, or if the weights have no vocabulary.
+        """
+        ...
+
+    def to(self, device: torch.device | str) -> SentenceEncoder:
+        """Move the weights, and return the encoder itself."""
         ...
 
 
