@@ -31,6 +31,7 @@ from sidelight.recipes import recipe_file
 from sidelight.shapes.world import Scene, sample_scene
 from sidelight.training.recipe import read_recipe
 from tests.backbones import test_internvideo2 as tiny_internvideo2
+from tests.backbones.test_i3d import published_i3d
 from tests.data.test_datasets import YOUTUBE_ROW
 from tests.training import test_convert_univtg as tiny_univtg
 
@@ -132,6 +133,7 @@ LINES: dict[str, Line] = {
         "INTERNVIDEO2 --out NEW --vocabulary WORDS/vocab.txt --heads 2 --pool-heads 4 --text-heads 2"
     ),
     "convert clip": Line("CLIP --out NEW --vocabulary WORDS --heads 2 --text-heads 2"),
+    "convert i3d": Line("I3D --out NEW"),
     "models": Line("", {"--json": "NEW"}),
     "models pull": Line("shapes"),
     "cache": Line("", {"--json": "NEW"}),
@@ -161,6 +163,7 @@ def paths(
     (folder / "answers.jsonl").write_text(json.dumps(answer) + "\n")
     (folder / "youtube.jsonl").write_text(json.dumps({**YOUTUBE_ROW, "vid": video.stem}) + "\n")
     torch.save({"module": tiny_internvideo2.published_model()}, folder / "internvideo2.pt")
+    torch.save(published_i3d(), folder / "i3d.pt")
     words = folder / "words"
     words.mkdir()
     (words / "vocab.txt").write_text("\n".join(tiny_internvideo2.VOCABULARY) + "\n", encoding="utf-8")
@@ -180,6 +183,7 @@ def paths(
         "SHAPES": PACKAGED,
         "LAYOUT": layout,
         "INTERNVIDEO2": folder / "internvideo2.pt",
+        "I3D": folder / "i3d.pt",
         "WORDS": words,
         "UNIVTG": folder / "univtg.ckpt",
         "OPTIONS": folder / "opt.json",

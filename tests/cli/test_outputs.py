@@ -107,6 +107,7 @@ def here(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("convert r2-tuning a.jsonl --run tacos --out a.jsonl", "read by the same command"),
         ("convert clip a.jsonl --vocabulary model --out model", "read by the same command"),
         ("convert internvideo2 a.jsonl --out a.jsonl", "read by the same command"),
+        ("convert i3d a.jsonl --out a.jsonl", "read by the same command"),
         ("train shapes-tiny --train.init=model/last --train.out=model", "read by the same command"),
         ("train shapes-tiny --data.train_videos=films --train.out=films", "read by the same command"),
         ("pretrain shapes-backbone --init=model --out=model", "read by the same command"),

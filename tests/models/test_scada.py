@@ -53,6 +53,12 @@ def tiny_tower(rows: int = 4) -> TrainableTower:
     return VideoMAETower(model=model)
 
 
+def i3d_tower() -> TrainableTower:
+    """Return an I3D with random weights, which reads 16 frames of 32 pixels."""
+    torch.manual_seed(0)
+    return load_tower("i3d", random_weights=True, resolution=32)
+
+
 def draw(model: nn.Module, *, seed: int, scale: float, keep: float = 1.0) -> None:
     """Draw numbers for all weights, so that none is at its initial 0."""
     generator = torch.Generator().manual_seed(seed)
@@ -116,10 +122,10 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 # adapters ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["videomae", "shapes"])
+@pytest.mark.parametrize("name", ["videomae", "shapes", "i3d"])
 @pytest.mark.parametrize("sentence", [True, False])
 def test_new_adapters_change_no_bit(name: str, sentence: bool) -> None:
-    tower = tiny_tower() if name == "videomae" else load_tower("shapes")
+    tower = {"videomae": tiny_tower, "shapes": lambda: load_tower("shapes"), "i3d": i3d_tower}[name]()
     batch = tiny_batch(tower, clips_per_chunk=tower.spec.grid[0])
     encoded = {
         mode: tiny_model(tower, drawn=False, mode=mode, sentence_in_adapters=sentence).encode(batch) for mode in MODES
@@ -131,7 +137,7 @@ def test_new_adapters_change_no_bit(name: str, sentence: bool) -> None:
 
 def plain_inner(branch: InnerBranch, tokens_CPD: Tensor, sentence_E: Tensor, across: bool) -> Tensor:
     """Compute the inner branch of one video place by place and time by time."""
-    prefix, (times, rows, columns) = branch.tower.prefix, branch.tower.grid
+    prefix, (times, rows, columns) = branch.stage.prefix, branch.stage.grid
     places = rows * columns
     kernel = branch.over_time.weight[:, 0]
     result = tokens_CPD.clone()
@@ -157,7 +163,7 @@ def plain_inner(branch: InnerBranch, tokens_CPD: Tensor, sentence_E: Tensor, acr
 
 def plain_outer(branch: OuterBranch, tokens_CPD: Tensor, sentence_E: Tensor, across: bool) -> Tensor:
     """Compute the outer branch of one video in the paper's order: down, times the sentence, up, pooling over space."""
-    prefix, (times, rows, columns) = branch.tower.prefix, branch.tower.grid
+    prefix, (times, rows, columns) = branch.stage.prefix, branch.stage.grid
     assert branch.sentence is not None
     factor = branch.sentence.project.weight @ sentence_E + branch.sentence.project.bias
     volume = tokens_CPD[:, prefix:].unflatten(1, (times, rows, columns)).permute(0, 4, 1, 2, 3)
@@ -181,7 +187,7 @@ def test_adapters_equal_plain_references(rows: int, across: bool) -> None:
     chunks = Chunks(mask_BC)
     tokens_NPD = torch.randn(5, 1 + 2 * rows * rows, spec.width, generator=torch.Generator().manual_seed(0))
     sentences_BE = torch.randn(2, E, generator=torch.Generator().manual_seed(1))
-    inner, outer = InnerBranch(config, spec), OuterBranch(config, spec)
+    inner, outer = InnerBranch(config, spec), OuterBranch(config, spec, spec)
     draw(inner, seed=3, scale=0.3)
     draw(outer, seed=4, scale=0.3)
     inside = inner(tokens_NPD, sentences_BE[chunks.row_N], chunks if across else None)

@@ -14,6 +14,7 @@ from sidelight.backbones.protocol import (
     SentenceEncoder,
     SentenceSpec,
     SpecMismatchError,
+    TokenShape,
     TowerSpec,
     TrainableTower,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "SentenceEncoder",
     "SentenceSpec",
     "SpecMismatchError",
+    "TokenShape",
     "TowerSpec",
     "TrainableTower",
     "default_weights",
@@ -66,6 +68,7 @@ LIMITED = ("shapes",)
 TOWERS: dict[str, Callable[..., TrainableTower]] = {
     "shapes": _Later("shapes.model", "ShapesTower"),
     "videomae": _Later("videomae", "VideoMAETower"),
+    "i3d": _Later("i3d", "I3DTower"),
 }
 """The video towers that can be trained from pixels."""
 SENTENCE_ENCODERS: dict[str, Callable[..., SentenceEncoder]] = {
@@ -105,7 +108,8 @@ def load_tower(name: str, **options: Any) -> TrainableTower:
 
     Args:
         name: a key of :data:`TOWERS`.
-        options: options of the tower: ``weights``; videomae also takes ``resolution``.
+        options: options of the tower: ``weights``; videomae and i3d also take ``resolution``, i3d ``frames`` (of a
+            chunk).
 
     Raises:
         ValueError: if there is no such tower, or an option is wrong.

@@ -209,10 +209,23 @@ class Backbone(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerSpec:
+class TokenShape:
+    """The shape of the tokens (N, P, D) at one place of a tower: P is ``prefix`` and the cells of the grid."""
+
+    grid: tuple[int, int, int]
+    """Tokens of a chunk: times, rows, columns. Tokens are ordered time after time, row by row."""
+    prefix: int
+    """Tokens before those of the grid, such as CLS."""
+    width: int
+    """D, width of a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec(TokenShape):
     """The settings that decide which tokens a video tower returns for a chunk, the frames that it reads together.
 
-    The spec is stored with checkpoints of models that are trained from pixels.
+    The shape is that of the tokens that the tower returns. The spec is stored with checkpoints of models that are
+    trained from pixels.
     """
 
     backbone: str
@@ -223,12 +236,6 @@ class TowerSpec:
     """Frames of a chunk."""
     resolution: int
     """Side of the square frame in pixels."""
-    grid: tuple[int, int, int]
-    """Tokens of a chunk: times, rows, columns. Tokens are ordered time after time, row by row."""
-    prefix: int
-    """Tokens before those of the grid, such as CLS."""
-    width: int
-    """D, width of a token."""
     depth: int
     """Number of blocks."""
 
@@ -247,7 +254,8 @@ class TrainableTower(Protocol):
 
     It is loaded frozen and in evaluation mode. ``blocks[i](tokens_NPD)`` returns the tokens after block i, so that an
     adapter has its place between two calls; :func:`sidelight.backbones.common.run_tower` is the whole pass. Chunks do
-    not read each other.
+    not read each other. Tokens are the common form: a convolutional network reads and returns the cells of its maps as
+    tokens, whose number and width may change from block to block.
     """
 
     @property
@@ -258,6 +266,11 @@ class TrainableTower(Protocol):
     @property
     def blocks(self) -> nn.ModuleList:
         """Return the blocks, shallowest first."""
+        ...
+
+    @property
+    def stages(self) -> Sequence[TokenShape]:
+        """Return the shape of the tokens after each block; the last one is that of the spec."""
         ...
 
     def embed(self, frames_NFSS3: torch.Tensor) -> torch.Tensor:

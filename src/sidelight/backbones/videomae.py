@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sidelight.backbones.common import Normalise, check_chunks, weights_digest
 from sidelight.backbones.pretrained import read_config, read_model
-from sidelight.backbones.protocol import TowerSpec
+from sidelight.backbones.protocol import TokenShape, TowerSpec
 
 VIDEOMAE_S = "MCG-NJU/videomae-small-finetuned-kinetics"
 MEAN = (0.485, 0.456, 0.406)
@@ -76,6 +76,11 @@ class VideoMAETower(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """Return the blocks, shallowest first."""
         return cast(nn.ModuleList, self.model.encoder.layer)
+
+    @property
+    def stages(self) -> tuple[TokenShape, ...]:
+        """Return the shape of the tokens after each block: the same after all."""
+        return (self.spec,) * self.spec.depth
 
     def embed(self, frames_NFSS3: Tensor) -> Tensor:
         """Return the tokens (N, P, D) that the first block reads: patches and their places."""

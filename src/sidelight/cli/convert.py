@@ -170,6 +170,22 @@ def convert_clip(
     print(f"extract with --backbone clip --weights {out}")
 
 
+def convert_i3d(file: File, *, out: OutFolder) -> None:
+    """Convert I3D (RGB, Kinetics) into a folder of weights of a video backbone that is trained from pixels.
+
+    Args:
+        file: FILE.pt as its PyTorch port saved it, such as rgb_imagenet.pt; nothing in it is executed.
+        out: folder to make; new, or empty.
+    """
+    from sidelight.backbones import i3d
+
+    i3d.convert_i3d(file, out)
+    tower = i3d.I3DTower(weights=out)
+    count = sum(parameter.numel() for parameter in tower.parameters())
+    print(f"wrote {out}: I3D, {tower.spec.depth} Inception modules, {count:,} parameters without the classifier")
+    print(f'load it with load_tower("i3d", weights="{out}")')
+
+
 convert = Group(
     "Turn a published checkpoint into one of sidelight.",
     {
@@ -177,5 +193,6 @@ convert = Group(
         "univtg": convert_univtg,
         "internvideo2": convert_internvideo2,
         "clip": convert_clip,
+        "i3d": convert_i3d,
     },
 )

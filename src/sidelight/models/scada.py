@@ -18,6 +18,8 @@ Where the paper is silent, these sources are taken; each is an option unless the
   As the second convolution spans one place, and the sentence is the same at all places, the spatial pooling is moved
   before both. This gives the same numbers, and the queries of a video share all but the last convolution.
 - Tokens that are no places, such as CLS, pass an adapter unchanged (fixed; VideoMAE has none).
+- I3D: an adapter after every Inception module, as wide as its share of this module. Outer branches of modules with more
+  times than the last one are averaged to the times of the last one (fixed; ours).
 - Clips: one for each time of the backbone (two frames of VideoMAE), or means of several (AdaTAD: one for each time).
 - Normalize: LayerNorm, or division by the length (ours).
 - Sentence: one vector that the caller computes (DistilBERT in the paper).
@@ -54,7 +56,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sidelight.backbones.protocol import TowerSpec, TrainableTower
+from sidelight.backbones.protocol import TokenShape, TrainableTower
 from sidelight.core.batch import FrameBatch
 from sidelight.core.options import check_types, require
 from sidelight.models.layers import MLP
@@ -207,11 +209,11 @@ class SentenceScale(nn.Module):
 class InnerBranch(nn.Module):
     """Down-projection, GELU, times the sentence, convolutions over time, up-projection, residual with learned scale."""
 
-    def __init__(self, config: ScadaConfig, tower: TowerSpec) -> None:
+    def __init__(self, config: ScadaConfig, stage: TokenShape) -> None:
         super().__init__()
-        width = max(1, round(tower.width * config.adapter_ratio))
-        self.tower, self.across_chunks = tower, config.across_chunks
-        self.down, self.up = nn.Linear(tower.width, width), nn.Linear(width, tower.width)
+        width = max(1, round(stage.width * config.adapter_ratio))
+        self.stage, self.across_chunks = stage, config.across_chunks
+        self.down, self.up = nn.Linear(stage.width, width), nn.Linear(width, stage.width)
         self.over_time = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
         self.mix = nn.Linear(width, width)  # the 1x1 convolution
         self.sentence = SentenceScale(config.sentence_dim, width) if config.sentence_in_adapters else None
@@ -232,7 +234,7 @@ class InnerBranch(nn.Module):
             sentences_NE: the sentence of each chunk; None if the adapters do not read it.
             chunks: the places of the chunks; None to convolve within each chunk.
         """
-        prefix, (times, rows, columns) = self.tower.prefix, self.tower.grid
+        prefix, (times, rows, columns) = self.stage.prefix, self.stage.grid
         places_NPD = tokens_NPD[:, prefix:]
         hidden_NPR = F.gelu(self.down(places_NPD))
         if self.sentence is not None and sentences_NE is not None:
@@ -252,23 +254,26 @@ class OuterBranch(nn.Module):
     ``reduce`` is the part that the queries of a video share. The pooling is in it: see the list at the top.
     """
 
-    def __init__(self, config: ScadaConfig, tower: TowerSpec) -> None:
+    def __init__(self, config: ScadaConfig, stage: TokenShape, output: TokenShape) -> None:
         super().__init__()
-        width, stride = max(1, round(tower.width * config.outer_ratio)), config.outer_stride
-        self.tower, self.stride = tower, stride
-        self.down = nn.Conv3d(tower.width, width, (1, stride, stride), stride=(1, stride, stride))
+        width, stride = max(1, round(stage.width * config.outer_ratio)), config.outer_stride
+        self.stage, self.stride, self.times = stage, stride, output.grid[0]
+        self.down = nn.Conv3d(stage.width, width, (1, stride, stride), stride=(1, stride, stride))
         self.sentence = SentenceScale(config.sentence_dim, width) if config.sentence_in_adapters else None
-        self.up = nn.Conv1d(width, tower.width, config.kernel, padding=config.kernel // 2)
+        self.up = nn.Conv1d(width, output.width, config.kernel, padding=config.kernel // 2)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(cast(Tensor, self.up.bias))
 
     def reduce(self, tokens_NPD: Tensor) -> Tensor:
-        """Return (N, t, R): channels reduced, means over space. A last odd row or column is filled with zeros."""
-        times, rows, columns = self.tower.grid
-        video_NDtrc = tokens_NPD[:, self.tower.prefix :].transpose(1, 2).unflatten(2, (times, rows, columns))
+        """Return (N, t, R): channels reduced, means over space. A last odd row or column is filled with zeros.
+
+        Where a stage has more times than the backbone's output, t is the number of the output, and times are averaged.
+        """
+        times, rows, columns = self.stage.grid
+        video_NDtrc = tokens_NPD[:, self.stage.prefix :].transpose(1, 2).unflatten(2, (times, rows, columns))
         fill = (0, -columns % self.stride, 0, -rows % self.stride)
         reduced_NRtrc = F.gelu(self.down(F.pad(video_NDtrc, fill) if any(fill) else video_NDtrc))
-        return reduced_NRtrc.mean((3, 4)).transpose(1, 2)
+        return torch.unflatten(reduced_NRtrc, 2, (self.times, -1)).mean((3, 4, 5)).transpose(1, 2)
 
     def forward(self, reduced_BTR: Tensor, sentences_BE: Tensor, chunks: int) -> Tensor:
         """Return what is added to the backbone's output, (B, C * t, D).
@@ -391,8 +396,9 @@ class Scada(nn.Module):
         self.tower = cast(nn.Module, tower).requires_grad_(config.mode == "full").eval()
         numbers = range(config.first_adapter, depth)
         # After the last inner branch comes no block, only the backbone's last norm.
-        self.inner = nn.ModuleDict({str(n): InnerBranch(config, self.spec) for n in numbers if config.has_inner})
-        self.outer = nn.ModuleDict({str(n): OuterBranch(config, self.spec) for n in numbers if config.has_outer})
+        inner = {str(n): InnerBranch(config, tower.stages[n]) for n in numbers if config.has_inner}
+        outer = {str(n): OuterBranch(config, tower.stages[n], self.spec) for n in numbers if config.has_outer}
+        self.inner, self.outer = nn.ModuleDict(inner), nn.ModuleDict(outer)
         self.norm = nn.LayerNorm(self.spec.width) if config.normalise == "layer" else None
         self.head = ScadaHead(config, self.spec.width)
 

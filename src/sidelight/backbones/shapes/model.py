@@ -31,7 +31,7 @@ from sidelight.backbones.common import (
     sentence_embeddings,
     weights_digest,
 )
-from sidelight.backbones.protocol import FeatureSpec, TowerSpec
+from sidelight.backbones.protocol import FeatureSpec, TokenShape, TowerSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
 from sidelight.io.files import read_json, replacing
@@ -293,6 +293,11 @@ class ShapesTower(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """Return the blocks, shallowest first."""
         return self.tower.blocks
+
+    @property
+    def stages(self) -> tuple[TokenShape, ...]:
+        """Return the shape of the tokens after each block: the same after all."""
+        return (self.spec,) * self.spec.depth
 
     def embed(self, frames_NFSS3: Tensor) -> Tensor:
         """Return the tokens (N, P, D) that the first block reads, CLS first."""
