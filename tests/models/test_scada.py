@@ -19,6 +19,7 @@ from sidelight.core.batch import FrameBatch, Targets
 from sidelight.core.timeline import Timeline
 from sidelight.models.decode.scada import ScadaDecodeConfig, highlight_curve
 from sidelight.models.losses.scada import ScadaLossConfig, scada_losses
+from sidelight.models.registry import HEADS
 from sidelight.models.scada import (
     MODES,
     Chunks,
@@ -562,6 +563,44 @@ def test_answers_of_the_model() -> None:
     answers = ScadaDecodeConfig().decode(tiny_model().eval()(tiny_batch()), timelines, ["q"] * 3)
     assert [len(answer.saliency) for answer in answers] == [5, 5, 4]
     assert all(answer.moments for answer in answers)
+
+
+# other heads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_learn_and_answer(head: str, mode: str) -> None:
+    """Train each head on each mode for a few steps: the loss falls at every step, and every trained part learns."""
+    model, parts, batch = tiny_model(head=head, mode=mode).eval(), HEADS[head], tiny_batch()
+    loss_config = parts.loss_config()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser, losses = torch.optim.SGD(trained, lr=1e-3), []
+    for _ in range(3):
+        optimiser.zero_grad()
+        losses.append(parts.losses(model(batch), batch, loss_config)["total"])
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[0] > losses[1] > losses[2]
+    learning = {name.split(".")[0] for name, g in gradients(model).items() if g.abs().sum() > 0}
+    adapters = {"inner": {"inner"}, "outer": {"outer"}, "both": {"inner", "outer"}, "full": {"tower"}}
+    assert learning == {"head", "norm", *adapters.get(mode, set())}
+    timelines = [Timeline(duration=2.0 * clips, clip_seconds=2.0) for clips in (5, 5, 4)]
+    answers = parts.decode_config().decode(model(batch), timelines, ["q"] * 3)
+    assert [len(answer.saliency) for answer in answers] == [5, 5, 4]
+    assert all(answer.moments for answer in answers)
+
+
+@pytest.mark.parametrize("head", ["sdst", "points"])
+def test_other_heads_read_clips_and_sentences(head: str) -> None:
+    """Check that padding changes nothing, and that another sentence changes the answer."""
+    model, batch = tiny_model(head=head, mode="frozen").eval(), tiny_batch()
+    plain, padded = model(batch), model(tiny_batch(padding=2))
+    name = "spans_KBM2" if head == "sdst" else "video_BTF"
+    before, after = getattr(plain, name), getattr(padded, name)
+    torch.testing.assert_close(after[:, :, : before.shape[2]] if head == "sdst" else after[:, :6], before)
+    other = getattr(model(replace(batch, sentences_BE=-batch.sentences_BE)), name)
+    assert not torch.allclose(other, before, atol=1e-4)
 
 
 # the golden step -----------------------------------------------------------------------------------------------------

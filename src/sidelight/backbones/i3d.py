@@ -109,7 +109,7 @@ class Block(nn.Sequential):
 
     def forward(self, tokens_NPD: Tensor) -> Tensor:
         # One order in memory for all inputs: the kernels, and so the last bit, depend on it.
-        map_NDtrc = tokens_NPD.transpose(1, 2).unflatten(2, self.grid).contiguous()
+        map_NDtrc = torch.unflatten(tokens_NPD.transpose(1, 2), 2, self.grid).contiguous()
         for module in self:
             map_NDtrc = module(map_NDtrc)
         return map_NDtrc.flatten(2).transpose(1, 2)

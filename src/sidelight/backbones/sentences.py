@@ -81,7 +81,7 @@ class DistilBertSentences:
         self.model.to(device)
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, queries: Sequence[str]) -> Tensor:
         """Encode sentences to float32 (B, E). A sentence longer than DistilBERT reads is cut, with a warning.
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sidelight.core.batch import Batch
+from sidelight.core.batch import Batch, FrameBatch
 from sidelight.core.messages import first_line, no_such
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
+from sidelight.models.decode.scada import ScadaDecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.decode.univtg import UniVTGDecodeConfig
 from sidelight.models.decode.zero_shot import ZeroShotDecodeConfig
@@ -19,6 +20,7 @@ from sidelight.models.e3va import E3VA, E3VAConfig
 from sidelight.models.last_layer import LastLayer, LastLayerConfig
 from sidelight.models.losa import LoSA, LoSAConfig
 from sidelight.models.losses.r2_tuning import R2LossConfig, r2_losses
+from sidelight.models.losses.scada import ScadaLossConfig, scada_losses
 from sidelight.models.losses.sdst import SDSTLossConfig, sdst_losses
 from sidelight.models.losses.univtg import UniVTGLossConfig, univtg_losses
 from sidelight.models.lst import LST, LSTConfig
@@ -58,7 +60,7 @@ class SideTuner(ModelParts):
         return hasattr(self.model, "slow_parameters")
 
 
-def _point_losses(predictions: PointPredictions, batch: Batch, config: R2LossConfig) -> dict[str, Tensor]:
+def _point_losses(predictions: PointPredictions, batch: Batch | FrameBatch, config: R2LossConfig) -> dict[str, Tensor]:
     if batch.targets is None:
         raise ValueError("losses need a batch with targets, got one without; build it from annotated samples")
     return r2_losses(predictions, batch.targets, config)
@@ -95,6 +97,26 @@ SIDE_TUNERS: dict[str, SideTuner] = {
         decode_config=UniVTGDecodeConfig,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadParts:
+    """The losses and the decoding of a head of SCADA."""
+
+    losses: Callable[[Any, FrameBatch, Any], dict[str, Tensor]]
+    """Function of (predictions, batch, loss configuration), as of a side-tuner."""
+    loss_config: type[Any]
+    """Class of the losses' configuration."""
+    decode_config: type[AnswerConfig]
+    """Class of the decoding's configuration."""
+
+
+HEADS: dict[str, HeadParts] = {
+    "scada": HeadParts(losses=scada_losses, loss_config=ScadaLossConfig, decode_config=ScadaDecodeConfig),
+    "sdst": HeadParts(losses=sdst_losses, loss_config=SDSTLossConfig, decode_config=DecodeConfig),
+    "points": HeadParts(losses=_point_losses, loss_config=R2LossConfig, decode_config=R2DecodeConfig),
+}
+"""``ScadaConfig.head`` -> its losses and decoding."""
 
 
 MODELS: dict[str, ModelParts] = {

@@ -57,9 +57,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sidelight.backbones.protocol import TokenShape, TrainableTower
-from sidelight.core.batch import FrameBatch
+from sidelight.core.batch import Batch, FrameBatch, Predictions
 from sidelight.core.options import check_types, require
+from sidelight.models.last_layer import LastLayer, LastLayerConfig
 from sidelight.models.layers import MLP
+from sidelight.models.points import PointPredictions
+from sidelight.models.sdst import SDST, SDSTConfig
 
 MODES = ("frozen", "inner", "outer", "both", "full")
 
@@ -90,10 +93,16 @@ class ScadaConfig:
     """Clips that a chunk is divided into; unless given, the backbone's times."""
     normalise: Literal["layer", "length"] = "layer"
     """Normalisation of the clips: LayerNorm, or division by their length."""
+    head: Literal["scada", "sdst", "points"] = "scada"
+    """Head that reads the clips: SCADA's own; SDST's two streams, whose moment queries become moments; or the temporal
+    layer and the points of R2-Tuning. Each has its own losses and decoding (``HEADS`` in ``models/registry.py``).
+    """
     hidden: int = 256
-    """H, width of the head; even."""
+    """H, width of the head; even; a multiple of 8 for the other heads."""
     head_layers: int = 2
-    """Recurrent layers of the head."""
+    """Recurrent layers of SCADA's head; refinements of the head ``sdst``, all of which read the same clips. The head
+    ``points`` has one layer.
+    """
     pair_hidden: int = 128
     """Width of the hidden layer that reads pairs of clips."""
 
@@ -367,11 +376,51 @@ class ScadaHead(nn.Module):
         )
 
 
+class FeatureHead(nn.Module):
+    """A side-tuner in place of SCADA's head: the clips are its features at every level, the sentence its one token."""
+
+    def __init__(self, side_tuner: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.side_tuner, self.levels = side_tuner, levels
+
+    def forward(self, clips_BTD: Tensor, sentences_BE: Tensor, mask_BT: Tensor) -> Predictions | PointPredictions:
+        """Predict from clips, (B, T, D), and sentences; padded clips are not read."""
+        text_B1E = sentences_BE.unsqueeze(1)
+        batch = Batch(
+            video_KBTD=clips_BTD.expand(self.levels, *clips_BTD.shape),
+            video_mask_BT=mask_BT,
+            text_KBLD=text_B1E.expand(self.levels, *text_B1E.shape),
+            text_mask_BL=torch.ones_like(mask_BT[:, :1]),
+        )
+        return cast("Predictions | PointPredictions", self.side_tuner(batch))
+
+
+def sdst_head(config: ScadaConfig, width: int) -> FeatureHead:
+    """Build SDST with its defaults, whose K refinements read the clips."""
+    levels, text_dim = config.head_layers, config.sentence_dim
+    inner = SDSTConfig(video_dim=width, text_dim=text_dim, hidden=config.hidden, levels=levels)
+    return FeatureHead(SDST(inner), levels)
+
+
+def point_head(config: ScadaConfig, width: int) -> FeatureHead:
+    """Build R2-Tuning's temporal layer and heads with their defaults, as the side-tuner of the last layer has them."""
+    inner = LastLayerConfig(video_dim=width, text_dim=config.sentence_dim, hidden=config.hidden, levels=1)
+    return FeatureHead(LastLayer(inner), 1)
+
+
+HEADS: dict[str, Callable[[ScadaConfig, int], nn.Module]] = {
+    "scada": ScadaHead,
+    "sdst": sdst_head,
+    "points": point_head,
+}
+"""Head -> function of the configuration and the width of the clips that builds it."""
+
+
 # The model ----------------------------------------------------------------------------------------------------------
 
 
 class Scada(nn.Module):
-    """The model: frames and sentences in; boundaries, scores and offsets out.
+    """The model: frames and sentences in; boundaries, scores and offsets out, or the predictions of another head.
 
     Args:
         config: the model.
@@ -400,7 +449,7 @@ class Scada(nn.Module):
         outer = {str(n): OuterBranch(config, tower.stages[n], self.spec) for n in numbers if config.has_outer}
         self.inner, self.outer = nn.ModuleDict(inner), nn.ModuleDict(outer)
         self.norm = nn.LayerNorm(self.spec.width) if config.normalise == "layer" else None
-        self.head = ScadaHead(config, self.spec.width)
+        self.head = HEADS[config.head](config, self.spec.width)
 
     def train(self, mode: bool = True) -> Scada:
         """Set the training mode of all but the backbone, which always computes without dropout."""
@@ -408,9 +457,13 @@ class Scada(nn.Module):
         self.tower.eval()
         return self
 
-    def forward(self, batch: FrameBatch) -> ScadaPredictions:
-        """Predict; ValueError if the sentences or the clips have another size than the model was built for."""
-        return cast(ScadaPredictions, self.head(self.encode(batch), batch.sentences_BE, batch.video_mask_BT))
+    def forward(self, batch: FrameBatch) -> Any:
+        """Predict: ScadaPredictions, or Predictions or PointPredictions of the other heads.
+
+        Raises:
+            ValueError: if the sentences or the clips have another size than the model was built for.
+        """
+        return self.head(self.encode(batch), batch.sentences_BE, batch.video_mask_BT)
 
     def encode(self, batch: FrameBatch) -> Tensor:
         """Return the clips of each query's video, (B, T, D), zeros where padded: F of the paper."""

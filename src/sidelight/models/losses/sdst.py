@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidelight.core import spans
-from sidelight.core.batch import Batch, Predictions, Targets
+from sidelight.core.batch import Batch, FrameBatch, Predictions, Targets
 from sidelight.core.options import require
 from sidelight.models.losses.contrastive import ContrastiveConfig, alignment_losses, sampled_nce_loss
 
@@ -91,7 +91,7 @@ class SDSTLossConfig(ContrastiveConfig):
         require(self, alpha is None or 0 < alpha < 1, "focal_alpha", "in (0, 1), or none")
 
 
-def sdst_losses(predictions: Predictions, batch: Batch, config: SDSTLossConfig) -> dict[str, Tensor]:
+def sdst_losses(predictions: Predictions, batch: Batch | FrameBatch, config: SDSTLossConfig) -> dict[str, Tensor]:
     """Return every loss by name, not weighted, and their weighted sum "total" (scalars in float32).
 
     The matching needs one copy from the accelerator to the host.
