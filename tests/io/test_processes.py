@@ -72,11 +72,15 @@ def end_of_children(script: str, *arguments: str, count: int, stop: bool = False
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker that is stopped cannot watch its parent")
 def test_a_decoding_worker_ends_with_its_parent(tmp_path: Path) -> None:
     encode(tmp_path / "v.mp4", Encoding(steady(100)), numbered)
-    assert end_of_children(DECODE, str(tmp_path / "v.mp4"), count=1, stop=True) < 2
+    assert (
+        end_of_children(DECODE, str(tmp_path / "v.mp4"), count=1, stop=True) < 9
+    )  # a bound for busy machines; half a second elsewhere
 
 
 def test_workers_that_draw_shapes_end_with_their_parent(tmp_path: Path) -> None:
-    assert end_of_children(SHAPES, str(tmp_path / "world"), count=2) < 2
+    assert (
+        end_of_children(SHAPES, str(tmp_path / "world"), count=2) < 9
+    )  # a bound for busy machines; half a second elsewhere
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
@@ -84,7 +88,7 @@ def test_workers_of_every_pool_end_with_their_parent(start: str) -> None:
     """Check the pools of pretraining (fork, or forkserver in later Pythons) and of the studies (spawn)."""
     if start == "fork" and os.name != "posix":
         pytest.skip("this system cannot fork")
-    assert end_of_children(POOL, start, count=2) < 2
+    assert end_of_children(POOL, start, count=2) < 9  # a bound for busy machines; half a second elsewhere
 
 
 def test_every_pool_lets_its_workers_end_with_the_parent() -> None:
