@@ -58,6 +58,10 @@ HEAVY = (
 )
 
 
+METHODS = {("sidelight.core.grounding", "sidelight.export.formats")}
+"""Imports inside a method that people expect on a class of a lower package: ``Grounding.export``."""
+
+
 def modules_of(source: Path, name: str = "sidelight") -> dict[str, Path]:
     """Return the modules below a folder, by dotted name."""
     modules = {}
@@ -103,7 +107,9 @@ def graph_of(modules: Mapping[str, Path]) -> dict[str, dict[str, int]]:
         code = path.read_text(encoding="utf-8")
         package = path.name == "__init__.py"
         graph[name] = {
-            other: line for line, other in imports_of(code, name, set(modules), package=package) if other != name
+            other: line
+            for line, other in imports_of(code, name, set(modules), package=package)
+            if other != name and (name, other) not in METHODS
         }
     return graph
 

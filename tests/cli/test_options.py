@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,8 @@ from sidelight.backbones.shapes import pretrain as pretraining
 from sidelight.cli import configured
 from sidelight.cli.main import COMMANDS, command_of, main
 from sidelight.cli.parser import Command, Group, command_parser, is_configured
+from sidelight.core.grounding import Grounding, Moment
+from sidelight.core.timeline import Timeline
 from sidelight.features import ray as features_ray
 from sidelight.models.registry import SIDE_TUNERS
 from sidelight.recipes import recipe_file
@@ -60,12 +63,15 @@ LINES: dict[str, Line] = {
         "VIDEO 'a red star spins' --model shapes",
         {
             "--backbone-weights": "SHAPES",
-            "--min-score": "0.1",
+            "--min-score": "0.001",
             "--json": "NEW",
             "--plot": "NEW.png",
+            "--export": "NEW.edl",
         },
-        {"--backbone-weights": ("FILE",)},
+        {"--backbone-weights": ("FILE",), "--export": ("FILE/x.edl", "NEW.abc")},
+        {"--format": "--format resolve --export NEW.edl"},
     ),
+    "export": Line("GROUNDINGS NEW.csv", {"--video": "VIDEO"}),
     "demo": Line("--out NEW", {"--model": "shapes"}),
     "predict": Line(
         "--annotations ROWS --videos VIDEOS --out NEW --model shapes",
@@ -171,11 +177,17 @@ def paths(
     (folder / "opt.json").write_text(json.dumps({**tiny_univtg.OPTIONS, "v_feat_dim": 18}))
     layout = folder / "layout"
     assert main(shlex.split(f"features export {tiny_store} --layout sdst --annotations {rows} --out {layout}")) == 0
+    timeline = Timeline(duration=20.0, clip_seconds=2.0)
+    grounding = Grounding(
+        query="a star", timeline=timeline, moments=(Moment(0, 2, 0.5),), saliency=np.zeros(10, np.float32), video="v"
+    )
+    (folder / "groundings.json").write_text(grounding.to_json())
     return {
         "VIDEO": folder / "videos" / video.name,
         "VIDEOS": folder / "videos",
         "ROWS": folder / "rows.jsonl",
         "ANSWERS": folder / "answers.jsonl",
+        "GROUNDINGS": folder / "groundings.json",
         "YOUTUBE": folder / "youtube.jsonl",
         "TABLE": folder / "table.csv",
         "FILE": folder / "text.txt",
@@ -243,9 +255,10 @@ def commands() -> dict[str, Command]:
 
 
 def options_of(name: str) -> dict[str, argparse.Action]:
-    """Return the options of a command, without --help."""
+    """Return the options of a command, without those that every command has."""
     actions = command_parser(commands()[name], f"sidelight {name}")._actions
-    return {action.option_strings[0]: action for action in actions if action.option_strings and action.dest != "help"}
+    everywhere = ("help", "quiet", "verbose")
+    return {a.option_strings[0]: a for a in actions if a.option_strings and a.dest not in everywhere}
 
 
 @pytest.fixture
@@ -256,7 +269,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
         return sample_scene(seconds=(20, 26), **settings)
 
     monkeypatch.setattr("sidelight.cli.demo.sample_scene", short)
-    monkeypatch.setattr("sidelight.grounder._FILM_SECONDS", 2)
+    monkeypatch.setattr("sidelight.cli.speeds._FILM_SECONDS", 2)
     monkeypatch.setattr(features_ray, "extract_on_ray", lambda *_, **__: (argparse.Namespace(has_video=bool), {}))
 
 
@@ -390,7 +403,7 @@ def fields_of(command: str, recipe: Path) -> dict[str, argparse.Action]:
     function = command_of(command)
     assert not isinstance(function, Group)
     parser, _, flags = configured.configured_parser(function, f"sidelight {command}", ["--config", str(recipe)])
-    others = ("help", "config", "print_config", "print_shtab", *flags)
+    others = ("help", "quiet", "verbose", "config", "print_config", "print_shtab", *flags)
     sections = {action.dest.rpartition(".")[0] for action in parser._actions}
     return {a.dest: a for a in parser._actions if a.dest not in others and a.dest not in sections and a.option_strings}
 

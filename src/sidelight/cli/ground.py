@@ -14,6 +14,8 @@ from sidelight.cli.shared import (
     BackboneWeights,
     Count,
     Device,
+    ExportFile,
+    ExportFormat,
     File,
     JsonFile,
     Model,
@@ -45,6 +47,8 @@ def ground(
     min_score: Score = 0.0,
     json: JsonFile | None = None,
     plot: PlotFile | None = None,
+    export: ExportFile | None = None,
+    format: ExportFormat | None = None,
     no_cache: bool = False,
     allow_playlists: bool = False,
 ) -> int:
@@ -66,10 +70,14 @@ def ground(
             calibrate` chooses this score).
         json: write the groundings as JSON; - for standard output.
         plot: draw frames, highlight curve and moments.
+        export: write the printed moments, if there are any, for another program (`sidelight export --help` lists the
+            formats).
         no_cache: neither read nor keep the features of this video.
         allow_playlists: read a video that is a playlist (HLS, .m3u8) with an end and files in its own folder; allow it
             only for playlists that you trust.
     """
+    from sidelight.cli.export import write_export
+    from sidelight.export.formats import format_of
     from sidelight.features.sources import local_video
     from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
     from sidelight.io.download import offline as without_network
@@ -79,6 +87,8 @@ def ground(
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
+    if export:
+        format_of(export, format)
     checked_queries(query)
     if len(query) > 1 and not any(" " in sentence.strip() for sentence in query):
         print(
@@ -98,6 +108,8 @@ def ground(
         if plot:
             draw(groundings, file, plot, top=top)
             print(f"wrote {plot}")
+        if export and any(groundings):
+            write_export(groundings, export, format=format, video=str(file), top=top)
     write_json(json, [grounding.to_dict() for grounding in groundings])
     return 0 if any(groundings) else 1
 

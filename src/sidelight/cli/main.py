@@ -33,6 +33,7 @@ _LOGGER = logging.getLogger("sidelight")
 COMMANDS: dict[str, str] = {
     "ground": "sidelight.cli.ground",
     "demo": "sidelight.cli.ground",
+    "export": "sidelight.cli.export",
     "train": "sidelight.cli.train",
     "predict": "sidelight.cli.train",
     "evaluate": "sidelight.cli.scores",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from sidelight.cli.parser import Option
 from sidelight.io.files import write_text
@@ -40,6 +40,15 @@ BackboneWeights = Annotated[
 ]
 Benchmark = Annotated[str, Option("NAME", "the annotations are released files of this benchmark; JSONL unless given")]
 JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output", "output file")]
+ExportFile = Annotated[str, Option("FILE", path="output file")]
+ExportFormat = Annotated[
+    Literal[
+        "csv", "json", "srt", "vtt", "youtube", "otio", "edl", "fcpxml", "xmeml", "resolve", "ffconcat", "ffmpeg",
+        "losslesscut",
+    ],
+    Option("NAME", "format of the export, where the suffix of its file does not say it: the suffix's own format, or "
+           "resolve (markers, EDL) or losslesscut (CSV)"),
+]  # fmt: skip
 PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)", "output file")]
 
 

@@ -43,7 +43,7 @@ def measured_speeds(
         known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    if not (known or measure):
+    if not (known or measure or device):
         return {}
     from sidelight.grounder import Grounder
     from sidelight.io.runtime import usable_device

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -187,6 +189,24 @@ class Grounding:
     def top(self, n: int) -> tuple[Moment, ...]:
         """Return the n best moments."""
         return self.moments[: max(0, n)]
+
+    def best(self, n: int) -> Grounding:
+        """Return the grounding with its n best moments."""
+        return replace(self, moments=self.top(n))
+
+    def export(self, path: str | Path, *, format: str | None = None, video: str | Path | None = None) -> None:
+        """Write the moments for another program: subtitles, chapters, an edit list, a timeline and so on.
+
+        Args:
+            path: the file to write; its suffix chooses the format (docs/export.md lists them).
+            format: name of the format, where the suffix does not say it.
+            video: the video file, for timelines and cut lists, where the grounding does not name it.
+
+        Raises:
+            ValueError: see :func:`sidelight.export.formats.export`.
+        """
+        # By name, because the package export stands above this one; see METHODS in tests/test_architecture.py.
+        import_module("sidelight.export.formats").export(self, path, format=format, video=video)
 
     def at_least(self, score: float) -> Grounding:
         """Return the grounding without the moments that score less; if none is left, no moment fits the query.

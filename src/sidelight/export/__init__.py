@@ -1,1 +1,1 @@
-"""Draw groundings and scores."""
+"""Export answers: tables, subtitles, chapters, cut lists and timelines; draw groundings and scores."""

@@ -1,0 +1,87 @@
+"""`sidelight export`: write answers for another program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from sidelight.cli.parser import Option
+from sidelight.cli.shared import Count, ExportFormat, File, OutFile, Score, Seconds, require_range
+
+if TYPE_CHECKING:
+    from sidelight.core.grounding import Grounding
+
+
+def export(
+    answers: File,
+    out: Annotated[str, Option("FILE", path="output file")],
+    *,
+    format: ExportFormat | None = None,
+    video: File | None = None,
+    top: Count | None = None,
+    min_score: Score = 0.0,
+    padding: Seconds = 0.0,
+) -> None:
+    """Write answers for another program: a table, subtitles, chapters, a cut list or a timeline.
+
+    Answers are the JSON of `sidelight ground --json`. The suffix of FILE chooses the format: .csv, .json, .srt, .vtt,
+    .txt (chapters for YouTube), .otio, .edl, .fcpxml, .xml (Premiere Pro), .ffconcat or .sh (cuts with FFmpeg).
+
+    Args:
+        answers: JSON file with one answer, or a list of answers.
+        out: file to write.
+        video: the video file, if it has moved since the answer.
+        top: moments of each answer, best first; all unless given.
+        min_score: leave out moments with a lower score.
+        padding: seconds that cuts and timelines add before and after each moment.
+    """
+    require_range(1, top=top)
+    require_range(0, min_score=min_score, padding=padding)
+    if video is not None and not Path(video).is_file():
+        raise ValueError(f"{video} does not exist; give the video that the answers are about")
+    groundings = [grounding.at_least(min_score) for grounding in read_answers(answers)]
+    write_export(groundings, out, format=format, video=video, top=top, padding=padding)
+
+
+def read_answers(path: str) -> list[Grounding]:
+    """Read the JSON of `sidelight ground`: one answer, or a list of answers.
+
+    Raises:
+        ValueError: if the file is missing or holds something else; names it.
+    """
+    from sidelight.core.grounding import Grounding
+    from sidelight.io.files import read_text
+
+    if not Path(path).exists():
+        raise ValueError(f"{path} does not exist; expected the JSON that `sidelight ground --json` writes")
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not valid JSON; give the JSON that `sidelight ground --json` writes") from None
+    try:
+        rows = values if isinstance(values, list) else [values]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"expected answers as JSON objects, got {type(rows[0]).__name__}")
+        return [Grounding.from_dict(row) for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; give the JSON that `sidelight ground --json` writes") from None
+
+
+def write_export(
+    groundings: Sequence[Grounding],
+    out: OutFile,
+    *,
+    format: str | None = None,
+    video: str | None = None,
+    top: int | None = None,
+    padding: float = 0.0,
+) -> None:
+    """Write an export and say so; arguments and errors as :func:`sidelight.export.formats.export`."""
+    from sidelight.export.formats import export as write
+
+    for note in write(groundings, out, format=format, video=video, top=top, padding=padding):
+        print(f"sidelight: note: {note}", file=sys.stderr)
+    print(f"wrote {out}")
