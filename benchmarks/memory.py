@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+from sidelight.io.runtime import peak_memory
 
 
 def peak_mib() -> float:
     """Return the largest memory that this process has used so far, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_memory() / 2**20

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from sidelight.backbones.protocol import Backbone
+    from sidelight.features.frames import VideoFrames
     from sidelight.features.store import HalfFeatures, VideoFeatures
-    from sidelight.training.checkpoint import Checkpoint
+    from sidelight.training.checkpoint import Checkpoint, PixelCheckpoint
 
 DEFAULT_CACHE = "default"
 """Stands for :func:`default_cache`."""
@@ -105,7 +106,7 @@ class Grounder:
         from sidelight.backbones import backbone_for
         from sidelight.io.download import offline as without_network
         from sidelight.io.runtime import usable_device
-        from sidelight.training.checkpoint import Checkpoint, zero_shot_backbone
+        from sidelight.training.checkpoint import Checkpoint, PixelCheckpoint, reads_frames, zero_shot_backbone
         from sidelight.training.named import DEFAULT_MODEL, NAMED_MODELS, named_checkpoint
 
         usable_device(device)  # what is wrong is said before a download
@@ -118,6 +119,11 @@ class Grounder:
                 checkpoint = Checkpoint.zero_shot(backbone.spec)
             else:
                 folder = named_checkpoint(name, backbone=backbone_weights is None, revision=revision) or name
+                if reads_frames(folder, revision=revision):
+                    of_pixels = PixelCheckpoint.from_pretrained(
+                        folder, revision=revision, backbone_weights=backbone_weights
+                    )
+                    return PixelGrounder(of_pixels, device=device, name=str(name))
                 checkpoint = Checkpoint.from_pretrained(folder, revision=revision)
                 backbone = backbone_for(checkpoint.features, weights=backbone_weights or None)
             return cls(checkpoint, backbone=backbone, cache=cache, device=device, name=str(name))
@@ -168,21 +174,33 @@ class Grounder:
 
         queries = checked_queries(query)
         name = path_text(video)
-        text = self.encode(queries)
+        text = self._encode(queries)
         with playlist.allow_playlists(allow_playlists), local_video(video) as file:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", VideoWarning)
-                features = self._features_of_file(file, progress=progress)
+                read = self._read(file, progress=progress)
             for warning in caught:
                 warn(str(warning.message), warning.category)
             notes = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
             doubts = self._doubts(file, queries)
         for doubt in dict.fromkeys(doubt for of_query in doubts for doubt in of_query):
             warn(doubt, OutsideWarning)
-        groundings = self.ground_features(features, text, queries, video_name=name)
+        groundings = self._answer(read, text, queries, name)
         answers = zip(groundings, doubts, strict=True)
         groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
+
+    def _encode(self, queries: Sequence[str]) -> Any:
+        """Return what the model reads of sentences."""
+        return self.encode(queries)
+
+    def _read(self, video: Path, *, progress: bool) -> Any:
+        """Return what the model reads of a video file."""
+        return self._features_of_file(video, progress=progress)
+
+    def _answer(self, read: Any, text: Any, queries: Sequence[str], name: str) -> list[Grounding]:
+        """Return the grounding of each query, from what :meth:`_read` and :meth:`_encode` returned."""
+        return self.ground_features(read, text, queries, video_name=name)
 
     def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:
         """Return, for each query, sentences that say why its answer may mean nothing."""
@@ -298,16 +316,100 @@ class Grounder:
             batch = collate([unlabelled(video, text_KLD) for text_KLD in text])
             timelines, videos = [video.timeline] * len(text), [video_name] * len(text)
             groundings = ground_batch(model, batch, timelines, queries, decode, videos=videos)
-        # Published decoding keeps empty moments for its metrics; they answer nothing.
+        return self._named(groundings, checkpoint.features.digest())
+
+    def _named(self, groundings: Sequence[Grounding], digest: str) -> list[Grounding]:
+        """Return the groundings with the model's name and the digest of its inputs, and without empty moments.
+
+        Published decoding keeps these for its metrics; they answer nothing.
+        """
         return [
             replace(
                 g,
                 model=self.name,
-                features=checkpoint.features.digest(),
+                features=digest,
                 moments=tuple(m for m in g.moments if m.score > 0 and m.duration > 0),
             )
             for g in groundings
         ]
+
+
+class PixelGrounder(Grounder):
+    """A model that was trained from pixels, with its backbone and sentence encoder.
+
+    Nothing of a video is kept: each call decodes the file, and runs the backbone once for the layers below the first
+    adapter and once for each query above it, where the adapters read the sentence.
+
+    Args:
+        checkpoint: the model.
+        device: where to compute; the best device here unless given.
+        name: name of the model, which each grounding states; the model's kind unless given.
+
+    Raises:
+        ValueError: if the device cannot be used.
+    """
+
+    def __init__(
+        self, checkpoint: PixelCheckpoint, *, device: str | torch.device | None = None, name: str | None = None
+    ) -> None:
+        from sidelight.io.runtime import usable_device
+
+        self.device, self.cache = usable_device(device), None
+        self.pixels = checkpoint.to(self.device)
+        self.name = name or checkpoint.model_name
+
+    def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
+        """Raise ValueError: there are no features."""
+        raise ValueError(f"{self.name} reads the frames of a video and makes no features; use ground")
+
+    def features(self, video: str | Path) -> VideoFeatures:
+        """Raise ValueError: there are no features."""
+        raise ValueError(f"{self.name} reads the frames of a video and makes no features; use ground")
+
+    def ground_features(
+        self,
+        video: VideoFeatures,
+        text: Sequence[HalfFeatures],
+        queries: Sequence[str],
+        *,
+        video_name: str | None = None,
+    ) -> list[Grounding]:
+        """Raise ValueError: there are no features."""
+        raise ValueError(f"{self.name} reads the frames of a video and no features; use ground")
+
+    def _encode(self, queries: Sequence[str]) -> torch.Tensor:
+        return self.pixels.sentences.encode(queries)
+
+    def _read(self, video: Path, *, progress: bool) -> VideoFrames:
+        from sidelight.features.frames import read_frames
+        from sidelight.training.frames import frame_sampling
+
+        return read_frames(video, frame_sampling(self.pixels.frames), progress=progress)
+
+    def _answer(self, read: VideoFrames, text: torch.Tensor, queries: Sequence[str], name: str) -> list[Grounding]:
+        from sidelight.training.predict import ground_frames
+
+        pixels = self.pixels
+        groundings = ground_frames(
+            pixels.model,
+            read,
+            text,
+            queries,
+            pixels.decode,
+            clip_seconds=pixels.clip_seconds,
+            window_clips=pixels.window_clips,
+            video=name,
+        )
+        return self._named(groundings, pixels.frames.digest())
+
+    def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:
+        from sidelight.backbones.protocol import LimitedBackbone
+
+        tower, sentences = self.pixels.model.tower, self.pixels.sentences
+        of_video = tower.video_doubt(video, self.name) if isinstance(tower, LimitedBackbone) else None
+        limited = sentences if isinstance(sentences, LimitedBackbone) else None
+        of_queries = [limited.query_doubt(query, self.name) if limited else None for query in queries]
+        return [[doubt for doubt in (of_video, of_query) if doubt] for of_query in of_queries]
 
 
 def checked_queries(query: Any) -> list[str]:

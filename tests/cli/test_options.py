@@ -32,7 +32,7 @@ from sidelight.features import ray as features_ray
 from sidelight.models.registry import SIDE_TUNERS
 from sidelight.recipes import recipe_file
 from sidelight.shapes.world import Scene, sample_scene
-from sidelight.training.recipe import read_recipe
+from sidelight.training.recipe import read_recipe, sections_of
 from tests.backbones import test_internvideo2 as tiny_internvideo2
 from tests.backbones.test_i3d import published_i3d
 from tests.data.test_datasets import YOUTUBE_ROW
@@ -337,6 +337,13 @@ backbone: {{weights: {TINY}, pooling: {pooling}}}
 data: {{train: {ROWS}, train_features: {STORE}}}
 train: {{epochs: 1, batch_size: 4, accelerator: cpu, out: {out}}}
 """
+FRAMES = """
+side_tuner: scada
+model: {{sentence_dim: 16, clips_per_chunk: 1, hidden: 16}}
+backbone: {{name: shapes, weights: {TINY}, sentence_weights: {TINY}, frames_per_second: 2}}
+data: {{train: {ROWS}, train_videos: {VIDEOS}}}
+train: {{epochs: 1, batch_size: 4, accelerator: cpu, out: {out}}}
+"""
 WRONG_PATHS = {
     "data.train": MISSING,
     "data.val": MISSING,
@@ -346,6 +353,7 @@ WRONG_PATHS = {
     "data.val_videos": MISSING,
     "data.benchmark": "nonsense",
     "data.domain": "nonsense",
+    "data.frames_cache": "nonsense",
     "backbone.name": "nonsense",
     "backbone.weights": MISSING,
     "backbone.clip_seconds": "1",
@@ -372,7 +380,8 @@ def recipe_of(paths: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     def write(side_tuner: str) -> Path:
         path = tmp_path / f"{side_tuner}.yaml"
         pooling = "tokens" if side_tuner == "r2-tuning" else "attention"
-        path.write_text(RECIPE.format(side_tuner=side_tuner, pooling=pooling, out=tmp_path / "run", **paths))
+        recipe = FRAMES if SIDE_TUNERS[side_tuner].reads == "frames" else RECIPE
+        path.write_text(recipe.format(side_tuner=side_tuner, pooling=pooling, out=tmp_path / "run", **paths))
         return path
 
     return write
@@ -417,9 +426,8 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def declarations(side_tuner: str) -> dict[str, type]:
-    """Return the class that declares each option of model, losses and decoding of a side-tuner."""
-    tuner = SIDE_TUNERS[side_tuner]
-    sections = {"model": tuner.config, "losses": tuner.loss_config, "decode": tuner.decode_config}
+    """Return the class that declares each option of the sections of a side-tuner, such as model and losses."""
+    sections = sections_of(side_tuner)
     return {
         f"{section}.{option.name}": next(c for c in config.__mro__ if option.name in vars(c).get("__annotations__", {}))
         for section, config in sections.items()
@@ -463,8 +471,8 @@ def test_wrong_values_of_a_recipe(
 ) -> None:
     path, tried = recipe_of(side_tuner), options_to_try(side_tuner)
     for name, value in flat(read_recipe(path).to_dict()).items():
-        of_side_tuner = name.startswith(("model", "losses", "decode"))
-        if name in WRONG_PATHS or not (name in tried if of_side_tuner else side_tuner == "sdst"):
+        is_tried = name in tried if name.partition(".")[0] in sections_of(side_tuner) else side_tuner == "sdst"
+        if name in (*WRONG_PATHS, "backbone.sentence_weights") or not is_tried:
             continue
         assert name in refusal(["summary", str(path), f"--{name}=nonsense"], capsys)
         if type(value) in (int, float):

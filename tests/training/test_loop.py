@@ -187,11 +187,13 @@ def test_every_recipe_of_the_repository_can_be_read() -> None:
     assert paths
     for path in paths:
         recipe = read_recipe(path)
+        if recipe.parts.reads == "frames":
+            continue  # such a model is built around its backbone, whose weights are not here
         with torch.device("meta"):
             build_model(recipe.side_tuner, recipe.to_dict()["model"])
 
 
-@pytest.mark.parametrize("name", [name for name in SIDE_TUNERS if name != "sdst"])
+@pytest.mark.parametrize("name", [n for n, kind in SIDE_TUNERS.items() if kind.reads == "features" and n != "sdst"])
 def test_every_side_tuner_trains_by_a_recipe(write: Write, name: str) -> None:
     path = write(name)
     own = "{video_dim: 32, text_dim: 32, hidden: 32, heads: 4, strides: [1, 2, 4]}"
@@ -427,5 +429,5 @@ def test_weights_that_are_not_finite_are_never_saved(write: Write) -> None:
     with pytest.raises(ValueError, match=r"state\.pt is not written: the weights are not finite"):
         trainer._save()
     with pytest.raises(ValueError, match=r"best is not written: the weights are not finite"):
-        trainer._checkpoint().save_pretrained(out / "best")
+        trainer.data.checkpoint(trainer.model, {}).save_pretrained(out / "best")
     assert {path: path.read_bytes() for path in before} == before

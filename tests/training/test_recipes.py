@@ -12,12 +12,15 @@ import torch
 
 from sidelight.cli.main import COMMANDS, main
 from sidelight.data.datasets import BENCHMARKS
+from sidelight.models.decode.scada import ScadaDecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.losses.scada import ScadaLossConfig
 from sidelight.models.losses.sdst import SDSTLossConfig
 from sidelight.models.registry import build_model
+from sidelight.models.scada import ScadaConfig
 from sidelight.models.sdst import SDSTConfig
 from sidelight.training.recipe import Recipe, TrainConfig, read_recipe
-from tests.tiny_models import write_siglip2, write_videoprism
+from tests.tiny_models import write_distilbert, write_siglip2, write_videomae, write_videoprism
 
 FOLDER = Path(__file__).resolve().parents[2] / "src" / "sidelight" / "recipes"
 SDST = {
@@ -173,3 +176,53 @@ def test_check_takes_real_steps(
     assert "levels -4, -3, -2, -1, pooling attention" in shown["features"]
     assert f"{frames} frame" in shown["features"] and "widths 32 and 32" in shown["features"]
     assert shown["ready;"].startswith("nothing was written to") and not (tmp_path / "out").exists()
+
+
+SCADA = ("scada-charades-sta-videomae-s", "scada-charades-sta-videomae-b", "scada-charades-sta-videomae-g")
+SCADA_RUNS = (*SCADA, "scada-activitynet-captions-videomae-s")
+
+
+@pytest.mark.parametrize("name", SCADA_RUNS)
+def test_runs_from_pixels_have_the_figures_of_adatad(name: str) -> None:
+    """Compare with the figures of AdaTAD's configurations, as ``shared/papers/scada.md`` and the recipes' heads say."""
+    recipe = read_recipe(name)
+    on_charades, size = name in SCADA, name[-1]
+    assert recipe.side_tuner == "scada" and recipe.model == ScadaConfig(sentence_dim=768, mode="both")
+    assert recipe.losses == ScadaLossConfig() and recipe.memory.checkpoint_blocks == 1
+    assert recipe.backbone.resolution == (154 if size == "g" else 160) and recipe.backbone.sentences == "distilbert"
+    window_seconds = recipe.window_clips * 2 / recipe.backbone.frames_per_second  # a clip of VideoMAE has two frames
+    assert recipe.window_clips * 2 == (512 if on_charades else 768)
+    assert window_seconds == pytest.approx(68 if on_charades else 240, rel=0.01)
+    train = recipe.train
+    assert train.batch_size == 16 and train.frames_per_step == 16 * recipe.window_clips * 2
+    assert train.lr == (8e-5 if size == "g" else 4e-4 if on_charades else 1e-4)
+    assert (train.weight_decay, train.clip_norm, train.epochs) == (0.05, 1, 20 if on_charades else 15)
+    benchmark = BENCHMARKS[recipe.data.benchmark]
+    steps = (benchmark.splits["train"].videos or 0) / train.batch_size
+    assert train.warmup_steps == pytest.approx(5 * steps, rel=0.01)
+    other = ScadaDecodeConfig(nms_sigma=0.7, max_moments=100)
+    assert recipe.decode == (ScadaDecodeConfig() if on_charades else other)
+    files = [name for split in benchmark.splits.values() for name in split.files]
+    assert {Path(recipe.data.train).name, Path(recipe.data.val).name} <= set(files)
+    commands = shown_commands(FOLDER / f"{name}.yaml")
+    assert commands == [["sidelight", "train", name, "--check"], ["sidelight", "train", name]]
+
+
+@pytest.mark.parametrize("name", ["scada-charades-sta-videomae-g"])
+def test_check_takes_real_steps_from_pixels(
+    name: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run ``train --check`` of the recipe on videos, with tiny weights of its backbone and sentence encoder."""
+    annotations = tiny_world / "annotations.jsonl"
+    options: dict[str, object] = {f"--data.{part}": annotations for part in ("train", "val")}
+    options |= {"--data.train_videos": tiny_world / "videos", "--data.benchmark": "", "--data.frames_cache": tmp_path}
+    options |= {"--backbone.weights": write_videomae(tmp_path / "video"), "--train.accelerator": "cpu"}
+    options |= {"--backbone.sentence_weights": write_distilbert(tmp_path / "text"), "--train.precision": "32-true"}
+    options |= {"--model.sentence_dim": 32, "--backbone.resolution": 32, "--train.out": tmp_path / "out"}
+    options |= {"--model.hidden": 16, "--train.frames_per_step": 200}
+    assert main(["train", name, "--check", *(f"{option}={value}" for option, value in options.items())]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (
+        "chunks of 8 frames of 32 pixels, 7.5 frames/s, clips of 0.266667 s; sentences by distilbert" in shown["frames"]
+    )
+    assert shown["model"].startswith("scada, ") and not (tmp_path / "out").exists()

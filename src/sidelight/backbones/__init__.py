@@ -11,6 +11,7 @@ from typing import Any
 from sidelight.backbones.protocol import (
     Backbone,
     FeatureSpec,
+    FrameSpec,
     SentenceEncoder,
     SentenceSpec,
     SpecMismatchError,
@@ -26,6 +27,7 @@ __all__ = [
     "TOWERS",
     "Backbone",
     "FeatureSpec",
+    "FrameSpec",
     "SentenceEncoder",
     "SentenceSpec",
     "SpecMismatchError",

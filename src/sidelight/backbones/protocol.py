@@ -326,6 +326,63 @@ class SentenceEncoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """The settings that decide what a model that is trained from pixels reads. They are stored with its checkpoints."""
+
+    tower: TowerSpec
+    """The video backbone."""
+    sentences: SentenceSpec
+    """The sentence encoder."""
+    frames_per_second: float
+    """Frames that are read of a second of video."""
+    resize: Literal["stretch", "crop"]
+    """stretch: scale both sides to the resolution; crop: scale the shorter side, then crop the middle."""
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Return the seconds of the frames that the backbone reads together."""
+        return self.tower.frames / self.frames_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        values = dataclasses.asdict(self)
+        values["tower"]["grid"] = list(values["tower"]["grid"])
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FrameSpec:
+        """Build a spec from the values of :meth:`to_dict`.
+
+        Raises:
+            ValueError: for a missing or an unknown field.
+        """
+        try:
+            tower = {**values["tower"], "grid": tuple(values["tower"]["grid"])}
+            parts = {"tower": TowerSpec(**tower), "sentences": SentenceSpec(**values["sentences"])}
+            return cls(**{**values, **parts})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the frame spec does not fit: {error}") from None
+
+    def digest(self) -> str:
+        """Return 16 hex digits that change with every field."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def require(self, other: FrameSpec) -> None:
+        """Check that other backbones and frames are those of this spec.
+
+        Raises:
+            SpecMismatchError: if they are not; the message names each difference.
+        """
+        self.tower.require(other.tower)
+        self.sentences.require(other.sentences)
+        if differences := _differences(self, other):
+            raise SpecMismatchError(
+                f"the sampling of frames is not the one that this model was trained with: {differences}. Read the "
+                "frames of the training, or choose another model."
+            )
+
+
 @runtime_checkable
 class LimitedBackbone(Protocol):
     """A backbone that can tell which videos and queries lie outside of all that it was trained on."""

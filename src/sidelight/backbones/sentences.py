@@ -20,13 +20,13 @@ from torch import Tensor
 from sidelight.backbones.common import check_pooling, check_tokens, cut_tokens, pad_ids, weights_digest
 from sidelight.backbones.pretrained import read_config, read_model, read_vocabulary
 from sidelight.backbones.protocol import SentenceSpec
-from sidelight.backbones.shapes.model import ShapesBackbone
+from sidelight.backbones.shapes.model import KnowsOneWorld, ShapesBackbone
 
 DISTILBERT = "distilbert/distilbert-base-uncased"
 _CLS, _SEP = "[CLS]", "[SEP]"
 
 
-class ShapesSentences:
+class ShapesSentences(KnowsOneWorld):
     """The text tower of the embedded backbone: the unit vectors that its pretraining compares with clips.
 
     Args:

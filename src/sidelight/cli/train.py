@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sidelight.backbones.shapes.pretrain import PretrainConfig
-    from sidelight.data.annotations import Annotation
+    from sidelight.data.annotations import Annotation, Submission
+    from sidelight.training.checkpoint import PixelCheckpoint
     from sidelight.training.recipe import Recipe
 
 
@@ -40,7 +41,7 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
 
     out, data = recipe.train.out, recipe.data
     inputs = [data.train, data.val, data.train_features, data.val_features, data.train_videos, data.val_videos]
-    inputs += [recipe.train.init, recipe.backbone.weights]
+    inputs += [recipe.train.init, recipe.backbone.weights, data.frames_cache]
     require_outputs({name: os.path.join(out, part) for name, part in _PARTS_OF_RUN.items()}, inputs, folders=True)
     state = Path(out) / STATE
     if resume and not state.exists() and _is_first_process():
@@ -57,7 +58,7 @@ def train(recipe: Recipe, *, resume: bool = False, check: bool = False) -> None:
             advice = (
                 f"continue with --resume and the same options; see {out}"
                 if state.exists()
-                else "no state was saved yet; the same command starts anew, and keeps extracted features"
+                else "no state was saved yet; the same command starts anew, and keeps features and frames"
             )
             print(advice, file=sys.stderr)
         raise
@@ -100,15 +101,11 @@ def recipes() -> None:
 def summary(recipe: Recipe) -> None:
     """Print the parameters of a recipe's model, by module."""
     from sidelight.models.layers import parameter_table
-    from sidelight.models.registry import build_model
+    from sidelight.training.data import model_of
 
-    values = recipe.to_dict()["model"]
-    rows = parameter_table(build_model(recipe.side_tuner, values))
-    levels = count_of(values["levels"], "level")
-    print(
-        f"{recipe.side_tuner}: reads {levels} of {recipe.backbone.name}, {recipe.backbone.pooling}, "
-        f"widths {values['video_dim']} (video) and {values['text_dim']} (query)"
-    )
+    model, reads = model_of(recipe)
+    rows = [(name, count) for name, count in parameter_table(model) if count]
+    print(f"{recipe.side_tuner}: reads {reads}")
     for name, count in rows:
         print(f"{name:<32}{count:>12,}")
     total = sum(count for _, count in rows)
@@ -132,7 +129,7 @@ def predict(
         annotations: JSONL in the QVHighlights form.
         videos: folder with the video files, named by their ids.
         features: feature store, or features in a layout that a paper released; with --videos, the features that a
-            store lacks are extracted into it.
+            store lacks are extracted into it. A model that was trained from pixels needs --videos alone.
         out: JSONL in the QVHighlights submission form.
         offline: use no network, only what is on this machine.
     """
@@ -145,7 +142,7 @@ def predict(
     from sidelight.io.runtime import usable_device
     from sidelight.models.zero_shot import ZERO_SHOT
     from sidelight.training import predict as predicting
-    from sidelight.training.checkpoint import Checkpoint
+    from sidelight.training.checkpoint import Checkpoint, PixelCheckpoint, reads_frames
     from sidelight.training.dataset import GroundingDataset
     from sidelight.training.named import DEFAULT_MODEL, named_checkpoint
 
@@ -156,6 +153,12 @@ def predict(
     model = model or DEFAULT_MODEL
     with without_network(offline), tempfile.TemporaryDirectory() as temporary:
         folder = named_checkpoint(model, backbone=False) or model
+        if not model.startswith(ZERO_SHOT) and reads_frames(folder):
+            pixels = PixelCheckpoint.from_pretrained(folder, backbone_weights=backbone_weights).to(target_device)
+            submissions = _predict_frames(pixels, rows, videos, features, Path(temporary))
+            write_submissions(out, submissions)
+            print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")
+            return
         checkpoint = Checkpoint.from_pretrained(folder, backbone_weights=backbone_weights).to(target_device)
         # The digest in the spec of zero-shot/BACKBONE does not say where the backbone's own weights are.
         kind, _, backbone = model.partition("/")
@@ -173,6 +176,42 @@ def predict(
     print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")
     if checkpoint.features.backbone in LIMITED:
         _print_doubts(source.load_backbone(), rows, videos, model)
+
+
+def _predict_frames(
+    checkpoint: PixelCheckpoint,
+    rows: Sequence[Annotation],
+    videos: str | None,
+    features: str | None,
+    temporary: Path,
+) -> list[Submission]:
+    """Predict by a model that reads frames; they are decoded into a temporary folder."""
+    from sidelight.features.frames import FrameCache
+    from sidelight.features.open import require_durations
+    from sidelight.features.sources import find_videos
+    from sidelight.training.frames import FrameDataset, encode_sentences, frame_sampling
+    from sidelight.training.predict import predict_frames
+
+    if features or not videos:
+        raise ValueError(
+            f"{checkpoint.model_name} reads the frames of videos: give --videos (a folder with the files) and no "
+            "--features"
+        )
+    files = find_videos(videos, (row.vid for row in rows))
+    require_durations(rows, files, checkpoint.clip_seconds)
+    cache = FrameCache(temporary, frame_sampling(checkpoint.frames))
+    cache.fill(files, {row.vid: row.duration for row in rows}, limit=sys.maxsize, progress=True)
+    dataset = FrameDataset(
+        rows,
+        cache,
+        files,
+        encode_sentences([row.query for row in rows], checkpoint.sentences),
+        clips_per_chunk=checkpoint.model.clips_per_chunk,
+        targets=False,
+    )
+    return predict_frames(
+        checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips, progress=True
+    )
 
 
 def _print_doubts(backbone: Any, rows: Sequence[Annotation], videos: str | None, model: str) -> None:

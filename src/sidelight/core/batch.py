@@ -182,9 +182,13 @@ class FrameBatch(_TensorGroup):
     video_of_B: Tensor
     """Number of each query's video, from 0 to V - 1."""
     targets: Targets | None = None
+    encoded_VND: Tensor | None = None
+    """The output of a frozen backbone for each video, means over space, N times; then no frame is read."""
 
     def __post_init__(self) -> None:
         shapes = _Shapes("FrameBatch")
+        if self.encoded_VND is not None:
+            shapes.check("encoded_VND", self.encoded_VND, ("V", "N", "D"), "float")
         shapes.check("frames_VCFSS3", self.frames_VCFSS3, ("V", "C", "F", "S", "S", "3"), "bytes")
         shapes.check("video_mask_VT", self.video_mask_VT, ("V", "T"), "bool")
         shapes.check("sentences_BE", self.sentences_BE, ("B", "E"), "float")
@@ -221,6 +225,7 @@ class FrameBatch(_TensorGroup):
                     sentences_BE=self.sentences_BE[rows],
                     video_of_B=video_of,
                     targets=targets,
+                    encoded_VND=None if self.encoded_VND is None else self.encoded_VND[videos],
                 )
             )
         return batches

@@ -142,7 +142,9 @@ def open_features_for(
         if extracts and source.lacks_features(annotations):
             files = find_videos(source.videos, (a.vid for a in annotations))
             backbone = (backbone or source.load_backbone()).to(device)
-            _require_durations(annotations, files, source.folder, backbone.spec.clip_seconds)
+            filled = FeatureStore(source.folder) if store_exists(source.folder) else None
+            new = {vid: file for vid, file in files.items() if filled is None or not filled.is_whole(vid)}
+            require_durations(annotations, new, backbone.spec.clip_seconds)
             queries = (a.query for a in annotations)
             _, failures = extract(files, queries, backbone, source.folder, workers=workers, progress=progress)
             if failures:
@@ -156,14 +158,20 @@ def open_features_for(
     return _open_store(source)
 
 
-def _require_durations(
-    annotations: Sequence[Annotation], files: Mapping[str, str | Path], folder: str | Path, clip_seconds: float
-) -> None:
-    """Refuse, before the extraction, files whose length is not the annotated one; addresses are not opened for it."""
-    store = FeatureStore(folder) if store_exists(folder) else None
+def require_durations(annotations: Sequence[Annotation], files: Mapping[str, str | Path], clip_seconds: float) -> None:
+    """Refuse, before the work, files whose length is not the annotated one; addresses are not opened for it.
+
+    Args:
+        annotations: the rows.
+        files: id -> file.
+        clip_seconds: length of a clip, by which a video may differ.
+
+    Raises:
+        ValueError: naming the first file of another length.
+    """
     durations = durations_of(annotations)
     for vid, file in files.items():
-        if is_address(file) or (store is not None and store.is_whole(vid)):
+        if is_address(file):
             continue
         try:
             seconds = probe(file).duration

@@ -13,6 +13,7 @@ from sidelight.io.pinned import LOCK_FILE
 
 PARTS = {
     "features": "features of videos; computed again when needed",
+    "frames": "frames of videos that models are trained from; decoded again when needed",
     "models": "models: downloads, and the checkpoints made of them",
     "stores": "copies of feature stores in object storage",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
 from functools import lru_cache
 
 import torch
@@ -17,6 +19,12 @@ def release_memory() -> None:
     """Return freed memory to the system; glibc keeps most of it while the process runs. Takes some milliseconds."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def peak_memory() -> int:
+    """Return the largest memory that this process has used so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tune_cpu(threads: int = 0) -> None:

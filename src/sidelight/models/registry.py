@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from sidelight.models.losses.univtg import UniVTGLossConfig, univtg_losses
 from sidelight.models.lst import LST, LSTConfig
 from sidelight.models.points import PointPredictions
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
+from sidelight.models.scada import MemoryConfig, Scada, ScadaConfig
 from sidelight.models.sdst import SDST, SDSTConfig
 from sidelight.models.univtg import UniVTG, UniVTGConfig
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot, ZeroShotConfig
@@ -36,23 +37,57 @@ class ModelParts:
     """The parts of one model. The parts know each other only through the type of the predictions."""
 
     model: type[nn.Module]
-    """Class of the model: built from its configuration alone, reads a Batch."""
+    """Class of the model: built from its configuration alone, reads a Batch; or from its configuration, a video
+    backbone and ways to save memory, and reads a FrameBatch.
+    """
     config: type[Any]
     """Class of the model's configuration."""
     decode_config: type[AnswerConfig]
     """Class of the decoding's configuration; its method ``decode`` turns predictions into groundings."""
+
+    def with_head(self, head: str | None) -> ModelParts:
+        """Return the parts of the model with another head; this model itself if it has only one, or None is given."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadParts:
+    """The losses and the decoding of a head of SCADA."""
+
+    losses: Callable[[Any, FrameBatch, Any], dict[str, Tensor]]
+    """Function of (predictions, batch, loss configuration), as of a side-tuner."""
+    loss_config: type[Any]
+    """Class of the losses' configuration."""
+    decode_config: type[AnswerConfig]
+    """Class of the decoding's configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideTuner(ModelParts):
     """The parts of one side-tuner: a model that can be trained."""
 
-    losses: Callable[[Any, Batch, Any], dict[str, Tensor]]
+    losses: Callable[[Any, Any, Any], dict[str, Tensor]]
     """Function of (predictions, batch, loss configuration) that returns every loss by name, and their weighted sum
     "total".
     """
     loss_config: type[Any]
     """Class of the losses' configuration."""
+    reads: Literal["features", "frames"] = "features"
+    """What the model reads: a Batch of features, or a FrameBatch."""
+    memory_config: type[Any] | None = None
+    """Class of the ways to train with less memory, if the model has some."""
+    heads: Mapping[str, HeadParts] = field(default_factory=dict)
+    """The losses and the decoding of each head, if the model has several."""
+
+    def with_head(self, head: str | None) -> SideTuner:
+        """Return the parts of the model with the losses and the decoding of a head.
+
+        An unknown head changes nothing: the model's configuration has the better message.
+        """
+        chosen = self.heads.get(head or "")
+        if chosen is None:
+            return self
+        return replace(self, losses=chosen.losses, loss_config=chosen.loss_config, decode_config=chosen.decode_config)
 
     @property
     def has_slow_parameters(self) -> bool:
@@ -76,6 +111,14 @@ def _point_model(model: type[nn.Module], config: type[Any]) -> SideTuner:
     )
 
 
+HEADS: dict[str, HeadParts] = {
+    "scada": HeadParts(losses=scada_losses, loss_config=ScadaLossConfig, decode_config=ScadaDecodeConfig),
+    "sdst": HeadParts(losses=sdst_losses, loss_config=SDSTLossConfig, decode_config=DecodeConfig),
+    "points": HeadParts(losses=_point_losses, loss_config=R2LossConfig, decode_config=R2DecodeConfig),
+}
+"""``ScadaConfig.head`` -> its losses and decoding."""
+
+
 SIDE_TUNERS: dict[str, SideTuner] = {
     "sdst": SideTuner(
         model=SDST,
@@ -96,27 +139,18 @@ SIDE_TUNERS: dict[str, SideTuner] = {
         loss_config=UniVTGLossConfig,
         decode_config=UniVTGDecodeConfig,
     ),
+    "scada": SideTuner(
+        model=Scada,
+        config=ScadaConfig,
+        losses=scada_losses,
+        loss_config=ScadaLossConfig,
+        decode_config=ScadaDecodeConfig,
+        reads="frames",
+        memory_config=MemoryConfig,
+        heads=HEADS,
+    ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadParts:
-    """The losses and the decoding of a head of SCADA."""
-
-    losses: Callable[[Any, FrameBatch, Any], dict[str, Tensor]]
-    """Function of (predictions, batch, loss configuration), as of a side-tuner."""
-    loss_config: type[Any]
-    """Class of the losses' configuration."""
-    decode_config: type[AnswerConfig]
-    """Class of the decoding's configuration."""
-
-
-HEADS: dict[str, HeadParts] = {
-    "scada": HeadParts(losses=scada_losses, loss_config=ScadaLossConfig, decode_config=ScadaDecodeConfig),
-    "sdst": HeadParts(losses=sdst_losses, loss_config=SDSTLossConfig, decode_config=DecodeConfig),
-    "points": HeadParts(losses=_point_losses, loss_config=R2LossConfig, decode_config=R2DecodeConfig),
-}
-"""``ScadaConfig.head`` -> its losses and decoding."""
+"""The models that can be trained. Scada is no side-tuner in the narrow sense: it works inside its backbone."""
 
 
 MODELS: dict[str, ModelParts] = {
@@ -142,14 +176,19 @@ def side_tuner(name: str) -> SideTuner:
     return SIDE_TUNERS[name]
 
 
-def build_model(name: str, config: Mapping[str, Any]) -> nn.Module:
+def build_model(name: str, config: Mapping[str, Any], **parts_of_model: Any) -> nn.Module:
     """Build a model with random weights.
+
+    Args:
+        name: key of :data:`MODELS`.
+        config: fields of its configuration.
+        parts_of_model: further arguments of the model's class: ``tower`` and ``memory`` of one that reads frames.
 
     Raises:
         ValueError: for an unknown name, an unknown field or a value out of range.
     """
     parts = model_parts(name)
     try:
-        return parts.model(parts.config(**config))
+        return parts.model(parts.config(**config), **parts_of_model)
     except TypeError as error:
         raise ValueError(f"the configuration of {name!r} does not fit: {first_line(error)}") from None

@@ -479,6 +479,8 @@ class Scada(nn.Module):
 
     def _run(self, batch: FrameBatch, mask_VC: Tensor) -> tuple[Tensor, ...]:
         """Return the backbone's output (B, C * t, D), and the reduced tokens of the outer branches (B, C * t, R)."""
+        if batch.encoded_VND is not None and self.config.mode == "frozen":
+            return (batch.encoded_VND[batch.video_of_B],)
         frames_NFSS3, size = batch.frames_VCFSS3[mask_VC], self.memory.chunks_at_once
         if self.config.has_inner and self.config.sentence_in_adapters:
             (tokens_NPD,) = in_pieces(self._run_shared, size, frames_NFSS3)

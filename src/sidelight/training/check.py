@@ -3,33 +3,48 @@
 The check opens paths, features and shapes as the run would, takes two real steps (forward, losses, backward,
 optimiser), and decodes and scores two batches of validation. It writes nothing into the folder of the run nor into a
 feature store: where the recipe has videos and too few of them have features, it extracts the features of two short
-videos into a temporary folder.
+videos into a temporary folder. For a model that is trained from pixels, it decodes the videos of the first two steps
+and two short ones of validation, into such a folder too, unless their frames are in the cache already.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from sidelight.backbones.protocol import FeatureSpec
 from sidelight.core.messages import count_of, duration_of
-from sidelight.data.annotations import Annotation
-from sidelight.features.open import FeatureSource, open_features_for
+from sidelight.data.annotations import USUAL_CLIP_SECONDS, Annotation
+from sidelight.features.frames import FrameCache
+from sidelight.features.open import FeatureSource, open_features_for, require_durations
 from sidelight.features.sources import find_videos
 from sidelight.features.store import Features, FeatureStore, store_exists
+from sidelight.io.cache import parse_size
+from sidelight.io.runtime import peak_memory
 from sidelight.metrics.evaluate import evaluate_submissions
-from sidelight.training.data import Split, TrainingData, feature_source, metric_of, read_split
-from sidelight.training.dataset import GroundingDataset, epoch_batches
+from sidelight.models.registry import side_tuner
+from sidelight.training.data import (
+    FeatureData,
+    FrameData,
+    feature_source,
+    frame_dataset,
+    frames_folder,
+    video_files,
+)
+from sidelight.training.dataset import AnnotatedVideos, GroundingDataset
+from sidelight.training.frames import epoch_videos, frame_sampling
 from sidelight.training.loop import Trainer, check_out, make_fabric
-from sidelight.training.predict import predict
 from sidelight.training.recipe import Recipe, TrainConfig
+from sidelight.training.samples import Split, TrainingData, metric_of, read_split
 from sidelight.training.state import STATE, load_state
+from sidelight.training.tower import PixelBackbones
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,13 +66,14 @@ class SplitSummary:
     unlabelled: int
     """Queries with neither windows nor ratings, which cannot be trained on or scored."""
     ready_videos: int
-    """Videos that have features; the run extracts the others when it starts."""
+    """Videos that have features or decoded frames; the run makes those of the others when it starts."""
+    makes: str = "features of {} exist, the run first extracts the others"
+    """What the run does with the others; {} stands for the number of ready videos."""
 
     def text(self) -> str:
         """Return the counts as one line."""
         missing = self.ready_videos < self.videos
-        ready = count_of(self.ready_videos, "video")
-        note = f"; features of {ready} exist, the run first extracts the others" if missing else ""
+        note = f"; {self.makes.format(count_of(self.ready_videos, 'video'))}" if missing else ""
         labels = f" ({self.unlabelled:,} of them without windows or ratings)" if self.unlabelled else ""
         return f"{count_of(self.queries, 'query')}{labels}, {count_of(self.videos, 'video')}, {self.hours:.1f} h{note}"
 
@@ -69,7 +85,8 @@ class RunCheck:
     recipe: Recipe
     train: SplitSummary
     val: SplitSummary | None
-    features: FeatureSpec
+    inputs: tuple[str, str]
+    """What the model reads, "features" or "frames", and a description of them."""
     parameters: int
     """Number of trained parameters."""
     device: str
@@ -86,7 +103,9 @@ class RunCheck:
     scored: int
     """Validation queries that were decoded and scored."""
     peak_bytes: int
-    """Largest memory of an accelerator; 0 on a CPU."""
+    """Largest memory of an accelerator, or of the whole process on a CPU; 0 where the system does not say."""
+    largest: str = ""
+    """The largest training video, where it decides the memory."""
 
     @property
     def epoch_seconds(self) -> float:
@@ -101,18 +120,12 @@ class RunCheck:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the lines to print, each a name and a text."""
-        spec, train = self.features, self.recipe.train
-        pooling = "all tokens" if spec.pooling == "tokens" else f"pooling {spec.pooling}"
+        train = self.recipe.train
         per_process = f" ({train.batch_size // train.devices} a process)" if train.devices > 1 else ""
         rows = [
             ("train", self.train.text()),
             ("validation", self.val.text() if self.val else "none"),
-            (
-                "features",
-                f"{spec.backbone} ({spec.weights}), levels {', '.join(map(str, spec.levels))}, {pooling}, "
-                f"{spec.frames_per_clip} frames per clip of {spec.clip_seconds:g} s; widths {spec.video_dim} and "
-                f"{spec.text_dim}",
-            ),
+            self.inputs,
             ("model", f"{self.recipe.side_tuner}, {self.parameters:,} parameters"),
             (
                 "arithmetic",
@@ -121,6 +134,8 @@ class RunCheck:
             ),
             ("losses", ", ".join(f"{loss:.4f}" for loss in self.losses) + f" (the first {len(self.losses)} steps)"),
         ]
+        if self.largest:
+            rows.insert(3, ("largest", self.largest))
         if self.val:
             rows.append(("decoded", f"{count_of(self.scored, 'query')} of validation"))
         step, epoch = duration_of(self.step_seconds), duration_of(self.epoch_seconds)
@@ -148,31 +163,151 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> RunCheck:
     if recipe.train.devices > 1:
         make_fabric(recipe.train)  # fails if there are fewer devices than the run needs
     fabric = make_fabric(recipe.train, devices=1)
+    opener = {"features": _open_features, "frames": _open_frames}[side_tuner(recipe.side_tuner).reads]
     with TemporaryDirectory() as temporary:
-        train = _open_some(recipe, "train", fabric, Path(temporary))
-        val = _open_some(recipe, "val", fabric, Path(temporary)) if recipe.data.val else None
-        data = TrainingData(train=train.samples, val=val.samples if val else None)
+        opened = opener(recipe, fabric, Path(temporary))
+        data = opened.data
         trainer = Trainer(recipe, fabric, data, quiet=True)
-        losses, step_seconds, peak_bytes = _take_steps(trainer)
-        scored, val_seconds = _validate_some(trainer, val) if val else (0, 0.0)
+        losses, step_seconds, peak_bytes = _take_steps(trainer, opened.batches)
+        scored, val_seconds = _validate_some(trainer, opened) if opened.few_val is not None else (0, 0.0)
         # A state is compared with all training annotations, so it can be compared only if the check opened all.
-        if resume and len(train.samples) == len(train.annotations) and (out / STATE).exists():
+        if resume and len(data.train) == opened.train.queries and (out / STATE).exists():
             load_state(out / STATE, recipe, data)
+        inputs = (side_tuner(recipe.side_tuner).reads, data.description())
     return RunCheck(
         recipe=recipe,
-        train=train.summary,
-        val=val.summary if val else None,
-        features=data.spec,
-        parameters=sum(p.numel() for p in trainer.model.parameters()),
+        train=opened.train,
+        val=opened.val,
+        inputs=inputs,
+        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         device=str(fabric.device),
         precision=str(fabric._precision.precision),
         losses=losses,
         step_seconds=step_seconds,
-        steps=_steps(len(train.annotations), recipe.train),
+        steps=opened.steps,
         val_seconds=val_seconds,
         scored=scored,
         peak_bytes=peak_bytes,
+        largest=opened.largest,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The samples that a check reads, and the sizes of the whole run."""
+
+    data: TrainingData
+    few_val: AnnotatedVideos | None
+    """Validation samples to decode and score."""
+    batches: list[list[int]]
+    """Training batches to take."""
+    train: SplitSummary
+    val: SplitSummary | None
+    steps: int
+    """Steps of an epoch of the whole run."""
+    largest: str = ""
+    """The largest training video, where it decides the memory."""
+
+
+def _open_features(recipe: Recipe, fabric: Fabric, temporary: Path) -> _Opened:
+    """Open the features of a run, or extract some."""
+    train = _open_some(recipe, "train", fabric, temporary)
+    val = _open_some(recipe, "val", fabric, temporary) if recipe.data.val else None
+    few_val = None
+    if val is not None:
+        samples = val.samples
+        few_val = GroundingDataset(
+            samples.annotations[: STEPS * _batch_share(recipe.train)],
+            samples.store,
+            in_memory=False,
+            seed=samples.seed,
+            binding=samples.binding,
+            round_clips=samples.round_clips,
+        )
+    data = FeatureData(recipe, train.samples, val.samples if val else None)
+    return _Opened(
+        data=data,
+        few_val=few_val,
+        batches=data.batches(0, world=recipe.train.devices),
+        train=train.summary,
+        val=val.summary if val else None,
+        steps=_steps(len(train.annotations), recipe.train),
+    )
+
+
+def _open_frames(recipe: Recipe, fabric: Fabric, temporary: Path) -> _Opened:
+    """Open the frames of the first steps and of some validation videos; decode those that the cache lacks."""
+    backbones = PixelBackbones.load(recipe.backbone, recipe.model.sentence_dim)
+    sampling = frame_sampling(backbones.spec)
+    cache = FrameCache(frames_folder(recipe), sampling)
+    limit = parse_size(recipe.data.frames_cache_limit, name="data.frames_cache_limit")
+    names: tuple[Split, ...] = ("train", "val") if recipe.data.val else ("train",)
+    splits = [_Videos.of(recipe, name, cache) for name in names]
+    cache.check_room({vid: split.seconds[vid] for split in splits for vid in split.missing}, limit)
+
+    train, vids = splits[0], list(splits[0].files)
+    frame_bytes = cache.chunk_bytes // sampling.frames_per_clip
+    frames = np.array([cache.bytes_for(train.seconds[vid]) // frame_bytes for vid in vids])
+    steps = epoch_videos(
+        frames,
+        epoch=0,
+        frames_per_step=recipe.train.frames_per_step,
+        videos_per_step=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        world=recipe.train.devices,
+    )
+    chosen = [{vids[video] for step in steps[:STEPS] for video in step}]
+    chosen += [set(sorted(split.seconds, key=lambda vid: split.seconds[vid])[:_VIDEOS]) for split in splits[1:]]
+    datasets = []
+    for split, some in zip(splits, chosen, strict=True):
+        files = {vid: split.files[vid] for vid in some}
+        used = cache
+        if some & set(split.missing):
+            used = FrameCache(temporary, sampling)
+            used.fill(files, split.seconds, limit=limit)
+        rows = [a for a in split.annotations if a.vid in some]
+        datasets.append(frame_dataset(recipe, rows, files, used, backbones))
+    val = datasets[1] if len(datasets) > 1 else None
+    rows_of = datasets[0].rows_of_videos()
+    longest = vids[int(frames.argmax())]
+    return _Opened(
+        data=FrameData(recipe, datasets[0], val, backbones),
+        few_val=val,
+        batches=[[row for video in step for row in rows_of[vids[video]]] for step in steps[:STEPS]],
+        train=train.summary(),
+        val=splits[1].summary() if val else None,
+        steps=len(steps),
+        largest=f"{int(frames.max()):,} frames ({longest}); a step reads up to {recipe.train.frames_per_step:,}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Videos:
+    """A split of a recipe that reads frames."""
+
+    annotations: list[Annotation]
+    files: Mapping[str, Path]
+    """Id -> file of each video."""
+    seconds: Mapping[str, float]
+    """Id -> annotated seconds."""
+    missing: list[str]
+    """Videos whose frames are not in the cache."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, split: Split, cache: FrameCache) -> _Videos:
+        """Read the annotations and find the videos; ValueError if one is missing or has another length."""
+        rows = read_split(recipe, split)
+        files = video_files(recipe, split, rows)
+        missing = cache.missing(files)
+        require_durations(rows, {vid: files[vid] for vid in missing}, USUAL_CLIP_SECONDS)
+        return cls(annotations=rows, files=files, seconds={a.vid: a.duration for a in rows}, missing=missing)
+
+    def summary(self) -> SplitSummary:
+        """Return the sizes of the split."""
+        return _summary(self.annotations, len(self.files) - len(self.missing), makes=_FRAMES_MADE)
+
+
+_FRAMES_MADE = "frames of {} are in the cache, the run first decodes the others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,15 +346,21 @@ def _open_some(recipe: Recipe, split: Split, fabric: Fabric, temporary: Path) ->
         binding=recipe.data.binding,
         round_clips=recipe.data.round_clips,
     )
+    summary = _summary(annotations, ready_videos)
+    return _SplitData(annotations=annotations, samples=samples, summary=summary)
+
+
+def _summary(annotations: Sequence[Annotation], ready_videos: int, **more: str) -> SplitSummary:
+    """Return the sizes of a split."""
     seconds = {a.vid: a.duration for a in annotations}
-    summary = SplitSummary(
+    return SplitSummary(
         queries=len(annotations),
         videos=len(seconds),
         hours=sum(seconds.values()) / 3600,
         unlabelled=sum(not a.relevant_windows and not a.saliency_scores for a in annotations),
         ready_videos=ready_videos,
+        **more,
     )
-    return _SplitData(annotations=annotations, samples=samples, summary=summary)
 
 
 def _extract_some(
@@ -261,16 +402,12 @@ def _steps(samples: int, config: TrainConfig) -> int:
     return max(1, full + (config.last_batch == "keep" and rest >= config.devices))
 
 
-def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
+def _take_steps(trainer: Trainer, batches: list[list[int]]) -> tuple[tuple[float, ...], float, int]:
     """Take the steps; return the total loss of each, the seconds of the last, and the largest memory in bytes."""
-    config, device = trainer.config, trainer.fabric.device
+    device = trainer.fabric.device
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    num_clips = trainer.data.train.num_clips()
-    batches = epoch_batches(
-        num_clips, epoch=0, batch_size=_batch_share(config), last_batch=config.last_batch, seed=config.seed
-    )
     trainer.wrapped.train()
     losses, seconds = [], 0.0
     for indices in (batches * STEPS)[:STEPS]:
@@ -280,23 +417,14 @@ def _take_steps(trainer: Trainer) -> tuple[tuple[float, ...], float, int]:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
         losses.append(result.values["total"])
-    return tuple(losses), seconds, torch.cuda.max_memory_allocated(device) if on_cuda else 0
+    return tuple(losses), seconds, torch.cuda.max_memory_allocated(device) if on_cuda else peak_memory()
 
 
-def _validate_some(trainer: Trainer, val: _SplitData) -> tuple[int, float]:
+def _validate_some(trainer: Trainer, opened: _Opened) -> tuple[int, float]:
     """Decode and score some batches; return the number of queries, and the seconds of all queries at that speed."""
-    recipe, share = trainer.recipe, _batch_share(trainer.config)
-    samples = val.samples
-    some = samples.annotations[: STEPS * share]
-    few = GroundingDataset(
-        some,
-        samples.store,
-        in_memory=False,
-        seed=samples.seed,
-        binding=samples.binding,
-        round_clips=samples.round_clips,
-    )
+    val = opened.few_val
+    assert val is not None and opened.val is not None
     start = time.perf_counter()
-    submissions = predict(trainer.model, few, recipe.decoding, window_clips=recipe.window_clips, batch_size=share)
-    evaluate_submissions(submissions, some, metric_of(recipe))
-    return len(some), (time.perf_counter() - start) / len(some) * len(val.annotations)
+    submissions = opened.data.predict(trainer.model, val)
+    evaluate_submissions(submissions, val.annotations, metric_of(trainer.recipe))
+    return len(val), (time.perf_counter() - start) / len(val) * opened.val.queries

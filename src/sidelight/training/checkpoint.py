@@ -6,22 +6,26 @@ of another spec.
 
 The header of ``model.safetensors`` holds the same configuration. It is renamed to its place first; if the process is
 killed before ``config.json`` follows, the digest there is that of the older weights, and the header counts.
+
+A model that was trained from pixels has a spec of frames and backbones in place of features (``PixelCheckpoint``). Its
+weights are stored without those that were not trained: the backbone is loaded from its own weights, which must be the
+same.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sidelight.backbones import BACKBONES, Backbone, load_backbone
 from sidelight.backbones.common import weights_digest
-from sidelight.backbones.protocol import FeatureSpec
+from sidelight.backbones.protocol import FeatureSpec, FrameSpec, SentenceEncoder
 from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
 from sidelight.io.files import read_json, replacing
@@ -29,7 +33,9 @@ from sidelight.io.tensors import check_shapes, require_finite, shown
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.registry import build_model, model_parts
+from sidelight.models.scada import MemoryConfig, Scada
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot
+from sidelight.training.tower import TowerConfig
 
 PACKAGED = Path(__file__).resolve().parent.parent / "weights"
 FORMAT = "sidelight.checkpoint/1"
@@ -73,34 +79,8 @@ class Checkpoint:
             OSError: if the disk is full or cannot be written.
             ValueError: if a weight is not finite.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        require_finite((weights or self.model.state_dict()).values(), folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {
-            "format": FORMAT,
-            "model": self.model_name,
-            "model_config": dict(self.model_config),
-            "features": self.features.to_dict(),
-            "decode": asdict(self.decode),
-            "window_clips": self.window_clips,
-            "round_clips": self.round_clips,
-            "metrics": dict(self.metrics),
-            "recipe": dict(self.recipe),
-        }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or self.model.state_dict()).items()}
-        if half:
-            tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-        text = json.dumps({**values, "weights": weights_digest(tensors)}, indent=2)
-        # The inner one, the weights, is renamed first.
-        with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as model:
-            config.write_text(text + "\n")
-            try:
-                save_file(tensors, model, {"format": "pt", "config": text})
-            except SafetensorError as error:  # safetensors' own error for a full disk
-                raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
+        values = {**_common_values(self), "features": self.features.to_dict(), "round_clips": self.round_clips}
+        _write(folder, values, weights or self.model.state_dict(), half=half)
 
     @classmethod
     def from_pretrained(
@@ -121,30 +101,20 @@ class Checkpoint:
         """
         if backbone := zero_shot_backbone(name, weights=backbone_weights, revision=revision):
             return cls.zero_shot(backbone.spec)
-        folder = _locate(str(name), revision)
-        for file in FILES:
-            if not (folder / file).is_file():
-                raise ValueError(
-                    f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {FILES}"
-                )
-        values, tensors = _read_pair(folder)
-        required = ("model", "model_config", "features", "decode", "window_clips", "metrics", "recipe")
-        if missing := [k for k in required if k not in values]:
-            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
-        kind = model_parts(values["model"])
-        try:
-            decode = kind.decode_config(**values["decode"])
-        except TypeError as error:
-            raise ValueError(f"{folder / 'config.json'}: decode does not fit: {error}") from None
-        _require_shapes(folder, values["model"], values["model_config"], tensors)
-        model = build_model(values["model"], values["model_config"])
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        saved = _read_saved(name, revision)
+        values = saved.values
+        if "frames" in values:
+            raise ValueError(
+                f"{name} is a {values['model']} model, which reads videos and no features; use it with `sidelight "
+                "ground`, `sidelight predict --videos` or Grounder"
+            )
+        saved.require("features", *_COMMON)
         return cls(
-            model=model.eval(),
+            model=saved.build(),
             model_name=values["model"],
             model_config=values["model_config"],
             features=FeatureSpec.from_dict(values["features"]),
-            decode=decode,
+            decode=saved.decode(),
             window_clips=values["window_clips"],
             round_clips=values.get("round_clips", False),  # older checkpoints have all clips
             metrics=values["metrics"],
@@ -176,20 +146,254 @@ class Checkpoint:
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
+        return _push(self, repo_id, private=private)
 
     def to(self, device: torch.device | str) -> Checkpoint:
         """Move the model to a device; return the checkpoint itself."""
         self.model.to(device)
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCheckpoint:
+    """A model that was trained from pixels, and everything that is needed to use it."""
+
+    model: Scada
+    model_name: str
+    """Key of :data:`sidelight.models.registry.MODELS`."""
+    model_config: Mapping[str, Any]
+    """The configuration that the model was built with."""
+    frames: FrameSpec
+    """What it reads: backbone, sentence encoder and sampling."""
+    sentences: SentenceEncoder
+    """The sentence encoder, loaded."""
+    decode: AnswerConfig
+    """How predictions become moments."""
+    window_clips: int = 75
+    """Longest input in clips; longer videos are cut into overlapping windows."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Scores on the validation data."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe of the run, as plain values."""
+
+    @property
+    def clip_seconds(self) -> float:
+        """Return the length of a clip in seconds."""
+        return self.frames.chunk_seconds / self.model.clips_per_chunk
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write the checkpoint into a folder: the trained weights, and the digests of the frozen ones.
+
+        Args:
+            folder: made if need be.
+            half: store the weights as float16.
+            weights: name -> tensor, stored instead of the model's own weights, such as their average.
+
+        Raises:
+            OSError: if the disk is full or cannot be written.
+        """
+        values = {**_common_values(self), "frames": self.frames.to_dict()}
+        _write(folder, values, weights or trained_state(self.model), half=half)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        backbone_weights: str | Path | None = None,
+        sentence_weights: str | Path | None = None,
+    ) -> PixelCheckpoint:
+        """Load a checkpoint of a model that reads frames: a folder, or a hub id (``user/model``).
+
+        The backbones are loaded as the recipe says, and compared with those of the training.
+
+        Args:
+            name: the checkpoint.
+            revision: branch, tag or commit of a hub id.
+            backbone_weights: folder or hub id of the video backbone's weights; those of the recipe unless given.
+            sentence_weights: folder or hub id of the sentence encoder's weights; those of the recipe unless given.
+
+        Raises:
+            SpecMismatchError: if the weights are not those of the training.
+            ValueError: if there is no such checkpoint, or one of its files is missing or does not fit.
+        """
+        saved = _read_saved(name, revision)
+        values = saved.values
+        if "features" in values:
+            raise ValueError(f"{name} is a {values['model']} model, which reads features; load it with Checkpoint")
+        saved.require("frames", *_COMMON)
+        frames = FrameSpec.from_dict(values["frames"])
+        try:
+            backbone = TowerConfig(**values["recipe"]["backbone"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{saved.folder / 'config.json'}: the recipe's backbone does not fit: {error}") from None
+        backbone = replace(
+            backbone,
+            weights=str(backbone_weights or backbone.weights),
+            sentence_weights=str(sentence_weights or backbone.sentence_weights),
+        )
+        tower, sentences = backbone.load()
+        frames.require(replace(frames, tower=tower.spec, sentences=sentences.spec))
+        memory = MemoryConfig(chunks_at_once=_CHUNKS_AT_ONCE)
+        return cls(
+            model=cast(Scada, saved.build(tower=tower, memory=memory)),
+            model_name=values["model"],
+            model_config=values["model_config"],
+            frames=frames,
+            sentences=sentences,
+            decode=saved.decode(),
+            window_clips=values["window_clips"],
+            metrics=values["metrics"],
+            recipe=values["recipe"],
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
+        return _push(self, repo_id, private=private)
+
+    def to(self, device: torch.device | str) -> PixelCheckpoint:
+        """Move the model to a device; return the checkpoint itself."""
+        self.model.to(device)
+        return self
+
+
+_CHUNKS_AT_ONCE = 8
+"""Chunks that pass the backbone together when a model answers: without gradients, more are no faster."""
+_COMMON = ("model", "model_config", "decode", "window_clips", "metrics", "recipe")
+"""The fields of ``config.json`` of every checkpoint, beside the format and what the model reads."""
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model without parameters that are frozen, such as those of a backbone."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what :func:`trained_state` returned.
+
+    Raises:
+        RuntimeError: if names or shapes do not fit.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    kept = {name: value for name, value in model.state_dict().items() if name in frozen}
+    model.load_state_dict({**kept, **state})
+
+
+def _common_values(checkpoint: Checkpoint | PixelCheckpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "model": checkpoint.model_name,
+        "model_config": dict(checkpoint.model_config),
+        "decode": asdict(checkpoint.decode),
+        "window_clips": checkpoint.window_clips,
+        "metrics": dict(checkpoint.metrics),
+        "recipe": dict(checkpoint.recipe),
+    }
+
+
+def _write(folder: str | Path, values: Mapping[str, Any], state: Mapping[str, Tensor], *, half: bool) -> None:
+    """Write the two files of a checkpoint.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+        ValueError: if a weight is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    require_finite(state.values(), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    text = json.dumps({**values, "weights": weights_digest(tensors)}, indent=2)
+    # The inner one, the weights, is renamed first.
+    with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as model:
+        config.write_text(text + "\n")
+        try:
+            save_file(tensors, model, {"format": "pt", "config": text})
+        except SafetensorError as error:  # safetensors' own error for a full disk
+            raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
+
+
+def _push(checkpoint: Checkpoint | PixelCheckpoint, repo_id: str, *, private: bool) -> str:
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save_pretrained(folder)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """The files of a checkpoint, read but not yet made into a model."""
+
+    folder: Path
+    values: Mapping[str, Any]
+    """The configuration."""
+    tensors: Mapping[str, Tensor]
+    """The weights."""
+
+    def require(self, *names: str) -> None:
+        """Raise ValueError unless the configuration has these fields."""
+        if missing := [name for name in names if name not in self.values]:
+            raise ValueError(f"{self.folder / 'config.json'} lacks {', '.join(missing)}; download or save it again")
+
+    def decode(self) -> AnswerConfig:
+        """Return how predictions become moments; ValueError if the values do not fit."""
+        parts = model_parts(self.values["model"]).with_head(self.values["model_config"].get("head"))
+        try:
+            return parts.decode_config(**self.values["decode"])
+        except TypeError as error:
+            raise ValueError(f"{self.folder / 'config.json'}: decode does not fit: {error}") from None
+
+    def build(self, **parts_of_model: Any) -> nn.Module:
+        """Return the model with the weights, as float32; ValueError if they do not fit.
+
+        Args:
+            parts_of_model: as of :func:`build_model`.
+        """
+        name, config = self.values["model"], self.values["model_config"]
+        _require_shapes(self.folder, name, config, self.tensors, **parts_of_model)
+        model = build_model(name, config, **parts_of_model)
+        load_trained(model, {k: v.float() if v.is_floating_point() else v for k, v in self.tensors.items()})
+        return model.eval()
+
+
+def _read_saved(name: str | Path, revision: str | None) -> _Saved:
+    """Find and read the files of a checkpoint; ValueError if there is none, or a file is damaged."""
+    folder = _folder_of(name, revision)
+    values, tensors = _read_pair(folder)
+    return _Saved(folder=folder, values=values, tensors=tensors)
+
+
+def _folder_of(name: str | Path, revision: str | None) -> Path:
+    """Return the folder with the files of a checkpoint; ValueError if there is none."""
+    folder = _locate(str(name), revision)
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise ValueError(
+                f"{name} is no sidelight checkpoint: {folder / file} is missing; expected a folder with {FILES}"
+            )
+    return folder
+
+
+def reads_frames(name: str | Path, *, revision: str | None = None) -> bool:
+    """Check whether a checkpoint is a :class:`PixelCheckpoint`, by its ``config.json``.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or the file is damaged.
+    """
+    return "frames" in read_json(_folder_of(name, revision) / "config.json")
 
 
 def _read_pair(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -229,7 +433,9 @@ _PARTS = ("levels", "layers", "head_layers")
 """Fields of models that say how many parts are built, each with weights."""
 
 
-def _require_shapes(folder: Path, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _require_shapes(
+    folder: Path, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], **parts_of_model: Any
+) -> None:
     """Refuse a configuration that the weights do not fit, before memory for its model is taken.
 
     Raises:
@@ -244,7 +450,8 @@ def _require_shapes(folder: Path, name: str, config: Mapping[str, Any], tensors:
             )
     try:
         with torch.device("meta"):
-            expected = {key: tensor.shape for key, tensor in build_model(name, config).state_dict().items()}
+            state = trained_state(build_model(name, config, **parts_of_model))
+        expected = {key: tensor.shape for key, tensor in state.items()}
     except (RuntimeError, OverflowError, MemoryError) as error:  # a size that no tensor can have
         reason = first_line(error)
         raise ValueError(f"{folder / 'config.json'} describes no model ({reason}); download both again") from None

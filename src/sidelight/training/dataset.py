@@ -9,7 +9,7 @@ Legend: B batch, K levels, T clips, L tokens, G spans, D_v / D_t widths.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,18 +41,129 @@ class Sample:
     positive: int
 
 
-class GroundingDataset:
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """The ground truth of one sample."""
+
+    spans_G2: npt.NDArray[np.float32]
+    """(center, width) of each moment in units of the extent."""
+    saliency_T: npt.NDArray[np.float32]
+    positive: int
+
+
+class AnnotatedVideos:
+    """Annotations and the timelines of their videos: the part of samples that does not depend on what a model reads.
+
+    Args:
+        annotations: one sample each.
+        timelines: of each video.
+        late_clips: clips after the end of a video in which labels may still begin.
+        seed: of the positive clips.
+        targets: read the ground truth too; without it, windows are neither checked nor returned (for prediction).
+        binding: how labels become targets, a key of ``data.labels.BINDINGS``. With a binding that needs a rating of
+            every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
+        round_clips: leave out a last clip of which less than half lies in the video (:meth:`Timeline.rounded`).
+
+    Raises:
+        ValueError: if a window lies outside its video, or, for prediction, if a video has another length.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        timelines: Mapping[str, Timeline],
+        *,
+        late_clips: int,
+        seed: int = 0,
+        targets: bool = True,
+        binding: Binding = "plain",
+        round_clips: bool = False,
+    ) -> None:
+        self.annotations, self.seed, self.targets = list(annotations), seed, targets
+        self.binding, self.round_clips, self._late_clips = binding, round_clips, late_clips
+        self._timelines = dict(timelines)
+        self._check_durations()
+        if round_clips:
+            self._timelines = {vid: timeline.rounded() for vid, timeline in self._timelines.items()}
+        if binding in ALL_RATED:
+            for annotation in self.annotations:
+                timeline = self._timelines[annotation.vid]
+                self._timelines[annotation.vid] = timeline.first(rated_clips(annotation, timeline.num_clips))
+        self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
+
+    def _check_durations(self) -> None:
+        """Compare the annotated durations with the videos that are read.
+
+        Where all clips are rated, the ratings are compared instead.
+
+        Raises:
+            ValueError: in prediction, if a video is far shorter or longer; training warns, and refuses only labels
+                that lie outside of the features.
+        """
+        if self.binding in ALL_RATED:
+            return
+        different: dict[str, str] = {}
+        for a in self.annotations:
+            timeline = self._timelines[a.vid]
+            if durations_differ(a.duration, timeline.duration, timeline.clip_seconds, clips=self._late_clips):
+                different.setdefault(a.vid, f"{a.vid!r} lasts {timeline.duration:g} s, annotated {a.duration:g} s")
+        if not different:
+            return
+        message = (
+            f"{len(different)} of {len(self._timelines)} videos have features of another length than their "
+            f"annotations say (the first: {next(iter(different.values()))}); compare vid, duration and the video file"
+        )
+        if not self.targets:
+            raise ValueError(message)
+        warnings.warn(message, DataWarning, stacklevel=4)
+
+    def _checked(self, annotation: Annotation) -> Annotation:
+        """Return the annotation that targets are made of, without labels of clips that the features lack."""
+        timeline, late_clips = self._timelines[annotation.vid], self._late_clips
+        for start, end in annotation.relevant_windows:
+            if end > timeline.extent + clips_to_seconds(late_clips, timeline.clip_seconds):
+                raise ValueError(
+                    f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
+                    f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
+                )
+        if (late_clips > 1 or timeline.clips is not None) and self.binding not in ALL_RATED:
+            annotation = _without_late_labels(annotation, timeline, late_clips)
+        bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
+        return annotation
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.annotations)
+
+    def timeline(self, index: int) -> Timeline:
+        """Return the timeline of a sample's video."""
+        return self._timelines[self.annotations[index].vid]
+
+    def num_clips(self) -> npt.NDArray[np.int64]:
+        """Return the number of clips of each sample's video, (samples,)."""
+        return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
+
+    def truth(self, index: int, epoch: int = 0) -> Truth:
+        """Return the ground truth of a sample; ``epoch`` decides which relevant clip is its positive."""
+        timeline = self.timeline(index)
+        labels = bind(self._labels[index], timeline, self.binding)
+        positive = NO_POSITIVE
+        if len(labels.positives):
+            rng = np.random.default_rng([self.seed, epoch, index])
+            positive = int(labels.positives[rng.integers(len(labels.positives))])
+        unit = np.clip(timeline.to_unit(labels.windows_G2), 0, 1)
+        spans_G2 = np.asarray(spans.se_to_cw(unit), dtype=np.float32)
+        return Truth(spans_G2=spans_G2, saliency_T=labels.saliency_T, positive=positive)
+
+
+class GroundingDataset(AnnotatedVideos):
     """The samples of annotations, with features from a store.
 
     Args:
         annotations: one sample each.
         store: features of their videos and queries, in any layout.
         in_memory: read the features of all videos once; otherwise read a video each time a sample needs it.
-        seed: of the positive clips.
-        targets: read the ground truth too; without it, windows are neither checked nor returned (for prediction).
-        binding: how labels become targets, a key of ``data.labels.BINDINGS``. With a binding that needs a rating of
-            every clip ("tvsum", "youtube-highlights"), a video is as long as its ratings.
-        round_clips: leave out a last clip of which less than half lies in the video (:meth:`Timeline.rounded`).
+        seed: see the base class, as of all other arguments.
 
     Raises:
         ValueError: if there are no annotations, the store lacks a video or a query, or a window lies outside its
@@ -72,79 +183,24 @@ class GroundingDataset:
     ) -> None:
         if not annotations:
             raise ValueError("there are no annotations; expected at least one")
-        self.annotations, self.store, self.seed, self.targets = list(annotations), store, seed, targets
-        self.binding, self.round_clips = binding, round_clips
-        self._text = store.texts(self.annotations)
+        self.store, self._text = store, store.texts(annotations)
         vids = dict.fromkeys(a.vid for a in annotations)
-        self._timelines: dict[str, Timeline] = {vid: store.timeline(vid) for vid in vids}
-        self._check_durations()
-        if round_clips:
-            self._timelines = {vid: timeline.rounded() for vid, timeline in self._timelines.items()}
-        if binding in ALL_RATED:
-            for annotation in self.annotations:
-                timeline = self._timelines[annotation.vid]
-                self._timelines[annotation.vid] = timeline.first(rated_clips(annotation, timeline.num_clips))
-        self._in_memory: dict[str, VideoFeatures] = {vid: _loaded(self._read_video(vid)) for vid in vids if in_memory}
-        self._labels = [self._checked(annotation) for annotation in self.annotations] if targets else []
-
-    def _check_durations(self) -> None:
-        """Compare the annotated durations with the videos that the features were made of.
-
-        Where all clips are rated, the ratings are compared instead.
-
-        Raises:
-            ValueError: in prediction, if a video is far shorter or longer; training warns, and refuses only labels
-                that lie outside of the features.
-        """
-        if self.binding in ALL_RATED:
-            return
-        different: dict[str, str] = {}
-        for a in self.annotations:
-            timeline = self._timelines[a.vid]
-            limit = self.store.late_clips
-            if durations_differ(a.duration, timeline.duration, timeline.clip_seconds, clips=limit):
-                different.setdefault(a.vid, f"{a.vid!r} lasts {timeline.duration:g} s, annotated {a.duration:g} s")
-        if not different:
-            return
-        message = (
-            f"{len(different)} of {len(self._timelines)} videos have features of another length than their "
-            f"annotations say (the first: {next(iter(different.values()))}); compare vid, duration and the video file"
+        super().__init__(
+            annotations,
+            {vid: store.timeline(vid) for vid in vids},
+            late_clips=store.late_clips,
+            seed=seed,
+            targets=targets,
+            binding=binding,
+            round_clips=round_clips,
         )
-        if not self.targets:
-            raise ValueError(message)
-        warnings.warn(message, DataWarning, stacklevel=3)
+        self._in_memory: dict[str, VideoFeatures] = {vid: _loaded(self._read_video(vid)) for vid in vids if in_memory}
 
     def _features(self, vid: str) -> VideoFeatures:
         return self._in_memory.get(vid) or self._read_video(vid)
 
     def _read_video(self, vid: str) -> VideoFeatures:
         return self.store.video(vid).cut_to(self._timelines[vid])
-
-    def _checked(self, annotation: Annotation) -> Annotation:
-        """Return the annotation that targets are made of, without labels of clips that the features lack."""
-        timeline = self._timelines[annotation.vid]
-        for start, end in annotation.relevant_windows:
-            if end > timeline.extent + clips_to_seconds(self.store.late_clips, timeline.clip_seconds):
-                raise ValueError(
-                    f"annotation {annotation.qid!r}: the window [{start}, {end}] ends after its video "
-                    f"{annotation.vid!r}, whose features cover {timeline.extent:g} s; correct the window or the vid"
-                )
-        if (self.store.late_clips > 1 or timeline.clips is not None) and self.binding not in ALL_RATED:
-            annotation = _without_late_labels(annotation, timeline, self.store.late_clips)
-        bind(annotation, timeline, self.binding)  # raises now for a wrong label, instead of in the middle of a run
-        return annotation
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.annotations)
-
-    def timeline(self, index: int) -> Timeline:
-        """Return the timeline of a sample's video."""
-        return self._timelines[self.annotations[index].vid]
-
-    def num_clips(self) -> npt.NDArray[np.int64]:
-        """Return the number of clips of each sample's video, (samples,)."""
-        return np.array([self._timelines[a.vid].num_clips for a in self.annotations])
 
     def tokens(self) -> int:
         """Return the number of vectors of each clip: 1, or P where the backbone's tokens were not pooled."""
@@ -155,21 +211,15 @@ class GroundingDataset:
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return a sample; ``epoch`` decides which relevant clip is its positive."""
         features = self._features(self.annotations[index].vid)
-        timeline = features.timeline
         if not self.targets:
             return unlabelled(features, self._text[index])
-        labels = bind(self._labels[index], timeline, self.binding)
-        positive = NO_POSITIVE
-        if len(labels.positives):
-            rng = np.random.default_rng([self.seed, epoch, index])
-            positive = int(labels.positives[rng.integers(len(labels.positives))])
-        unit = np.clip(timeline.to_unit(labels.windows_G2), 0, 1)
+        truth = self.truth(index, epoch)
         return Sample(
             video_KTD=features.video_KTD,
             text_KLD=self._text[index],
-            spans_G2=np.asarray(spans.se_to_cw(unit), dtype=np.float32),
-            saliency_T=labels.saliency_T,
-            positive=positive,
+            spans_G2=truth.spans_G2,
+            saliency_T=truth.saliency_T,
+            positive=truth.positive,
         )
 
     def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
@@ -222,29 +272,36 @@ def collate(samples: Sequence[Sample]) -> Batch:
     text_width = samples[0].text_KLD.shape[2]
     clips = max(s.video_KTD.shape[1] for s in samples)
     tokens = max(s.text_KLD.shape[1] for s in samples)
-    most_spans = max(len(s.spans_G2) for s in samples)
     video = np.zeros((levels, size, clips, *inner), np.float16)
     text = np.zeros((levels, size, tokens, text_width), np.float16)
     video_mask, text_mask = np.zeros((size, clips), bool), np.zeros((size, tokens), bool)
-    truth, truth_mask = np.zeros((size, most_spans, 2), np.float32), np.zeros((size, most_spans), bool)
-    saliency = np.zeros((size, clips), np.float32)
     for i, s in enumerate(samples):
-        t, n, g = s.video_KTD.shape[1], s.text_KLD.shape[1], len(s.spans_G2)
+        t, n = s.video_KTD.shape[1], s.text_KLD.shape[1]
         video[:, i, :t], text[:, i, :n] = s.video_KTD, s.text_KLD
         video_mask[i, :t], text_mask[i, :n] = True, True
-        truth[i, :g], truth_mask[i, :g] = s.spans_G2, True
-        saliency[i, :t] = s.saliency_T
     return Batch(
         video_KBTD=torch.from_numpy(video).float(),
         video_mask_BT=torch.from_numpy(video_mask),
         text_KBLD=torch.from_numpy(text).float(),
         text_mask_BL=torch.from_numpy(text_mask),
-        targets=Targets(
-            spans_BG2=torch.from_numpy(truth),
-            spans_mask_BG=torch.from_numpy(truth_mask),
-            saliency_BT=torch.from_numpy(saliency),
-            positive_B=torch.tensor([s.positive for s in samples]),
-        ),
+        targets=pad_targets(samples, clips),
+    )
+
+
+def pad_targets(rows: Sequence[Sample | Truth], clips: int) -> Targets:
+    """Return the ground truth of samples, padded to a number of clips."""
+    size, most_spans = len(rows), max(len(row.spans_G2) for row in rows)
+    truth, truth_mask = np.zeros((size, most_spans, 2), np.float32), np.zeros((size, most_spans), bool)
+    saliency = np.zeros((size, clips), np.float32)
+    for i, row in enumerate(rows):
+        g = len(row.spans_G2)
+        truth[i, :g], truth_mask[i, :g] = row.spans_G2, True
+        saliency[i, : len(row.saliency_T)] = row.saliency_T
+    return Targets(
+        spans_BG2=torch.from_numpy(truth),
+        spans_mask_BG=torch.from_numpy(truth_mask),
+        saliency_BT=torch.from_numpy(saliency),
+        positive_B=torch.tensor([row.positive for row in rows]),
     )
 
 

@@ -12,10 +12,10 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,12 @@ from sidelight.io.files import only_writer, require_writable_folder
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import counted
 from sidelight.metrics.evaluate import evaluate_submissions
-from sidelight.models.registry import SideTuner, build_model, side_tuner
-from sidelight.training.checkpoint import Checkpoint
-from sidelight.training.data import TrainingData, check_data, metric_of, open_data
-from sidelight.training.dataset import epoch_batches
+from sidelight.models.registry import SideTuner
+from sidelight.training.checkpoint import load_trained, trained_state
+from sidelight.training.data import open_data
 from sidelight.training.log import RunLog
-from sidelight.training.named import named_checkpoint
-from sidelight.training.predict import predict
 from sidelight.training.recipe import Recipe, TrainConfig
+from sidelight.training.samples import TrainingData, metric_of
 from sidelight.training.state import STATE, Progress, State, load_state, save_state
 
 if TYPE_CHECKING:
@@ -45,6 +43,8 @@ def accumulate_gradients(
     queries: int,
     losses: Callable[[FrameBatch], Mapping[str, Tensor]],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    *,
+    before_last: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch from its parts, and return every loss of the whole batch by name.
 
@@ -56,12 +56,15 @@ def accumulate_gradients(
         queries: most queries of a part.
         losses: function of a part that runs the model and returns the losses; "total" is differentiated.
         backward: function that runs the backward pass, such as that of Fabric.
+        before_last: context of all parts but the last, such as one in which processes do not exchange gradients.
     """
     sums: dict[str, Tensor] = {}
-    for part in batch.parts(queries):
+    parts = batch.parts(queries)
+    for number, part in enumerate(parts, 1):
         share = part.size / batch.size
-        by_name = losses(part)
-        backward(by_name["total"] * share)
+        with nullcontext() if number == len(parts) else before_last():
+            by_name = losses(part)
+            backward(by_name["total"] * share)
         for name, loss in by_name.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)).detach() + share * loss.detach()
     return sums
@@ -83,7 +86,7 @@ def learning_rate(step: int, epoch: int, config: TrainConfig) -> float:
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return the parameters for the optimiser; with ``offset_lr``, the model's slow parameters are a second group."""
     if config.offset_lr == 1:
-        return [{"params": list(model.parameters())}]
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
     slow = {id(parameter) for parameter in model.slow_parameters()}  # type: ignore[operator]  # a recipe checks it
     return [
         {"params": [p for p in model.parameters() if id(p) not in slow]},
@@ -94,7 +97,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 class _BatchHolder:
     """A batch that Fabric's wrappers pass on as it is; they take apart (and refuse) frozen dataclasses."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch | FrameBatch) -> None:
         self.batch = batch
 
 
@@ -137,13 +140,13 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, fabric: Fabric, data: TrainingData, *, quiet: bool = False) -> None:
-        check_data(recipe, data)
+        data.check()
         self.recipe, self.config, self.fabric, self.data = recipe, recipe.train, fabric, data
         self.out, self.quiet = Path(recipe.train.out), quiet
         torch.manual_seed(self.config.seed)
-        model = build_model(recipe.side_tuner, recipe.to_dict()["model"])
+        model = data.build_model()
         if self.config.init:
-            _load_start(model, self.config.init, data)
+            data.load_start(model)
         # fused: one kernel for all parameters instead of several for each.
         optimiser = torch.optim.AdamW(
             parameter_groups(model, self.config),
@@ -153,11 +156,10 @@ class Trainer:
             fused=self.config.precision != "16-mixed",
         )
         self.model = model
-        self.wrapped, self.optimiser = fabric.setup(
-            _WithLosses(model, side_tuner(recipe.side_tuner), recipe.losses), optimiser
-        )
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if self.config.ema else None
+        self.wrapped, self.optimiser = fabric.setup(_WithLosses(model, recipe.parts, recipe.losses), optimiser)
+        self.average = {k: v.detach().clone() for k, v in trained_state(model).items()} if self.config.ema else None
         self.progress = Progress()
+        self._steps = data.steps_per_epoch(fabric.world_size)
         self._log: RunLog | None = None
 
     def run(self, *, resume: bool = False, stop_after: int | None = None) -> Progress:
@@ -197,28 +199,20 @@ class Trainer:
             if self.data.val is not None and (progress.epoch % self.config.val_every == 0 or is_last):
                 self._validate()
             if is_last and self.fabric.is_global_zero:
-                self._checkpoint().save_pretrained(self.out / "last", weights=self.average)
+                self.data.checkpoint(self.model, {}).save_pretrained(self.out / "last", weights=self.average)
             self._save()
 
     def _finish_epoch(self, stop_after: int | None) -> bool:
         """Train the rest of the current epoch; return False if ``stop_after`` ended it early."""
         config, progress = self.config, self.progress
-        batches = epoch_batches(
-            self.data.train.num_clips(),
-            epoch=progress.epoch,
-            batch_size=config.batch_size // self.fabric.world_size,
-            last_batch=config.last_batch,
-            seed=config.seed,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-        )
+        batches = self.data.batches(progress.epoch, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.wrapped.train()
-        done = progress.step - progress.epoch * len(batches)
+        done = progress.step - sum(self._steps[: progress.epoch])
         for indices in batches[done:]:
             step = progress.step
             result = self.train_step(indices)
             if self._log is not None:
-                self._log.log_step(step, progress.epoch, result.lr, result.values, len(batches) * config.epochs)
+                self._log.log_step(step, progress.epoch, result.lr, result.values, sum(self._steps))
             if stop_after is not None and progress.step >= stop_after:
                 return False
             if progress.step % config.save_every == 0:
@@ -234,12 +228,11 @@ class Trainer:
         progress = self.progress
         # Dropout differs between steps and processes (up to 64), and is the same again after a resume.
         torch.manual_seed((self.config.seed * 1_000_003 + progress.step) * 64 + self.fabric.global_rank)
-        batch = self.data.train.batch(indices, progress.epoch).to(self.fabric.device)
+        batch = self.data.batch(indices, progress.epoch).to(self.fabric.device)
         lr = learning_rate(progress.step, progress.epoch, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group.get("factor", 1.0)
-        losses = self.wrapped(_BatchHolder(batch))
-        self.fabric.backward(losses["total"])
+        losses = self._add_gradients(batch)
         norm = self.fabric.clip_gradients(
             self.wrapped, self.optimiser, max_norm=self.config.clip_norm, error_if_nonfinite=False
         )
@@ -248,7 +241,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             with torch.no_grad():
-                for name, value in self.model.state_dict().items():
+                for name, value in trained_state(self.model).items():
                     if value.is_floating_point():
                         self.average[name].lerp_(value, 1 - self.config.ema)
         progress.step += 1
@@ -288,8 +281,22 @@ class Trainer:
         return (
             f"the {what} of step {self.progress.step} is {value_text}, so training stopped before this step changed "
             f"the weights; its batch has the videos {counted(list(dict.fromkeys(a.vid for a in rows)), 32)} with the "
-            f"queries {counted([a.query for a in rows], 32)}; check their features with `sidelight data check "
-            f"--features`{advice}, or start anew with a lower train.lr"
+            f"queries {counted([a.query for a in rows], 32)}; {self.data.where_to_look}{advice}, or "
+            "start anew with a lower train.lr"
+        )
+
+    def _add_gradients(self, batch: Batch | FrameBatch) -> Mapping[str, Tensor]:
+        """Add the gradients of a batch to those of the weights, and return every loss."""
+        if not self.config.accumulate:
+            losses: Mapping[str, Tensor] = self.wrapped(_BatchHolder(batch))
+            self.fabric.backward(losses["total"])
+            return losses
+        return accumulate_gradients(
+            cast("FrameBatch", batch),  # a recipe of features has no ``accumulate``
+            self.config.accumulate,
+            lambda part: self.wrapped(_BatchHolder(part)),
+            self.fabric.backward,
+            before_last=lambda: self.fabric.no_backward_sync(self.wrapped, enabled=self.fabric.world_size > 1),
         )
 
     @torch.no_grad()
@@ -297,14 +304,14 @@ class Trainer:
         """Score the weights (their average, if there is one) on the validation data; keep the best ones."""
         assert self.data.val is not None
         if self.fabric.is_global_zero:
-            recipe, weights = self.recipe, None
+            weights = None
             if self.average is not None:
-                weights = {k: v.clone() for k, v in self.model.state_dict().items()}
-                self.model.load_state_dict(self.average)
-            submissions = predict(self.model, self.data.val, recipe.decoding, window_clips=recipe.window_clips)
-            self._keep_best(evaluate_submissions(submissions, self.data.val.annotations, metric_of(recipe)))
+                weights = {k: v.clone() for k, v in trained_state(self.model).items()}
+                load_trained(self.model, self.average)
+            submissions = self.data.predict(self.model, self.data.val)
+            self._keep_best(evaluate_submissions(submissions, self.data.val.annotations, metric_of(self.recipe)))
             if weights is not None:
-                self.model.load_state_dict(weights)
+                load_trained(self.model, weights)
         self.fabric.barrier()
 
     def _keep_best(self, metrics: dict[str, Any]) -> None:
@@ -314,28 +321,14 @@ class Trainer:
         is_best = score > progress.best
         if is_best:
             progress.best, progress.best_epoch = score, progress.epoch
-            self._checkpoint(metrics).save_pretrained(self.out / "best")
+            self.data.checkpoint(self.model, metrics).save_pretrained(self.out / "best")
         if self._log is not None:
             self._log.log_validation(progress.step, progress.epoch, brief, self.config.best_by, best=is_best)
-
-    def _checkpoint(self, metrics: Mapping[str, Any] | None = None) -> Checkpoint:
-        values = self.recipe.to_dict()
-        return Checkpoint(
-            model=self.model,
-            model_name=self.recipe.side_tuner,
-            model_config=values["model"],
-            features=self.data.spec,
-            decode=self.recipe.decoding,
-            window_clips=self.recipe.window_clips,
-            round_clips=self.recipe.data.round_clips,
-            metrics=dict(metrics or {}),
-            recipe=values,
-        )
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
             state: State = {
-                "model": self.model.state_dict(),
+                "model": trained_state(self.model),
                 "optimiser": self.optimiser.state_dict(),
                 "average": self.average,
                 "scaler": self.fabric._precision.state_dict() or None,
@@ -345,22 +338,12 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state, self.progress = load_state(path, self.recipe, self.data)
-        self.model.load_state_dict(state["model"])
+        load_trained(self.model, state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if state["average"] is not None:
             self.average = {k: v.to(self.fabric.device) for k, v in state["average"].items()}
         if state["scaler"] is not None:
             self.fabric._precision.load_state_dict(state["scaler"])
-
-
-def _load_start(model: nn.Module, name: str, data: TrainingData) -> None:
-    """Load the weights of a checkpoint (``train.init``) into a model."""
-    checkpoint = Checkpoint.from_pretrained(named_checkpoint(name, backbone=False) or name)
-    checkpoint.features.require(data.spec, what="the training features")
-    start = checkpoint.model.state_dict()
-    if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in model.state_dict().items()}:
-        raise ValueError(f"train.init: {name} is a model of other sizes than the recipe's")
-    model.load_state_dict(start)
 
 
 def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Progress:

@@ -14,11 +14,14 @@ from sidelight.core.messages import did_you_mean
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
 from sidelight.features.layouts import LayoutName
+from sidelight.io.cache import parse_size
 from sidelight.io.files import read_text
 from sidelight.io.yaml_text import check_yaml, load_yaml
 from sidelight.models.decode.answer import AnswerConfig
-from sidelight.models.registry import SIDE_TUNERS, side_tuner
+from sidelight.models.registry import SIDE_TUNERS, SideTuner, side_tuner
 from sidelight.recipes import recipe_file
+from sidelight.training.augment import AugmentConfig
+from sidelight.training.tower import TowerConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -45,9 +48,11 @@ class DataConfig:
     normalise: bool = True
     """Divide every vector of the layout moment-detr by its length, as published loaders do."""
     train_videos: str = ""
-    """Folder of the training videos: with it, `sidelight train` extracts the features that the store lacks."""
+    """Folder of the training videos: with it, `sidelight train` extracts the features that the store lacks; a model
+    that is trained from pixels reads them.
+    """
     val_videos: str = ""
-    """Folder of the validation videos, for the same purpose."""
+    """Folder of the validation videos, for the same purpose; from pixels, train_videos unless given."""
     in_memory: bool = True
     """Read all features once; otherwise read a video each time a sample needs it."""
     binding: Binding = "plain"
@@ -62,10 +67,17 @@ class DataConfig:
     """The only domain of youtube-highlights or tvsum to read; all unless given."""
     round_clips: bool = False
     """Leave out a last clip of which less than half lies in the video, as R2-Tuning's extraction of frames does."""
+    frames_cache: str = ""
+    """Folder for decoded frames of videos, for a model that is trained from pixels; below the user's cache unless
+    given. Runs share it.
+    """
+    frames_cache_limit: str = "100GB"
+    """Largest size of that folder."""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self, self.min_duration >= 0, "min_duration", "at least 0")
+        parse_size(self.frames_cache_limit, name="DataConfig.frames_cache_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +125,21 @@ class TrainConfig:
     epochs: int = 60
     """Passes over the training annotations."""
     batch_size: int = 32
-    """Samples per step, over all processes together."""
+    """Samples per step, over all processes together; of a model that is trained from pixels, the most videos per step,
+    each with all its queries.
+    """
+    frames_per_step: int = 4096
+    """Most frames of the videos of a step, over all processes together, for a model that is trained from pixels; 4096
+    are 8 videos of 512 frames. A video with more frames than a process may read is a step of its own.
+    """
+    accumulate: int = 0
+    """Queries of a step whose gradients are computed at a time, and added, to save memory; 0 for all. Only for a model
+    that is trained from pixels.
+    """
     last_batch: Literal["drop", "keep"] = "drop"
     """What happens to samples that fill no batch at the end of an epoch: drop leaves them out (other samples in each
-    epoch), keep makes them a smaller batch, as in the published runs.
+    epoch), keep makes them a smaller batch, as in the published runs. From pixels, steps have as many videos as fit,
+    and none is left out in one process.
     """
     lr: float = 1e-4
     """Learning rate after warm-up."""
@@ -162,13 +185,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_types(self)
         counts = (
-            "epochs", "batch_size", "lr_drop_epochs", "devices", "val_every", "save_every"
+            "epochs", "batch_size", "frames_per_step", "lr_drop_epochs", "devices", "val_every", "save_every"
         )  # fmt: skip
         for name in counts:
             require(self, getattr(self, name) >= 1, name, "at least 1")
         for name in ("lr", "offset_lr", "lr_drop", "clip_norm"):
             require(self, getattr(self, name) > 0, name, "above 0")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "accumulate"):
             require(self, getattr(self, name) >= 0, name, "at least 0")
         require(self, 0 <= self.seed < 2**32, "seed", "at least 0 and below 2^32")
         require(self, 0 <= self.warmup_ratio <= 1, "warmup_ratio", "between 0 and 1")
@@ -183,29 +206,35 @@ class Recipe:
     """One training run."""
 
     side_tuner: str = "sdst"
-    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`; decides the types of the next three fields."""
+    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`; decides the types of the next fields."""
     model: Any
     """The side-tuner's configuration."""
     losses: Any = None
     """Weights and options of the losses; the side-tuner's defaults unless given."""
     decode: AnswerConfig | None = None
     """How predictions become moments; the side-tuner's defaults unless given."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The backbone that makes the features."""
+    backbone: Any = None
+    """The backbone that makes the features, a BackboneConfig; or that is trained from pixels, a TowerConfig."""
     data: DataConfig = DataConfig()
     """Annotations and features."""
     train: TrainConfig = TrainConfig()
     """Optimisation, validation and saving."""
     window_clips: int = 75
     """Longest input of the model, in clips; longer videos are cut into overlapping windows."""
+    memory: Any = None
+    """Ways to train with less memory; only for a model that is trained from pixels, with the model's type."""
+    augment: Any = None
+    """Random changes of the training videos, an AugmentConfig; only for a model that is trained from pixels."""
 
     def __post_init__(self) -> None:
-        kind = side_tuner(self.side_tuner)
-        for name, expected in (("losses", kind.loss_config), ("decode", kind.decode_config)):
-            if getattr(self, name) is None:
+        sections = sections_of(self.side_tuner, getattr(self.model, "head", None))
+        for name, expected in sections.items():
+            if getattr(self, name) is None and name != "model":
                 object.__setattr__(self, name, expected())
-        parts = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
-        for name, expected in parts.items():
+        for name in ("memory", "augment"):
+            if name not in sections and getattr(self, name) is not None:
+                raise ValueError(f"recipe: {self.side_tuner} reads features, and has no section {name}; leave it out")
+        for name, expected in sections.items():
             if type(getattr(self, name)) is not expected:
                 raise ValueError(
                     f"recipe: {name} of the side-tuner {self.side_tuner!r} must be a {expected.__name__}, "
@@ -216,6 +245,39 @@ class Recipe:
 
     def _check_together(self) -> None:
         """Check fields that must fit each other."""
+        {"features": self._check_features, "frames": self._check_frames}[side_tuner(self.side_tuner).reads]()
+        if self.train.offset_lr != 1 and not side_tuner(self.side_tuner).has_slow_parameters:
+            able = ", ".join(name for name, kind in SIDE_TUNERS.items() if kind.has_slow_parameters)
+            raise ValueError(
+                f"recipe: train.offset_lr is for the offsets of {able}, and {self.side_tuner} has none; "
+                "leave train.offset_lr out"
+            )
+
+    def _check_frames(self) -> None:
+        """Check the fields of a model that is trained from pixels."""
+        if self.train.accumulate and getattr(self.model, "head", "scada") != "scada":
+            raise ValueError(
+                f"recipe: train.accumulate needs losses that are means over queries, and those of the head "
+                f"{self.model.head} compare queries; leave train.accumulate out, or lower train.frames_per_step"
+            )
+        if self.data.train_features or self.data.val_features:
+            raise ValueError(
+                f"recipe: {self.side_tuner} reads videos, not features: leave out data.train_features and "
+                "data.val_features, and set data.train_videos"
+            )
+        if self.data.binding in ALL_RATED or self.data.round_clips:
+            raise ValueError(
+                f"recipe: {self.side_tuner} needs moments and all clips: leave out data.binding and data.round_clips"
+            )
+
+    def _check_features(self) -> None:
+        """Check the fields of a model that reads features."""
+        for field in ("train.accumulate", "data.frames_cache"):
+            section, _, name = field.partition(".")
+            if getattr(getattr(self, section), name):
+                raise ValueError(
+                    f"recipe: {field} is for models that are trained from pixels; leave it out for {self.side_tuner}"
+                )
         needs_bce = self.data.binding in ALL_RATED
         if self.data.benchmark in ALL_RATED and self.data.binding != self.data.benchmark:
             raise ValueError(f"recipe: data.benchmark {self.data.benchmark} needs data.binding: {self.data.benchmark}")
@@ -231,12 +293,11 @@ class Recipe:
             )
         if self.backbone.pooling == "tokens" and self.side_tuner != "r2-tuning":
             raise ValueError(f"recipe: {self.side_tuner} reads one vector a clip; backbone.pooling must not be tokens")
-        if self.train.offset_lr != 1 and not side_tuner(self.side_tuner).has_slow_parameters:
-            able = ", ".join(name for name, kind in SIDE_TUNERS.items() if kind.has_slow_parameters)
-            raise ValueError(
-                f"recipe: train.offset_lr is for the offsets of {able}, and {self.side_tuner} has none; "
-                "leave train.offset_lr out"
-            )
+
+    @property
+    def parts(self) -> SideTuner:
+        """Return the parts of the side-tuner, with the chosen head."""
+        return side_tuner(self.side_tuner).with_head(getattr(self.model, "head", None))
 
     @property
     def decoding(self) -> AnswerConfig:
@@ -246,7 +307,28 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and YAML."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in ("memory", "augment") or value is not None}
+
+
+def sections_of(name: str, head: str | None = None) -> dict[str, type[Any]]:
+    """Return the sections of a recipe whose fields depend on the side-tuner: name -> configuration.
+
+    Args:
+        name: the side-tuner.
+        head: the head of a model that has several; its own unless given.
+
+    Raises:
+        ValueError: for an unknown side-tuner.
+    """
+    kind = side_tuner(name).with_head(head)
+    own = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
+    inputs: dict[str, dict[str, type[Any]]] = {
+        "features": {"backbone": BackboneConfig},
+        "frames": {"backbone": TowerConfig, "augment": AugmentConfig},
+    }
+    memory = {} if kind.memory_config is None else {"memory": kind.memory_config}
+    return {**own, **inputs[kind.reads], **memory}
 
 
 def recipe_parser(**settings: Any) -> ArgumentParser:
@@ -294,34 +376,35 @@ def add_recipe_arguments(parser: ArgumentParser, arguments: Sequence[str] = ()) 
     Raises:
         ValueError: for an unknown side-tuner.
     """
-    name = _chosen_side_tuner(arguments)
+    name, head = _chosen(arguments, "side_tuner") or "sdst", _chosen(arguments, "model.head")
     try:
-        kind = side_tuner(name)
+        sections = sections_of(name, head)
     except ValueError as error:
         raise ValueError(f"recipe: side_tuner: {error}") from None
     parser.add_argument("--config", action="config", help="recipe, a YAML file")
     parser.add_argument("--side_tuner", default=name, help=f"one of {', '.join(SIDE_TUNERS)}")
     # instantiate=False would leave dicts; each part becomes the frozen dataclass that checks itself.
-    sections = {"model": kind.config, "losses": kind.loss_config, "decode": kind.decode_config}
-    for name, config in {**sections, "backbone": BackboneConfig, "data": DataConfig, "train": TrainConfig}.items():
+    for name, config in {**sections, "data": DataConfig, "train": TrainConfig}.items():
         parser.add_class_arguments(config, name, fail_untyped=True)
     parser.add_argument("--window_clips", type=int, default=75, help="longest input of the model, in clips")
 
 
-def _chosen_side_tuner(arguments: Sequence[str]) -> str:
-    """Return the value of ``--side_tuner``, else that of the recipe file."""
+def _chosen(arguments: Sequence[str], field: str) -> str | None:
+    """Return the value of an option such as ``--side_tuner``, else that of the recipe file; None if neither has it."""
     options = dict(zip(arguments, [*arguments[1:], ""], strict=False))
     options |= {name: value for name, sign, value in (a.partition("=") for a in arguments) if sign}
-    if "--side_tuner" in options:
-        return options["--side_tuner"]
+    if f"--{field}" in options:
+        return options[f"--{field}"]
     path = options.get("--config", "")
     if not Path(path).is_file():
-        return "sdst"
+        return None
     try:
-        values = load_yaml(read_text(path))
+        value = load_yaml(read_text(path))
     except ValueError:
-        return "sdst"  # the parser has the better message for a broken file
-    return str(values.get("side_tuner", "sdst")) if isinstance(values, dict) else "sdst"
+        return None  # the parser has the better message for a broken file
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if value is None else str(value)
 
 
 def recipe_from(parsed: Namespace, parser: ArgumentParser, options: Iterable[str] = ()) -> Recipe:
@@ -337,7 +420,7 @@ def recipe_from(parsed: Namespace, parser: ArgumentParser, options: Iterable[str
     """
     with naming(file_of(parsed), options):
         built = parser.instantiate(parsed)
-        return Recipe(**{field.name: built[field.name] for field in dataclasses.fields(Recipe)})
+        return Recipe(**{field.name: built.get(field.name) for field in dataclasses.fields(Recipe)})
 
 
 def file_of(parsed: Namespace) -> str | None:
@@ -347,7 +430,8 @@ def file_of(parsed: Namespace) -> str | None:
 
 
 _SECTIONS = {"Recipe": "", "PretrainConfig": "", "TrainConfig": "train.", "DataConfig": "data."}
-_SECTIONS |= {"BackboneConfig": "backbone."}
+_SECTIONS |= {"BackboneConfig": "backbone.", "TowerConfig": "backbone.", "AugmentConfig": "augment."}
+_SECTIONS |= {"MemoryConfig": "memory."}
 
 
 def _section_of(config: str) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sidelight.data.annotations import Annotation
 from sidelight.io.tensors import read_state, require_finite, write_state
-from sidelight.training.data import TrainingData, metric_of
 from sidelight.training.recipe import Recipe
+from sidelight.training.samples import TrainingData, metric_of
 
 STATE = "state.pt"
 """Name of the file, in train.out."""
@@ -41,7 +41,7 @@ class State(TypedDict):
     """Everything that a run needs to go on."""
 
     model: dict[str, Any]
-    """State of the model."""
+    """State of the trained part of the model."""
     optimiser: dict[str, Any]
     """State of the optimiser."""
     average: dict[str, Tensor] | None
@@ -101,12 +101,17 @@ def load_state(path: Path, recipe: Recipe, data: TrainingData) -> tuple[State, P
 
 
 def _fixed_values(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
-    """Return what must not change within a run. Epochs may be added, and paths may move."""
+    """Return what must not change within a run. Epochs may be added, and paths may move.
+
+    Of the ways to save memory, only ``chunk_share`` changes more than the rounding of a gradient.
+    """
     values = recipe.to_dict()
     for name in ("out", "threads", "epochs", "val_every", "save_every", "best_by", "accelerator"):
         del values["train"][name]
     fixed = {part: values[part] for part in ("side_tuner", "model", "backbone", "losses", "train")}
-    digests = {"features": data.spec.digest(), "annotations": _digest(data.train.annotations)}
+    if "augment" in values:  # of a model that is trained from pixels
+        fixed |= {"augment": values["augment"], "memory": {"chunk_share": values["memory"]["chunk_share"]}}
+    digests = {"features": data.digest(), "annotations": _digest(data.train.annotations)}
     return {**fixed, "data": {**digests, **{name: values["data"][name] for name in ("binding", "round_clips")}}}
 
 

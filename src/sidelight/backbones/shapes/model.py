@@ -261,7 +261,23 @@ class TwoTowers(nn.Module):
         return model
 
 
-class ShapesTower(nn.Module):
+class KnowsOneWorld:
+    """The methods of :class:`~sidelight.backbones.protocol.LimitedBackbone`."""
+
+    def video_doubt(self, video: str | Path, model: str) -> str | None:
+        """Return a sentence if a video is outside the shapes world (:mod:`sidelight.backbones.shapes.outside`)."""
+        from sidelight.backbones.shapes.outside import video_doubt
+
+        return video_doubt(video, model)
+
+    def query_doubt(self, query: str, model: str) -> str | None:
+        """Return a sentence that names the words of a query that the backbone never saw; None if it saw all."""
+        from sidelight.backbones.shapes.outside import query_doubt
+
+        return query_doubt(query, model)
+
+
+class ShapesTower(nn.Module, KnowsOneWorld):
     """The video tower behind the :class:`~sidelight.backbones.protocol.TrainableTower` protocol; a chunk is a clip.
 
     Args:
@@ -312,7 +328,7 @@ class ShapesTower(nn.Module):
 POOLINGS = ("cls", "mean", "attention", "tokens", "joint")
 
 
-class ShapesBackbone:
+class ShapesBackbone(KnowsOneWorld):
     """The embedded backbone, frozen, behind the :class:`~sidelight.backbones.protocol.Backbone` protocol.
 
     Args:
@@ -400,15 +416,3 @@ class ShapesBackbone:
         layers = list(self.model.text.layers(ids.to(self.device)))
         levels_KBLD = torch.stack([layers[level] for level in self.spec.levels])
         return [levels_KBLD[:, b, :length].clone() for b, length in enumerate(lengths)]
-
-    def video_doubt(self, video: str | Path, model: str) -> str | None:
-        """Return a sentence if a video is outside the shapes world (:mod:`sidelight.backbones.shapes.outside`)."""
-        from sidelight.backbones.shapes.outside import video_doubt
-
-        return video_doubt(video, model)
-
-    def query_doubt(self, query: str, model: str) -> str | None:
-        """Return a sentence that names the words of a query that the backbone never saw; None if it saw all."""
-        from sidelight.backbones.shapes.outside import query_doubt
-
-        return query_doubt(query, model)
