@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,11 +28,13 @@ from sidelight.features import growing, store
 from sidelight.features.extract import encode_video_file
 from sidelight.features.sources import content_digest, videos_of
 from sidelight.features.store import FeatureStore, VideoFeatures
-from sidelight.grounder import CacheWarning, OutsideWarning
+from sidelight.grounder import OutsideWarning, default_cache
+from sidelight.io.cache import CacheWarning, set_feature_limit
 from sidelight.io.download import DownloadError
 from sidelight.io.storage import StorageError
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
+from sidelight.training import predict
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.video.read import VideoError, VideoWarning, probe
 
@@ -122,6 +127,91 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
         assert grounder.ground(video, "a ring").moments == expected.moments
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 4  # the exponent of a number
+    path.write_bytes(data)
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'duration\\": \\"20', b'duration\\": \\"19'))
+
+
+def block(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def no_store(path: Path) -> None:
+    path.write_text('{"format": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *[("videos/*", damage) for damage in (cut, empty, flip_a_bit, lengthen, block)],
+        *[("manifest.json", damage) for damage in (cut, empty, no_store, block)],
+        ("../limit", empty),
+    ],
+)
+def test_a_damaged_cache_is_made_again(
+    grounder_with: GrounderWith, video: Path, file: str, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that the answer is right, that nothing is said, and that the next call reads the cache again."""
+    grounder = grounder_with(default_cache())
+    expected = grounder.ground(video, "a ring")
+    set_feature_limit(10**9)
+    (path,) = (default_cache() / grounder.backbone.spec.digest()).glob(file)
+    before = path.read_bytes()
+    damage(path)
+    assert not path.is_file() or path.read_bytes() != before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert grounder.ground(video, "a ring") == expected
+    monkeypatch.setattr(ShapesBackbone, "encode_video", lambda *_: pytest.fail("the features are in the cache"))
+    assert grounder.ground(video, "a ring") == expected
+
+
+def test_many_threads_share_a_grounder(
+    grounder_with: GrounderWith, tiny_world: Path, damaged_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check answers and warnings of 16 threads, and that the warnings of the host process stay its own."""
+    seen: list[tuple[int, str]] = []
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        seen.append((threading.get_ident(), str(message)))
+
+    videos = [*sorted((tiny_world / "videos").iterdir()), damaged_video]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        expected = [grounder_with(None).ground(video, ["a ring", "a red star spins"]) for video in videos]
+        assert [notes for answers in expected for notes in answers[0].notes] == [message for _, message in seen]
+        seen.clear()
+        grounder = grounder_with(tmp_path / "cache")
+
+        def work(number: int) -> tuple[int, int, list[Grounding]]:
+            which = number % len(videos)
+            return threading.get_ident(), which, grounder.ground(videos[which], ["a ring", "a red star spins"])
+
+        with ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(work, range(64)))
+        assert warnings.showwarning is show
+    for _, which, answers in results:
+        assert answers == expected[which]
+    damaged = [thread for thread, which, _ in results if which == len(videos) - 1]
+    assert sorted(thread for thread, _ in seen) == sorted(damaged) and len(damaged) == 16
+    assert len(FeatureStore(tmp_path / "cache" / grounder.backbone.spec.digest()).videos()) == len(videos) - 1
+
+
 @pytest.fixture
 def damaged_video(video: Path, tmp_path: Path) -> Path:
     """Write a copy of the video with zeros in one packet of its second half."""
@@ -208,6 +298,29 @@ def test_queries_of_a_video_of_any_length_are_answered_as_if_alone(
         (alone,) = grounder.ground_features(video, text[i : i + 1], [query])
         np.testing.assert_allclose(both[i].saliency, alone.saliency, atol=1e-4)
         assert both[i].query == query and len(both[i].saliency) == 21
+
+
+@pytest.mark.parametrize("window_clips", [6, 100])
+def test_many_queries_go_through_the_model_in_small_batches(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, window_clips: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check sentences of several lengths whose features lie on the disk, for a video of one window and of six."""
+    features = np.random.default_rng(0).normal(size=(len(backbone.spec.levels), 21, 32)).astype(np.float16)
+    video = VideoFeatures(video_KTD=features, timeline=Timeline(duration=42.0, clip_seconds=2.0))
+    grounder = Grounder(replace(checkpoint, window_clips=window_clips), backbone=backbone, device="cpu")
+    queries = ["a ring " + "and a red star " * (number % 4) + "spins" for number in range(30)]
+    alone = [grounder.ground_features(video, grounder.encode([query]), [query])[0] for query in queries]
+    monkeypatch.setattr(growing, "LARGE", 1000)
+    monkeypatch.setattr(predict, "_WINDOWS_AT_ONCE", 7)
+    sizes: list[int] = []
+    grounder.checkpoint.model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].size))
+    text = grounder.encode(queries)
+    assert growing.mapping_of(text[0]) is not None
+    together = grounder.ground_features(video, text, queries)
+    assert max(sizes) <= 7 and sum(sizes) == 30 * len(video.timeline.windows(window_clips))
+    for grounding, expected in zip(together, alone, strict=True):
+        assert grounding.query == expected.query and len(grounding.moments) == len(expected.moments)
+        np.testing.assert_allclose(grounding.saliency, expected.saliency, atol=1e-4)
 
 
 def test_another_backbone_is_refused(checkpoint: Checkpoint, tiny_backbone: Path) -> None:
@@ -304,10 +417,11 @@ def playlist_of(video: Path, folder: Path) -> Path:
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    (folder / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:30\n#EXTINF:22,\nsegment.ts\n#EXT-X-ENDLIST\n")
+    (folder / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:30\n#EXTINF:20,\nsegment.ts\n#EXT-X-ENDLIST\n")
     return folder / "a.m3u8"
 
 
+@pytest.mark.filterwarnings("ignore:.*its frames go on")  # one video has 20 s, as the text says, and one has 22 s
 def test_playlists_of_equal_text_have_their_own_features(
     checkpoint: Checkpoint, backbone: ShapesBackbone, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +479,7 @@ def test_grounding_without_training_by_name_or_from_a_folder(tiny_backbone: Path
     assert first.saliency.tolist() != second.saliency.tolist()
     grounder.checkpoint.save_pretrained(tmp_path / "model")
     again = Grounder.from_pretrained(tmp_path / "model", backbone_weights=tiny_backbone, device="cpu")
-    assert again.ground(video, first.query) == replace(first, model=again.name)
+    assert again.ground(video, [first.query, second.query])[0] == replace(first, model=again.name)
 
 
 def test_a_long_video_without_training_is_read_at_once(tiny_backbone: Path) -> None:

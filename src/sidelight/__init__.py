@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sidelight.backbones.protocol import SpecMismatchError
     from sidelight.core.grounding import Grounding, Moment
     from sidelight.data.annotations import AnnotationError
-    from sidelight.grounder import CacheWarning, Grounder, OutsideWarning
+    from sidelight.grounder import Grounder, OutsideWarning
+    from sidelight.io.cache import CacheWarning
     from sidelight.io.download import DownloadError
     from sidelight.io.storage import StorageError
     from sidelight.video.damage import VideoError, VideoWarning
@@ -48,7 +49,7 @@ _MODULES = {
     "StorageError": "sidelight.io.storage",
     "VideoError": "sidelight.video.damage",
     # warnings
-    "CacheWarning": "sidelight.grounder",
+    "CacheWarning": "sidelight.io.cache",
     "OutsideWarning": "sidelight.grounder",
     "QueryWarning": "sidelight.backbones.common",
     "VideoWarning": "sidelight.video.damage",

@@ -9,7 +9,7 @@ print(grounding.moments[0])
 
 from __future__ import annotations
 
-import warnings
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,16 +31,15 @@ DEFAULT_CACHE = "default"
 """Stands for :func:`default_cache`."""
 
 
-class CacheWarning(UserWarning):
-    """Warning that features could not be cached; the answer is not affected."""
-
-
 class OutsideWarning(UserWarning):
     """Warning that a video or a query is unlike all that the model was trained on; the answer may mean nothing."""
 
 
 class Grounder:
     """A backbone together with the side-tuner that was trained on its features.
+
+    Several threads may use one Grounder at once: each gets the answers and the warnings that it would get alone. Files
+    are decoded side by side, and the models compute for one thread at a time.
 
     Args:
         checkpoint: the side-tuner.
@@ -72,6 +71,7 @@ class Grounder:
         checkpoint.features.require(self.backbone.spec, what="the backbone's features")
         self.checkpoint = checkpoint.to(self.device)
         self.name = name or checkpoint.model_name
+        self._computing = threading.Lock()
         self.cache = default_cache() if cache == DEFAULT_CACHE else Path(cache) if cache is not None else None
 
     @classmethod
@@ -170,22 +170,19 @@ class Grounder:
         """
         from sidelight.features.sources import local_video
         from sidelight.video import playlist
-        from sidelight.video.damage import VideoWarning, warn
+        from sidelight.video.damage import warn
 
         queries = checked_queries(query)
         name = path_text(video)
         text = self._encode(queries)
         with playlist.allow_playlists(allow_playlists), local_video(video) as file:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", VideoWarning)
-                read = self._read(file, progress=progress)
-            for warning in caught:
-                warn(str(warning.message), warning.category)
-            notes = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
+            read, notes = self._read(file, progress=progress)
             doubts = self._doubts(file, queries)
+        for note in notes:
+            warn(note)
         for doubt in dict.fromkeys(doubt for of_query in doubts for doubt in of_query):
             warn(doubt, OutsideWarning)
-        groundings = self._answer(read, text, queries, name)
+        groundings = self._answer(read, text, queries, name, progress=progress)
         answers = zip(groundings, doubts, strict=True)
         groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
@@ -194,13 +191,15 @@ class Grounder:
         """Return what the model reads of sentences."""
         return self.encode(queries)
 
-    def _read(self, video: Path, *, progress: bool) -> Any:
-        """Return what the model reads of a video file."""
+    def _read(self, video: Path, *, progress: bool) -> tuple[Any, list[str]]:
+        """Return what the model reads of a video file, and sentences about the file's damage and its times."""
         return self._features_of_file(video, progress=progress)
 
-    def _answer(self, read: Any, text: Any, queries: Sequence[str], name: str) -> list[Grounding]:
+    def _answer(
+        self, read: Any, text: Any, queries: Sequence[str], name: str, *, progress: bool = False
+    ) -> list[Grounding]:
         """Return the grounding of each query, from what :meth:`_read` and :meth:`_encode` returned."""
-        return self.ground_features(read, text, queries, video_name=name)
+        return self.ground_features(read, text, queries, video_name=name, progress=progress)
 
     def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:
         """Return, for each query, sentences that say why its answer may mean nothing."""
@@ -214,16 +213,20 @@ class Grounder:
 
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
         """Return the (K, L, D_t) features of each sentence."""
-        from sidelight.features.extract import encode_queries
+        from sidelight.features.extract import encode_each
 
-        encoded = encode_queries(queries, self.backbone)
-        return [encoded[query] for query in queries]
+        with self._computing:
+            return encode_each(queries, self.backbone)
 
-    def features(self, video: str | Path) -> VideoFeatures:
+    def features(self, video: str | Path, *, allow_playlists: bool = False) -> VideoFeatures:
         """Return the (K, T, D_v) features of a video file or address, from the cache if they are in it.
 
         Features of a damaged file are not cached, so that each call warns about the damage. Notes about a file's times
         (``probe``) are issued as warnings too, at each call.
+
+        Args:
+            video: as for :meth:`ground`.
+            allow_playlists: as for :meth:`ground`.
 
         Raises:
             VideoError: if the file cannot be read as a video.
@@ -231,56 +234,48 @@ class Grounder:
             ValueError: if the video is no path.
         """
         from sidelight.features.sources import local_video
-
-        with local_video(video) as path:
-            return self._features_of_file(path)
-
-    def _features_of_file(self, video: Path, *, progress: bool = False) -> VideoFeatures:
-        from sidelight.features.extract import encode_video_file
-        from sidelight.features.sources import content_digest
-        from sidelight.features.store import FeatureStore
-        from sidelight.io.cache import feature_limit, mark_used, trim_features
+        from sidelight.video import playlist
         from sidelight.video.damage import warn
-        from sidelight.video.read import VideoWarning, probe
 
-        if self.cache is None:
-            return encode_video_file(video, self.backbone, progress=progress)
-        limit = feature_limit() if self.cache == default_cache() else None  # a wrong limit is said before the work
-        info = probe(video)  # has the best messages for a file that is not a video
-        note = "; ".join(info.notes)
-        # Features without the mark may be of an earlier version, which gave such a video other times or colours.
-        key = content_digest(video) + ("-2" if note or info.hdr else "")
-        try:
-            store = FeatureStore.create(self.cache / self.backbone.spec.digest(), self.backbone.spec)
-        except (OSError, ValueError) as error:
-            self._warn_of_cache(error)
-            return encode_video_file(video, self.backbone, progress=progress)
-        if store.has_video(key):
-            if note:
-                warn(note)
-            features = store.video(key)
-            mark_used(store.video_file(key))
-            return features
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", VideoWarning)
-            features = encode_video_file(video, self.backbone, folder=store.folder, progress=progress)
-        for warning in caught:
-            warn(str(warning.message), warning.category)
-        messages = {str(w.message) for w in caught if issubclass(w.category, VideoWarning)}
-        if not messages - {note}:
-            try:
-                store.put_video(key, features)
-                if limit is not None:
-                    trim_features(limit)
-            except OSError as error:  # the disk is full, or the folder became read-only
-                self._warn_of_cache(error)
+        with playlist.allow_playlists(allow_playlists), local_video(video) as path:
+            features, notes = self._features_of_file(path)
+        for note in notes:
+            warn(note)
         return features
 
-    def _warn_of_cache(self, error: Exception) -> None:
-        reason = str(error).partition("; ")[0]
-        warnings.warn(
-            f"the features are not kept: {reason}; SIDELIGHT_CACHE can name another folder", CacheWarning, stacklevel=4
-        )
+    def _features_of_file(self, video: Path, *, progress: bool = False) -> tuple[VideoFeatures, list[str]]:
+        """Return the features of a file, and sentences about its damage and its times."""
+        from sidelight.features.cache import FeatureCache
+        from sidelight.features.extract import encode_video_file
+        from sidelight.features.sources import content_digest
+        from sidelight.video.read import probe
+
+        damage: list[str] = []
+
+        def encoded(folder: Path | None) -> VideoFeatures:
+            return encode_video_file(
+                video,
+                self.backbone,
+                folder=folder,
+                progress=progress,
+                on_damage=damage.append,
+                lock=self._computing,
+            )
+
+        if self.cache is None:
+            return encoded(None), damage
+        cache = FeatureCache(self.cache, self.backbone.spec)  # a wrong limit is said before the work
+        info = probe(video)  # has the best messages for a file that is not a video
+        notes = ["; ".join(info.notes)] if info.notes else []
+        # Features without the mark may be of an earlier version, which gave such a video other times or colours.
+        key = content_digest(video) + ("-2" if notes or info.hdr else "")
+        features = cache.read(key)
+        if features is not None:
+            return features, notes
+        features = encoded(cache.folder)
+        if damage == notes:
+            cache.keep(key, features)
+        return features, damage
 
     def ground_features(
         self,
@@ -289,33 +284,40 @@ class Grounder:
         queries: Sequence[str],
         *,
         video_name: str | None = None,
+        progress: bool = False,
     ) -> list[Grounding]:
-        """Return the grounding of each query in a video, from features.
+        """Return the grounding of each query in a video, from features. Memory grows with the answers alone.
 
         Args:
             video: features of the video.
             text: (K, L, D_t) features of each query.
             queries: the sentences.
             video_name: name of the video, for the groundings.
+            progress: show a bar on a terminal if several queries take longer than 2 s.
         """
-        from sidelight.core.timeline import longest_input
-        from sidelight.training.dataset import collate, unlabelled
-        from sidelight.training.predict import ground_batch, ground_long, tokens_of
+        from tqdm import tqdm
+
+        from sidelight.training.predict import ground_queries
 
         checkpoint = self.checkpoint
         if checkpoint.round_clips:
             video = video.cut_to(video.timeline.rounded())
-        model, decode, window_clips = checkpoint.model, checkpoint.decode, checkpoint.window_clips
-        # A batch would hold the video once for each query.
-        if video.timeline.num_clips > longest_input(window_clips) or tokens_of(video) > 1 or not text:
-            groundings = [
-                ground_long(model, video, text_KLD, query, decode, window_clips=window_clips, video=video_name)
-                for text_KLD, query in zip(text, queries, strict=True)
-            ]
-        else:
-            batch = collate([unlabelled(video, text_KLD) for text_KLD in text])
-            timelines, videos = [video.timeline] * len(text), [video_name] * len(text)
-            groundings = ground_batch(model, batch, timelines, queries, decode, videos=videos)
+        answers = ground_queries(
+            checkpoint.model,
+            video,
+            text,
+            queries,
+            checkpoint.decode,
+            window_clips=checkpoint.window_clips,
+            video=video_name,
+        )
+        groundings = []
+        shown = None if progress and len(queries) > 1 else True
+        with tqdm(total=len(queries), desc="answering", unit="query", delay=2, leave=False, disable=shown) as bar:
+            for _ in queries:
+                with self._computing:
+                    groundings.append(next(answers))
+                bar.update()
         return self._named(groundings, checkpoint.features.digest())
 
     def _named(self, groundings: Sequence[Grounding], digest: str) -> list[Grounding]:
@@ -355,6 +357,7 @@ class PixelGrounder(Grounder):
         from sidelight.io.runtime import usable_device
 
         self.device, self.cache = usable_device(device), None
+        self._computing = threading.Lock()
         self.pixels = checkpoint.to(self.device)
         self.name = name or checkpoint.model_name
 
@@ -362,7 +365,7 @@ class PixelGrounder(Grounder):
         """Raise ValueError: there are no features."""
         raise ValueError(f"{self.name} reads the frames of a video and makes no features; use ground")
 
-    def features(self, video: str | Path) -> VideoFeatures:
+    def features(self, video: str | Path, *, allow_playlists: bool = False) -> VideoFeatures:
         """Raise ValueError: there are no features."""
         raise ValueError(f"{self.name} reads the frames of a video and makes no features; use ground")
 
@@ -373,33 +376,40 @@ class PixelGrounder(Grounder):
         queries: Sequence[str],
         *,
         video_name: str | None = None,
+        progress: bool = False,
     ) -> list[Grounding]:
         """Raise ValueError: there are no features."""
         raise ValueError(f"{self.name} reads the frames of a video and no features; use ground")
 
     def _encode(self, queries: Sequence[str]) -> torch.Tensor:
-        return self.pixels.sentences.encode(queries)
+        with self._computing:
+            return self.pixels.sentences.encode(queries)
 
-    def _read(self, video: Path, *, progress: bool) -> VideoFrames:
+    def _read(self, video: Path, *, progress: bool) -> tuple[VideoFrames, list[str]]:
         from sidelight.features.frames import read_frames
         from sidelight.training.frames import frame_sampling
 
-        return read_frames(video, frame_sampling(self.pixels.frames), progress=progress)
+        damage: list[str] = []
+        frames = read_frames(video, frame_sampling(self.pixels.frames), progress=progress, on_damage=damage.append)
+        return frames, damage
 
-    def _answer(self, read: VideoFrames, text: torch.Tensor, queries: Sequence[str], name: str) -> list[Grounding]:
+    def _answer(
+        self, read: VideoFrames, text: torch.Tensor, queries: Sequence[str], name: str, *, progress: bool = False
+    ) -> list[Grounding]:
         from sidelight.training.predict import ground_frames
 
         pixels = self.pixels
-        groundings = ground_frames(
-            pixels.model,
-            read,
-            text,
-            queries,
-            pixels.decode,
-            clip_seconds=pixels.clip_seconds,
-            window_clips=pixels.window_clips,
-            video=name,
-        )
+        with self._computing:
+            groundings = ground_frames(
+                pixels.model,
+                read,
+                text,
+                queries,
+                pixels.decode,
+                clip_seconds=pixels.clip_seconds,
+                window_clips=pixels.window_clips,
+                video=name,
+            )
         return self._named(groundings, pixels.frames.digest())
 
     def _doubts(self, video: Path, queries: Sequence[str]) -> list[list[str]]:

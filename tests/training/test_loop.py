@@ -353,7 +353,7 @@ class Poisoned(FeatureStore):
 
     value, vid = math.nan, ""
 
-    def video(self, vid: str) -> VideoFeatures:
+    def video(self, vid: str, *, check: bool = False) -> VideoFeatures:
         features = super().video(vid)
         if vid == self.vid:
             features.video_KTD[0, 0, 0] = self.value

@@ -54,7 +54,7 @@ class CountingStore(FeatureStore):
         super().__init__(folder)
         self.alive = Alive()
 
-    def video(self, vid: str) -> VideoFeatures:
+    def video(self, vid: str, *, check: bool = False) -> VideoFeatures:
         features = super().video(vid)
         self.alive.add(features.video_KTD)
         return features

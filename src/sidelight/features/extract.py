@@ -13,7 +13,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ _RELEASE_EVERY = 256
 features need 1 KB: the decoder's buffers, the batches and the features that stay lie side by side on the heap, so that
 the gaps between them never fit the next batch.
 """
+_QUERIES_AT_ONCE = 256
 _FAILURES_EVERY = 5.0
 """Seconds between two writings of the failures."""
 
@@ -86,11 +88,12 @@ class BatchEncoder:
     Args:
         backbone: the model.
         clips: B, the clips of each batch (:func:`check_batch`).
+        lock: held while the backbone computes, where several threads share it.
     """
 
-    def __init__(self, backbone: Backbone, clips: int) -> None:
+    def __init__(self, backbone: Backbone, clips: int, lock: AbstractContextManager[Any] | None = None) -> None:
         check_batch(clips)
-        self.backbone, self.clips = backbone, clips
+        self.backbone, self.clips, self._lock = backbone, clips, lock or nullcontext()
         self._queue: deque[tuple[Any, npt.NDArray[np.uint8]]] = deque()
         self._queued_clips = self._clips_until_release = 0
         self._started: tuple[torch.Tensor, list[tuple[Any, int]]] | None = None
@@ -137,7 +140,8 @@ class BatchEncoder:
         pixels_BFSS3 = torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0])
         if self.backbone.device.type == "cuda":
             pixels_BFSS3 = pixels_BFSS3.pin_memory().to(self.backbone.device, non_blocking=True)
-        encoded_KBD = self.backbone.encode_video(pixels_BFSS3).to(torch.float16)
+        with self._lock:
+            encoded_KBD = self.backbone.encode_video(pixels_BFSS3).to(torch.float16)
         finished, self._started = self._fetch_batch(), (encoded_KBD, owners)
         yield from finished
 
@@ -169,7 +173,13 @@ def video_features(video_KTD: HalfFeatures, duration: float, clip_seconds: float
 
 
 def encode_video_file(
-    path: str | Path, backbone: Backbone, *, folder: str | Path | None = None, progress: bool = False
+    path: str | Path,
+    backbone: Backbone,
+    *,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    on_damage: Callable[[str], None] | None = None,
+    lock: AbstractContextManager[Any] | None = None,
 ) -> VideoFeatures:
     """Encode one video file, to the same bits as :func:`extract` with the same batch size.
 
@@ -180,8 +190,10 @@ def encode_video_file(
         path: the file.
         backbone: the model.
         folder: where large features lie until the returned object is gone; the system's folder for temporary files
-            unless given.
+            unless given, or if the given one has no room.
         progress: show a bar once this takes longer than 2 s, if stderr is a terminal.
+        on_damage: called with a sentence about damage and the notes of ``probe``; if None, a VideoWarning is issued.
+        lock: held while the backbone computes, where several threads share it.
 
     Returns:
         (K, T, D_v) float16 as in a store, and the timeline of the decoded clips.
@@ -190,8 +202,8 @@ def encode_video_file(
         VideoError: if the file cannot be read as a video or has no frame.
         OSError: if there is no room for large features.
     """
-    encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type))
-    growing, duration = GrowingFeatures(folder), 0.0
+    encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type), lock)
+    growing, duration = GrowingFeatures(folder, spare=True), 0.0
     decoding = DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0)
     with _bar_of(path, backbone.spec.clip_seconds, shown=progress) as bar, decoding as decoded:
         for item in decoded:
@@ -203,7 +215,7 @@ def encode_video_file(
             if item.error:
                 raise VideoError(item.error)
             if item.warning:
-                warn(item.warning)
+                (on_damage or warn)(item.warning)
             duration = item.duration
     for _, features_KCD in encoder.flush():
         growing.put(features_KCD)
@@ -230,7 +242,9 @@ def _bar_of(path: str | Path, clip_seconds: float, *, shown: bool) -> Any:
     )
 
 
-def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 256) -> dict[str, HalfFeatures]:
+def encode_queries(
+    queries: Sequence[str], backbone: Backbone, *, batch: int = _QUERIES_AT_ONCE
+) -> dict[str, HalfFeatures]:
     """Encode sentences, each once: sentence -> (K, L, D_t) float16."""
     import torch
 
@@ -241,6 +255,26 @@ def encode_queries(queries: Sequence[str], backbone: Backbone, *, batch: int = 2
         for query, text_KLD in zip(part, backbone.encode_text(part), strict=True):
             features[query] = text_KLD.to(torch.float16).cpu().numpy()
     return features
+
+
+def encode_each(queries: Sequence[str], backbone: Backbone) -> list[HalfFeatures]:
+    """Encode sentences: the (K, L, D_t) float16 features of each, in their order. Large ones lie on the disk.
+
+    Raises:
+        ValueError: if the backbone cannot read a sentence.
+        OSError: if there is no room for large features.
+    """
+    growing, places = GrowingFeatures(), dict[str, slice]()
+    unique_queries = list(dict.fromkeys(queries))
+    for first in range(0, len(unique_queries), _QUERIES_AT_ONCE):
+        encoded = encode_queries(unique_queries[first : first + _QUERIES_AT_ONCE], backbone)
+        for query, text_KLD in encoded.items():
+            places[query] = slice(growing.clips, growing.clips + text_KLD.shape[1])
+            growing.put(text_KLD)
+    if not unique_queries:
+        return []
+    tokens_KLD = growing.finish()  # of all sentences, one after the other
+    return [tokens_KLD[:, places[query]] for query in queries]
 
 
 @dataclass

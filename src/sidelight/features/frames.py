@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,13 +50,20 @@ class VideoFrames:
     """Seconds of the video that the frames cover."""
 
 
-def read_frames(path: str | Path, sampling: Sampling, *, progress: bool = False) -> VideoFrames:
+def read_frames(
+    path: str | Path,
+    sampling: Sampling,
+    *,
+    progress: bool = False,
+    on_damage: Callable[[str], None] = warn,
+) -> VideoFrames:
     """Decode one video, without a cache: to a file without a name, which is mapped, so that memory stays bounded.
 
     Args:
         path: the file.
         sampling: which frames, and how large.
         progress: show a bar once this takes longer than 2 s, if stderr is a terminal.
+        on_damage: called with a sentence about the damage or the times of the file; a VideoWarning unless given.
 
     Raises:
         VideoError: if the file cannot be read as a video.
@@ -79,7 +86,7 @@ def read_frames(path: str | Path, sampling: Sampling, *, progress: bool = False)
         if end.error:
             raise VideoError(end.error)
         if end.warning:
-            warn(end.warning)
+            on_damage(end.warning)
         file.flush()
         side, seconds = sampling.resolution, sampling.clip_seconds
         pixels_CFSS3 = np.memmap(file, np.uint8, mode="r", shape=(chunks, sampling.frames_per_clip, side, side, 3))

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,12 +39,13 @@ class GrowingFeatures:
 
     Args:
         folder: where the file lies; the system's folder for temporary files unless given.
+        spare: if that folder has no room, use the system's folder for temporary files.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, *, spare: bool = False) -> None:
         self.clips = 0
         """Number of clips so far."""
-        self._folder = folder
+        self._folder, self._spare = folder, spare and folder is not None
         self._parts: list[tuple[int, npt.NDArray[np.float16]]] = []
         self._file: IO[bytes] | None = None
         self._clip_shape: tuple[int, ...] = ()
@@ -66,7 +70,7 @@ class GrowingFeatures:
         if self._file is None:
             self._parts.sort(key=lambda part: part[0])
             return np.concatenate([part_KCD for _, part_KCD in self._parts], axis=1)
-        self._write_parts(flush=True)
+        self._write_parts()
         # Mapped with the right to write, which nobody uses: PyTorch warns about arrays that are read-only.
         mapped_TKD = np.memmap(self._file, np.float16, "c", shape=(self.clips, *self._clip_shape))
         self._file.close()  # the map keeps the file
@@ -76,9 +80,10 @@ class GrowingFeatures:
     def __del__(self) -> None:
         """Close the file of a video that was given up."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk
+                self._file.close()
 
-    def _write_parts(self, *, flush: bool = False) -> None:
+    def _write_parts(self) -> None:
         """Move the parts from memory to the file: clip after clip, as they come."""
         try:
             self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed in __del__
@@ -87,15 +92,33 @@ class GrowingFeatures:
                 self._clip_shape = clips_CKD.shape[1:]
                 self._file.seek(first * clips_CKD[0].nbytes)
                 self._file.write(clips_CKD.data)
+            self._file.flush()  # before the parts are forgotten, so that a full disk loses none
             self._parts.clear()
-            if flush:
-                self._file.flush()
         except OSError as error:
+            if self._spare:
+                self._move()
+                self._write_parts()
+                return
             folder = self._folder or tempfile.gettempdir()
             raise OSError(
                 f"{folder} cannot hold the features of a long video ({error.strerror}): make room, or let TMPDIR or "
                 "SIDELIGHT_CACHE name a folder with room"
             ) from None
+
+    def _move(self) -> None:
+        """Go on in the system's folder for temporary files."""
+        full, self._file = self._file, None
+        self._folder, self._spare = None, False
+        if full is None:
+            return
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __del__
+            with open(os.dup(full.fileno()), "rb", buffering=0) as written:
+                written.seek(0)
+                shutil.copyfileobj(written, self._file, _BLOCK)
+        finally:
+            with suppress(OSError):  # what it could not write
+                full.close()
 
 
 def mapping_of(array: npt.NDArray[np.generic]) -> mmap.mmap | None:

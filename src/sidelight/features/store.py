@@ -258,8 +258,12 @@ class FeatureStore:
             metadata["clips"] = str(features.timeline.clips)
         _save_video(self.video_file(vid), features.video_KTD, metadata)
 
-    def video(self, vid: str) -> VideoFeatures:
+    def video(self, vid: str, *, check: bool = False) -> VideoFeatures:
         """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
+
+        Args:
+            vid: id of the video.
+            check: compare all numbers and the header with the digests that were written with them.
 
         Raises:
             ValueError: if the store has no such video, or its file is damaged or has numbers that are not finite.
@@ -267,11 +271,14 @@ class FeatureStore:
         file = self._open_video(vid)
         path = self.video_file(vid)
         array = map_video(path) if path.stat().st_size > LARGE else _halves(file, "video", path)
+        metadata = _metadata(file, path)
+        if check and (metadata.get("digest"), metadata.get("header")) != _digests({"video": array}, metadata):
+            raise ValueError(f"{path} is damaged: its content is not what was written; delete it and extract again")
         video_KTD = self._select_levels(array)
         if vid not in self._finite_videos:
             require_finite(video_KTD, self.spec.levels, store=self.folder, what=f"video {vid!r}", file=path)
             self._finite_videos.add(vid)
-        return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(_metadata(file, path), path))
+        return VideoFeatures(video_KTD=video_KTD, timeline=_timeline(metadata, path))
 
     def timeline(self, vid: str) -> Timeline:
         """Return one video's timeline from the file's header.
@@ -435,7 +442,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
         if not all_finite(values):
             raise ValueError(f"features for {path.stem} ({name}) have values that float16 cannot hold")
     # safetensors writes several entries in any order; with one entry, equal features are equal files.
-    about = json.dumps({**metadata, "digest": _content_digest(half_tensors)}, sort_keys=True)
+    about = json.dumps(_with_digests(half_tensors, metadata), sort_keys=True)
     with replacing(path) as temporary:
         try:
             save_file(half_tensors, temporary, {"about": about})
@@ -447,7 +454,7 @@ def _save_video(path: Path, video_KTD: npt.NDArray[Any], metadata: dict[str, str
     """Write the file that safetensors would write, a part at a time: safetensors copies all features first."""
     if not all_finite(video_KTD):
         raise ValueError(f"features for {path.stem} (video) have values that float16 cannot hold")
-    about = json.dumps({**metadata, "digest": _content_digest({"video": video_KTD})}, sort_keys=True)
+    about = json.dumps(_with_digests({"video": video_KTD}, metadata), sort_keys=True)
     entry = {"dtype": "F16", "shape": video_KTD.shape, "data_offsets": [0, 2 * video_KTD.size]}
     header = json.dumps({"__metadata__": {"about": about}, "video": entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -518,6 +525,18 @@ def _timeline(metadata: Mapping[str, str], path: Path) -> Timeline:
         raise ValueError(f"{path} is damaged (its header: {error}); delete it and extract again") from None
 
 
+def _digests(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """Return the digest of values, and the digest of the metadata together with it."""
+    digest = _content_digest(tensors)
+    about = {name: value for name, value in metadata.items() if name not in ("digest", "header")} | {"digest": digest}
+    return digest, hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _with_digests(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, str]:
+    digest, header = _digests(tensors, metadata)
+    return {**metadata, "digest": digest, "header": header}
+
+
 def _content_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return 32 hex digits of names, shapes and values."""
     digest = hashlib.blake2b(digest_size=16)
@@ -534,8 +553,8 @@ def _verify_file(path: Path, spec: FeatureSpec) -> None:
     # A safetensors file has keys() and is no mapping.
     tensors = {name: _halves(file, name, path) for name in file.keys()}  # noqa: SIM118
     metadata = _metadata(file, path)
-    digest = metadata.get("digest")
-    if digest is not None and digest != _content_digest(tensors):
+    digest, header = _digests(tensors, metadata)
+    if metadata.get("digest", digest) != digest or metadata.get("header", header) != header:
         raise ValueError("the content is not what was written (digest); delete the file and extract again")
     video = path.parent.name == "videos"
     width, levels = spec.video_dim if video else spec.text_dim, len(spec.levels)

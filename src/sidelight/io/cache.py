@@ -11,6 +11,11 @@ from pathlib import Path
 from sidelight.io.files import cache_folder, write_text
 from sidelight.io.pinned import LOCK_FILE
 
+
+class CacheWarning(UserWarning):
+    """Warning that features could not be cached; the answer is not affected."""
+
+
 PARTS = {
     "features": "features of videos; computed again when needed",
     "frames": "frames of videos that models are trained from; decoded again when needed",
@@ -56,15 +61,17 @@ def clear_cache(part: str) -> int:
 def feature_limit() -> int:
     """Return the bytes of features that are kept: by SIDELIGHT_CACHE_LIMIT, by :func:`set_feature_limit`, or 20 GB.
 
+    A file of the limit that is damaged counts as absent.
+
     Raises:
-        ValueError: if the variable or the file holds no size.
+        ValueError: if the variable holds no size.
     """
     if text := os.environ.get("SIDELIGHT_CACHE_LIMIT"):
         return parse_size(text, name="SIDELIGHT_CACHE_LIMIT")
     path = cache_folder("features") / _LIMIT_FILE
     try:
         return parse_size(path.read_text(encoding="utf-8"), name=str(path))
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return DEFAULT_LIMIT
 
 

@@ -7,7 +7,7 @@ E width of a sentence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +67,6 @@ def ground_batch(
     return config.decode(model(_beside(batch, model)), timelines, queries, videos)
 
 
-@torch.inference_mode()
 def ground_long(
     model: nn.Module,
     features: VideoFeatures,
@@ -78,18 +77,33 @@ def ground_long(
     window_clips: int,
     video: str | None = None,
 ) -> Grounding:
-    """Return the grounding of one video of any length: read its windows in batches, then merge their answers.
+    """Return the grounding of one video of any length for one query; see :func:`ground_queries`."""
+    return next(ground_queries(model, features, [text_KLD], [query], config, window_clips=window_clips, video=video))
 
-    Only the features of one batch of windows are in memory, if the features are mapped from a file.
+
+def ground_queries(
+    model: nn.Module,
+    features: VideoFeatures,
+    texts: Sequence[HalfFeatures],
+    queries: Sequence[str],
+    config: AnswerConfig,
+    *,
+    window_clips: int,
+    video: str | None = None,
+) -> Iterator[Grounding]:
+    """Yield the grounding of one video of any length for each query.
+
+    Each window of the video is read once for each query, in batches; then the answers of the windows are merged. Only
+    the features of one batch are in memory, if those of the video are mapped from a file.
 
     Args:
         model: the side-tuner.
         features: of the video.
-        text_KLD: features of the query.
-        query: the sentence.
+        texts: (K, L, D_t) features of each query.
+        queries: the sentences.
         config: how predictions become moments.
         window_clips: clips of a window; a video of hardly more (:func:`longest_input`) is one window.
-        video: name of the video, for the grounding.
+        video: name of the video, for the groundings.
     """
     windows = features.timeline.windows(window_clips)
     clips = windows[0][1].num_clips
@@ -97,20 +111,45 @@ def ground_long(
         _WINDOW_BYTES_AT_ONCE // features.video_KTD[:, :clips].nbytes,
         VECTORS_AT_ONCE // (clips * tokens_of(features)),
     )
-    batches = math.ceil(len(windows) / max(1, min(_WINDOWS_AT_ONCE, *most)))
+    at_once = max(1, min(_WINDOWS_AT_ONCE, *most))
+    # Batches of one size for each query, or several queries a batch where one has few windows.
+    group = max(1, at_once // len(windows))
     starts = features.timeline.clip_spans()[:, 0]
-    answers: list[tuple[float, Grounding]] = []
-    for number in range(batches):
-        release_memory()  # answers that stay would otherwise break up the memory of the batches
-        part = windows[len(windows) * number // batches : len(windows) * (number + 1) // batches]
-        batch = _windows_batch(features, text_KLD, [clip for clip, _ in part], clips)
-        sentences, names = [query] * len(part), [video] * len(part)
-        groundings = ground_batch(model, batch, [window for _, window in part], sentences, config, videos=names)
-        answers += [(float(starts[clip]), answer) for (clip, _), answer in zip(part, groundings, strict=True)]
-        del batch  # before the next one is made
-    if len(answers) == 1:
-        return answers[0][1]
-    return merge_windows(answers, features.timeline, config)
+    for first in range(0, len(queries), group):
+        rows = range(first, min(first + group, len(queries)))
+        tasks = [(row, window) for row in rows for window in windows]
+        answers: dict[int, list[tuple[float, Grounding]]] = {row: [] for row in rows}
+        batches = math.ceil(len(tasks) / at_once)
+        for number in range(batches):
+            part = tasks[len(tasks) * number // batches : len(tasks) * (number + 1) // batches]
+            for (row, (clip, _)), answer in zip(
+                part, _ground_windows(model, features, texts, queries, part, config, video), strict=True
+            ):
+                answers[row].append((float(starts[clip]), answer))
+        for row in rows:
+            of_query = answers.pop(row)
+            yield of_query[0][1] if len(of_query) == 1 else merge_windows(of_query, features.timeline, config)
+
+
+_Task = tuple[int, tuple[int, Timeline]]
+"""Number of a query, and a window: its first clip and its timeline."""
+
+
+def _ground_windows(
+    model: nn.Module,
+    features: VideoFeatures,
+    texts: Sequence[HalfFeatures],
+    queries: Sequence[str],
+    tasks: Sequence[_Task],
+    config: AnswerConfig,
+    video: str | None,
+) -> list[Grounding]:
+    """Return the grounding of each window for its query, as one batch."""
+    release_memory()  # answers that stay would otherwise break up the memory of the batches
+    clips = tasks[0][1][1].num_clips
+    batch = _windows_batch(features, [texts[row] for row, _ in tasks], [clip for _, (clip, _) in tasks], clips)
+    sentences, names = [queries[row] for row, _ in tasks], [video] * len(tasks)
+    return ground_batch(model, batch, [window for _, (_, window) in tasks], sentences, config, videos=names)
 
 
 def _beside(batch: Batch, model: nn.Module) -> Batch:
@@ -119,16 +158,23 @@ def _beside(batch: Batch, model: nn.Module) -> Batch:
     return batch if weight is None else batch.to(weight.device)
 
 
-def _windows_batch(features: VideoFeatures, text_KLD: HalfFeatures, first_clips: list[int], clips: int) -> Batch:
-    """Return windows of ``clips`` clips as one batch. Video features stay float16: models convert what they read."""
-    count, text_KBLD = len(first_clips), torch.from_numpy(np.array(text_KLD, np.float32)).unsqueeze(1)
+def _windows_batch(features: VideoFeatures, texts: Sequence[HalfFeatures], first_clips: list[int], clips: int) -> Batch:
+    """Return windows of ``clips`` clips, each with its query, as one batch.
+
+    Video features stay float16: models convert what they read.
+    """
+    count, tokens = len(first_clips), max(text_KLD.shape[1] for text_KLD in texts)
+    text_KBLD = np.zeros((len(texts[0]), count, tokens, texts[0].shape[2]), np.float32)
+    text_mask_BL = np.zeros((count, tokens), bool)
+    for i, text_KLD in enumerate(texts):
+        text_KBLD[:, i, : text_KLD.shape[1]], text_mask_BL[i, : text_KLD.shape[1]] = text_KLD, True
     video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip in first_clips], axis=1)
     drop_pages(features.video_KTD)
     return Batch(
         video_KBTD=torch.from_numpy(video_KBTD),
         video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
-        text_KBLD=text_KBLD.expand(-1, count, -1, -1),
-        text_mask_BL=torch.ones(count, text_KBLD.shape[2], dtype=torch.bool),
+        text_KBLD=torch.from_numpy(text_KBLD),
+        text_mask_BL=torch.from_numpy(text_mask_BL),
     )
 
 
