@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(p for folder in ("src", "studies", "benchmarks", "tests") for p in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    p for folder in ("src", "studies", "benchmarks", "examples", "tests") for p in (ROOT / folder).rglob("*.py")
+)
 
 NOT_A_VERB = re.compile(
     r"(A|An|The|This|That|These|Those|There|Here|It|Its|They|What|Which|Who|Whose|Where|When|Whether|How|Why|One|All|"

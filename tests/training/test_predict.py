@@ -26,7 +26,8 @@ from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.models.decode.answer import Answer, AnswerConfig
 from sidelight.models.decode.sdst import DecodeConfig
-from sidelight.models.registry import MODELS, build_model
+from sidelight.models.registry import SIDE_TUNERS, build_model, model_parts
+from sidelight.models.zero_shot import ZERO_SHOT
 from sidelight.training import predict as prediction
 from sidelight.training.dataset import GroundingDataset, collate, unlabelled
 from sidelight.training.predict import ground_batch, ground_long, predict
@@ -141,7 +142,7 @@ def test_windows_of_a_long_video_are_read_in_batches(
 
 @pytest.mark.parametrize("tokens", [0, 3])
 @pytest.mark.parametrize("clips", [1, 9])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*SIDE_TUNERS, ZERO_SHOT])
 def test_every_model_reads_float16_features(name: str, clips: int, tokens: int) -> None:
     """Compare with float32 features: windows keep the float16 of the file, and models convert what they read."""
     if tokens and name in ("sdst", "zero-shot"):
@@ -149,7 +150,7 @@ def test_every_model_reads_float16_features(name: str, clips: int, tokens: int) 
     width, length = (16, 1) if name == "zero-shot" else (12, 4)
     config = {} if name == "zero-shot" else {"video_dim": 16, "text_dim": width, "levels": 1, "hidden": 16, "heads": 4}
     torch.manual_seed(0)
-    model, decode = build_model(name, config).eval(), MODELS[name].decode_config()
+    model, decode = build_model(name, config).eval(), model_parts(name).decode_config()
     generator = np.random.default_rng(0)
     shape = (1, clips, tokens, 16) if tokens else (1, clips, 16)
     timeline = Timeline(duration=2.0 * clips, clip_seconds=2.0)

@@ -98,11 +98,16 @@ def load_backbone(name: str, **options: Any) -> Backbone:
 
 def default_weights(name: str) -> str | None:
     """Return the hub id of the weights that a backbone reads unless others are given; None if there is no such id."""
-    loader = BACKBONES.get(name)
-    if not isinstance(loader, _Later):
-        return None
-    parameter = inspect.signature(loader.backbone_class()).parameters.get("weights")
+    parameter = _parameter(name, "weights")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
+
+
+def _parameter(backbone: str, option: str) -> inspect.Parameter | None:
+    """Return an option of a backbone as its class declares it; None if there is no such backbone or option."""
+    loader = BACKBONES.get(backbone)
+    if loader is None:
+        return None
+    return inspect.signature(loader.backbone_class() if isinstance(loader, _Later) else loader).parameters.get(option)
 
 
 def load_tower(name: str, **options: Any) -> TrainableTower:
@@ -142,7 +147,7 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
     Args:
         spec: the spec of the features.
         weights: folder or hub id of the backbone's weights. Not needed for ``shapes``, whose weights ship with
-            sidelight, nor for CLIP where the spec names a model on the hub.
+            sidelight, for CLIP where the spec names a model on the hub, nor for a backbone without weights.
 
     Raises:
         ValueError: if sidelight has no such backbone, or ``weights`` is needed.
@@ -155,7 +160,8 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         options["weights"] = weights
     elif spec.backbone == "clip":
         options["weights"] = spec.weights
-    elif spec.backbone not in ("shapes", "internvideo2"):  # a digest does not say where the weights are
+    elif spec.backbone not in ("shapes", "internvideo2") and _parameter(spec.backbone, "weights") is not None:
+        # A digest does not say where the weights are.
         raise ValueError(
             f"the features were made by {spec.backbone} with weights of the digest {spec.weights}: give the hub id or "
             "the folder of these weights (--backbone-weights)"

@@ -4,9 +4,9 @@ How to add a backbone:
 
 1. Make a module ``backbones/NAME.py``; or a folder with ``model.py`` and ``convert.py``, if published weights need a
    conversion.
-2. Write a class with the five members of :class:`Backbone`. Its constructor takes ``levels``, ``pooling``, ``weights``,
-   ``clip_seconds`` and ``frames_per_clip`` by name. If a library has the model, ``backbones/hooked.py`` has the rest;
-   ``backbones/siglip2.py`` is an example.
+2. Write a class with the five members of :class:`Backbone`. Its constructor takes ``levels``, ``pooling``,
+   ``clip_seconds`` and ``frames_per_clip`` by name, and ``weights`` if it has any. If a library has the model,
+   ``backbones/hooked.py`` has the rest; ``backbones/siglip2.py`` is an example.
 3. Use ``backbones/common.py`` for levels, pooling, checks and digests, ``backbones/pretrained.py`` to read weights of
    transformers, and ``backbones/conversion.py`` to convert.
 4. Register the class in ``BACKBONES`` in ``backbones/__init__.py``, and describe it in ``docs/backbones.md``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sidelight.cli.parser import Group, Option
 from sidelight.cli.shared import (
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from sidelight.data.annotations import Annotation
 
 Pooling = Literal["cls", "mean", "attention", "tokens", "joint", "joint-video"]
-Layout = Literal["r2-tuning", "sdst", "moment-detr"]
-LAYOUTS = get_args(Layout)
+Layout = Annotated[str, Option("LAYOUT")]
 MAX_LINES = 10
 """How many failed or missing items a command prints."""
 
@@ -213,7 +212,7 @@ def features_export(
 
     Args:
         store: feature store.
-        layout: the layout to write.
+        layout: the layout to write: r2-tuning, sdst or moment-detr.
         annotations: annotations whose qid and vid name the files.
         out: folder to make; new, or empty.
         level: write this level alone, where -1 is the last level; moment-detr has room for one level.
@@ -250,7 +249,7 @@ def features_import(
 
     Args:
         folder: folder with the folders of the layout; or these folders themselves, as VIDEO[+VIDEO...],TEXT.
-        layout: the layout to read; recognised unless given.
+        layout: the layout to read: r2-tuning, sdst or moment-detr; recognised unless given.
         annotations: annotations whose qid and vid name the files.
         out: folder of the feature store.
         backbone: the backbone that made the features; the paper's unless given.
@@ -261,7 +260,7 @@ def features_import(
         frames_per_clip: frames per clip that the backbone read.
         as_is: do not divide vectors by their length, as published loaders of moment-detr do.
     """
-    from sidelight.features.layouts import ForeignFeatures, durations_of, import_features, open_layout
+    from sidelight.features.layouts import LAYOUTS, ForeignFeatures, durations_of, import_features, open_layout
 
     _require_local(folder)
     _require_local(out)

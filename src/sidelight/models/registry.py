@@ -101,7 +101,8 @@ def _point_losses(predictions: PointPredictions, batch: Batch | FrameBatch, conf
     return r2_losses(predictions, batch.targets, config)
 
 
-def _point_model(model: type[nn.Module], config: type[Any]) -> SideTuner:
+def point_model(model: type[nn.Module], config: type[Any]) -> SideTuner:
+    """Return the parts of a model that ends in R2-Tuning's heads (``points.py``): it shares losses and decoding."""
     return SideTuner(
         model=model,
         config=config,
@@ -127,11 +128,11 @@ SIDE_TUNERS: dict[str, SideTuner] = {
         loss_config=SDSTLossConfig,
         decode_config=DecodeConfig,
     ),
-    "r2-tuning": _point_model(R2Tuning, R2TuningConfig),
-    "last-layer": _point_model(LastLayer, LastLayerConfig),
-    "lst": _point_model(LST, LSTConfig),
-    "e3va": _point_model(E3VA, E3VAConfig),
-    "losa": _point_model(LoSA, LoSAConfig),
+    "r2-tuning": point_model(R2Tuning, R2TuningConfig),
+    "last-layer": point_model(LastLayer, LastLayerConfig),
+    "lst": point_model(LST, LSTConfig),
+    "e3va": point_model(E3VA, E3VAConfig),
+    "losa": point_model(LoSA, LoSAConfig),
     "univtg": SideTuner(
         model=UniVTG,
         config=UniVTGConfig,
@@ -153,18 +154,16 @@ SIDE_TUNERS: dict[str, SideTuner] = {
 """The models that can be trained. Scada is no side-tuner in the narrow sense: it works inside its backbone."""
 
 
-MODELS: dict[str, ModelParts] = {
-    **SIDE_TUNERS,
-    ZERO_SHOT: ModelParts(model=ZeroShot, config=ZeroShotConfig, decode_config=ZeroShotDecodeConfig),
-}
-"""All models: the side-tuners, and grounding without training."""
+_WITHOUT_TRAINING = ModelParts(model=ZeroShot, config=ZeroShotConfig, decode_config=ZeroShotDecodeConfig)
 
 
 def model_parts(name: str) -> ModelParts:
-    """Return the parts of the model of that name; ValueError if the name is unknown."""
-    if name not in MODELS:
-        raise ValueError(no_such("model", name, MODELS))
-    return MODELS[name]
+    """Return the parts of a side-tuner, or of grounding without training; ValueError if the name is unknown."""
+    if name == ZERO_SHOT:
+        return _WITHOUT_TRAINING
+    if name not in SIDE_TUNERS:
+        raise ValueError(no_such("model", name, [*SIDE_TUNERS, ZERO_SHOT]))
+    return SIDE_TUNERS[name]
 
 
 def side_tuner(name: str) -> SideTuner:

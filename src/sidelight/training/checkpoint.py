@@ -49,7 +49,7 @@ class Checkpoint:
 
     model: nn.Module
     model_name: str
-    """Key of :data:`sidelight.models.registry.MODELS`."""
+    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`, or ``zero-shot``."""
     model_config: Mapping[str, Any]
     """The configuration that the model was built with."""
     features: FeatureSpec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sidelight.core.messages import did_you_mean
 from sidelight.core.options import check_threads, check_types, describe, literals, require
 from sidelight.data.labels import ALL_RATED, Binding
-from sidelight.features.layouts import LayoutName
+from sidelight.features.layouts import LAYOUTS
 from sidelight.io.cache import parse_size
 from sidelight.io.files import read_text
 from sidelight.io.yaml_text import check_yaml, load_yaml
@@ -41,9 +41,9 @@ class DataConfig:
     """
     val_features: str = ""
     """Features of the validation videos and queries; train_features unless given."""
-    layout: LayoutName | None = None
-    """The layout of the features: sidelight for a feature store, or a layout that R2-Tuning, SDST or Moment-DETR
-    released, whose features the section backbone must then describe; recognised unless given.
+    layout: str | None = None
+    """The layout of the features: sidelight for a feature store; or r2-tuning, sdst or moment-detr for features that
+    these papers released, which the section backbone must then describe; recognised unless given.
     """
     normalise: bool = True
     """Divide every vector of the layout moment-detr by its length, as published loaders do."""
@@ -78,6 +78,8 @@ class DataConfig:
         check_types(self)
         require(self, self.min_duration >= 0, "min_duration", "at least 0")
         parse_size(self.frames_cache_limit, name="DataConfig.frames_cache_limit")
+        layouts = ("sidelight", *LAYOUTS)
+        require(self, self.layout is None or self.layout in layouts, "layout", f"one of {', '.join(layouts)}")
 
 
 @dataclass(frozen=True, kw_only=True)

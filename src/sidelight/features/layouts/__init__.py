@@ -22,7 +22,7 @@ from __future__ import annotations
 from sidelight.core.timeline import CLIPS_OFF
 from sidelight.features.layouts.base import SPEC_FILE, Layout, Shape
 from sidelight.features.layouts.reading import NORMALISED, ForeignFeatures, durations_of, fitted_timeline, open_layout
-from sidelight.features.layouts.registry import LAYOUTS, LayoutName, layout_of, recognise
+from sidelight.features.layouts.registry import LAYOUTS, layout_of, recognise
 from sidelight.features.layouts.writing import export_features, import_features
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "SPEC_FILE",
     "ForeignFeatures",
     "Layout",
-    "LayoutName",
     "Shape",
     "durations_of",
     "export_features",

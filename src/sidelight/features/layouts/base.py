@@ -202,10 +202,16 @@ class Layout(ABC):
 
     # --- writing --------------------------------------------------------------------------------------------------
 
+    # A layout that is only read leaves out folder_names, write_video and write_text.
+
     @classmethod
-    @abstractmethod
     def folder_names(cls, spec: FeatureSpec) -> tuple[str, str]:
-        """Return the names of the folders of videos and of sentences to write."""
+        """Return the names of the folders of videos and of sentences to write.
+
+        Raises:
+            ValueError: if the layout is only read.
+        """
+        raise ValueError(f"the layout {cls.name} can be read and not written; choose another one")
 
     @classmethod
     def require_fits(cls, spec: FeatureSpec) -> None:
@@ -245,13 +251,13 @@ class Layout(ABC):
         """Return the file that :meth:`write_text` writes."""
         return self.text_folder / f"{safe_name(self.text_names(key)[0], 'qid')}{self.suffix}"
 
-    @abstractmethod
     def write_video(self, vid: str, video_KTD: Array) -> None:
         """Write one video's features, (K, T, D_v), or (K, T, P, D_v) where the layout keeps all tokens."""
+        raise NotImplementedError
 
-    @abstractmethod
     def write_text(self, key: SampleKey, text_KLD: Array) -> None:
         """Write one sentence's features, (K, L, D_t)."""
+        raise NotImplementedError
 
 
 def folders_named(where: str) -> tuple[tuple[Path, ...], Path] | None:

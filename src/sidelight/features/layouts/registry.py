@@ -1,9 +1,8 @@
-"""The layouts by name, and how to recognise one. A new layout is a file beside this one and its name here, twice."""
+"""The layouts by name, and how to recognise one. A new layout is a file beside this one and its name here."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from sidelight.core.messages import no_such
 from sidelight.features.layouts.base import Layout, folders_named
@@ -17,9 +16,6 @@ LAYOUTS: dict[str, type[Layout]] = {
     "moment-detr": MomentDETRLayout,
 }
 """The layouts of papers; ``sidelight`` is our own store, :class:`~sidelight.features.store.FeatureStore`."""
-
-LayoutName = Literal["sidelight", "r2-tuning", "sdst", "moment-detr"]
-"""The same names for type checkers."""
 
 
 def recognise(where: str | Path) -> str | None:
