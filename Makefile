@@ -3,7 +3,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := all,dev
+EXTRAS := all,dev,docs
 
 # Another Python: make demo PYTHON=python3.12. Some tests: make test ARGS="tests/core/test_spans.py -x".
 PYTHON ?=
@@ -25,7 +25,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 INSTALL := -c constraints.txt -e ".[$(EXTRAS)]"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types weights install clean
+.PHONY: help demo test lint format types docs weights install clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ format: $(STAMP)  ## fix rules and format where possible (ruff)
 types: $(STAMP)  ## check types (mypy)
 	@$(BIN)/mypy
 
+docs: $(STAMP)  ## build the documentation in build/docs (sphinx)
+	@$(BIN)/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
+
 weights: $(STAMP)  ## make the shipped weights again (about three hours)
 	@scripts/make-weights.sh
 
@@ -54,7 +58,7 @@ install: $(STAMP)  ## make .venv and install everything into it
 
 clean:  ## remove .venv, caches and builds
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests studies benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests studies benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An interrupted or failed installation leaves no stamp, so the next call installs again.
 $(STAMP): pyproject.toml constraints.txt

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import sidelight
+from sidelight.cli.demo import draw_demo
 from sidelight.cli.main import COMMANDS, main
 from studies.ablation.__main__ import parser as ablation_parser
 from studies.ablation.variants import find_ablation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = REPOSITORY / "src" / "sidelight"
+API = REPOSITORY / "docs" / "api.md"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -29,19 +32,60 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return result
 
 
-@pytest.mark.parametrize(("where", "code"), blocks("python"))
-def test_python_examples_run(
-    where: str, code: str, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def python_examples(page: Path) -> list[tuple[str, str]]:
+    """Return (code, text that it prints) of each Python block; the text is "" unless a block of text is right below."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", page.read_text(encoding="utf-8"), re.M | re.S
+    )
+    return [(code, text) for code, text in blocks]
+
+
+PYTHON_PAGES = [page for page in PAGES if python_examples(page)]
+
+
+@pytest.fixture(scope="module")
+def demo_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the video that `sidelight demo` draws."""
+    return draw_demo(tmp_path_factory.mktemp("demo"), seed=7)[0]  # 7 is the default of the command
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
+def test_python_examples_run_and_print_what_the_page_shows(
+    page: Path,
+    demo_video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "demo").mkdir()
-    video = sorted((tiny_world / "videos").iterdir())[0]
     for name in ("demo/video.mp4", "holiday.mp4"):
-        shutil.copy(video, tmp_path / name)
+        shutil.copy(demo_video, tmp_path / name)
     monkeypatch.setattr("sidelight.training.named.DEFAULT_MODEL", "shapes")  # examples run without a network
     monkeypatch.chdir(tmp_path)
-    values: dict[str, object] = {}
-    exec(compile(code, where, "exec"), values)
-    assert values
+    values: dict[str, object] = {}  # the blocks of a page follow each other
+    for number, (code, text) in enumerate(python_examples(page)):
+        exec(compile(code, f"{page.name}:{number}", "exec"), values)
+        printed = capsys.readouterr().out
+        if text:
+            assert_same_text(printed, text)
+
+
+def assert_same_text(printed: str, shown: str) -> None:
+    """Compare two texts; numbers and bars may differ a little, as they do between processors."""
+    number = r"-?\d+(?:\.\d+)?"
+    texts = [re.sub("[▁▂▃▄▅▆▇█]", "█", text).strip() for text in (printed, shown)]
+    assert re.sub(number, "0", texts[0]) == re.sub(number, "0", texts[1])
+    values = [[float(value) for value in re.findall(number, text)] for text in texts]
+    assert values[0] == pytest.approx(values[1], abs=0.11)
+
+
+@pytest.mark.parametrize("shown", ["a 0.52 █▁", "a 0.7 ▁▁", "b 0.5 █▁", "a 0.5", "a 0.5 0.5 █▁"])
+def test_printed_text_is_compared(shown: str) -> None:
+    if shown == "a 0.52 █▁":
+        assert_same_text("a 0.5 ▁█\n", shown)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same_text("a 0.5 █▁\n", shown)
 
 
 def _commands(start: str) -> list[tuple[str, str]]:
@@ -80,13 +124,20 @@ def test_shown_scripts_exist(page: str, script: str) -> None:
 
 
 def test_the_examples_are_collected() -> None:
-    assert len(blocks("python")) >= 2 and len(_commands("sidelight ")) >= 6 and len(_scripts()) >= 6
+    assert len(PYTHON_PAGES) >= 8 and len(_commands("sidelight ")) >= 6 and len(_scripts()) >= 6
 
 
 def _anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    documented = set(
+        re.findall(r"^\.\. (?:auto)?\w+:: sidelight\.(\w+)$", API.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
+    assert documented == set(sidelight.__all__)
 
 
 def test_links_lead_somewhere() -> None:

@@ -45,7 +45,8 @@ class Grounder:
         checkpoint: the side-tuner.
         backbone: its backbone; the one that the checkpoint's feature spec names unless given.
         cache: folder in which features of videos are kept, by the content of the file and the feature spec, so that
-            the next query on the same file is answered at once; :func:`default_cache` unless given, None for no cache.
+            the next query on the same file is answered at once; :func:`sidelight.grounder.default_cache` unless given,
+            None for no cache.
         device: where to compute; the best device here unless given.
         name: name of the model, which each grounding states; the side-tuner's kind, such as ``sdst``, unless given.
 

@@ -47,13 +47,18 @@ def make_demo(out: Path, *, seed: int, model: str = "shapes", device: str | None
     require_own_files(out)
     grounder = Grounder.from_pretrained(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
+    video, annotations = draw_demo(out, seed=seed)
+    note_files(out)
+    groundings = grounder.ground(video, [a.query for a in annotations])
+    return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
+
+
+def draw_demo(out: Path, *, seed: int) -> tuple[Path, list[Annotation]]:
+    """Draw one video of the demo's world into a folder; return it with three of its queries and their true windows."""
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
     video = out / "video.mp4"
     draw_video(scene, video, side=320)
-    note_files(out)
-    annotations = choose(annotate(scene, seed=WORLD_SEED, index=seed))
-    groundings = grounder.ground(video, [a.query for a in annotations])
-    return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
+    return video, choose(annotate(scene, seed=WORLD_SEED, index=seed))
 
 
 def require_own_files(out: Path) -> None:

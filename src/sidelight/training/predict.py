@@ -102,7 +102,7 @@ def ground_queries(
         texts: (K, L, D_t) features of each query.
         queries: the sentences.
         config: how predictions become moments.
-        window_clips: clips of a window; a video of hardly more (:func:`longest_input`) is one window.
+        window_clips: clips of a window; a video of hardly more (``longest_input``) is one window.
         video: name of the video, for the groundings.
     """
     windows = features.timeline.windows(window_clips)
