@@ -43,7 +43,8 @@ class ColourBackbone:
     def encode_video(self, frames_CFSS3: torch.Tensor) -> torch.Tensor:
         check_frames(frames_CFSS3, self.spec)
         parts_CFGsGs3 = (frames_CFSS3.to(self.device) / 255).unflatten(3, (PARTS, -1)).unflatten(2, (PARTS, -1))
-        return parts_CFGsGs3.mean((1, 3, 5)).flatten(1)[None]
+        means_CD: torch.Tensor = parts_CFGsGs3.mean((1, 3, 5)).flatten(1)
+        return means_CD[None]
 
     def encode_text(self, queries: Sequence[str]) -> list[torch.Tensor]:
         rows = [[0, *(1 + zlib.crc32(word.encode()) % WORDS for word in query.lower().split())] for query in queries]

@@ -101,7 +101,7 @@ def test_a_side_tuner_trains_and_grounds(
 def test_a_mixture_of_one_level_is_this_level(run: Run) -> None:
     assert run("side_tuner.py", "--version") == 0
     kind = SIDE_TUNERS["mixture"]
-    block = kind.model(kind.config(video_dim=6, text_dim=5, levels=2, hidden=8, heads=2)).eval().block
+    block: Any = kind.model(kind.config(video_dim=6, text_dim=5, levels=2, hidden=8, heads=2)).eval().block
     torch.manual_seed(0)
     video, text = torch.randn(2, 1, 4, 1, 6), torch.randn(2, 1, 3, 5)
     masks = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
@@ -120,7 +120,8 @@ def test_a_backbone_extracts_trains_and_grounds(
     extract = ("extract", videos, "--annotations", rows, "--backbone", "colours", "--out", store)
     assert run("backbone.py", *extract, "--workers", 0) == 0
     backbone = load_backbone("colours")
-    assert isinstance(backbone, Backbone) and backbone.to("cpu") is backbone
+    assert isinstance(backbone, Backbone)  # a protocol, checked when the test runs
+    assert backbone.to("cpu") is backbone
     assert FeatureStore(store).spec == backbone.spec and FeatureStore(store).verify() == {}
     video_KTD = FeatureStore(store).video(sorted(videos.iterdir())[0].stem).video_KTD
     assert video_KTD.shape[::2] == (1, 48) and 0 <= video_KTD.min() < video_KTD.max() <= 1
