@@ -26,8 +26,7 @@ from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.models.decode.answer import Answer, AnswerConfig
 from sidelight.models.decode.sdst import DecodeConfig
-from sidelight.models.registry import SIDE_TUNERS, build_model, model_parts
-from sidelight.models.zero_shot import ZERO_SHOT
+from sidelight.models.registry import build_model, model_parts
 from sidelight.training import predict as prediction
 from sidelight.training.dataset import GroundingDataset, collate, unlabelled
 from sidelight.training.predict import ground_batch, ground_long, predict
@@ -142,7 +141,7 @@ def test_windows_of_a_long_video_are_read_in_batches(
 
 @pytest.mark.parametrize("tokens", [0, 3])
 @pytest.mark.parametrize("clips", [1, 9])
-@pytest.mark.parametrize("name", [*SIDE_TUNERS, ZERO_SHOT])
+@pytest.mark.parametrize("name", [name for name, parts in MODELS.items() if parts.reads == "features"])
 def test_every_model_reads_float16_features(name: str, clips: int, tokens: int) -> None:
     """Compare with float32 features: windows keep the float16 of the file, and models convert what they read."""
     if tokens and name in ("sdst", "zero-shot"):

@@ -44,6 +44,8 @@ class ModelParts:
     """Class of the model's configuration."""
     decode_config: type[AnswerConfig]
     """Class of the decoding's configuration; its method ``decode`` turns predictions into groundings."""
+    reads: Literal["features", "frames"] = "features"
+    """What the model reads: a Batch of features, or a FrameBatch."""
 
     def with_head(self, head: str | None) -> ModelParts:
         """Return the parts of the model with another head; this model itself if it has only one, or None is given."""
@@ -72,8 +74,6 @@ class SideTuner(ModelParts):
     """
     loss_config: type[Any]
     """Class of the losses' configuration."""
-    reads: Literal["features", "frames"] = "features"
-    """What the model reads: a Batch of features, or a FrameBatch."""
     memory_config: type[Any] | None = None
     """Class of the ways to train with less memory, if the model has some."""
     heads: Mapping[str, HeadParts] = field(default_factory=dict)
