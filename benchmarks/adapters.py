@@ -17,20 +17,24 @@ output and one number a row (as FlashAttention and PyTorch's kernels on CPU and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental import _config as meta_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sidelight.backbones.common import run_tower
 from sidelight.backbones.videomae import VideoMAETower
 from sidelight.core.batch import FrameBatch
-from sidelight.models.scada import MODES, InnerBranch, MemoryConfig, Scada, ScadaConfig
+from sidelight.models.recompute import MemoryConfig
+from sidelight.models.scada import MODES, InnerBranch, Scada, ScadaConfig
 
 SIZES = {"S": (384, 12, 6, 1536, 16), "B": (768, 12, 12, 3072, 16), "g": (1408, 40, 16, 6144, 14)}
 """Width, blocks, heads, hidden width and side of a patch; S and B of VideoMAE, g of VideoMAE V2."""
@@ -128,45 +132,114 @@ class Attention(torch.autograd.Function):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
-DEVICES = {
-    "plain": MemoryConfig(),
-    "checkpoint": MemoryConfig(checkpoint_blocks=1),
-    "chunks": MemoryConfig(chunks_at_once=1),
-    "both": MemoryConfig(checkpoint_blocks=1, chunks_at_once=1),
-    "groups": MemoryConfig(checkpoint_blocks=4, chunks_at_once=1),
-}
+@contextlib.contextmanager
+def as_on_a_device(bfloat16: bool) -> Iterator[None]:
+    """Count attention as a fused kernel; and cast as autocast to bfloat16 does, which the meta device does not have."""
+
+    def casting(function: Any, dtype: torch.dtype) -> Any:
+        def cast(x: Any) -> Any:
+            return x.to(dtype) if isinstance(x, Tensor) else x
+
+        return lambda *args, **options: function(*map(cast, args), **{k: cast(x) for k, x in options.items()})
+
+    changed = {"scaled_dot_product_attention": lambda q, k, v, **options: Attention.apply(q, k, v)}
+    if bfloat16:
+        changed |= {
+            name: casting(getattr(F, name), torch.bfloat16) for name in ("linear", "conv1d", "conv2d", "conv3d")
+        }
+        changed["layer_norm"] = casting(F.layer_norm, torch.float32)
+    with mock.patch.multiple(F, **changed):
+        yield
 
 
-def peak_bytes(size: str, mode: Any, memory: MemoryConfig, frames: int, videos: int = 2) -> int:
-    """Return the peak of a step of the backbone and its adapters; g reads 154 pixels, 11 patches of 14."""
+def devices(depth: int) -> dict[str, tuple[MemoryConfig, bool]]:
+    """Return the ways to save memory by name, and whether they compute in bfloat16."""
+    half = MemoryConfig(checkpoint_blocks=depth // 2, chunks_at_once=1)
+    none = MemoryConfig(checkpoint_blocks=depth, chunks_at_once=1)
+    return {
+        "plain": (MemoryConfig(), False),
+        "blocks": (MemoryConfig(checkpoint_blocks=1), False),
+        "chunks": (MemoryConfig(checkpoint_blocks=1, chunks_at_once=1), False),
+        "half": (half, False),
+        "borders": (none, False),
+        "blocks16": (MemoryConfig(checkpoint_blocks=1), True),
+        "half16": (half, True),
+        "borders16": (none, True),
+    }
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes that a step holds at its peak."""
+
+    weights: int
+    """Weights of the backbone, the adapters and the norm of the clips."""
+    states: int
+    """The two moments of AdamW of each trained weight, in float32."""
+    frames: int
+    """The frames of the batch."""
+    made: int
+    """Tensors made in the step at its peak: kept and computed values, gradients of the weights among them."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states + self.frames + self.made
+
+
+def step_bytes(size: str, mode: Any, memory: MemoryConfig, bfloat16: bool, frames: int, videos: int = 2) -> StepBytes:
+    """Count a step of the backbone and its adapters; g reads 154 pixels, 11 patches of 14.
+
+    Where chunks pass one at a time, every number is a constant plus a multiple of the number of chunks. Then steps of
+    2 and of 4 chunks a video are counted, and the line through both is continued, which saves hours.
+    """
+    if bfloat16 and mode != "full":
+        memory = replace(memory, frozen_dtype="bfloat16")
     with torch.device("meta"):
         model = Scada(ScadaConfig(mode=mode), videomae(size, 154 if SIZES[size][4] == 14 else 160), memory)
-    side, chunks = model.spec.resolution, frames // 16
+    del model.head
+    chunks = frames // 16
+    if memory.chunks_at_once and chunks > 4:
+        two, four = (made_bytes(model, bfloat16, count, videos) for count in (2, 4))
+        made = two + (four - two) * (chunks - 2) // 2
+    else:
+        made = made_bytes(model, bfloat16, chunks, videos)
+    return StepBytes(
+        weights=sum(p.nbytes for p in model.parameters()),
+        states=2 * sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        frames=videos * frames * 3 * model.spec.resolution**2,
+        made=made,
+    )
+
+
+def made_bytes(model: Scada, bfloat16: bool, chunks: int, videos: int) -> int:
+    """Return the largest number of bytes that the tensors made in a step take at one time."""
+    model.zero_grad()
+    side = model.spec.resolution
     batch = FrameBatch(
-        frames_VCFSS3=torch.empty(videos, chunks, 16, side, side, 3, dtype=torch.uint8),
+        frames_VCFSS3=torch.empty(videos, chunks, 16, side, side, 3, dtype=torch.uint8, device="meta"),
         video_mask_VT=torch.ones(videos, 8 * chunks, dtype=torch.bool),
-        sentences_BE=torch.randn(videos, 768),
+        sentences_BE=torch.randn(videos, 768, device="meta"),
         video_of_B=torch.arange(videos),
     )
-    meta_config.meta_nonzero_assume_all_nonzero = True  # all chunks and all clips are real
-    # The meta device computes attention unfused, which would count scores that no device keeps.
-    plain = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, **options: Attention.apply(q, k, v)  # type: ignore[assignment]
-    try:
-        with LiveBytes() as count:
-            model.encode(batch.to("meta")).sum().backward()
-    finally:
-        F.scaled_dot_product_attention = plain
+    with LiveBytes() as count, as_on_a_device(bfloat16):
+        results = model._run(batch, batch.video_mask_VT[:, ::8])
+        torch.stack([x.sum() for x in results]).sum().backward()
     return count.peak
 
 
 def print_memory(sizes: list[str], frames: int) -> None:
-    print(f"{frames} frames of 160 x 160 (g: 154 x 154), 2 videos, GiB")
-    print(f"{'size':<5}{'mode':<8}" + "".join(f"{name:>12}" for name in DEVICES))
+    print(f"{frames} frames of 160 x 160 (g: 154 x 154), 2 videos, one query each, GiB; in brackets the share of full")
     for size in sizes:
+        names = devices(SIZES[size][1])
+        print(f"{size:<5}{'mode':<8}" + "".join(f"{name:>15}" for name in names))
+        full: dict[str, int] = {}
         for mode in MODES[:0:-1]:
-            peaks = [peak_bytes(size, mode, memory, frames) / 2**30 for memory in DEVICES.values()]
-            print(f"{size:<5}{mode:<8}" + "".join(f"{peak:>12.2f}" for peak in peaks), flush=True)
+            cells = []
+            for name, (memory, bfloat16) in names.items():
+                bytes_ = step_bytes(size, mode, memory, bfloat16, frames).total
+                share = bytes_ / full.setdefault(name, bytes_)
+                cells.append(f"{bytes_ / 2**30:.2f} ({share:.0%})")
+            print(f"{size:<5}{mode:<8}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

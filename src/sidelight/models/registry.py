@@ -26,7 +26,8 @@ from sidelight.models.losses.univtg import UniVTGLossConfig, univtg_losses
 from sidelight.models.lst import LST, LSTConfig
 from sidelight.models.points import PointPredictions
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig
-from sidelight.models.scada import MemoryConfig, Scada, ScadaConfig
+from sidelight.models.recompute import MemoryConfig
+from sidelight.models.scada import Scada, ScadaConfig
 from sidelight.models.sdst import SDST, SDSTConfig
 from sidelight.models.univtg import UniVTG, UniVTGConfig
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot, ZeroShotConfig

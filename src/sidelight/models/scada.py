@@ -31,13 +31,9 @@ Where the paper is silent, these sources are taken; each is an option unless the
 Modes: ``frozen`` (no adapters), ``inner``, ``outer`` (no gradient passes the backbone), ``both``, and ``full`` (all
 weights of the backbone are trained, no adapters); the adapters read the sentence, or not. The head always reads it.
 
-Memory: checkpointing of blocks, the backbone on a few chunks at a time, and gradients through a share of the chunks
-(ETAD, Liu et al., CVPR 2023 workshops) are options of :class:`MemoryConfig`. The first two change no gradient. The
-inner branches convolve across chunks, so that the gradient of a chunk passes its neighbours at every block. A pass from
-pixels to clips for one chunk at a time, as in AdaTAD's temporal checkpointing, would lose that part. Here such a model
-runs block by block instead: within a block the chunks run one after another and are computed again one after another
-in the backward pass, and only the narrow convolution sees all of them. Models whose chunks are independent (modes
-``outer``, ``full``, or ``across_chunks: false``) run from pixels to clips, chunk by chunk.
+Memory: see ``recompute.py``. Checkpointing of blocks, the backbone on a few chunks at a time, and gradients through a
+share of the chunks (ETAD, Liu et al., CVPR 2023 workshops) are options of ``MemoryConfig``. The first two change no
+gradient, also where the inner branches convolve across chunks.
 
 Shape legend: V videos, B queries, C chunks of a video, N chunks of all videos or queries that are read, T clips,
 t times of a chunk, P tokens of a chunk, G places (rows x columns), D width of the backbone, R width of an adapter,
@@ -62,6 +58,15 @@ from sidelight.core.options import check_types, require
 from sidelight.models.last_layer import LastLayer, LastLayerConfig
 from sidelight.models.layers import MLP
 from sidelight.models.points import PointPredictions
+from sidelight.models.recompute import (
+    ChunkStack,
+    MemoryConfig,
+    borders_of,
+    in_pieces,
+    neighbours,
+    run_coupled,
+    scale_gradient,
+)
 from sidelight.models.sdst import SDST, SDSTConfig
 
 MODES = ("frozen", "inner", "outer", "both", "full")
@@ -130,51 +135,7 @@ class ScadaConfig:
     @property
     def has_independent_chunks(self) -> bool:
         """Check whether no chunk reads another one inside the backbone."""
-        return not (self.has_inner and self.across_chunks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
-    """Ways to train with less memory and more time. They change no output, and no gradient but for ``chunk_share``."""
-
-    checkpoint_blocks: int = 0
-    """Blocks whose inner values are computed again in the backward pass, from the tokens before them: 1 keeps the
-    tokens before each block, n before every n-th block (and computes those blocks twice again); 0 keeps everything.
-    """
-    chunks_at_once: int = 0
-    """Chunks that pass the backbone together, and are computed again together in the backward pass; 0 for all."""
-    chunk_share: float = 1.0
-    """Share of the chunks, drawn at each training step, through which gradients pass the backbone. They are scaled, so
-    that the gradient is right on average. Needs independent chunks.
-    """
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("checkpoint_blocks", "chunks_at_once"):
-            require(self, getattr(self, name) >= 0, name, "at least 0")
-        require(self, 0 < self.chunk_share <= 1, "chunk_share", "in (0, 1]")
-
-
-def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply a function to pieces of the first axis, and join the results; the function must not mix entries.
-
-    In the backward pass, one piece after another is computed again. With a size of 0 the function is applied once, and
-    nothing is computed again.
-    """
-    if size == 0:
-        return function(*inputs)
-    pieces = zip(*(x.split(size) for x in inputs), strict=True)
-    # Nothing random runs in here, so that no state of the generators has to be kept.
-    run = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
-    results = [run(*piece) if torch.is_grad_enabled() else function(*piece) for piece in pieces]
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
-
-
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Return the same numbers, whose gradient is multiplied by a factor on the way back."""
-    if x.requires_grad:
-        x.register_hook(lambda gradient: gradient * factor)
-    return x
+        return not (self.has_inner and self.across_chunks and self.kernel > 1)
 
 
 # The adapters -------------------------------------------------------------------------------------------------------
@@ -190,17 +151,15 @@ class Chunks:
         self.shape = mask_RC.shape
         self.row_N, column_N = mask_RC.nonzero(as_tuple=True)
         self.place_N = self.row_N * self.shape[1] + column_N
+        self.follows_N = column_N > 0  # real chunks come first
 
     def spread(self, x_Nt: Tensor) -> Tensor:
         """Return (N, t, ...) as whole videos (rows, C * t, ...), with zeros at padded chunks."""
         rows, chunks = self.shape
-        spread: Tensor = x_Nt.new_zeros(rows * chunks, *x_Nt.shape[1:]).index_copy(0, self.place_N, x_Nt)
+        spread: Tensor = x_Nt.new_zeros(rows * chunks, *x_Nt.shape[1:]).index_copy(
+            0, self.place_N.to(x_Nt.device), x_Nt
+        )
         return spread.view(rows, chunks * x_Nt.shape[1], *x_Nt.shape[2:])
-
-    def gather(self, x_RT: Tensor) -> Tensor:
-        """Return whole videos (rows, C * t, ...) as (N, t, ...): the inverse of :meth:`spread`."""
-        chunks_Nt: Tensor = x_RT.unflatten(1, (self.shape[1], -1)).flatten(0, 1)
-        return chunks_Nt[self.place_N]
 
 
 class SentenceScale(nn.Module):
@@ -221,9 +180,10 @@ class InnerBranch(nn.Module):
     def __init__(self, config: ScadaConfig, stage: TokenShape) -> None:
         super().__init__()
         width = max(1, round(stage.width * config.adapter_ratio))
-        self.stage, self.across_chunks = stage, config.across_chunks
+        self.stage = stage
         self.down, self.up = nn.Linear(stage.width, width), nn.Linear(width, stage.width)
-        self.over_time = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
+        self.over_time = nn.Conv1d(width, width, config.kernel, groups=width)
+        self.reach = config.kernel // 2
         self.mix = nn.Linear(width, width)  # the 1x1 convolution
         self.sentence = SentenceScale(config.sentence_dim, width) if config.sentence_in_adapters else None
         self.scale = nn.Parameter(torch.ones(()))
@@ -243,17 +203,32 @@ class InnerBranch(nn.Module):
             sentences_NE: the sentence of each chunk; None if the adapters do not read it.
             chunks: the places of the chunks; None to convolve within each chunk.
         """
-        prefix, (times, rows, columns) = self.stage.prefix, self.stage.grid
-        places_NPD = tokens_NPD[:, prefix:]
-        hidden_NPR = F.gelu(self.down(places_NPD))
+        hidden_NtGR = self.reduce(tokens_NPD, sentences_NE)
+        borders_N2kGR = borders_of(hidden_NtGR, self.reach)
+        outside = torch.zeros_like(borders_N2kGR) if chunks is None else neighbours(borders_N2kGR, chunks.follows_N)
+        return self.raise_and_add(tokens_NPD, hidden_NtGR, outside)
+
+    def reduce(self, tokens_NPD: Tensor, sentences_NE: Tensor | None) -> Tensor:
+        """Return the hidden channels of each chunk, (N, t, G, R)."""
+        hidden_NPR = F.gelu(self.down(tokens_NPD[:, self.stage.prefix :]))
         if self.sentence is not None and sentences_NE is not None:
             hidden_NPR = hidden_NPR * self.sentence(sentences_NE)[:, None]
-        video_NtGR = hidden_NPR.unflatten(1, (times, rows * columns))
-        video_NtGR = video_NtGR if chunks is None else chunks.spread(video_NtGR)
-        series = self.over_time(video_NtGR.permute(0, 2, 3, 1).flatten(0, 1))  # (rows * G, R, time)
-        mixed = self.mix(series.transpose(1, 2)).unflatten(0, (-1, rows * columns)).transpose(1, 2)
-        mixed_NPR = (mixed if chunks is None else chunks.gather(mixed)).flatten(1, 2)
-        places_NPD = places_NPD + self.scale * self.up(hidden_NPR + mixed_NPR)
+        return torch.unflatten(hidden_NPR, 1, (self.stage.grid[0], -1))
+
+    def raise_and_add(self, tokens_NPD: Tensor, hidden_NtGR: Tensor, outside_N2kGR: Tensor) -> Tensor:
+        """Convolve over time, raise the channels, and add them to the tokens.
+
+        Args:
+            tokens_NPD: the output of the block.
+            hidden_NtGR: the hidden channels.
+            outside_N2kGR: the times before and after each chunk.
+        """
+        prefix, places = self.stage.prefix, hidden_NtGR.shape[2]
+        before_NkGR, after_NkGR = outside_N2kGR.unbind(1)
+        longer_NTGR = torch.cat([before_NkGR, hidden_NtGR, after_NkGR], 1)
+        series = self.over_time(longer_NTGR.permute(0, 2, 3, 1).flatten(0, 1))  # (N * G, R, t)
+        mixed_NtGR = self.mix(series.transpose(1, 2)).unflatten(0, (-1, places)).transpose(1, 2)
+        places_NPD = tokens_NPD[:, prefix:] + self.scale * self.up((hidden_NtGR + mixed_NtGR).flatten(1, 2))
         return torch.cat([tokens_NPD[:, :prefix], places_NPD], 1) if prefix else places_NPD
 
 
@@ -439,10 +414,19 @@ class Scada(nn.Module):
         expected = "1 where inner branches convolve across chunks (across_chunks: false makes chunks independent)"
         require(self.memory, alone, "chunk_share", expected)
         times, depth = self.spec.grid[0], self.spec.depth
+        reach = min(stage.grid[0] for stage in tower.stages)
+        require(config, config.kernel // 2 <= reach, "kernel", f"at most {2 * reach + 1}: {reach} times of a chunk")
         self.clips_per_chunk = times if config.clips_per_chunk is None else config.clips_per_chunk
         require(config, times % self.clips_per_chunk == 0, "clips_per_chunk", f"a divisor of the backbone's {times}")
         require(config, config.first_adapter < depth, "first_adapter", f"below the backbone's {depth} blocks")
         self.tower = cast(nn.Module, tower).requires_grad_(config.mode == "full").eval()
+        if self.memory.frozen_dtype == "bfloat16":
+            require(
+                self.memory, config.mode != "full", "frozen_dtype", "float32 in mode full, which trains the backbone"
+            )
+            for parameter in self.tower.parameters():
+                if parameter.ndim > 1:
+                    parameter.data = parameter.data.bfloat16()
         numbers = range(config.first_adapter, depth)
         # After the last inner branch comes no block, only the backbone's last norm.
         inner = {str(n): InnerBranch(config, tower.stages[n]) for n in numbers if config.has_inner}
@@ -481,29 +465,65 @@ class Scada(nn.Module):
         """Return the backbone's output (B, C * t, D), and the reduced tokens of the outer branches (B, C * t, R)."""
         if batch.encoded_VND is not None and self.config.mode == "frozen":
             return (batch.encoded_VND[batch.video_of_B],)
-        frames_NFSS3, size = batch.frames_VCFSS3[mask_VC], self.memory.chunks_at_once
-        if self.config.has_inner and self.config.sentence_in_adapters:
+        per_query = self.config.has_inner and self.config.sentence_in_adapters
+        chunks = Chunks(mask_VC[batch.video_of_B] if per_query else mask_VC)
+        coupled, size = not self.config.has_independent_chunks, self.memory.chunks_at_once
+        if coupled and size:
+            outputs = self._run_in_turn(batch, mask_VC, per_query)
+        elif per_query:
+            frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
             (tokens_NPD,) = in_pieces(self._run_shared, size, frames_NFSS3)
-            mask_BC = mask_VC[batch.video_of_B]
             number_VC = mask_VC.flatten().cumsum(0).view_as(mask_VC) - 1
-            tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_BC]]  # a copy for each query
-            chunks = Chunks(mask_BC)
+            tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_VC[batch.video_of_B]]]  # a copy for each query
             sentences_NE = batch.sentences_BE[chunks.row_N]
-            if self.config.has_independent_chunks:
-                outputs = self._run_share(partial(self._run_adapted, None), tokens_NPD, sentences_NE)
-            else:
-                outputs = self._run_adapted(chunks, tokens_NPD, sentences_NE)
-            return tuple(chunks.spread(x) for x in outputs)
-        chunks = Chunks(mask_VC)
-        if self.config.has_independent_chunks:
-            outputs = self._run_share(lambda x: self._run_adapted(None, *self._run_shared(x)), frames_NFSS3)
+            run = partial(self._run_adapted, chunks if coupled else None)
+            outputs = run(tokens_NPD, sentences_NE) if coupled else self._run_share(run, tokens_NPD, sentences_NE)
+        elif coupled:
+            outputs = self._run_adapted(chunks, *self._run_shared(batch.frames_VCFSS3[mask_VC]))
         else:
-            outputs = self._run_adapted(chunks, *in_pieces(self._run_shared, size, frames_NFSS3))
-        return tuple(chunks.spread(x)[batch.video_of_B] for x in outputs)
+            frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
+            outputs = self._run_share(lambda x: self._run_adapted(None, *self._run_shared(x)), frames_NFSS3)
+        spread = (chunks.spread(x) for x in outputs)
+        return tuple(spread) if per_query else tuple(x[batch.video_of_B] for x in spread)
+
+    def _run_in_turn(self, batch: FrameBatch, mask_VC: Tensor, per_query: bool) -> tuple[Tensor, ...]:
+        """Run chunks that read their neighbours: one video, or one query, after another, and a few chunks at a time."""
+        size, depth = self.memory.chunks_at_once, self.spec.depth - self.config.first_adapter
+        stack = ChunkStack(
+            start=lambda frames: self._run_shared(frames)[0],
+            before=self._before,
+            after=self._after,
+            finish=self._finish,
+            steps=depth,
+            width=self.config.kernel // 2,
+        )
+        trained = [
+            *self.inner.parameters(),
+            *(w for b in self.outer.values() for w in b.get_submodule("down").parameters()),
+        ]
+        outputs: dict[int, tuple[Tensor, ...]] = {}
+        for video, count in enumerate(mask_VC.sum(1).tolist()):
+            frames_NFSS3 = batch.frames_VCFSS3[video, :count]
+            rows = (batch.video_of_B == video).nonzero().flatten().tolist() if per_query else [video]
+            with torch.no_grad():
+                shared = [stack.start(piece) for piece in frames_NFSS3.split(size)]
+            for row in rows:
+                outputs[row] = run_coupled(
+                    stack,
+                    shared if row == rows[-1] else list(shared),
+                    frames_NFSS3,
+                    batch.sentences_BE[row : row + 1] if per_query else None,
+                    trained,
+                    size=size,
+                    every=max(1, self.memory.checkpoint_blocks),
+                )
+        return tuple(torch.cat(parts) for parts in zip(*(outputs[row] for row in sorted(outputs)), strict=True))
 
     def _run_shared(self, frames_NFSS3: Tensor) -> tuple[Tensor]:
         """Return the tokens (N, P, D) after the block of the first adapter: the part that the queries share."""
         tokens_NPD = self._kept(self._tower.embed)(frames_NFSS3)
+        if self.memory.frozen_dtype == "bfloat16":
+            tokens_NPD = tokens_NPD.bfloat16()
         for block in self._tower.blocks[: self.config.first_adapter + 1]:
             tokens_NPD = self._kept(block)(tokens_NPD)
         return (tokens_NPD,)
@@ -545,8 +565,12 @@ class Scada(nn.Module):
             run = partial(self._run_blocks, numbers[first - numbers.start :][:group], chunks)
             tokens_NPD, *reduced = self._kept(run)(tokens_NPD, sentences_NE)
             outer += reduced
+        return self._finish(tokens_NPD), *outer
+
+    def _finish(self, tokens_NPD: Tensor) -> Tensor:
+        """Return the backbone's output, (N, t, D): means over space."""
         places_NPD = self._tower.finish(tokens_NPD)[:, self.spec.prefix :]
-        return places_NPD.unflatten(1, (self.spec.grid[0], -1)).mean(2), *outer
+        return torch.unflatten(places_NPD, 1, (self.spec.grid[0], -1)).mean(2)
 
     def _run_blocks(
         self, numbers: range, chunks: Chunks | None, tokens_NPD: Tensor, sentences_NE: Tensor | None
@@ -564,17 +588,31 @@ class Scada(nn.Module):
         self, number: int, chunks: Chunks | None, tokens_NPD: Tensor, sentences_NE: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the tokens after a block and its adapter, and the reduced tokens of its outer branch if it has one."""
-
-        def inside_chunks(x_NPD: Tensor) -> tuple[Tensor, ...]:
-            if number > self.config.first_adapter:  # the block of the first adapter ran before
-                x_NPD = self._tower.blocks[number](x_NPD)
-            return (x_NPD, cast(OuterBranch, self.outer[str(number)]).reduce(x_NPD)) if self.outer else (x_NPD,)
-
-        size = 0 if chunks is None else self.memory.chunks_at_once  # independent chunks are cut outside
-        tokens_NPD, *reduced = in_pieces(inside_chunks, size, tokens_NPD)
+        tokens_NPD, *reduced = self._block(number, tokens_NPD)
         if self.inner:
             tokens_NPD = self.inner[str(number)](tokens_NPD, sentences_NE, chunks)
         return tokens_NPD, *reduced
+
+    def _block(self, number: int, tokens_NPD: Tensor) -> tuple[Tensor, ...]:
+        """Return the tokens after a block, and the reduced tokens of its outer branch if it has one."""
+        if number > self.config.first_adapter:  # the block of the first adapter ran before
+            tokens_NPD = self._tower.blocks[number](tokens_NPD)
+        if not self.outer:
+            return (tokens_NPD,)
+        return tokens_NPD, cast(OuterBranch, self.outer[str(number)]).reduce(tokens_NPD)
+
+    def _before(self, step: int, tokens_NPD: Tensor, sentences_NE: Tensor | None) -> tuple[Tensor, ...]:
+        """Run the part of a block and its adapter that reads no other chunk (``before`` of ChunkStack)."""
+        number = self.config.first_adapter + step
+        tokens_NPD, *reduced = self._block(number, tokens_NPD)
+        return tokens_NPD, self._branch(number).reduce(tokens_NPD, sentences_NE), *reduced
+
+    def _after(self, step: int, tokens_NPD: Tensor, hidden_NtGR: Tensor, outside_N2kGR: Tensor) -> Tensor:
+        """Run the rest of an adapter (``after`` of ChunkStack)."""
+        return self._branch(self.config.first_adapter + step).raise_and_add(tokens_NPD, hidden_NtGR, outside_N2kGR)
+
+    def _branch(self, number: int) -> InnerBranch:
+        return cast(InnerBranch, self.inner[str(number)])
 
     @property
     def _tower(self) -> TrainableTower:
@@ -590,3 +628,6 @@ class Scada(nn.Module):
         for name, (expected, size) in sizes.items():
             if size != expected:
                 raise ValueError(f"this Scada was built for {name}={expected}, the batch has {name}={size}")
+        device = batch.frames_VCFSS3.device.type
+        if self.memory.frozen_dtype == "bfloat16" and not torch.is_autocast_enabled(device):
+            raise ValueError("frozen_dtype: bfloat16 needs autocast; train with precision: bf16-mixed, or leave it out")

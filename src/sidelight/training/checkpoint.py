@@ -32,8 +32,9 @@ from sidelight.io.files import read_json, replacing
 from sidelight.io.tensors import check_shapes, require_finite, shown
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
+from sidelight.models.recompute import MemoryConfig
 from sidelight.models.registry import build_model, model_parts
-from sidelight.models.scada import MemoryConfig, Scada
+from sidelight.models.scada import Scada
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot
 from sidelight.training.tower import TowerConfig
 
