@@ -95,7 +95,7 @@ def neighbours(borders_N2kGR: Tensor, follows_N: Tensor | None = None) -> Tensor
     """
     last_NkGR, first_NkGR = borders_N2kGR[:-1, 1], borders_N2kGR[1:, 0]
     if follows_N is not None:
-        apart = ~follows_N[1:].view(-1, 1, 1, 1)
+        apart = ~follows_N[1:].view(-1, 1, 1, 1).to(borders_N2kGR.device)
         last_NkGR, first_NkGR = last_NkGR.masked_fill(apart, 0), first_NkGR.masked_fill(apart, 0)
     none = torch.zeros_like(borders_N2kGR[:1, 0])
     return torch.stack([torch.cat([none, last_NkGR]), torch.cat([first_NkGR, none])], 1)

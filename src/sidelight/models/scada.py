@@ -391,6 +391,12 @@ HEADS: dict[str, Callable[[ScadaConfig, int], nn.Module]] = {
 """Head -> function of the configuration and the width of the clips that builds it."""
 
 
+def real_frames(batch: FrameBatch, mask_VC: Tensor) -> Tensor:
+    """Return the frames of the real chunks, (N, F, S, S, 3); a view, not a copy, if no chunk is padding."""
+    frames_VCFSS3 = batch.frames_VCFSS3
+    return frames_VCFSS3.flatten(0, 1) if bool(mask_VC.all()) else frames_VCFSS3[mask_VC]
+
+
 # The model ----------------------------------------------------------------------------------------------------------
 
 
@@ -471,7 +477,7 @@ class Scada(nn.Module):
         if coupled and size:
             outputs = self._run_in_turn(batch, mask_VC, per_query)
         elif per_query:
-            frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
+            frames_NFSS3 = real_frames(batch, mask_VC)
             (tokens_NPD,) = in_pieces(self._run_shared, size, frames_NFSS3)
             number_VC = mask_VC.flatten().cumsum(0).view_as(mask_VC) - 1
             tokens_NPD = tokens_NPD[number_VC[batch.video_of_B][mask_VC[batch.video_of_B]]]  # a copy for each query
@@ -479,9 +485,9 @@ class Scada(nn.Module):
             run = partial(self._run_adapted, chunks if coupled else None)
             outputs = run(tokens_NPD, sentences_NE) if coupled else self._run_share(run, tokens_NPD, sentences_NE)
         elif coupled:
-            outputs = self._run_adapted(chunks, *self._run_shared(batch.frames_VCFSS3[mask_VC]))
+            outputs = self._run_adapted(chunks, *self._run_shared(real_frames(batch, mask_VC)))
         else:
-            frames_NFSS3 = batch.frames_VCFSS3[mask_VC]
+            frames_NFSS3 = real_frames(batch, mask_VC)
             outputs = self._run_share(lambda x: self._run_adapted(None, *self._run_shared(x)), frames_NFSS3)
         spread = (chunks.spread(x) for x in outputs)
         return tuple(spread) if per_query else tuple(x[batch.video_of_B] for x in spread)
