@@ -16,8 +16,9 @@ myst_heading_anchors = 4  # links such as data.md#predictions, as GitHub makes t
 highlight_language = "none"
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_description_target = "documented_params"
 python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     # Other packages: their documentation is elsewhere, and a build needs no network.

@@ -1,6 +1,6 @@
 """Add a backbone: the colours of a frame's parts, and words as numbers. It has no weights, so none is needed later.
 
-Legend: C clips, F frames per clip, S side in pixels, G parts along a side, D width, L tokens of a query.
+Legend: C clips, F frames per clip, S side in pixels, D width, L tokens of a query.
 """
 
 import sys
@@ -42,9 +42,8 @@ class ColourBackbone:
 
     def encode_video(self, frames_CFSS3: torch.Tensor) -> torch.Tensor:
         check_frames(frames_CFSS3, self.spec)
-        parts_CFGsGs3 = (frames_CFSS3.to(self.device) / 255).unflatten(3, (PARTS, -1)).unflatten(2, (PARTS, -1))
-        means_CD: torch.Tensor = parts_CFGsGs3.mean((1, 3, 5)).flatten(1)
-        return means_CD[None]
+        mean_C3SS = (frames_CFSS3.to(self.device) / 255).mean(1).permute(0, 3, 1, 2)
+        return torch.nn.functional.adaptive_avg_pool2d(mean_C3SS, PARTS).flatten(1)[None]
 
     def encode_text(self, queries: Sequence[str]) -> list[torch.Tensor]:
         rows = [[0, *(1 + zlib.crc32(word.encode()) % WORDS for word in query.lower().split())] for query in queries]

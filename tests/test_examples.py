@@ -120,7 +120,7 @@ def test_a_backbone_extracts_trains_and_grounds(
     extract = ("extract", videos, "--annotations", rows, "--backbone", "colours", "--out", store)
     assert run("backbone.py", *extract, "--workers", 0) == 0
     backbone = load_backbone("colours")
-    assert isinstance(backbone, Backbone)  # a protocol, checked when the test runs
+    assert isinstance(backbone, Backbone)
     assert backbone.to("cpu") is backbone
     assert FeatureStore(store).spec == backbone.spec and FeatureStore(store).verify() == {}
     video_KTD = FeatureStore(store).video(sorted(videos.iterdir())[0].stem).video_KTD
@@ -138,9 +138,9 @@ def test_a_backbone_encodes_what_it_says(run: Run) -> None:
     assert run("backbone.py", "--version") == 0
     backbone = load_backbone("colours", frames_per_clip=3)
     frames = torch.zeros(2, 3, 32, 32, 3, dtype=torch.uint8)
-    frames[1, :, :8, 24:, 0] = 255  # red at the top right of the second clip: part 3, colour 0
+    frames[1, :, :8, 24:, 0] = 255  # red at the top right of the second clip: colour 0, part 3
     expected = torch.zeros(1, 2, 48)
-    expected[0, 1, 3 * 3] = 1
+    expected[0, 1, 3] = 1
     torch.testing.assert_close(backbone.encode_video(frames), expected)
     first, other = backbone.encode_text(["a red star", "RED"])
     assert first.shape == (1, 4, 65) and torch.equal(first[0, 2], other[0, 1]) and first[0, 0, 0] == 1
