@@ -21,6 +21,7 @@ class Example:
     limit: float | None = None
     on: bool = True
     name: str = ""
+    levels: int | list[int] = 4
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -33,6 +34,7 @@ def test_defaults_and_conversions() -> None:
     assert Example(order=()).order == ()
     assert isinstance(Example(share=1).share, float)
     assert Example(limit=3).limit == 3.0
+    assert Example(levels=[1, 2]).levels == [1, 2]
     assert isinstance(Example(limit=3).limit, float)
 
 
@@ -52,6 +54,8 @@ def test_defaults_and_conversions() -> None:
         ({"limit": "no"}, "a finite number or none"),
         ({"on": 1}, "true or false"),
         ({"name": 3}, "text"),
+        ({"levels": "4"}, "a whole number or a list of whole numbers, got '4'"),
+        ({"levels": [1, "2"]}, "a whole number or a list of whole numbers"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:

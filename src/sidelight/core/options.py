@@ -69,6 +69,9 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
         results = [_fit(item, item_hint) for item, item_hint in zip(value, hints, strict=True)]
         fitted = tuple(item for item, _ in results)
         return (value if fitted == value else fitted), all(ok for _, ok in results)
+    if origin is list:  # Python 3.10 takes list[int] for a type and then fails at isinstance
+        is_list = isinstance(value, (list, tuple))
+        return value, is_list and all(_fit(item, parameters[0])[1] for item in value)
     if hint is float:
         is_int = isinstance(value, int) and is_finite_number(value)
         return (float(value) if is_int else value), is_finite_number(value)
