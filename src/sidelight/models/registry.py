@@ -180,7 +180,7 @@ def build_model(name: str, config: Mapping[str, Any], **parts_of_model: Any) -> 
     """Build a model with random weights.
 
     Args:
-        name: key of :data:`MODELS`.
+        name: key of :data:`SIDE_TUNERS`, or ``zero-shot``.
         config: fields of its configuration.
         parts_of_model: further arguments of the model's class: ``tower`` and ``memory`` of one that reads frames.
 
