@@ -26,7 +26,8 @@ from sidelight.features.open import FeatureSource, open_features_for
 from sidelight.features.store import FeatureStore, VideoFeatures
 from sidelight.models.decode.answer import Answer, AnswerConfig
 from sidelight.models.decode.sdst import DecodeConfig
-from sidelight.models.registry import build_model, model_parts
+from sidelight.models.registry import SIDE_TUNERS, build_model, model_parts
+from sidelight.models.zero_shot import ZERO_SHOT
 from sidelight.training import predict as prediction
 from sidelight.training.dataset import GroundingDataset, collate, unlabelled
 from sidelight.training.predict import ground_batch, ground_long, predict
@@ -141,7 +142,7 @@ def test_windows_of_a_long_video_are_read_in_batches(
 
 @pytest.mark.parametrize("tokens", [0, 3])
 @pytest.mark.parametrize("clips", [1, 9])
-@pytest.mark.parametrize("name", [name for name, parts in MODELS.items() if parts.reads == "features"])
+@pytest.mark.parametrize("name", [*(name for name, kind in SIDE_TUNERS.items() if kind.reads == "features"), ZERO_SHOT])
 def test_every_model_reads_float16_features(name: str, clips: int, tokens: int) -> None:
     """Compare with float32 features: windows keep the float16 of the file, and models convert what they read."""
     if tokens and name in ("sdst", "zero-shot"):
