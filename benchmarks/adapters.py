@@ -120,8 +120,8 @@ def print_differences(chunks: int) -> None:
             video_of_B=torch.zeros(1, dtype=torch.long),
         )
         clips = {mode: Scada(ScadaConfig(mode=mode), tower).encode(batch) for mode in MODES}  # type: ignore[arg-type]
-        found = [adapted - plain, *(clips[mode] - clips["frozen"] for mode in MODES[1:])]
-        cells = "".join(f"{float(x.abs().max()):>7g}" for x in found)
+        differences = [adapted - plain, *(clips[mode] - clips["frozen"] for mode in MODES[1:])]
+        cells = "".join(f"{float(x.abs().max()):>7g}" for x in differences)
         print(f"{name:<15}{tuple(plain.shape)!s:>18}{float(plain.abs().max()):>9.3f}{cells}", flush=True)
 
 

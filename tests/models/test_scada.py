@@ -361,13 +361,13 @@ def test_memory_devices_with_other_backbones(name: str) -> None:
 
 def test_gradients_reach_a_sentence_encoder_that_is_trained() -> None:
     """Compare the gradients of the sentences themselves; no other test needs them."""
-    found = []
+    by_sentence = []
     for memory in (MemoryConfig(), MemoryConfig(chunks_at_once=1, checkpoint_blocks=3)):
         batch = tiny_batch()
         batch.sentences_BE.requires_grad_()
         step_gradients(tiny_model(memory=memory), batch)
-        found.append(batch.sentences_BE.grad)
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+        by_sentence.append(batch.sentences_BE.grad)
+    torch.testing.assert_close(*by_sentence, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -410,10 +410,10 @@ def test_bfloat16_is_close_to_float32(mode: str, memory: MemoryConfig) -> None:
         predictions = half(batch)
         loss = scada_losses(predictions, batch, ScadaLossConfig())["total"]
     loss.backward()
-    expected, found = gradients(model), gradients(half)
-    assert expected.keys() == found.keys()
-    assert all(gradient.isfinite().all() for gradient in found.values())
-    difference = sum(float((expected[n] - found[n]).square().sum()) for n in expected) ** 0.5
+    expected, in_half = gradients(model), gradients(half)
+    assert expected.keys() == in_half.keys()
+    assert all(gradient.isfinite().all() for gradient in in_half.values())
+    difference = sum(float((expected[n] - in_half[n]).square().sum()) for n in expected) ** 0.5
     length = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
     print(f"{mode} {memory}: loss {abs(loss.item() / exact.item() - 1):.1e}, gradients {difference / length:.1e}")
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)

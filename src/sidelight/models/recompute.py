@@ -217,9 +217,9 @@ class _Backward:
             more = [x.split(self.size) for x in further[step * per_step : (step + 1) * per_step]]
             for k in range(len(running)):
                 towards = [running[k], received[k], *(parts[k] for parts in more)]
-                before, *found = self._before_step(step, k, towards)
+                before, *new_sums = self._before_step(step, k, towards)
                 running[k] = running[k] if before is None else before  # None before the first step
-                sums = [y if x is None else x if y is None else x + y for x, y in zip(sums, found, strict=True)]
+                sums = [y if x is None else x if y is None else x + y for x, y in zip(sums, new_sums, strict=True)]
         return sums
 
     def _tokens(self, step: int, k: int) -> Tensor:
@@ -256,8 +256,8 @@ class _Backward:
             results = [result, borders_of(hidden, self.stack.width), *further]
         wanted = [x for x in (tokens, *self.learned) if x is not None and x.requires_grad]
         typed = [g.to(x.dtype) for x, g in zip(results, gradients, strict=True)]
-        found = iter(torch.autograd.grad(results, wanted, typed, allow_unused=True))
-        return [next(found) if x is not None and x.requires_grad else None for x in (tokens, *self.learned)]
+        computed = iter(torch.autograd.grad(results, wanted, typed, allow_unused=True))
+        return [next(computed) if x is not None and x.requires_grad else None for x in (tokens, *self.learned)]
 
 
 def _rows(sentence_1E: Tensor | None, count: int) -> Tensor | None:
