@@ -30,13 +30,13 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
     parser.add_argument("--jobs", type=int, default=2, help="targets at once (default: 2)")
-    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-this-process", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if find_spec("atheris") is None:
         print("Atheris is not installed (it has wheels for Linux on x86_64 only): nothing is fuzzed")
         return 0
     if arguments.in_this_process:
-        fuzz(arguments.targets[0], arguments.seconds)
+        fuzz(arguments.targets[0], arguments.seconds, arguments.in_this_process)
     from tests.fuzz.targets import TARGETS
 
     names = arguments.targets or list(TARGETS)
@@ -50,20 +50,24 @@ def main() -> int:
 def report(name: str, seconds: int) -> bool:
     """Fuzz a target in another process, print a row of the table, and say whether it did not crash."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds), "--in-this-process"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # A folder in memory where there is one: each input is a file. libFuzzer ends its process without cleaning up.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds), "--in-this-process", folder]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     kept = re.search(r"corp: (\d+)", done.stderr.rpartition("#")[2])
     executions, inputs = (match[1] if match else "?" for match in (count, kept))
     crashed = done.returncode != 0
     print(f"{name:<16}{time.monotonic() - start:>8.0f}{executions:>12}{inputs:>12}{int(crashed):>9}", flush=True)
     if crashed:
-        print("\n".join((done.stdout + done.stderr).strip().splitlines()[-40:]), flush=True)
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith(("INFO", "WARNING"))]
+        print("\n".join(lines[-40:]), flush=True)
     return not crashed
 
 
-def fuzz(name: str, seconds: int) -> None:
-    """Fuzz a target in this process, which ends with it."""
+def fuzz(name: str, seconds: int, folder: Path) -> None:
+    """Fuzz a target in this process, which ends with it; files go to the folder."""
     import atheris
 
     with atheris.instrument_imports(include=["sidelight"]):
@@ -72,20 +76,14 @@ def fuzz(name: str, seconds: int) -> None:
     crashes = Path("crashes")
     crashes.mkdir(exist_ok=True)
     target = targets.TARGETS[name]
-    # A folder in memory where there is one: each input is a file.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        new = Path(folder) / "new"
-        work = Path(folder) / "work"
-        new.mkdir()
-        work.mkdir()
-        limits = [f"-max_total_time={seconds}", f"-timeout={MOST_SECONDS}", "-rss_limit_mb=4096", "-max_len=4096"]
-        output = [f"-artifact_prefix={crashes}/{name}-", "-print_final_stats=1", "-verbosity=1"]
-        atheris.Setup(
-            [sys.argv[0], *limits, *output, str(new), str(CORPUS / name)],
-            lambda data: targets.run(target, data, work),
-        )
-        atheris.Fuzz()
+    new, work = folder / "new", folder / "work"
+    new.mkdir()
+    work.mkdir()
+    limits = [f"-max_total_time={seconds}", f"-timeout={MOST_SECONDS}", "-rss_limit_mb=4096", "-max_len=4096"]
+    output = [f"-artifact_prefix={crashes}/{name}-", "-print_final_stats=1"]
+    inputs = [str(new), str(CORPUS / name)]
+    atheris.Setup([sys.argv[0], *limits, *output, *inputs], lambda data: targets.run(target, data, work))
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class FeatureStore:
                 f"{folder} is no feature store: manifest.json is missing; make one with `sidelight extract`"
             )
         try:
-            values = json.loads(manifest.read_text())
+            values = json.loads(manifest.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{manifest} is not valid JSON ({error}); extract the features again") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:

@@ -90,6 +90,8 @@ def _in_header(codec: str, header: bytes) -> list[bytes]:
     units, at = list[bytes](), 23
     for _ in range(header[22]):
         for _ in range(int.from_bytes(header[at + 1 : at + 3], "big")):
+            if at + 5 > len(header):  # a damaged header may state more units than it has
+                return units
             length = int.from_bytes(header[at + 3 : at + 5], "big")
             units += _by_length(header[at + 3 :], 2, most=1)
             at += 2 + length

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -31,8 +32,13 @@ _DAMAGED = (
     NotImplementedError,
     RuntimeError,
     MemoryError,
+    # NumPy reads the header of an array with Python's own tokenizer and parser.
+    SyntaxError,
+    TokenError,
+    TypeError,
+    KeyError,
 )
-"""What NumPy and zipfile raise for a damaged archive."""
+"""What NumPy and zipfile raise for a damaged array or archive."""
 
 
 def safe_name(name: str, what: str = "id") -> str:
@@ -66,7 +72,7 @@ def mapped(path: Path) -> Array:
     """Map a ``.npy`` into memory; ValueError if it is damaged or holds no floating-point numbers."""
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise _unreadable(path, error) from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} must be one array, not an archive of several")
