@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -538,3 +539,14 @@ def test_shapes_warns_of_other_videos_and_of_unknown_words(shared: Path, video: 
 def test_the_default_model_is_for_real_videos() -> None:
     with pytest.raises(DownloadError, match=r"r2-tuning/qvhighlights is not on this machine.*--offline"):
         Grounder.from_pretrained(offline=True)
+
+
+@pytest.mark.parametrize("queries", ["red star " * 120_000, ["a ring", "x" * 10_001]])
+def test_a_query_that_no_model_can_read_is_refused_at_once(
+    queries: str | list[str], checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path
+) -> None:
+    grounder = Grounder(checkpoint, backbone=backbone, device="cpu", cache=None)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"a query has [\d,]+ characters, the limit is 10,000: '.*\.\.\.; shorten it"):
+        grounder.ground(video, queries)
+    assert time.perf_counter() - began < 5

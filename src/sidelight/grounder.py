@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sidelight.core.grounding import Grounding
+from sidelight.data.annotations import LONGEST_QUERY
 from sidelight.io.files import path_text
 from sidelight.io.jsonl import shown
 
@@ -39,7 +40,8 @@ class Grounder:
     """A backbone together with the side-tuner that was trained on its features.
 
     Several threads may use one Grounder at once: each gets the answers and the warnings that it would get alone. Files
-    are decoded side by side, and the models compute for one thread at a time.
+    are decoded side by side, and the models compute for one thread at a time. A forked copy of the process hangs once
+    PyTorch has computed with several threads: start processes by the method "spawn", each with its own Grounder.
 
     Args:
         checkpoint: the side-tuner.
@@ -430,7 +432,7 @@ def checked_queries(query: Any) -> list[str]:
         query: a sentence, or a list or tuple of sentences.
 
     Raises:
-        ValueError: if there is none, or one is empty or no sentence.
+        ValueError: if there is none, or one is empty, no sentence, or longer than any backbone reads.
     """
     if not isinstance(query, (str, list, tuple)):
         raise ValueError(f"query must be a sentence or a list of sentences, got {shown(query)}")
@@ -441,6 +443,10 @@ def checked_queries(query: Any) -> list[str]:
         raise ValueError("there is no query; expected a sentence or a list of sentences")
     if not all(sentence.strip() for sentence in queries):
         raise ValueError("a query is empty; expected a sentence, such as 'a person opens the door'")
+    if long := [sentence for sentence in queries if len(sentence) > LONGEST_QUERY]:
+        raise ValueError(
+            f"a query has {len(long[0]):,} characters, the limit is {LONGEST_QUERY:,}: {shown(long[0])}; shorten it"
+        )
     return queries
 
 

@@ -395,3 +395,13 @@ def test_writing_leaves_no_half_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="No such file or directory"):
         write_annotations(tmp_path / "no" / "rows.jsonl", [good])
+
+
+def test_a_query_of_a_megabyte_is_refused(tmp_path: Path) -> None:
+    row = {"qid": 1, "query": "dog " * 250_000, "vid": "v", "duration": 10, "relevant_windows": [[0, 2]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        AnnotationError, match=r"a\.jsonl:1: .*query.* a sentence of at most 10,000 characters"
+    ) as refused:
+        read_annotations(tmp_path / "a.jsonl")
+    assert len(str(refused.value)) < 400

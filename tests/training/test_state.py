@@ -184,3 +184,28 @@ def test_a_user_without_a_home_folder(arguments: list[str], code: int, path: Pat
     if code:
         assert done.stderr.count("\n") == 1
         assert "set SIDELIGHT_CACHE" in done.stderr or "film.mp4" in done.stderr
+
+
+def test_training_without_a_single_moment_is_refused(
+    path: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (tiny_world / "annotations.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.update(relevant_windows=[], relevant_clip_ids=[], saliency_scores=[])
+    negative = tmp_path / "negative.jsonl"
+    negative.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for arguments in ([], ["--check"]):
+        assert main(["train", str(path), f"--data.train={negative}", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert f"none of the {len(rows)} queries of {negative} has a moment or a rating" in error
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_parts_of_a_killed_run_are_swept(path: Path, tmp_path: Path) -> None:
+    for folder in ("", "best", "last"):
+        part = tmp_path / "run" / folder / ".state.000000-1-abcdef.partial.pt"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("half")
+        os.utime(part, (time.time() - 90_000,) * 2)
+    assert main(["train", str(path), "--train.epochs=1"]) == 0
+    assert not list((tmp_path / "run").rglob("*.partial*"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sidelight.core.grounding import Grounding
 from sidelight.data.annotations import Annotation
 from sidelight.features.sources import content_digest
 from sidelight.grounder import Grounder
-from sidelight.io.files import write_text
+from sidelight.io.files import read_json, replacing, write_text
 from sidelight.shapes.generate import annotate, draw_video
 from sidelight.shapes.world import sample_scene
 
@@ -22,7 +22,9 @@ WORLD_SEED = 1_000_003
 FILES = ("video.mp4", "groundings.json", "groundings.png")
 """The files of a demo, in its folder."""
 _MADE = ".demo.json"
-"""Name of the file with the digest of each file that the demo made."""
+"""Name of the file with the digests of each file that demos made."""
+_KEPT = 8
+"""Earlier digests of a file that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,6 @@ def make_demo(out: Path, *, seed: int, model: str = "shapes", device: str | None
     grounder = Grounder.from_pretrained(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
     video, annotations = draw_demo(out, seed=seed)
-    note_files(out)
     groundings = grounder.ground(video, [a.query for a in annotations])
     return Demo(video=video, groundings=groundings, windows=[a.relevant_windows for a in annotations])
 
@@ -57,7 +58,8 @@ def draw_demo(out: Path, *, seed: int) -> tuple[Path, list[Annotation]]:
     """Draw one video of the demo's world into a folder; return it with three of its queries and their true windows."""
     scene = sample_scene(seed=WORLD_SEED, index=seed, split="test", seconds=(60, 100))
     video = out / "video.mp4"
-    draw_video(scene, video, side=320)
+    with own_file(video) as beside:
+        draw_video(scene, beside, side=320)
     return video, choose(annotate(scene, seed=WORLD_SEED, index=seed))
 
 
@@ -67,19 +69,33 @@ def require_own_files(out: Path) -> None:
     Raises:
         ValueError: if a file of that name exists whose content is not a demo's.
     """
-    made: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):  # no demo was made here
-        made = json.loads((out / _MADE).read_text(encoding="utf-8"))
+    made = _made_digests(out)
     for name in FILES:
         path = out / name
-        if (path.exists() or path.is_symlink()) and (not path.is_file() or made.get(name) != content_digest(path)):
+        if (path.exists() or path.is_symlink()) and (not path.is_file() or content_digest(path) not in made[name]):
             raise ValueError(f"{path} exists and was not made by the demo; give --out another folder")
 
 
-def note_files(out: Path) -> None:
-    """Note the digest of each file in the demo's folder, so that the next demo may replace it."""
-    digests = {name: content_digest(out / name) for name in FILES if (out / name).is_file()}
-    write_text(out / _MADE, json.dumps(digests) + "\n")
+@contextlib.contextmanager
+def own_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes a file of the demo.
+
+    Its digest is noted before it gets its name, so that after an error at any point the next demo may replace it.
+    """
+    with replacing(path) as beside:
+        yield beside
+        made = _made_digests(path.parent)
+        made[path.name] = [*made[path.name][-_KEPT:], content_digest(beside)]
+        write_text(path.parent / _MADE, json.dumps(made) + "\n")
+
+
+def _made_digests(out: Path) -> dict[str, list[str]]:
+    """Return the digests of the files that demos made, by name; the file itself may be of an earlier demo."""
+    made: dict[str, list[str]] = {name: [] for name in FILES}
+    with contextlib.suppress(OSError, ValueError):  # no demo was made here
+        for name, digests in read_json(out / _MADE).items():
+            made[name] = [digests] if isinstance(digests, str) else list(digests)  # older demos noted one
+    return made
 
 
 def choose(annotations: Sequence[Annotation]) -> list[Annotation]:

@@ -29,7 +29,6 @@ from sidelight.cli.shared import (
     to_json,
     write_json,
 )
-from sidelight.io.files import write_text
 
 if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
@@ -128,7 +127,7 @@ def demo(
         seed: number of the video; models were trained on other videos.
         model: a model of the shapes world: shapes, which ships with sidelight, or a checkpoint's folder.
     """
-    from sidelight.cli.demo import make_demo, note_files
+    from sidelight.cli.demo import make_demo, own_file
 
     require_range(0, seed=seed)
     require_package("matplotlib", "plot", "the demo draws a plot and needs Matplotlib")
@@ -137,10 +136,11 @@ def demo(
     for grounding, windows in zip(result.groundings, result.windows, strict=True):
         print_grounding(grounding, top=3, truth=windows)
     plot, json = Path(out) / "groundings.png", Path(out) / "groundings.json"
-    draw(result.groundings, result.video, plot, result.windows)
+    with own_file(plot) as beside:
+        draw(result.groundings, result.video, beside, result.windows)
     print(f"a synthetic video that was not trained on: {result.video}")
-    write_text(json, to_json([grounding.to_dict() for grounding in result.groundings]) + "\n")
-    note_files(Path(out))
+    with own_file(json) as beside:
+        beside.write_text(to_json([grounding.to_dict() for grounding in result.groundings]) + "\n", encoding="utf-8")
     print(f"wrote {json} and {plot} in {time.perf_counter() - start:.1f} s")
 
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, OSError):
             return _fail(" ".join(str(error).split()))
         if error.filename is None:
-            return _fail(str(error))
+            return _fail(str(error) if error.errno is None else f"a file cannot be read or written: {error.strerror}")
         return _fail(f"{os.fsdecode(error.filename)} cannot be read or written: {error.strerror}")
 
 

@@ -46,6 +46,10 @@ class AnnotationError(ValueError):
         self.side, self.qid = side, qid
 
 
+LONGEST_QUERY = 10_000
+"""Most characters of a query. Text towers read a few hundred; to cut a megabyte into words takes minutes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
     """The ground truth of one query on one video. Whole numbers stay whole, so a file can be written back.
@@ -353,6 +357,8 @@ def _identify(qid: Any, query: Any, vid: Any, *, query_needed: bool = True) -> N
         raise _wrong("qid", "a whole number or a text", qid)
     if not isinstance(query, str) or (query_needed and not query.strip()):
         raise _wrong("query", "a sentence", query)
+    if len(query) > LONGEST_QUERY:
+        raise _wrong("query", f"a sentence of at most {LONGEST_QUERY:,} characters", query)
     if not isinstance(vid, str) or not vid.strip():
         raise _wrong("vid", "the name of a video", vid)
 

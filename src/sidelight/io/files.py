@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -198,9 +200,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield beside
             _write_into(path, beside)
         return
-    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
-    # The name of ``path`` may be as long as the file system allows; this name is longer, so the stem is cut.
-    beside = path.with_name(f".{path.stem[:80]}.{owner}.partial{path.suffix}")
+    beside = _name_beside(path.with_name(path.stem), path.suffix)
     try:
         yield beside
         if os.name == "posix":  # some writers deny others to read, whatever the user's umask is
@@ -209,6 +209,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         beside.replace(path)
         if os.name == "posix":
             _to_disk(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(beside), beside):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the user knows no other name
     finally:
         beside.unlink(missing_ok=True)
 
@@ -254,9 +258,11 @@ def _write_into(path: Path, source: Path) -> None:
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        # Some file systems cannot sync (network ones; folders on others).
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems cannot sync (network ones; folders on others). A disk that fails or is full is an error.
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
         os.close(handle)
 
@@ -269,16 +275,38 @@ LOCK = ".lock"
 """The file of a folder that its only writer locks; it stays, and means nothing when nobody locks it."""
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove half-written files from a folder: of dead processes of this machine, and any that are a day old."""
+def _name_beside(path: Path, suffix: str = "") -> Path:
+    """Return the hidden name that a file or folder has while this process writes it.
+
+    Args:
+        path: the file without its suffix, or the folder.
+        suffix: the suffix of the file.
+    """
+    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
+    # A name may be as long as the file system allows; this one is longer, so the name is cut.
+    return path.with_name(f".{path.name[:80]}.{owner}.partial{suffix}")
+
+
+def sweep(folder: str | Path, name: str = "") -> None:
+    """Remove half-written files and folders: of dead processes of this machine, and any that are a day old.
+
+    Args:
+        folder: where they lie; not folders below it.
+        name: only parts of the file or folder that would have this name; in a folder of ours, those of all names.
+    """
     now = time.time()
-    for path in Path(folder).glob(".*.partial*"):
+    pattern = f".{glob.escape(name[:80])}.*.partial*" if name else ".*.partial*"
+    for path in Path(folder).glob(pattern):
         with contextlib.suppress(OSError):  # another process sweeps too
             age = now - path.stat().st_mtime
             owner = path.name.split(".partial")[0].rsplit(".", 1)[-1].split("-")
             # Wait a minute, because processes in containers may not see each other and may share a host name.
             dead = len(owner) == 3 and owner[0] == _machine() and owner[1].isdigit() and not _alive(int(owner[1]))
-            if age > 86400 or (dead and age > 60):
+            if (age > 86400 and (not name or len(owner) == 3)) or (dead and age > 60):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in Path(folder).glob(".tmp??????") if not name else ():  # safetensors writes a file of such a name first
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > 3600:
                 path.unlink()
 
 
@@ -514,8 +542,8 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))  # "." has no name from which to make another
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a killed process of the same id
+    sweep(folder.parent, folder.name)  # of a killed process
+    beside = _name_beside(folder)
     try:
         yield beside
         if folder.is_dir():
@@ -523,6 +551,10 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
                 file.replace(folder / file.name)
         else:
             beside.rename(folder)
+    except OSError as error:
+        if error.errno is None or not str(error.filename or beside).startswith(str(beside)):
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from None  # the user knows no other name
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -8,6 +8,7 @@ tells people to switch this safety off, so the message is replaced.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import warnings
@@ -198,7 +199,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     try:
         save_file(own_memory(tensors), path, dict(metadata))
     except SafetensorError as error:  # raised when the disk is full
-        raise OSError(f"{path} could not be written ({error}); make room, or choose another folder") from None
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise OSError(f"{path} could not be written ({error}); make room, or choose another folder") from None
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def require_finite(tensors: Iterable[Tensor], what: object) -> None:

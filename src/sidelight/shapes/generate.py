@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from sidelight.data.annotations import Annotation, write_annotations
-from sidelight.io.files import read_json, replacing, write_text
+from sidelight.io.files import read_json, replacing, sweep, write_text
 from sidelight.io.processes import end_with_parent
 from sidelight.shapes.language import phrase
 from sidelight.shapes.render import Painter, visibility
@@ -81,6 +81,8 @@ def make_world(
     folder = Path(out) / "videos"
     _check_same_world(Path(out), {"seed": seed, "split": split, "seconds": list(seconds), "side": side})
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(out)
+    sweep(folder)
     annotations = [a for i, scene in enumerate(scenes) for a in annotate(scene, seed=seed, index=i, side=side)]
     for _ in _draw_all(scenes, folder, side, workers, progress):
         pass  # videos are written to disk, and the iterator yields nothing

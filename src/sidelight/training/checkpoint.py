@@ -29,7 +29,7 @@ from sidelight.backbones.protocol import FeatureSpec, FrameSpec, SentenceEncoder
 from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
 from sidelight.io.files import read_json, replacing
-from sidelight.io.tensors import check_shapes, require_finite, shown
+from sidelight.io.tensors import check_shapes, require_finite, shown, write_tensors
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.recompute import MemoryConfig
@@ -303,9 +303,6 @@ def _write(folder: str | Path, values: Mapping[str, Any], state: Mapping[str, Te
         OSError: if the disk is full or cannot be written.
         ValueError: if a weight is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     require_finite(state.values(), folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -316,10 +313,8 @@ def _write(folder: str | Path, values: Mapping[str, Any], state: Mapping[str, Te
     # The inner one, the weights, is renamed first.
     with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as model:
         config.write_text(text + "\n")
-        try:
-            save_file(tensors, model, {"format": "pt", "config": text})
-        except SafetensorError as error:  # safetensors' own error for a full disk
-            raise OSError(f"{folder} cannot be written ({error}); make room, or choose another") from None
+        # safetensors writes several entries in any order; with one entry, equal weights are equal files.
+        write_tensors(tensors, model, {"config": text})
 
 
 def _push(checkpoint: Checkpoint | PixelCheckpoint, repo_id: str, *, private: bool) -> str:

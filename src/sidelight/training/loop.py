@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from sidelight.io.files import only_writer, require_writable_folder
+from sidelight.io.files import only_writer, require_writable_folder, sweep
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import counted
 from sidelight.metrics.evaluate import evaluate_submissions
@@ -177,6 +177,8 @@ class Trainer:
         if state.exists():
             self._load(state)
         if self.fabric.is_global_zero:
+            for folder in (self.out, self.out / "best", self.out / "last"):
+                sweep(folder)
             self._log = RunLog(self.out, first_step=self.progress.step, resume=resume, quiet=self.quiet)
         try:
             self._run_epochs(stop_after)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from sidelight.core.messages import count_of
 from sidelight.data.annotations import Annotation, Submission, read_annotations
 from sidelight.data.datasets import benchmark
 from sidelight.data.datasets.base import Metric
@@ -107,6 +108,11 @@ def read_split(recipe: Recipe, split: Split) -> list[Annotation]:
         annotations = [a for a in annotations if a.duration >= data.min_duration]
         if not annotations:
             raise ValueError(f"no video of {path} is {data.min_duration:g} s long; lower data.min_duration")
+    if split == "train" and not any(a.relevant_windows or a.saliency_scores for a in annotations):
+        raise ValueError(
+            f"none of the {count_of(len(annotations), 'query')} of {path} has a moment or a rating, so nothing can be "
+            "learned; add relevant_windows to some of them"
+        )
     if split == "val" and metric_of(recipe) not in HIGHLIGHT_METRICS:
         # `sidelight evaluate` leaves them out too: these metrics do not know queries without a moment.
         labelled = [a for a in annotations if a.relevant_windows or a.saliency_scores]

@@ -44,7 +44,7 @@ from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers
 from sidelight.core.messages import duration_of
 from sidelight.core.options import check_threads, check_types, require
 from sidelight.core.timeline import Timeline
-from sidelight.io.files import only_writer, replacing
+from sidelight.io.files import only_writer, replacing, sweep
 from sidelight.io.processes import end_with_parent
 from sidelight.io.runtime import tune_cpu
 from sidelight.io.tensors import read_state, write_state
@@ -290,6 +290,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
 
 def _pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
+    sweep(out)
     torch.manual_seed(config.seed)
     training = _Training(config)
     first = training.resume(out / "state.pt")
