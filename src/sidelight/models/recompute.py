@@ -193,7 +193,7 @@ class _Coupled(torch.autograd.Function):
 
 
 class _Backward:
-    """The backward pass of one video: step by step, and within a step piece by piece."""
+    """The backward pass of one video: step by step, and within a step piece by piece. It frees what it has used."""
 
     def __init__(self, ctx: Any) -> None:
         frames_NFSS3, self.sentence_1E, *weights = ctx.saved_tensors
@@ -202,6 +202,7 @@ class _Backward:
         self.times: list[int] = ctx.times
         self.frames = frames_NFSS3.split(ctx.size)
         self.outside = [x.split(ctx.size) for x in ctx.outside]
+        ctx.outside = None
         self.learned: list[Tensor | None] = [self.sentence_1E, *weights]
         self.size: int = ctx.size
 
@@ -220,6 +221,8 @@ class _Backward:
                 before, *new_sums = self._before_step(step, k, towards)
                 running[k] = running[k] if before is None else before  # None before the first step
                 sums = [y if x is None else x if y is None else x + y for x, y in zip(sums, new_sums, strict=True)]
+            self.outside.pop()
+            self.kept.pop(step, None)
         return sums
 
     def _tokens(self, step: int, k: int) -> Tensor:
