@@ -56,6 +56,7 @@ def test_number_of_clips_and_extent(duration: float, clip_seconds: float, clips:
         ({"duration": "150", "clip_seconds": 2}, "duration .* got '150'"),
         ({"duration": 150, "clip_seconds": True}, "clip_seconds .* got True"),
         ({"duration": 150, "clip_seconds": None}, "clip_seconds .* got None"),
+        ({"duration": 1e300, "clip_seconds": 1e-300}, "clip_seconds is too small for 1e\\+300 s"),
     ],
 )
 def test_wrong_values_are_named(values: Any, message: str) -> None:

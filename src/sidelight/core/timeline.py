@@ -46,6 +46,8 @@ class Timeline:
             if not is_finite_number(value) or value <= 0:
                 raise ValueError(f"Timeline.{name} must be a number of seconds above 0, got {value!r}")
             object.__setattr__(self, name, float(value))
+        if not math.isfinite(self.duration / self.clip_seconds):
+            raise ValueError(f"Timeline.clip_seconds is too small for {self.duration:g} s, got {self.clip_seconds:g}")
         if self.clips == self._covering_clips():
             object.__setattr__(self, "clips", None)  # equal timelines are equal however they were made
 
