@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 import wave
 import weakref
@@ -180,6 +181,19 @@ def test_stretches_without_wanted_times_are_skipped(film: MakeFilm, tmp_path: Pa
     assert seen[:118] == [*range(118)]
     assert len(set(seen[120:170])) == 1  # the last good one stays
     assert seen[185:] == [*range(185, 300)]
+
+
+def test_frames_are_freed_without_the_garbage_collector(film: MakeFilm) -> None:
+    """Check that memory does not grow with every video until the garbage collector runs."""
+    path = film("near.mp4").path
+    read(path, steady(20))
+    gc.collect()
+    gc.disable()
+    try:
+        read(path, steady(20))
+        assert sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) <= 2
+    finally:
+        gc.enable()
 
 
 def test_frames_are_not_kept(film: MakeFilm) -> None:

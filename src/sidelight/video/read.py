@@ -336,10 +336,13 @@ class _RgbConverter:
         context = decoder.stream.codec_context
         self._transfer, self._primaries = context.color_trc, context.color_primaries
         self._scaler = VideoReformatter()  # keeps its tables from frame to frame
+        self._turns = _turn(decoder.first) != (False, False, False)
 
     def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
-        (sideways, flip_x, flip_y), matrix = _turn(frame), None
+        # PyAV keeps a frame whose side data was read until the garbage collector runs, so they are read where needed.
+        turned = self._turns or frame.rotation
+        (sideways, flip_x, flip_y), matrix = _turn(frame) if turned else (False, False, False), None
         is_hdr = self._transfer in (PQ, HLG)
         if frame.colorspace == 2 and is_hdr and not frame.format.is_rgb:
             matrix = Colorspace.BT2020
