@@ -103,7 +103,7 @@ def ground(
         groundings = [replace(grounding.at_least(min_score), video=video) for grounding in answers]
         for grounding in groundings:
             print_grounding(grounding, top=top)
-        print(f"answered by the model {grounder.name}")
+        print(f"answered by the model {grounder.name}; moments are its best guesses, also for what is never shown")
         if plot:
             draw(groundings, file, plot, top=top)
             print(f"wrote {plot}")

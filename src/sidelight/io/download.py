@@ -98,6 +98,12 @@ def fetch(downloads: Sequence[Download], *, needed_by: str, hint: str = "") -> l
     return [folder for folder in folders.values() if folder is not None]
 
 
+def _checked(downloads: Sequence[Download]) -> str:
+    if all(file.sha256 for download in downloads for file in download.files):
+        return "Every file is compared with its checksum."
+    return "Files are compared with their checksums; where none is known yet, it is recorded for later."
+
+
 def announcement(downloads: Sequence[Download], needed_by: str, hint: str = "") -> str:
     """Return the screen that is shown before a download: what, size, licence, from where, into which folder."""
     rows = [("what", "size", "licence", "from")]
@@ -111,7 +117,7 @@ def announcement(downloads: Sequence[Download], needed_by: str, hint: str = "") 
         "",
         f"  into {models_cache()} (SIDELIGHT_CACHE names another folder), "
         f"in all {size_of(sum(d.size for d in downloads))}{partly}.",
-        "  Every file is compared with its checksum. After Ctrl-C the same command goes on where it stopped.",
+        f"  {_checked(downloads)} After Ctrl-C the same command goes on where it stopped.",
     ]
     return "\n".join([*lines, *([f"  {hint[0].upper()}{hint[1:]}."] if hint else []), ""])
 
