@@ -264,6 +264,8 @@ def encode_each(queries: Sequence[str], backbone: Backbone) -> list[HalfFeatures
         ValueError: if the backbone cannot read a sentence.
         OSError: if there is no room for large features.
     """
+    from sidelight.io.runtime import release_memory
+
     growing, places = GrowingFeatures(), dict[str, slice]()
     unique_queries = list(dict.fromkeys(queries))
     for first in range(0, len(unique_queries), _QUERIES_AT_ONCE):
@@ -271,6 +273,7 @@ def encode_each(queries: Sequence[str], backbone: Backbone) -> list[HalfFeatures
         for query, text_KLD in encoded.items():
             places[query] = slice(growing.clips, growing.clips + text_KLD.shape[1])
             growing.put(text_KLD)
+        release_memory()  # for 10,000 queries, otherwise 290 MB stay in gaps of the heap
     if not unique_queries:
         return []
     tokens_KLD = growing.finish()  # of all sentences, one after the other
