@@ -62,6 +62,7 @@ class FeatureCache:
         path = self._store.video_file(key)
         try:
             if not path.is_file():
+                path.unlink()  # a pipe, for example: writing into it would wait for ever
                 return None
             features = self._store.video(key, check=True)
         except (OSError, ValueError, KeyError, TypeError):
