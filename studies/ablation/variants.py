@@ -411,7 +411,10 @@ def overridden(base: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
 
 _TRAIN_FIELDS_WITHOUT_EFFECT = ("out", "seed", "threads", "accelerator", "val_every", "save_every", "best_by")
 """Fields of ``train`` that a digest leaves out, because they do not change how a recipe learns."""
-_DATA_PATHS = ("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory")
+_DATA_PATHS = (
+    *("train", "val", "train_features", "val_features", "train_videos", "val_videos", "in_memory"),
+    *("frames_cache", "frames_cache_limit"),
+)
 """Fields of ``data`` that say where the data is and how it is read."""
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "data": {"layout": None, "normalise": True, "round_clips": False},
@@ -423,7 +426,7 @@ _ADDED_FIELDS: dict[str, dict[str, Any]] = {
         "matching_overlap": "giou",
     },
     "decode": {"keep_all": False},
-    "train": {"offset_lr": 1.0, "last_batch": "drop"},
+    "train": {"offset_lr": 1.0, "last_batch": "drop", "frames_per_step": 4096, "accumulate": 0},
 }
 """Section -> fields that were added later, with the value that older results correspond to. Their digests stay valid.
 """

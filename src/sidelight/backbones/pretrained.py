@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from sidelight.core.messages import first_line
-from sidelight.io.download import is_offline
 from sidelight.io.storage import hub_answers
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -63,7 +62,7 @@ def _announce(weights: str, family: str) -> None:
     """Say on stderr that weights come from the hub, unless they are in the cache of the hub's client."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if not is_offline() and try_to_load_from_cache(weights, "config.json") is None:
+    if try_to_load_from_cache(weights, "config.json") is None and not is_unreachable(weights):
         _LOGGER.warning("%s (%s) is downloaded from the hub, once, into %s", weights, family, constants.HF_HUB_CACHE)
 
 

@@ -355,7 +355,13 @@ def only_writer(folder: str | Path, *, option: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written: leave nothing behind
+                with contextlib.suppress(OSError):
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def cache_folder(part: str) -> Path:
