@@ -3,7 +3,7 @@
 Atheris (libFuzzer) mutates, guided by the branches of sidelight that an input reaches. A crash is written to
 ``crashes/`` in the current folder; copy it to the corpus of its target, and mend the parser.
 
-    python -m tests.fuzz.run --seconds 60 --jobs 2            # every target for a minute, as .ci/run does
+    python -m tests.fuzz.run --seconds 60 --jobs 2            # every target for a minute; .ci/run takes 5 s each
     python -m tests.fuzz.run --seconds 3600 table nal         # two targets for an hour
 """
 
