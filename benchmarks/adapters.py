@@ -121,7 +121,7 @@ def print_differences(chunks: int) -> None:
         adapted = run_tower(
             tower,
             shown[0],
-            lambda number, x, a=adapters, s=sentences_NE: a[number](x, s, None),  # type: ignore[misc]
+            lambda number, x, a=adapters, s=sentences_NE: a[number](x, s, None),  # type: ignore[misc]  # mypy infers no lambda with defaults
         )
         batch = FrameBatch(
             frames_VCFSS3=shown,
@@ -129,7 +129,7 @@ def print_differences(chunks: int) -> None:
             sentences_BE=torch.randn(1, 768),
             video_of_B=torch.zeros(1, dtype=torch.long),
         )
-        clips = {mode: Scada(ScadaConfig(mode=mode), tower).encode(batch) for mode in MODES}  # type: ignore[arg-type]
+        clips = {mode: Scada(ScadaConfig(mode=mode), tower).encode(batch) for mode in MODES}  # type: ignore[arg-type]  # a str, one of MODES
         differences = [adapted - plain, *(clips[mode] - clips["frozen"] for mode in MODES[1:])]
         cells = "".join(f"{float(x.abs().max()):>7g}" for x in differences)
         print(f"{name:<15}{tuple(plain.shape)!s:>18}{float(plain.abs().max()):>9.3f}{cells}", flush=True)

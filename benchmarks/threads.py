@@ -86,7 +86,7 @@ def main() -> int:
                 try:
                     if shared.ground(files[which], queries) != expected[which]:
                         wrong.append(f"another answer for {files[which].name}")
-                except Exception as error:
+                except Exception as error:  # any failure of a thread is a result of this benchmark
                     wrong.append(f"{type(error).__name__}: {error}")
                 for message in messages[which]:
                     calls[threading.get_ident(), message] += 1

@@ -17,10 +17,13 @@ from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 from sidelight.export.source import Cut, Source
-from sidelight.export.timecode import base_of, can_drop, timecode
+from sidelight.export.timecode import base_of, frames_of, timecode
 
-_HOUR = 3600
-"""Seconds at which a timeline begins by convention: 01:00:00:00."""
+
+def require_some(moments: Sequence[object]) -> None:
+    """Raise ValueError if there is nothing to export."""
+    if not moments:
+        raise ValueError("there is no moment to export; expected at least one, so ask again or lower --min-score")
 
 
 def one_rate(cuts: Sequence[Cut]) -> Fraction:
@@ -29,8 +32,7 @@ def one_rate(cuts: Sequence[Cut]) -> Fraction:
     Raises:
         ValueError: if there is no cut, or the sources have different rates.
     """
-    if not cuts:
-        raise ValueError("there is no moment to export; expected at least one, so ask again or lower --min-score")
+    require_some(cuts)
     rates = {cut.source.rate: cut.source for cut in cuts}
     if len(rates) > 1:
         names = " and ".join(f"{source.name} ({float(rate):.6g})" for rate, source in list(rates.items())[:2])
@@ -75,8 +77,7 @@ def edl(cuts: Sequence[Cut], title: str) -> str:
     if len(cuts) > 999:
         raise ValueError(f"an EDL holds at most 999 events, got {len(cuts)}; use --top, or the format otio")
     drop = cuts[0].source.drop
-    place = _HOUR * base_of(rate) if not drop else _at_hour(rate)
-    lines = [f"TITLE: {one_line(title)}", f"FCM: {'DROP FRAME' if drop else 'NON-DROP FRAME'}", ""]
+    place, lines = _at_hour(rate, drop=drop), _edl_head(title, drop=drop)
     for number, cut in enumerate(cuts, 1):
         source = [timecode(cut.source.start + frame, rate, drop=cut.source.drop) for frame in (cut.start, cut.end)]
         record = [timecode(frame, rate, drop=drop) for frame in (place, place + cut.length)]
@@ -90,9 +91,13 @@ def edl(cuts: Sequence[Cut], title: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _at_hour(rate: Fraction) -> int:
-    """Return the number of the frame at 01:00:00;00: drop-frame timecode leaves out 54 times two (or four) numbers."""
-    return _HOUR * base_of(rate) - 54 * (base_of(rate) // 15)
+def _edl_head(title: str, *, drop: bool) -> list[str]:
+    return [f"TITLE: {one_line(title)}", f"FCM: {'DROP FRAME' if drop else 'NON-DROP FRAME'}", ""]
+
+
+def _at_hour(rate: Fraction, *, drop: bool) -> int:
+    """Return the number of the frame at which a timeline begins by convention: 01:00:00:00."""
+    return frames_of("01:00:00;00" if drop else "01:00:00:00", rate)
 
 
 def resolve_markers(cuts: Sequence[Cut], title: str) -> str:
@@ -111,8 +116,7 @@ def resolve_markers(cuts: Sequence[Cut], title: str) -> str:
     if len({cut.source.path for cut in cuts}) > 1:
         raise ValueError("markers belong to one video; export each video on its own")
     drop = cuts[0].source.drop
-    begin = _at_hour(rate) if drop else _HOUR * base_of(rate)
-    lines = [f"TITLE: {one_line(title)}", f"FCM: {'DROP FRAME' if drop else 'NON-DROP FRAME'}", ""]
+    begin, lines = _at_hour(rate, drop=drop), _edl_head(title, drop=drop)
     for number, cut in enumerate(cuts, 1):
         times = " ".join(timecode(begin + frame, rate, drop=drop) for frame in (cut.start, cut.start + 1) * 2)
         name = label(cut).replace("|", "/")
@@ -250,8 +254,8 @@ def xmeml(cuts: Sequence[Cut], title: str) -> str:
     _child(sequence, "name", title)
     _child(sequence, "duration", sum(cut.length for cut in cuts))
     _add_rate(sequence, rate)
-    drop = cuts[0].source.drop and can_drop(rate)
-    _add_timecode(sequence, _at_hour(rate) if drop else _HOUR * base_of(rate), rate, drop=drop)
+    drop = cuts[0].source.drop
+    _add_timecode(sequence, _at_hour(rate, drop=drop), rate, drop=drop)
     media = ET.SubElement(sequence, "media")
     video = ET.SubElement(media, "video")
     characteristics = ET.SubElement(ET.SubElement(video, "format"), "samplecharacteristics")

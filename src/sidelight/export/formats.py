@@ -32,7 +32,7 @@ class Format:
 
 def _cuts_only(write: Callable[[Sequence[Cut]], str]) -> Callable[[Sequence[Cut], str], str]:
     def written(cuts: Sequence[Cut], title: str) -> str:
-        editors.one_rate(cuts)
+        editors.require_some(cuts)
         return write(cuts)
 
     return written

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from sidelight.core.grounding import Grounding, Moment
-from sidelight.export.editors import one_line
+from sidelight.export.editors import one_line, require_some
 from sidelight.export.source import Cut
 
 _SHORTEST_CHAPTER = 10
@@ -89,8 +89,7 @@ def chapters(groundings: Sequence[Grounding]) -> str:
         ValueError: if the video is shorter than 30 s, or there is no moment.
     """
     pairs = sorted(moments_in_time(groundings), key=lambda pair: -pair[1].score)
-    if not pairs:
-        raise ValueError("there is no moment to export; expected at least one, so ask again or lower --min-score")
+    require_some(pairs)
     duration = int(pairs[0][0].timeline.duration)
     if duration < _FEWEST_CHAPTERS * _SHORTEST_CHAPTER:
         raise ValueError(f"YouTube's chapters need a video of at least 30 s, got {duration} s; use another format")

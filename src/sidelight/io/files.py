@@ -337,6 +337,7 @@ def only_writer(folder: str | Path, *, option: str) -> Iterator[None]:
         OSError: if the folder or the lock cannot be written.
     """
     folder = Path(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if find_spec("fcntl") is None:  # Windows
         yield
@@ -358,8 +359,8 @@ def only_writer(folder: str | Path, *, option: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written: leave nothing behind
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if is_new and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was written
                     (folder / LOCK).unlink()
                     folder.rmdir()
 

@@ -15,10 +15,11 @@ same.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ from sidelight.models.scada import Scada
 from sidelight.models.zero_shot import ZERO_SHOT, ZeroShot
 from sidelight.training.tower import TowerConfig
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 PACKAGED = Path(__file__).resolve().parent.parent / "weights"
 FORMAT = "sidelight.checkpoint/1"
 FILES = ("config.json", "model.safetensors")
@@ -45,26 +49,31 @@ FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A model, mostly a trained side-tuner, and everything that is needed to use it."""
+class ModelCheckpoint(ABC):
+    """A model and everything that is needed to use it, except for what it reads, which each kind adds."""
 
     model: nn.Module
+    """The model."""
     model_name: str
-    """Key of :data:`sidelight.models.registry.SIDE_TUNERS`, or ``zero-shot``."""
+    """Name that :func:`sidelight.models.registry.model_parts` knows."""
     model_config: Mapping[str, Any]
     """The configuration that the model was built with."""
-    features: FeatureSpec
-    """Spec of the features that it was trained on."""
     decode: AnswerConfig
     """How predictions become moments."""
     window_clips: int = 75
     """Longest input in clips; longer videos are cut into overlapping windows."""
-    round_clips: bool = False
-    """Leave out a last clip of which less than half lies in the video, as in the training of the model."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Scores on the validation data."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The resolved recipe of the run, as plain values."""
+
+    @abstractmethod
+    def input_values(self) -> dict[str, Any]:
+        """Return the fields of ``config.json`` that say what the model reads."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights that are stored."""
+        return self.model.state_dict()
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, weights: Mapping[str, Tensor] | None = None
@@ -80,8 +89,48 @@ class Checkpoint:
             OSError: if the disk is full or cannot be written.
             ValueError: if a weight is not finite.
         """
-        values = {**_common_values(self), "features": self.features.to_dict(), "round_clips": self.round_clips}
-        _write(folder, values, weights or self.model.state_dict(), half=half)
+        values = {
+            "format": FORMAT,
+            "model": self.model_name,
+            "model_config": dict(self.model_config),
+            "decode": asdict(self.decode),
+            "window_clips": self.window_clips,
+            "metrics": dict(self.metrics),
+            "recipe": dict(self.recipe),
+            **self.input_values(),
+        }
+        _write(Path(folder), values, weights or self.state(), half=half)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model to a device; return the checkpoint itself."""
+        self.model.to(device)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(ModelCheckpoint):
+    """A model that reads features, mostly a trained side-tuner."""
+
+    features: FeatureSpec
+    """Spec of the features that it was trained on."""
+    round_clips: bool = False
+    """Leave out a last clip of which less than half lies in the video, as in the training of the model."""
+
+    def input_values(self) -> dict[str, Any]:
+        """Return the spec of the features, and which clips are left out."""
+        return {"features": self.features.to_dict(), "round_clips": self.round_clips}
 
     @classmethod
     def from_pretrained(
@@ -145,58 +194,30 @@ class Checkpoint:
             window_clips=_WHOLE_VIDEO,
         )
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
-        return _push(self, repo_id, private=private)
-
-    def to(self, device: torch.device | str) -> Checkpoint:
-        """Move the model to a device; return the checkpoint itself."""
-        self.model.to(device)
-        return self
-
 
 @dataclass(frozen=True, kw_only=True)
-class PixelCheckpoint:
-    """A model that was trained from pixels, and everything that is needed to use it."""
+class PixelCheckpoint(ModelCheckpoint):
+    """A model that was trained from pixels, with its backbones. Only the trained weights are stored."""
 
     model: Scada
-    model_name: str
-    """Key of :data:`sidelight.models.registry.MODELS`."""
-    model_config: Mapping[str, Any]
-    """The configuration that the model was built with."""
+    """The model."""
     frames: FrameSpec
-    """What it reads: backbone, sentence encoder and sampling."""
+    """What it reads: backbone, sentence encoder and sampling, with the digests of the frozen weights."""
     sentences: SentenceEncoder
     """The sentence encoder, loaded."""
-    decode: AnswerConfig
-    """How predictions become moments."""
-    window_clips: int = 75
-    """Longest input in clips; longer videos are cut into overlapping windows."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Scores on the validation data."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved recipe of the run, as plain values."""
 
     @property
     def clip_seconds(self) -> float:
         """Return the length of a clip in seconds."""
         return self.frames.chunk_seconds / self.model.clips_per_chunk
 
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, weights: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Write the checkpoint into a folder: the trained weights, and the digests of the frozen ones.
+    def input_values(self) -> dict[str, Any]:
+        """Return the spec of the frames and of the backbones."""
+        return {"frames": self.frames.to_dict()}
 
-        Args:
-            folder: made if need be.
-            half: store the weights as float16.
-            weights: name -> tensor, stored instead of the model's own weights, such as their average.
-
-        Raises:
-            OSError: if the disk is full or cannot be written.
-        """
-        values = {**_common_values(self), "frames": self.frames.to_dict()}
-        _write(folder, values, weights or trained_state(self.model), half=half)
+    def state(self) -> dict[str, Tensor]:
+        """Return the trained weights."""
+        return trained_state(self.model)
 
     @classmethod
     def from_pretrained(
@@ -251,15 +272,6 @@ class PixelCheckpoint:
             recipe=values["recipe"],
         )
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload the checkpoint to the Hugging Face hub, where you must be logged in; return the commit's address."""
-        return _push(self, repo_id, private=private)
-
-    def to(self, device: torch.device | str) -> PixelCheckpoint:
-        """Move the model to a device; return the checkpoint itself."""
-        self.model.to(device)
-        return self
-
 
 _CHUNKS_AT_ONCE = 8
 """Chunks that pass the backbone together when a model answers: without gradients, more are no faster."""
@@ -284,26 +296,13 @@ def load_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict({**kept, **state})
 
 
-def _common_values(checkpoint: Checkpoint | PixelCheckpoint) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "model": checkpoint.model_name,
-        "model_config": dict(checkpoint.model_config),
-        "decode": asdict(checkpoint.decode),
-        "window_clips": checkpoint.window_clips,
-        "metrics": dict(checkpoint.metrics),
-        "recipe": dict(checkpoint.recipe),
-    }
-
-
-def _write(folder: str | Path, values: Mapping[str, Any], state: Mapping[str, Tensor], *, half: bool) -> None:
+def _write(folder: Path, values: Mapping[str, Any], state: Mapping[str, Tensor], *, half: bool) -> None:
     """Write the two files of a checkpoint.
 
     Raises:
         OSError: if the disk is full or cannot be written.
         ValueError: if a weight is not finite.
     """
-    folder = Path(folder)
     require_finite(state.values(), folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
@@ -315,18 +314,6 @@ def _write(folder: str | Path, values: Mapping[str, Any], state: Mapping[str, Te
         config.write_text(text + "\n")
         # safetensors writes several entries in any order; with one entry, equal weights are equal files.
         write_tensors(tensors, model, {"config": text})
-
-
-def _push(checkpoint: Checkpoint | PixelCheckpoint, repo_id: str, *, private: bool) -> str:
-    import tempfile
-
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save_pretrained(folder)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
 
 
 @dataclass(frozen=True, kw_only=True)

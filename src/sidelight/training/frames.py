@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -133,15 +134,7 @@ class FrameDataset(AnnotatedVideos):
             torch.tensor([number[self.annotations[i].vid] for i in indices]),
             clips_per_chunk=self.clips_per_chunk,
         )
-        if not rows:
-            return batch
-        return FrameBatch(
-            frames_VCFSS3=batch.frames_VCFSS3,
-            video_mask_VT=batch.video_mask_VT,
-            sentences_BE=batch.sentences_BE,
-            video_of_B=batch.video_of_B,
-            targets=pad_targets(rows, batch.video_mask_VT.shape[1]),
-        )
+        return replace(batch, targets=pad_targets(rows, batch.video_mask_VT.shape[1])) if rows else batch
 
     def _video(self, vid: str, epoch: int) -> npt.NDArray[np.uint8]:
         pixels_CFSS3 = self.cache.open(self.files[vid]).pixels_CFSS3

@@ -157,6 +157,28 @@ def _make_zero_shot(backbone: str, files: Sequence[Path], out: Path) -> None:
         Checkpoint.zero_shot(load_backbone(backbone, pooling="joint").spec).save_pretrained(beside)
 
 
+def zero_shot_model(name: str, *, weights: str, backbone: str, languages: str, licence: str) -> NamedModel:
+    """Return the entry of grounding without training on a backbone.
+
+    Args:
+        name: key of :data:`sidelight.backbones.BACKBONES`.
+        weights: key of :data:`sidelight.backbones.released.WEIGHTS`.
+        backbone: name of the backbone for people.
+        languages: languages of queries.
+        licence: licence of the weights.
+    """
+    return NamedModel(
+        answers="moments of anything, less exactly",
+        trained_on="nothing",
+        backbone=backbone,
+        languages=languages,
+        licence=licence,
+        weights=weights,
+        make=partial(_make_zero_shot, name),
+        version=asdict(METHODS["persistence-smooth"]),
+    )
+
+
 NAMED_MODELS: dict[str, NamedModel] = {
     "shapes": NamedModel(
         answers="drawn shapes only; for trying things out",
@@ -175,25 +197,15 @@ NAMED_MODELS: dict[str, NamedModel] = {
         weights=CLIP_WEIGHTS,
         imported=imported_omni,
     ),
-    f"{ZERO_SHOT}/clip": NamedModel(
-        answers="moments of anything, less exactly",
-        trained_on="nothing",
-        backbone="CLIP ViT-B/32",
-        languages="English",
-        licence="MIT",
-        weights=CLIP_WEIGHTS,
-        make=partial(_make_zero_shot, "clip"),
-        version=asdict(METHODS["persistence-smooth"]),
+    f"{ZERO_SHOT}/clip": zero_shot_model(
+        "clip", weights=CLIP_WEIGHTS, backbone="CLIP ViT-B/32", languages="English", licence="MIT"
     ),
-    f"{ZERO_SHOT}/siglip2": NamedModel(
-        answers="moments of anything, less exactly",
-        trained_on="nothing",
+    f"{ZERO_SHOT}/siglip2": zero_shot_model(
+        "siglip2",
+        weights=SIGLIP2_B32,
         backbone="SigLIP 2 B/32-256",
         languages="109, mostly English",
         licence="Apache-2.0",
-        weights=SIGLIP2_B32,
-        make=partial(_make_zero_shot, "siglip2"),
-        version=asdict(METHODS["persistence-smooth"]),
     ),
 }
 """The models that can be named, by name."""

@@ -32,25 +32,9 @@ _SOUND_FORMATS = (
     *("loas", "mlp", "mp3", "mpc", "mpc8", "oma", "qcp", "tak", "truehd", "tta", "voc", "w64", "wav", "wv", "xwma"),
 )
 _IMAGE_KINDS = (
-    *(
-        "bmp",
-        "dds",
-        "dpx",
-        "exr",
-        "gif",
-        "hdr",
-        "j2k",
-        "jpeg",
-        "jpegls",
-        "jpegxl",
-        "jpegxs",
-        "pam",
-        "pbm",
-        "pcx",
-        "pfm",
-    ),
-    *("pgm", "pgmyuv", "pgx", "phm", "photocd", "png", "ppm", "psd", "qoi", "sgi", "sunrast", "svg", "tiff", "webp"),
-    *("xbm", "xpm", "xwd"),
+    *("bmp", "dds", "dpx", "exr", "gif", "hdr", "j2k", "jpeg", "jpegls", "jpegxl", "jpegxs", "pam", "pbm", "pcx"),
+    *("pfm", "pgm", "pgmyuv", "pgx", "phm", "photocd", "png", "ppm", "psd", "qoi", "sgi", "sunrast", "svg", "tiff"),
+    *("webp", "xbm", "xpm", "xwd"),
 )
 _FORMATS = ",".join((*_VIDEO_FORMATS, *_SOUND_FORMATS, "ico", *(f"{kind}_pipe" for kind in _IMAGE_KINDS)))
 
