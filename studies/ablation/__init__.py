@@ -1,4 +1,4 @@
-"""The ablations of the SDST paper, trained again on the shapes world: variants, runs, tables with p-values.
+"""The ablations of the SDST paper and the claims of the SCADA paper, on the shapes world: runs, tables with p-values.
 
 Modules, in the order of the data: ``paper`` (the printed tables), ``variants`` (the recipe changes of each row),
 ``run`` (features, training, prediction, scores), ``inference`` (tests whether two recipes differ), ``report`` (table,

@@ -1,4 +1,4 @@
-"""Train the variants of one of the SDST paper's tables, and print our numbers beside the paper's.
+"""Train the variants of one of the SDST paper's tables, or of SCADA's claims, and print our numbers beside the paper's.
 
 python -m studies.ablation 5 --seeds 3
 """
@@ -17,21 +17,24 @@ from studies.ablation import offsets, report
 from studies.ablation.run import execute, plan, prepare
 from studies.ablation.variants import find_ablation, with_cue
 
-RECIPE = Path(__file__).resolve().parents[1] / "ablation.yaml"
+RECIPES = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     command = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__, allow_abbrev=False)
     command.add_argument(
-        "table", help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, offsets (Fig. 4 and Fig. A), or ours: cue, options, rates"
+        "table",
+        help="3, 4, 5, 6, 7, E, H, J, K, L, M, N, offsets (Fig. 4 and Fig. A), or ours: cue, options, rates; scada",
     )
     command.add_argument(
         "--cue", action="store_true", help="train every variant with the saliency cue and our score of a moment"
     )
     command.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     command.add_argument("--first-seed", type=int, default=0, help="the seed of the first run (default: 0)")
-    command.add_argument("--recipe", default=str(RECIPE), help="the base recipe, which the variants change")
+    command.add_argument(
+        "--recipe", help="the base recipe, which the variants change (default: studies/ablation.yaml or scada.yaml)"
+    )
     command.add_argument(
         "--world", help="folder with train/ and val/ of `sidelight shapes`, instead of the data that the recipe names"
     )
@@ -65,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.cue:
         ablation = with_cue(ablation)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    runs = plan(ablation, args.recipe, args.out, seeds, world=args.world)
+    runs = plan(ablation, args.recipe or RECIPES / ablation.recipe, args.out, seeds, world=args.world)
     if args.dry_run:
         for run in runs:
             print(f"{'finished' if run.finished else 'to train':<10}{run.folder}  {' = '.join(run.variants)}")

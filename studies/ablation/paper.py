@@ -1,4 +1,4 @@
-"""The ablation tables of the SDST paper (Pujol-Perich et al., ICCV 2025, arXiv 2507.07744) as data.
+"""The ablation tables of the SDST paper (Pujol-Perich et al., ICCV 2025, arXiv 2507.07744) as data, and our own tables.
 
 All numbers are percentages on the validation split of QVHighlights with InternVideo2-1B features, from one run each.
 The paper's HTML text lost its formulas, so the levels of Table 4 and the names of the losses of Table E are missing.
@@ -225,6 +225,13 @@ _TABLES = (
     PaperTable("cue", _OWN, "the saliency cue and the score of a moment", {}),
     PaperTable("options", _OWN, "options of SDST that the paper leaves open, each changed alone", {}),
     PaperTable("rates", _OWN, "learning rates", {}),
+    PaperTable(
+        "scada",
+        "SCADA (CVPR 2026, arXiv 2604.02860)",
+        "the part of the backbone that is trained, and the sentence in the adapters",
+        {},
+        note="the public text of the paper claims directions and prints no table; its numbers are of other data",
+    ),
 )
 
 TABLES: dict[str, PaperTable] = {table.name: table for table in _TABLES}

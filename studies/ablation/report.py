@@ -6,7 +6,7 @@ training is shorter. Only the sign of a difference within a table can be compare
     supports       our runs differ (adjusted p below 0.05) in the direction of the paper's numbers
     contradicts    our runs differ in the other direction
     differs        our runs differ, and the paper claims nothing: it has no such row, or its numbers differ by no more
-                   than its own spread
+                   than its own spread; a claim without numbers counts as a claim
     cannot tell    anything else, and always if a recipe has fewer than two runs
 
 p-values are adjusted over all tests of one table (Holm). The paper's differences are of single runs. A difference no
@@ -198,6 +198,7 @@ def _test(
         **{name: None if value != value else value for name, value in asdict(result).items()},
         "p_adjusted": None,
         "paper": paper,
+        "claim": ablation.claims.get(pair) or (int(np.sign(paper)) if paper else None),
         "paper_within_spread": None if paper is None or column not in SPREAD else abs(paper) <= SPREAD[column],
         "verdict": "cannot tell",
     }
@@ -207,9 +208,9 @@ def _verdict(test: Mapping[str, Any]) -> str:
     # A test of these weights is not about their recipes.
     if test["of"] == "weights" or test["p_adjusted"] >= SIGNIFICANT:
         return "cannot tell"
-    if not test["paper"] or test["paper_within_spread"]:
+    if not test["claim"] or test["paper_within_spread"]:
         return "differs"
-    return "supports" if (test["value"] > 0) == (test["paper"] > 0) else "contradicts"
+    return "supports" if (test["value"] > 0) == (test["claim"] > 0) else "contradicts"
 
 
 # text --------------------------------------------------------------------------------------------------------------
@@ -269,7 +270,9 @@ def _tests_text(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["first", "against", "metric", "difference", "95 % interval", "p", "adjusted", "paper", "verdict"]]
     for t in tests:
         interval = "-" if t["low"] is None else f"[{t['low']:+.2f}, {t['high']:+.2f}]"
-        paper = "-" if t["paper"] is None else f"{t['paper']:+.2f}{' ~' if t['paper_within_spread'] else ''}"
+        paper = {1: "better", -1: "worse", None: "-"}[t["claim"]]
+        if t["paper"] is not None:
+            paper = f"{t['paper']:+.2f}{' ~' if t['paper_within_spread'] else ''}"
         p_values = ["-" if t[n] is None else "<0.0001" if t[n] < 5e-5 else f"{t[n]:.4f}" for n in ("p", "p_adjusted")]
         value = f"{t['value']:+.2f}"
         rows.append([t["first"], t["second"], t["metric"], value, interval, *p_values, paper, t["verdict"]])

@@ -1,6 +1,7 @@
 """Train the runs of a table. All runs share features; each run has its own folder; interrupted runs are resumed.
 
     OUT/features/SPLIT-BACKBONE-POOLING   a feature store for each pooling, with all levels that any table reads
+    OUT/frames/                           decoded frames, for runs that train from pixels
     OUT/DIGEST-SEED/                      recipe.yaml, result.json; last/ (the scored weights) if the table "offsets"
                                           reads them; everything else only with ``keep``
 
@@ -28,12 +29,16 @@ from typing import TYPE_CHECKING, Any
 from sidelight.core.messages import count_of
 from sidelight.io.files import write_text
 from sidelight.io.processes import end_with_parent
+from sidelight.models.registry import side_tuner
 from sidelight.training.recipe import BackboneConfig, Recipe, read_recipe
 from studies.ablation.variants import ABLATIONS, TESTED, Ablation, Variant, chosen_levels, digest, overridden
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
 
+    from torch import nn
+
+    from sidelight.data.annotations import Submission
     from sidelight.metrics.evaluate import QueryScores
 
 FORMAT = "sidelight.ablation-run/2"
@@ -57,6 +62,11 @@ class Run:
     def seed(self) -> int:
         """Return the seed of weights, order and dropout."""
         return int(self.recipe["train"]["seed"])
+
+    @property
+    def from_pixels(self) -> bool:
+        """Check whether the run reads frames instead of features."""
+        return side_tuner(self.recipe["side_tuner"]).reads == "frames"
 
     @property
     def finished(self) -> bool:
@@ -166,6 +176,8 @@ def store_folder(out: Path, part: str, recipe: Mapping[str, Any]) -> Path:
 def prepare(runs: Iterable[Run], out: str | Path, *, say: Callable[[str], None] = print) -> None:
     """Extract the features that these runs lack, into one store for each split and pooling.
 
+    Runs that train from pixels need none; the first of them decodes the frames.
+
     Args:
         runs: the runs to train; finished runs need no features.
         out: folder of features and runs.
@@ -176,6 +188,8 @@ def prepare(runs: Iterable[Run], out: str | Path, *, say: Callable[[str], None] 
     """
     recipes_by_store: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
+        if run.from_pixels:
+            continue
         backbone = run.recipe["backbone"]
         recipes_by_store.setdefault((backbone["name"], backbone["pooling"]), []).append(run.recipe)
     for recipes in recipes_by_store.values():
@@ -206,9 +220,12 @@ def _prepare_part(out: Path, part: str, recipe: Mapping[str, Any], levels: int, 
 def located(run: Run, *, threads: int | None = None) -> dict[str, Any]:
     """Return the recipe of a run with the paths of its features and results."""
     out = run.folder.parent
-    data = {**run.recipe["data"], "train_videos": "", "val_videos": ""}
-    for part in ("train", "val"):
-        data[f"{part}_features"] = str(store_folder(out, part, run.recipe))
+    if run.from_pixels:
+        data = {**run.recipe["data"], "frames_cache": str(out / "frames")}
+    else:
+        data = {**run.recipe["data"], "train_videos": "", "val_videos": ""}
+        for part in ("train", "val"):
+            data[f"{part}_features"] = str(store_folder(out, part, run.recipe))
     train = {**run.recipe["train"], "out": str(run.folder)}
     if threads is not None:
         train["threads"] = threads
@@ -229,9 +246,12 @@ def data_of(recipe: Mapping[str, Any], *, skip_missing: bool = False) -> dict[st
 
     digests = {}
     for part in ("train", "val"):
-        annotations, features = Path(recipe["data"][part]), Path(recipe["data"][f"{part}_features"])
+        annotations = Path(recipe["data"][part])
         if not skip_missing or annotations.is_file():
             digests[part] = hashlib.sha256(annotations.read_bytes()).hexdigest()[:16]
+        if not recipe["data"][f"{part}_features"]:  # from pixels
+            continue
+        features = Path(recipe["data"][f"{part}_features"])
         if not skip_missing or (features / "manifest.json").is_file():
             store = FeatureStore(features, levels=chosen_levels(recipe))
             digests[f"{part}_features"] = store.spec.digest()
@@ -330,10 +350,22 @@ def _tidy(run: Run) -> None:
 
 
 def _scored(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    from sidelight.data.annotations import read_annotations, write_submissions
+    from sidelight.data.annotations import write_submissions
+    from sidelight.metrics.evaluate import evaluate_files, query_scores
+
+    predicted = _predict_frames if recipe["data"]["frames_cache"] else _predict_features
+    model, submissions = predicted(folder, recipe)
+    write_submissions(folder / "predictions.jsonl", submissions)
+    brief = evaluate_files(folder / "predictions.jsonl", recipe["data"]["val"])["brief"]
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    each = _each(query_scores(folder / "predictions.jsonl", recipe["data"]["val"]))
+    return {"brief": brief, "each": each, "parameters": count}
+
+
+def _predict_features(folder: Path, recipe: Mapping[str, Any]) -> tuple[nn.Module, list[Submission]]:
+    from sidelight.data.annotations import read_annotations
     from sidelight.features.store import FeatureStore
     from sidelight.io.runtime import usable_device
-    from sidelight.metrics.evaluate import evaluate_files, query_scores
     from sidelight.training.checkpoint import Checkpoint
     from sidelight.training.dataset import GroundingDataset
     from sidelight.training.predict import predict
@@ -345,11 +377,21 @@ def _scored(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint.features.require(store.spec, what=f"the features in {store.folder}")
     dataset = GroundingDataset(read_annotations(recipe["data"]["val"]), store, targets=False)
     submissions = predict(checkpoint.model, dataset, checkpoint.decode, window_clips=checkpoint.window_clips)
-    write_submissions(folder / "predictions.jsonl", submissions)
-    brief = evaluate_files(folder / "predictions.jsonl", recipe["data"]["val"])["brief"]
-    count = sum(p.numel() for p in checkpoint.model.parameters() if p.requires_grad)
-    each = _each(query_scores(folder / "predictions.jsonl", recipe["data"]["val"]))
-    return {"brief": brief, "each": each, "parameters": count}
+    return checkpoint.model, submissions
+
+
+def _predict_frames(folder: Path, recipe: Mapping[str, Any]) -> tuple[nn.Module, list[Submission]]:
+    from sidelight.training.data import open_data
+    from sidelight.training.loop import make_fabric
+
+    last = {**recipe, "train": {**recipe["train"], "init": str(folder / "last")}}
+    resolved = checked(last)
+    fabric = make_fabric(resolved.train)
+    data = open_data(resolved, fabric, quiet=True)
+    model = data.build_model()
+    data.load_start(model)
+    assert data.val is not None  # every table is scored
+    return model, data.predict(model.to(fabric.device), data.val)
 
 
 def _each(scored: QueryScores) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Ablation:
     """Columns that are tested. They are few, because all tests of a table are adjusted together."""
     note: str = ""
     """Difference between our table and the paper's."""
+    claims: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Pair -> 1 if the paper claims, without a number, that the first is better; -1 for worse."""
+    recipe: str = "ablation.yaml"
+    """File of the base recipe, beside this package."""
 
     @property
     def name(self) -> str:
@@ -103,6 +107,17 @@ _RATE = {"r2-tuning": {"train.lr": 8e-4}}
 """Side-tuner -> its learning rate with the cue, where another than the base's won in table "rates"."""
 _RIVALS = {"w/o tuning": "last-layer", "E3VA": "e3va", "LoSA": "losa", "LST": "lst", "R2-Tuning": "r2-tuning"}
 """Row of Table H -> side-tuner."""
+
+_SCADA_PAIRS = (
+    ("both", "frozen"),
+    ("both", "full"),
+    ("both", "full, a tenth of the rate"),
+    *((mode, f"{mode}, no sentence") for mode in ("outer", "inner", "both")),
+    ("both", "inner"),
+    ("both", "outer"),
+    ("both", "both, query by query"),
+)
+"""The comparisons of SCADA's claims. The paper claims that the first is better, but for the last: that is equal."""
 
 _BY_ATTENTION: dict[str, Mapping[str, Any]] = {
     "Stand. CA": {"model.attention": "standard"},
@@ -344,6 +359,34 @@ _ABLATIONS = (
         tested=(),
         note="all with the cue",
     ),
+    Ablation(
+        paper=TABLES["scada"],
+        variants=(
+            *_variants({"frozen": {"model.mode": "frozen"}}),
+            *_variants(
+                {
+                    f"{mode}{'' if reads else ', no sentence'}": {
+                        "model.mode": mode,
+                        "model.sentence_in_adapters": reads,
+                    }
+                    for mode in ("outer", "inner", "both")
+                    for reads in (True, False)
+                }
+            ),
+            *_variants(
+                {
+                    "full": {"model.mode": "full"},
+                    "full, a tenth of the rate": {"model.mode": "full", "train.lr": 1e-4},
+                    "both, query by query": {"train.accumulate": 1},
+                }
+            ),
+        ),
+        reference="both",
+        pairs=_SCADA_PAIRS,
+        claims=dict.fromkeys(_SCADA_PAIRS[:-1], 1),
+        tested=("mAP",),
+        recipe="scada.yaml",
+    ),
 )
 
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
@@ -374,6 +417,8 @@ def with_cue(ablation: Ablation) -> Ablation:
     Raises:
         ValueError: if the table varies the cue itself.
     """
+    if ablation.paper.name == "scada":
+        raise ValueError("table scada has no saliency cue; leave out --cue")
     if ablation.paper.name in ("cue", "options", "rates"):
         raise ValueError(f"table {ablation.name} has rows with and without the cue already; leave out --cue")
     changed = []
@@ -445,7 +490,8 @@ def digest(recipe: Mapping[str, Any]) -> str:
         values[section] = {k: v for k, v in values[section].items() if k not in defaults or v != defaults[k]}
     for name in _TRAIN_FIELDS_WITHOUT_EFFECT:
         values["train"].pop(name, None)
-    values["backbone"]["levels"] = list(chosen_levels(recipe))
+    if "levels" in values["backbone"]:
+        values["backbone"]["levels"] = list(chosen_levels(recipe))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from sidelight.backbones import load_tower
 from sidelight.core.batch import Batch, Targets
 from sidelight.metrics.evaluate import QueryScores
 from sidelight.models.deformable import initial_offsets
@@ -34,7 +35,7 @@ from studies.ablation.report import Scores
 from studies.ablation.variants import ABLATIONS, TESTED, Variant, digest, find_ablation, overridden, with_cue
 
 BASE = "studies/ablation.yaml"
-OURS = ("cue", "options", "rates")
+OURS = ("cue", "options", "rates", "scada")
 TINY = SDSTConfig(
     video_dim=6, text_dim=5, levels=3, hidden=16, moment_queries=4, heads=4, points=2, ffn_ratio=2, rdsa_width=8,
     roi_bins=3, dropout=0.0, droppath=0.0,
@@ -59,7 +60,7 @@ def test_the_papers_numbers_occur_in_its_text(shared: Path) -> None:
 @pytest.mark.parametrize("name", list(ABLATIONS))
 def test_every_variant_is_a_recipe(name: str) -> None:
     ablation = ABLATIONS[name]
-    base = read_recipe(BASE).to_dict()
+    base = read_recipe(f"studies/{ablation.recipe}").to_dict()
     names = [variant.name for variant in ablation.variants]
     assert len(set(names)) == len(names) and ablation.reference in names
     for pair in ablation.compared():
@@ -69,6 +70,9 @@ def test_every_variant_is_a_recipe(name: str) -> None:
             assert variant.why
             continue
         recipe = run.checked(run.resolve(base, variant))
+        if name == "scada":
+            build_model("scada", recipe.to_dict()["model"], tower=load_tower("shapes"))
+            continue
         chosen = recipe.backbone.chosen
         assert recipe.model.levels == len(chosen) and min(chosen) >= -run.ALL_LEVELS
         with torch.device("meta"):
@@ -90,11 +94,13 @@ def test_the_papers_rows_are_shown_beside_ours_where_they_are_known() -> None:
 
 @pytest.mark.slow
 def test_runs_are_shared_between_tables(tmp_path: Path) -> None:
-    folders = {name: {r.folder for r in run.plan(a, BASE, tmp_path, [0])} for name, a in ABLATIONS.items()}
+    folders = {
+        name: {r.folder for r in run.plan(a, f"studies/{a.recipe}", tmp_path, [0])} for name, a in ABLATIONS.items()
+    }
     counts = {name: len(paths) for name, paths in folders.items()}
     assert counts == {
         "3": 3, "4": 5, "5": 5, "6": 4, "7": 5, "E": 6, "H": 6, "J": 2, "K": 7, "L": 3, "M": 6, "N": 6, "offsets": 2,
-        "cue": 6, "options": 14, "rates": 24,
+        "cue": 6, "options": 14, "rates": 24, "scada": 10,
     }  # fmt: skip
     papers = {name: paths for name, paths in folders.items() if name not in OURS}
     assert len(set.intersection(*papers.values())) == 1  # the paper's own choice is trained once for all tables
@@ -735,6 +741,30 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_claim_without_a_number_is_supported_or_contradicted() -> None:
+    videos = [f"v{i // 4}" for i in range(40)]
+    rng = np.random.default_rng(0)
+
+    def runs(level: float) -> list[Scores]:
+        return [
+            Scores(
+                seed=seed,
+                brief={"MR-full-mAP": 100 * level},
+                each={"MR-full-mAP": np.clip(level + 0.02 * rng.standard_normal(40), 0, 1)},
+                videos=videos,
+                parameters=1,
+                seconds=1.0,
+            )
+            for seed in range(3)
+        ]
+
+    table = report.report(ABLATIONS["scada"], {"both": runs(0.5), "frozen": runs(0.3), "full": runs(0.7)})
+    verdicts = {(t["first"], t["second"]): t["verdict"] for t in table["tests"]}
+    assert verdicts == {("both", "frozen"): "supports", ("both", "full"): "contradicts"}
+    lines = [line.split() for line in report.as_text(table).splitlines()]
+    assert [line[-2:] for line in lines if line[:2] == ["both", "frozen"]] == [["better", "supports"]]
 
 
 def test_names_of_tables() -> None:
