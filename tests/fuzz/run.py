@@ -3,7 +3,7 @@
 Atheris (libFuzzer) mutates, guided by the branches of sidelight that an input reaches. A crash is written to
 ``crashes/`` in the current folder; copy it to the corpus of its target, and mend the parser.
 
-    python -m tests.fuzz.run --seconds 60 --jobs 2            # every target for a minute; .ci/run takes 5 s each
+    python -m tests.fuzz.run --seconds 60 --jobs 2            # every target for a minute; .ci/run takes 20 s each
     python -m tests.fuzz.run --seconds 3600 table nal         # two targets for an hour
 """
 
@@ -55,9 +55,8 @@ def report(name: str, seconds: int) -> bool:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds), "--in-this-process", folder]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    kept = re.search(r"corp: (\d+)", done.stderr.rpartition("#")[2])
-    executions, inputs = (match[1] if match else "?" for match in (count, kept))
+    patterns = (r"number_of_executed_units: (\d+)", r"corp: (\d+)")
+    executions, inputs = ((re.findall(pattern, done.stderr) or ["?"])[-1] for pattern in patterns)
     crashed = done.returncode != 0
     print(f"{name:<16}{time.monotonic() - start:>8.0f}{executions:>12}{inputs:>12}{int(crashed):>9}", flush=True)
     if crashed:
