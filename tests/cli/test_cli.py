@@ -20,7 +20,11 @@ from sidelight.cli.main import COMMANDS, main
 from sidelight.core.display import clock, sparkline
 from sidelight.core.grounding import Grounding
 from sidelight.export import plot as plotting
+from sidelight.features.store import FeatureStore
+from sidelight.models.decode.sdst import DecodeConfig
+from sidelight.models.registry import build_model
 from sidelight.recipes import recipe_file, recipe_names
+from sidelight.training.checkpoint import Checkpoint
 from sidelight.video.read import probe
 
 
@@ -303,6 +307,23 @@ def test_predict_and_evaluate(tiny_world: Path, tmp_path: Path, capsys: pytest.C
     assert main(["evaluate", str(out), annotations, "--json", str(tmp_path / "m.json")]) == 0
     brief = json.loads((tmp_path / "m.json").read_text())["brief"]
     assert f"{'MR-full-mAP':<28}{brief['MR-full-mAP']:>7.2f}" in capsys.readouterr().out
+
+
+def test_predict_from_features_of_weights_that_are_not_at_hand(
+    tiny_world: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"video_dim": 32, "text_dim": 32, "hidden": 16, "heads": 2, "moment_queries": 3, "roi_bins": 2}
+    Checkpoint(
+        model=build_model("sdst", sizes),
+        model_name="sdst",
+        model_config=sizes,
+        features=FeatureStore(tiny_store).spec,
+        decode=DecodeConfig(),
+    ).save_pretrained(tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--annotations", str(tiny_world / "annotations.jsonl")]
+    files = ["--features", str(tiny_store), "--out", str(tmp_path / "p.jsonl")]
+    assert main(["predict", *options, *files, "--device", "cpu"]) == 0
+    assert "wrote" in capsys.readouterr().out and (tmp_path / "p.jsonl").is_file()
 
 
 def test_evaluate_equals_the_published_numbers(shared: Path, tmp_path: Path) -> None:

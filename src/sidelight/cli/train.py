@@ -135,7 +135,7 @@ def predict(
     """
     import tempfile
 
-    from sidelight.backbones import LIMITED, default_weights
+    from sidelight.backbones import LIMITED, SpecMismatchError, default_weights
     from sidelight.data.annotations import read_annotations, write_submissions
     from sidelight.features.open import FeatureSource, open_features_for
     from sidelight.io.download import offline as without_network
@@ -175,7 +175,8 @@ def predict(
     write_submissions(out, submissions)
     print(f"wrote {count_of(len(submissions), 'prediction')} to {out}")
     if checkpoint.features.backbone in LIMITED:
-        _print_doubts(source.load_backbone(), rows, videos, model)
+        with contextlib.suppress(SpecMismatchError):  # other weights made the features, and their world is not known
+            _print_doubts(source.load_backbone(), rows, videos, model)
 
 
 def _predict_frames(

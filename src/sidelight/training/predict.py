@@ -169,7 +169,8 @@ def _windows_batch(features: VideoFeatures, texts: Sequence[HalfFeatures], first
     for i, text_KLD in enumerate(texts):
         text_KBLD[:, i, : text_KLD.shape[1]], text_mask_BL[i, : text_KLD.shape[1]] = text_KLD, True
     video_KBTD = np.stack([features.video_KTD[:, clip : clip + clips] for clip in first_clips], axis=1)
-    drop_pages(features.video_KTD)
+    for mapped in (features.video_KTD, texts[0]):  # all texts are often parts of one file
+        drop_pages(mapped)
     return Batch(
         video_KBTD=torch.from_numpy(video_KBTD),
         video_mask_BT=torch.ones(count, clips, dtype=torch.bool),
