@@ -4,11 +4,15 @@
     python benchmarks/pixel_pipeline.py --videos 60 --steps 20
     python benchmarks/pixel_pipeline.py --ground runs/shapes-scada/best
 
-The first table: decoding of all videos into an empty cache, by one process and by one for each processor; then one
+The first table: the same step with all queries of its videos at once, and query by query, each in a process of its
+own: CPU seconds, what the step adds to the memory of the process, and the loss and the norm of the gradient, which must
+be equal. In mode ``outer``, queries share the whole backbone; in mode ``both``, the blocks up to the first adapter.
+
+The second table: decoding of all videos into an empty cache, by one process and by one for each processor; then one
 reading of all frames from the full cache, without and with augmentation; for the frames of the miniature and for those
 of the recipes of Charades-STA. "cold" are files that the system was asked to drop from its memory; "warm" follows.
 
-The second table: steps of the recipe ``shapes-scada``, where the cache is empty (decoding included) and where it is
+The third table: steps of the recipe ``shapes-scada``, where the cache is empty (decoding included) and where it is
 full.
 
 ``--ground`` prints another table: CPU seconds of one call of ``Grounder.ground`` with the checkpoint, for one query and
@@ -19,6 +23,7 @@ minute. CPU time counts all threads, so that other work on the machine changes l
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -27,6 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,12 +41,13 @@ from sidelight.data.annotations import read_annotations
 from sidelight.features.frames import FrameCache, read_frames
 from sidelight.features.sources import find_videos
 from sidelight.grounder import Grounder, PixelGrounder
+from sidelight.io.runtime import peak_memory
 from sidelight.shapes.generate import make_world
 from sidelight.training.augment import AugmentConfig, augment
 from sidelight.training.data import open_data
 from sidelight.training.frames import frame_sampling
 from sidelight.training.loop import Trainer, make_fabric
-from sidelight.training.recipe import read_recipe
+from sidelight.training.recipe import Recipe, read_recipe
 from sidelight.video.workers import Sampling
 
 SAMPLINGS = {
@@ -93,11 +100,15 @@ def measure_cache(world: Path, folder: Path) -> None:
             print_row(f"read, {title}", time.perf_counter() - start, len(files), frames, size)
 
 
-def measure_steps(world: Path, folder: Path, steps: int) -> None:
-    recipe = read_recipe("shapes-scada", ["--train.accelerator=cpu"])
+def with_world(recipe: Recipe, world: Path, folder: Path) -> Recipe:
+    """Return a recipe that trains on the drawn videos, with a cache of frames in a folder."""
     annotations = str(world / "annotations.jsonl")
     data = {"train": annotations, "val": "", "train_videos": str(world / "videos"), "frames_cache": str(folder)}
-    recipe = replace(recipe, data=replace(recipe.data, **data))
+    return replace(recipe, data=replace(recipe.data, **data))
+
+
+def measure_steps(world: Path, folder: Path, steps: int) -> None:
+    recipe = with_world(read_recipe("shapes-scada", ["--train.accelerator=cpu"]), world, folder)
     print(f"\n{'shapes-scada':<40}{'steps':>6}{'seconds':>9}{'steps/s':>9}{'frames/s':>10}{'queries/s':>11}")
     for name in ("empty cache", "full cache"):
         start = time.perf_counter()
@@ -121,6 +132,40 @@ def measure_steps(world: Path, folder: Path, steps: int) -> None:
             queries = sum(map(len, batches))
             rates = f"{steps / seconds:>9.2f}{frames / seconds:>10.1f}{queries / seconds:>11.1f}"
             print(f"{title:<40}{steps:>6}{seconds:>9.1f}{rates}", flush=True)
+
+
+def first_step(recipe: Recipe) -> dict[str, float]:
+    """Take two first steps of a recipe in a process of their own, and return what the second one took and gave."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # memory that was freed may stay with a process
+        fabric = make_fabric(recipe.train)
+        trainer = Trainer(recipe, fabric, open_data(recipe, fabric, quiet=True), quiet=True)
+        indices = trainer.data.batches(0)[0]
+        before = peak_memory()
+        for _ in range(2):  # the first one warms up
+            start = time.process_time()
+            values = trainer.train_step(indices).values
+            seconds = time.process_time() - start
+        result = {"queries": len(indices), "seconds": seconds, "bytes": peak_memory() - before, **values}
+        os.write(writer, json.dumps(result).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    result = json.loads(os.read(reader, 10_000))
+    os.close(reader)
+    return cast(dict[str, float], result)
+
+
+def measure_queries(world: Path, folder: Path) -> None:
+    print(f"\n{'shapes-scada, one step':<40}{'queries':>8}{'CPU s':>8}{'MiB':>8}{'loss':>12}{'gradient':>12}")
+    for mode in ("outer", "both"):
+        for name, accumulate in (("all queries of a video at once", 0), ("query by query", 1)):
+            options = [f"--model.mode={mode}", f"--train.accumulate={accumulate}", "--train.accelerator=cpu"]
+            recipe = with_world(read_recipe("shapes-scada", options), world, folder)
+            got = first_step(recipe)
+            numbers = f"{got['queries']:>8}{got['seconds']:>8.2f}{got['bytes'] / 2**20:>8.0f}"
+            print(f"{mode + ', ' + name:<40}{numbers}{got['total']:>12.7f}{got['gradient_norm']:>12.6f}", flush=True)
 
 
 def cpu_seconds(run: Callable[[], object], repeats: int = 3) -> float:
@@ -171,5 +216,6 @@ if __name__ == "__main__":
         if options.ground:
             measure_grounding(world, options.ground, Path(temporary) / "features")
             sys.exit()
+        measure_queries(world, Path(temporary) / "steps-of-queries")  # first: a child begins with its parent's peak
         measure_cache(world, Path(temporary) / "frames")
         measure_steps(world, Path(temporary) / "steps", options.steps)
