@@ -199,6 +199,10 @@ def test_a_grounding_is_printed_as_a_table(moments: Any, shown: str) -> None:
 
 def test_a_grounding_in_a_notebook_holds_no_markup_of_others() -> None:
     result = grounding(query="<script>x</script>", video="a & b.mp4", notes=("<b>",), model="m")
+    assert str(result).endswith("0.10\n<b>") and str(grounding(notes=("no such word",))).endswith("\nno such word")
+    many = grounding(moments=tuple(Moment(0, 1, 1 - i / 20) for i in range(12)))
+    assert str(many).splitlines()[-1] == "and 2 more moments" and len(str(many).splitlines()) == 14
+    assert "and 2 more moments" in many._repr_html_() and "more moment" not in many.to_html()
     page = result._repr_html_()
     assert "<script" not in page and "&lt;script&gt;" in page and "a &amp; b.mp4" in page and "model m" in page
     assert page.count("<rect") == 2 and page.count("<tr>") == 3 and "<img" not in page

@@ -229,13 +229,17 @@ def test_half_precision_and_augmentation_train(write: Write) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_alike(write: Write) -> None:
-    """Train in two processes, whose parts of a step have different numbers of queries."""
-    recipe = write("two")
+    """Train in two processes, whose parts of a step have different numbers of queries; also with less memory."""
     options = ["--train.devices=2", "--train.batch_size=2", "--train.accumulate=7", "--train.epochs=2"]
-    command = [sys.executable, "-m", "sidelight", "train", str(recipe), *options]
-    subprocess.run(command, check=True, timeout=300)
-    rows = losses(read_recipe(recipe))
-    assert len(rows) == 2 and all(math.isfinite(row["total"]) for row in rows)
+    totals = []
+    for name, saving in (("two", []), ("saving", ["--memory.chunks_at_once=2", "--memory.checkpoint_blocks=1"])):
+        recipe = write(name)
+        subprocess.run(
+            [sys.executable, "-m", "sidelight", "train", str(recipe), *options, *saving], check=True, timeout=300
+        )
+        totals.append([row["total"] for row in losses(read_recipe(recipe))])
+    assert len(totals[0]) == 2 and all(map(math.isfinite, totals[0]))
+    assert totals[1] == pytest.approx(totals[0], rel=1e-5)
 
 
 def test_check_describes_the_run_and_writes_nothing(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sidelight import __version__
 from sidelight.core.display import as_html, as_text
+from sidelight.core.messages import count_of
 from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = "sidelight.grounding/1"
+_SHOWN = 10
+"""Moments that ``print`` and a notebook show."""
 
 
 @dataclass(frozen=True, slots=True)  # slots halve the memory of the answers to many queries
@@ -129,10 +132,15 @@ class Grounding:
         return self.moments[index]
 
     def __str__(self) -> str:
-        return self.to_text()
+        return "\n".join([self.to_text(top=_SHOWN), *self._left_out(_SHOWN), *self.notes])
 
     def _repr_html_(self) -> str:
-        return self.to_html(top=10)
+        return self.to_html(top=_SHOWN)
+
+    def _left_out(self, top: int | None) -> list[str]:
+        """Return a line that says how many moments are not among the first ones; none if all are."""
+        more = 0 if top is None else len(self.moments) - top
+        return [f"and {count_of(more, 'more moment')}"] if more > 0 else []
 
     def to_html(self, *, top: int | None = None, thumbnails: Sequence[bytes] = ()) -> str:
         """Return the query, the highlight curve and a table of the moments as HTML, as notebooks show them.
@@ -152,6 +160,7 @@ class Grounding:
             clip_seconds=self.timeline.clip_seconds,
             duration=self.timeline.duration,
             lines=[
+                *self._left_out(top),
                 *([self.video] if self.video else []),
                 *([f"model {self.model}"] if self.model else []),
                 *self.notes,
