@@ -227,8 +227,8 @@ _TABLES = (
     PaperTable("rates", _OWN, "learning rates", {}),
     PaperTable(
         "scada",
-        "SCADA (CVPR 2026, arXiv 2604.02860)",
-        "the part of the backbone that is trained, and the sentence in the adapters",
+        "SCADA (CVPR 2026)",
+        "what is trained, and the sentence in the adapters",
         {},
         note="the public text of the paper claims directions and prints no table; its numbers are of other data",
     ),

@@ -310,6 +310,15 @@ def _aligned(rows: Sequence[Sequence[str]], *, left: int, last_left: bool = Fals
     return lines
 
 
+def _against(tests: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Return the tests with an interval against the reference, turned round where the reference is the first."""
+    known = [dict(t) for t in tests if t["low"] is not None]
+    turned = [
+        {**t, "first": t["second"], "low": -t["high"], "high": -t["low"]} for t in known if t["first"] == reference
+    ]
+    return [t for t in known if t["second"] == reference] + turned
+
+
 def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
     """Draw how much variants and single runs differ from the reference, for each tested column; return the path.
 
@@ -322,7 +331,9 @@ def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
     rows = [row for row in table["rows"] if row["seeds"]]
     columns = list(dict.fromkeys(test["metric"] for test in table["tests"])) or table["columns"][:1]
     reference = next((row for row in rows if row["variant"] == table["reference"]), rows[0])
-    tests = {(t["first"], t["metric"]): t for t in table["tests"] if t["second"] == reference["variant"]}
+    intervals = {
+        (t["first"], t["metric"]): (t["low"], t["high"]) for t in _against(table["tests"], reference["variant"])
+    }
     figure = new_figure(2.2 + 3.4 * len(columns), 1.6 + 0.36 * len(rows))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
@@ -331,9 +342,9 @@ def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
             ours = row["ours"][column]
             count = len(ours["runs"])
             axes.plot([v - zero for v in ours["runs"]], [y + 0.25] * count, "o", color=NEITHER, ms=3, alpha=0.8)
-            test = tests.get((row["variant"], column))
-            if test is not None and test["low"] is not None:
-                axes.plot([test["low"], test["high"]], [y, y], color=FIRST, lw=1.8, solid_capstyle="round")
+            interval = intervals.get((row["variant"], column))
+            if interval is not None:
+                axes.plot(interval, [y, y], color=FIRST, lw=1.8, solid_capstyle="round")
             axes.plot(ours["mean"] - zero, y, "o", color=FIRST, ms=6)
             if row["paper"][column] is not None and printed is not None:
                 axes.plot(row["paper"][column] - printed, y, "D", mfc="none", mec=SECOND, ms=7)
@@ -352,5 +363,5 @@ def plot_report(table: Mapping[str, Any], path: str | Path) -> Path:
         Line2D([], [], mec=SECOND, mfc="none", marker="D", lw=0, label="paper"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.suptitle(f"{table['place']}: {table['title']}", fontsize=10)
+    figure.suptitle(f"{table['place']}: {table['title']}", fontsize=10, wrap=True)
     return save_figure(figure, path)

@@ -63,8 +63,9 @@ def test_the_claims_of_the_page_equal_the_results(name: str) -> None:
     assert len(rows) == len(tests)
     for test in tests:
         paper, ours, p, verdict = rows[test["first"], test["second"], test["metric"]]
+        claim = {1: "better", -1: "worse"}.get(test.get("claim"), "-")
         assert paper == (
-            "-" if test["paper"] is None else f"{test['paper']:+.2f}{'~' * bool(test['paper_within_spread'])}"
+            claim if test["paper"] is None else f"{test['paper']:+.2f}{'~' * bool(test['paper_within_spread'])}"
         )
         assert ours == f"{test['value']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}]"
         assert p == ("<0.0001" if test["p_adjusted"] < 0.0001 else f"{test['p_adjusted']:.4f}")
