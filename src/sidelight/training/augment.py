@@ -83,7 +83,7 @@ def augment(
     for number, chunk_FSS3 in enumerate(pixels_CFSS3):  # one at a time: as floats they take four times the space
         cut = chunk_FSS3[:, first_row : first_row + kept, first_column : first_column + kept]
         cut = cut[:, :, ::-1] if mirror else cut
-        x_F3SS = torch.from_numpy(np.ascontiguousarray(cut)).permute(0, 3, 1, 2).float()
+        x_F3SS = torch.from_numpy(cut.copy()).permute(0, 3, 1, 2).float()  # the cache is mapped for reading only
         if kept != side:
             x_F3SS = F.interpolate(x_F3SS, size=(side, side), mode="bilinear", align_corners=False)
         if config.jitter:
