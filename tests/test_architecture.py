@@ -58,8 +58,11 @@ HEAVY = (
 )
 
 
-METHODS = {("sidelight.core.grounding", "sidelight.export.formats")}
-"""Imports inside a method that people expect on a class of a lower package: ``Grounding.export``."""
+METHODS = {
+    ("sidelight.core.grounding", "sidelight.export.formats"),
+    ("sidelight.core.grounding", "sidelight.export.clips"),
+}
+"""Imports inside a method that people expect on a class of a lower package: ``Grounding.export`` and ``clips``."""
 
 
 def modules_of(source: Path, name: str = "sidelight") -> dict[str, Path]:

@@ -21,6 +21,8 @@ from sidelight.core.timeline import Timeline
 if TYPE_CHECKING:
     import pandas
 
+    from sidelight.export.clips import Clip
+
 FORMAT = "sidelight.grounding/1"
 _SHOWN = 10
 """Moments that ``print`` and a notebook show."""
@@ -216,6 +218,32 @@ class Grounding:
         """
         # By name, because the package export stands above this one; see METHODS in tests/test_architecture.py.
         import_module("sidelight.export.formats").export(self, path, format=format, video=video)
+
+    def clips(
+        self,
+        folder: str | Path,
+        *,
+        video: str | Path | None = None,
+        top: int | None = None,
+        padding: float = 0.0,
+        copy: bool = False,
+    ) -> list[Clip]:
+        """Cut the moments into video files, and return them in the order of time.
+
+        Args:
+            folder: where to write; made if missing. A file gets the same name each time.
+            video: the video file, where the grounding does not name it.
+            top: number of moments, best first; all unless given.
+            padding: seconds that are added before and after each moment, within the video.
+            copy: copy without encoding, from the last keyframe before each moment on.
+
+        Raises:
+            ValueError: see :func:`sidelight.export.clips.cut_clips`.
+            VideoError: if the video cannot be read.
+        """
+        cut = import_module("sidelight.export.clips").cut_clips
+        clips: list[Clip] = cut(self, folder, video=video, top=top, padding=padding, copy=copy)
+        return clips
 
     def at_least(self, score: float) -> Grounding:
         """Return the grounding without the moments that score less; if none is left, no moment fits the query.

@@ -9,9 +9,8 @@ from pathlib import Path
 from sidelight.core.grounding import Grounding
 from sidelight.core.messages import did_you_mean, no_such
 from sidelight.export import editors, lists
-from sidelight.export.source import Cut, Source, cuts_of, read_source
+from sidelight.export.source import Cut, cuts_of, sources_of
 from sidelight.io.files import write_text
-from sidelight.io.jsonl import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +148,7 @@ def as_text(
     if form.answers is not None:
         kept = [grounding if top is None else grounding.best(top) for grounding in groundings]
         return form.answers(kept), ()
-    sources: dict[str, Source] = {}
-    pairs = []
-    for grounding in groundings:
-        file = grounding.video if video is None else str(video)
-        if file is None:
-            raise ValueError(f"the answer about {shown(grounding.query)} names no video; give the file (--video FILE)")
-        if file not in sources:
-            sources[file] = read_source(file)
-        pairs.append((grounding, sources[file]))
+    pairs = sources_of(groundings, video)
     assert form.cuts is not None
-    notes = tuple(note for source in sources.values() for note in source.notes)
+    notes = tuple(dict.fromkeys(note for _, source in pairs for note in source.notes))
     return form.cuts(cuts_of(pairs, top=top, padding=padding), title), notes

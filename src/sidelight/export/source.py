@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 
 from sidelight.core.grounding import Grounding
 from sidelight.export.timecode import can_drop, end_frame, first_frame, frames_of, is_drop, standard_rate
+from sidelight.io.jsonl import shown
 from sidelight.video.opening import open_video
 from sidelight.video.read import VideoInfo, probe
 
@@ -42,6 +43,8 @@ class Source:
     """Channels of sound; 0 without sound."""
     sample_rate: int = 0
     """Samples of sound a second."""
+    even: bool = True
+    """Whether frames follow each other at the rate; if not, the rate is their average."""
     notes: tuple[str, ...] = ()
     """Sentences that matter to the export, such as a variable frame rate."""
 
@@ -62,6 +65,10 @@ class Cut:
     """The frame after the last one."""
     query: str
     score: float
+    span: tuple[float, float] = (0.0, 0.0)
+    """Start and end of the moment with its padding, in seconds of the video."""
+    model: str | None = None
+    """The model that answered."""
 
     @property
     def length(self) -> int:
@@ -103,6 +110,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         drop=drop,
         channels=channels,
         sample_rate=sample_rate,
+        even=not uneven,
         notes=notes,
     )
 
@@ -129,6 +137,31 @@ def _rate_of(info: VideoInfo, *, uneven: bool) -> tuple[Fraction, tuple[str, ...
     return rate, (f"{info.path} has a variable frame rate; {counted}",)
 
 
+def sources_of(
+    groundings: Iterable[Grounding], video: str | os.PathLike[str] | None = None
+) -> list[tuple[Grounding, Source]]:
+    """Return each answer with the source that it is about; each file is read once.
+
+    Args:
+        groundings: the answers.
+        video: the video file of all answers, where they do not name it.
+
+    Raises:
+        ValueError: if an answer names no video and none is given.
+        VideoError: if a file cannot be read as a video.
+    """
+    sources: dict[str, Source] = {}
+    pairs = []
+    for grounding in groundings:
+        file = grounding.video if video is None else os.fspath(video)
+        if file is None:
+            raise ValueError(f"the answer about {shown(grounding.query)} names no video; give the file (--video FILE)")
+        if file not in sources:
+            sources[file] = read_source(file)
+        pairs.append((grounding, sources[file]))
+    return pairs
+
+
 def cuts_of(
     groundings: Iterable[tuple[Grounding, Source]], *, top: int | None = None, padding: float = 0.0
 ) -> list[Cut]:
@@ -146,5 +179,16 @@ def cuts_of(
         for moment in grounding.moments if top is None else grounding.top(top):
             start = min(first_frame(moment.start - padding, source.rate), source.frames - 1)
             end = min(max(end_frame(moment.end + padding, source.rate), start + 1), source.frames)
-            cuts.append(Cut(source=source, start=start, end=end, query=grounding.query, score=moment.score))
+            span = (max(0.0, moment.start - padding), min(moment.end + padding, float(source.frames / source.rate)))
+            cuts.append(
+                Cut(
+                    source=source,
+                    start=start,
+                    end=end,
+                    span=span,
+                    score=moment.score,
+                    query=grounding.query,
+                    model=grounding.model,
+                )
+            )
     return sorted(cuts, key=lambda cut: (order[cut.source.path], cut.start, cut.end))
