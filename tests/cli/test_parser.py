@@ -55,6 +55,17 @@ def test_values(line: str, values: dict[str, Any]) -> None:
     assert vars(command_parser(command, "prog").parse_args(line.split())) == DEFAULTS | values
 
 
+@pytest.mark.parametrize("line", ["a --top 3", "a b --top 3", "a --top 3 b", "--top 3 a b"])
+def test_a_positional_argument_with_a_default_may_be_left_out(line: str) -> None:
+    def convert(source: str, out: str | None = None, *, top: int = 1) -> None:
+        """Convert."""
+
+    values = command_parser(convert, "prog").values(line.split())
+    assert (values["source"], values["out"], values["top"]) == ("a", "b" if "b" in line else None, 3)
+    with pytest.raises(ValueError, match=r"the following arguments are required: source"):
+        command_parser(convert, "prog").values([])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

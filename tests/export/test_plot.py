@@ -125,8 +125,8 @@ def test_ticks_are_few_and_inside(duration: float) -> None:
     assert ticks[-1] <= duration + 1e-6
 
 
-def page(duration: float) -> plot._Page:
-    return plot._Page(plot._new_figure()[0], duration, ["DejaVu Sans"])
+def page(duration: float) -> plot.Page:
+    return plot.Page(plot.new_page()[0], duration, ["DejaVu Sans"])
 
 
 @settings(max_examples=15, deadline=None)

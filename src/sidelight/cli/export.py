@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from sidelight.cli.films import Films, print_notes
 from sidelight.cli.parser import Option
-from sidelight.cli.shared import Count, ExportFormat, File, OutFile, Score, Seconds, require_range
+from sidelight.cli.shared import (
+    ClipsFolder,
+    Count,
+    ExportFormat,
+    File,
+    JoinFile,
+    OutFile,
+    ReportFile,
+    Score,
+    Seconds,
+    SheetFile,
+    require_range,
+)
 
 if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
@@ -17,33 +29,44 @@ if TYPE_CHECKING:
 
 def export(
     answers: File,
-    out: Annotated[str, Option("FILE", path="output file")],
+    out: Annotated[str | None, Option("FILE", path="output file")] = None,
     *,
     format: ExportFormat | None = None,
     video: File | None = None,
     top: Count | None = None,
     min_score: Score = 0.0,
     padding: Seconds = 0.0,
+    clips: ClipsFolder | None = None,
+    join: JoinFile | None = None,
+    copy: bool = False,
+    contact_sheet: SheetFile | None = None,
+    report: ReportFile | None = None,
 ) -> None:
-    """Write answers for another program: a table, subtitles, chapters, a cut list or a timeline.
+    """Write answers for another program, or cut the video: tables, subtitles, cut lists, timelines, clips, a report.
 
     Answers are the JSON of `sidelight ground --json`. The suffix of FILE chooses the format: .csv, .json, .srt, .vtt,
     .txt (chapters for YouTube), .otio, .edl, .fcpxml, .xml (Premiere Pro), .ffconcat or .sh (cuts with FFmpeg).
 
     Args:
-        answers: JSON file with one answer, or a list of answers.
-        out: file to write.
+        answers: JSON file with one answer, or a list of answers; or JSON lines (.jsonl).
+        out: file to write; not needed with --clips, --join, --contact-sheet or --report.
         video: the video file, if it has moved since the answer.
         top: moments of each answer, best first; all unless given.
         min_score: leave out moments with a lower score.
-        padding: seconds that cuts and timelines add before and after each moment.
+        padding: seconds that cuts, clips and timelines add before and after each moment.
+        copy: cut at keyframes without encoding; clips begin too early, and the true start of each is printed.
     """
     require_range(1, top=top)
-    require_range(0, min_score=min_score, padding=padding)
+    require_range(0, min_score=min_score)
+    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
+    if not (out or films):
+        raise ValueError("there is nothing to write; give a file, or --clips, --join, --contact-sheet or --report")
     if video is not None and not Path(video).is_file():
         raise ValueError(f"{video} does not exist; give the video that the answers are about")
     groundings = [grounding.at_least(min_score) for grounding in read_answers(answers)]
-    write_export(groundings, out, format=format, video=video, top=top, padding=padding)
+    if out:
+        write_export(groundings, out, format=format, video=video, top=top, padding=padding)
+    films.write(groundings, video=video, top=top)
 
 
 def read_answers(path: str) -> list[Grounding]:
@@ -58,7 +81,9 @@ def read_answers(path: str) -> list[Grounding]:
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist; expected the JSON that `sidelight ground --json` writes")
     try:
-        values = json.loads(read_text(path))
+        text = read_text(path)
+        is_lines = Path(path).suffix.lower() == ".jsonl"
+        values = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not valid JSON; give the JSON that `sidelight ground --json` writes") from None
     try:
@@ -82,6 +107,5 @@ def write_export(
     """Write an export and say so; arguments and errors as :func:`sidelight.export.formats.export`."""
     from sidelight.export.formats import export as write
 
-    for note in write(groundings, out, format=format, video=video, top=top, padding=padding):
-        print(f"sidelight: note: {note}", file=sys.stderr)
+    print_notes(write(groundings, out, format=format, video=video, top=top, padding=padding))
     print(f"wrote {out}")

@@ -9,19 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from sidelight.cli.films import Films
 from sidelight.cli.parser import Option
 from sidelight.cli.shared import (
     BackboneWeights,
+    ClipsFolder,
     Count,
     Device,
     ExportFile,
     ExportFormat,
     File,
+    JoinFile,
     JsonFile,
     Model,
     OutFolder,
     PlotFile,
+    ReportFile,
     Score,
+    Seconds,
+    SheetFile,
     report_to,
     require_package,
     require_plot,
@@ -48,6 +54,12 @@ def ground(
     plot: PlotFile | None = None,
     export: ExportFile | None = None,
     format: ExportFormat | None = None,
+    padding: Seconds = 0.0,
+    clips: ClipsFolder | None = None,
+    join: JoinFile | None = None,
+    copy: bool = False,
+    contact_sheet: SheetFile | None = None,
+    report: ReportFile | None = None,
     no_cache: bool = False,
     allow_playlists: bool = False,
 ) -> int:
@@ -71,6 +83,8 @@ def ground(
         plot: draw frames, highlight curve and moments.
         export: write the printed moments, if there are any, for another program (`sidelight export --help` lists the
             formats).
+        padding: seconds that --clips, --join and --export add before and after each moment, within the video.
+        copy: cut at keyframes without encoding; clips begin too early, and the true start of each is printed.
         no_cache: neither read nor keep the features of this video.
         allow_playlists: read a video that is a playlist (HLS, .m3u8) with an end and files in its own folder; allow it
             only for playlists that you trust.
@@ -80,12 +94,14 @@ def ground(
     from sidelight.features.sources import local_video
     from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
     from sidelight.io.download import offline as without_network
+    from sidelight.io.storage import is_address
     from sidelight.video import playlist
     from sidelight.video.read import probe
 
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
+    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
     if export:
         format_of(export, format)
     checked_queries(query)
@@ -96,20 +112,24 @@ def ground(
         )
     cache = None if no_cache else DEFAULT_CACHE
     allowing = playlist.allow_playlists(allow_playlists)
-    with without_network(offline), allowing, local_video(video) as file, report_to(json):
+    with without_network(offline), allowing, local_video(video) as file:
         probe(file)  # reports what is wrong with the file before the slow work begins
         grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
         answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
         groundings = [replace(grounding.at_least(min_score), video=video) for grounding in answers]
-        for grounding in groundings:
-            print_grounding(grounding, top=top)
-        print(f"answered by the model {grounder.name}; moments are its best guesses, also for what is never shown")
-        if plot:
-            draw(groundings, file, plot, top=top)
-            print(f"wrote {plot}")
-        if export and any(groundings):
-            write_export(groundings, export, format=format, video=str(file), top=top)
-    write_json(json, [grounding.to_dict() for grounding in groundings])
+        with report_to(json):
+            for grounding in groundings:
+                print_grounding(grounding, top=top)
+            print(f"answered by the model {grounder.name}; moments are its best guesses, also for what is never shown")
+            if plot:
+                draw(groundings, file, plot, top=top)
+                print(f"wrote {plot}")
+            if export and any(groundings):
+                write_export(groundings, export, format=format, video=str(file), top=top, padding=padding)
+        write_json(json, [grounding.to_dict() for grounding in groundings])
+        with report_to(json):
+            shown = films if any(groundings) else films.without_cuts()
+            shown.write(groundings, video=str(file), top=top, player=not is_address(video))
     return 0 if any(groundings) else 1
 
 

@@ -133,7 +133,7 @@ def _run(command: Command | Group, prog: str, arguments: Sequence[str]) -> int:
         from sidelight.cli.configured import run_configured
 
         return run_configured(command, prog, arguments)
-    values = vars(command_parser(command, prog).parse_args(arguments))
+    values = command_parser(command, prog).values(arguments)
     set_verbosity(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
     require_safe_paths(command, values)
     with option_names(values):

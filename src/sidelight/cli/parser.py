@@ -2,7 +2,8 @@
 
 Names, types and defaults come from the signature, help texts from the docstring:
 
-- A parameter before ``*`` is a positional argument. ``min_score`` after ``*`` is the option ``--min-score``.
+- A parameter before ``*`` is a positional argument; one with a default may be left out. ``min_score`` after ``*`` is
+  the option ``--min-score``.
 - ``bool`` is a flag. ``list[...]`` takes one or more values. ``Literal[...]`` takes one of its values.
 - ``Annotated[..., Option(...)]`` sets how help shows the value, and the help of options that several commands share.
   It also says whether the value is a path that the command reads or writes; ``require_safe_paths`` compares them.
@@ -21,7 +22,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -62,6 +63,20 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+
+    def values(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the value of each argument by its name.
+
+        Args:
+            arguments: what the user typed after the command.
+
+        Raises:
+            ValueError: for a user's mistake.
+        """
+        # argparse looks for a positional argument that may be left out only in one place, before the first option.
+        may_be_left_out = any(not action.option_strings and action.nargs == "?" for action in self._actions)
+        parse = self.parse_intermixed_args if may_be_left_out else self.parse_args
+        return vars(parse(arguments))
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with the message in plain words, and the command that explains the options."""
@@ -167,6 +182,8 @@ def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[st
         default = parameters[name].default
         if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
             settings.pop("metavar", None)  # argparse would name the argument by it in messages
+            if default is not inspect.Parameter.empty:
+                settings |= {"nargs": "?", "default": default}
             parser.add_argument(name, **settings)
             continue
         if default not in (inspect.Parameter.empty, None, False, ""):

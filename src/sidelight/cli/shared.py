@@ -49,6 +49,26 @@ ExportFormat = Annotated[
     Option("NAME", "format of the export, where the suffix of its file does not say it: the suffix's own format, or "
            "resolve (markers, EDL) or losslesscut (CSV)"),
 ]  # fmt: skip
+ClipsFolder = Annotated[
+    str,
+    Option(
+        "DIR",
+        "cut the moments into files in this folder: exactly, encoded again; a file of an earlier run that holds the "
+        "same clip is kept, and no other file is replaced",
+        "output folder",
+    ),
+]
+JoinFile = Annotated[
+    str,
+    Option("FILE.mp4", "make one film of the moments, in the order of time, each part once", "output file"),
+]
+SheetFile = Annotated[
+    str, Option("FILE.png", "draw a frame of each moment with its times (.png, .pdf, .svg or .jpg)", "output file")
+]
+ReportFile = Annotated[
+    str,
+    Option("FILE.html", "write a page that plays the moments in the video; it needs no network", "output file"),
+]
 PlotFile = Annotated[str, Option("FILE.png", "draw the results (.png, .pdf, .svg or .jpg)", "output file")]
 
 
@@ -75,8 +95,12 @@ def require_above_zero(**options: float | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
 
 
-def require_plot(path: str | None) -> None:
+def require_plot(path: str | None, *, option: str = "plot") -> None:
     """Check that a plot has a suffix that can be drawn.
+
+    Args:
+        path: the file.
+        option: the option that names it.
 
     Raises:
         ValueError: if not, or Matplotlib is missing.
@@ -84,7 +108,7 @@ def require_plot(path: str | None) -> None:
     from sidelight.export.plot import SUFFIXES
 
     if path and Path(path).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--plot must end in .png, .pdf, .svg or .jpg, got {path}")
+        raise ValueError(f"--{option} must end in .png, .pdf, .svg or .jpg, got {path}")
     if path:
         require_package("matplotlib", "plot", "plots need Matplotlib")
 

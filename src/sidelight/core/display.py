@@ -102,14 +102,21 @@ def as_html(
     if images:
         rows = [(image, *row) for image, row in zip(["frame", *images], rows, strict=True)]
     table = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    svg = _curve_svg(curve, moments, clip_seconds=clip_seconds, duration=duration)
+    svg = curve_svg(curve, moments, clip_seconds=clip_seconds, duration=duration)
     below = "".join(f"<p><small>{escape(line)}</small></p>" for line in lines)
     answer = f"<table>{table}</table>" if moments else f"<p>{NO_MOMENT}</p>"
     return f"<div><p><b>{escape(query)}</b></p>{svg}{answer}{below}</div>"
 
 
-def _curve_svg(curve: Sequence[float], moments: Sequence[Span], *, clip_seconds: float, duration: float) -> str:
-    """Return the highlight curve as SVG, in the text's colour, above a band for each moment."""
+def curve_svg(curve: Sequence[float], moments: Sequence[Span], *, clip_seconds: float, duration: float) -> str:
+    """Return the highlight curve as SVG, in the text's colour, above a band for each moment.
+
+    Args:
+        curve: a value per clip.
+        moments: start, end and score of each.
+        clip_seconds: length of a clip.
+        duration: seconds of the video.
+    """
     low, high = min(curve), max(curve)
     scale = (_HEIGHT - 4) / (high - low or 1.0)
     per_second = _WIDTH / duration
@@ -122,7 +129,8 @@ def _curve_svg(curve: Sequence[float], moments: Sequence[Span], *, clip_seconds:
     best = max((score for _, _, score in moments), default=1.0) or 1.0
     bands = "".join(
         f'<rect x="{start * per_second:.1f}" width="{max(1.0, (end - start) * per_second):.1f}" height="{_HEIGHT}" '
-        f'fill="#e8590c" opacity="{0.1 + 0.3 * max(0.0, score / best):.2f}">'
+        f'fill="#e8590c" opacity="{0.1 + 0.3 * max(0.0, score / best):.2f}" '
+        f'data-start="{start:.3f}" data-end="{end:.3f}">'
         f"<title>{clock(start)} - {clock(end)}, score {score:.2f}</title></rect>"
         for start, end, score in moments
     )

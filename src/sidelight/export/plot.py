@@ -114,15 +114,15 @@ def plot_groundings(
             if the path cannot be written; if Matplotlib is missing.
     """
     groundings = list(groundings)
-    target = _checked_target(path)
+    target = checked_target(path)
     duration = _checked_duration(groundings)
     spans = _checked_truth(truth, len(groundings), duration)
     strip = _checked_frames(frames or ())
     if top < 1:
         raise ValueError(f"top is how many moments to draw for each query, at least 1; got {top}")
-    figure, fonts = _new_figure()
+    figure, fonts = new_page()
 
-    page = _Page(figure, duration, fonts)
+    page = Page(figure, duration, fonts)
     panels = [page.panel(g, t, top, len(groundings)) for g, t in zip(groundings, spans, strict=True)]
     strip_height = _strip_height(strip, page.width) if strip else 0.0
     below_title = strip_height + STRIP_GAP if strip else 0.0
@@ -144,7 +144,7 @@ def plot_groundings(
         page.draw(panel, y, scale)
         y += panel.height
     page.time_axis(y - PANEL_GAP + 0.03)
-    return _save(figure, target)
+    return save_page(figure, target)
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class _Panel:
         return self.heading_height + self.curve_height + LANE_PAD + self.rows * LANE + PANEL_GAP
 
 
-class _Page:
-    """The figure, measured in inches from its upper left corner."""
+class Page:
+    """A figure of fixed width, measured in inches from its upper left corner."""
 
     def __init__(self, figure: Figure, duration: float, fonts: list[str]) -> None:
         self.figure = figure
@@ -438,7 +438,7 @@ def _strip(
     return strip, edges[1:-1]
 
 
-def _checked_target(path: str | os.PathLike[str]) -> Path:
+def checked_target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot draw to {str(target)!r}: its name must end in .png, .svg, .pdf or .jpg")
@@ -487,7 +487,7 @@ def _checked_frames(frames: Iterable[tuple[float, FrameImage]]) -> list[tuple[fl
     return checked
 
 
-def _new_figure() -> tuple[Figure, list[str]]:
+def new_page() -> tuple[Figure, list[str]]:
     """Return an empty figure, and the names of its fonts."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -501,7 +501,8 @@ def _new_figure() -> tuple[Figure, list[str]]:
     return figure, ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
 
 
-def _save(figure: Figure, target: Path) -> Path:
+def save_page(figure: Figure, target: Path) -> Path:
+    """Write a figure beside its target, then rename it; return the target."""
     with replacing(target) as beside, warnings.catch_warnings():
         # Letters that no installed font has become boxes. The plot is still useful.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

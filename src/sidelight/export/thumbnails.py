@@ -13,6 +13,9 @@ from sidelight.core.grounding import Grounding
 from sidelight.video.damage import VideoError
 from sidelight.video.read import frames_at, probe
 
+FrameImage = npt.NDArray[np.uint8]
+"""An RGB image (H, W, 3)."""
+
 
 def thumbnails(
     grounding: Grounding, video: str | Path | None = None, *, top: int | None = None, height: int = 144
@@ -29,6 +32,20 @@ def thumbnails(
         ValueError: if the grounding names no video and none is given.
         VideoError: if the video cannot be read.
     """
+    return [as_jpeg(image) for image in moment_frames(grounding, video, top=top, height=height)]
+
+
+def moment_frames(
+    grounding: Grounding, video: str | Path | None = None, *, top: int | None = None, height: int = 144
+) -> list[FrameImage]:
+    """Return the frame in the middle of each moment, best first, as RGB; arguments and errors as :func:`thumbnails`.
+
+    Args:
+        grounding: the answer.
+        video: the file.
+        top: number of moments.
+        height: of the frames, in pixels.
+    """
     if video is None and grounding.video is None:
         raise ValueError("the grounding does not say which video it is about; give the file")
     path = grounding.video if video is None else video
@@ -39,11 +56,11 @@ def thumbnails(
     seconds = [(moment.start + moment.end) / 2 for moment in moments]
     order = sorted(range(len(seconds)), key=seconds.__getitem__)
     frames = frames_at(path, [seconds[i] for i in order], size=size, on_damage=lambda message: None)
-    pictures = [as_jpeg(frame.image) for frame in frames]
-    if moments and not pictures:
+    images = [frame.image for frame in frames]
+    if moments and not images:
         raise VideoError(f"{path} has no frame that can be shown; expected the video that the grounding is about")
-    pictures += pictures[-1:] * (len(moments) - len(pictures))  # a file that breaks off ends with its last frame
-    return [pictures[order.index(i)] for i in range(len(moments))]
+    images += images[-1:] * (len(moments) - len(images))  # a file that breaks off ends with its last frame
+    return [images[order.index(i)] for i in range(len(moments))]
 
 
 def as_jpeg(image_HW3: npt.NDArray[np.uint8]) -> bytes:
