@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sidelight.io.jsonl import Line, read_json_lines, shown, write_json_lines
+from sidelight.io.jsonl import Line, append_json_lines, read_json_lines, shown, write_json_lines
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_shown() -> None:
     assert shown("a") == "'a'"
     assert shown([0] * 100) == f"{[0] * 100!r}"[:77] + "..."
+
+
+@pytest.mark.parametrize("before", [b"", b'{"a": 1}\n', b'{"a": 1}\n{"b', b'{"b', b"x" * 70_000, b"{}"])
+def test_lines_are_appended_after_the_last_whole_line(before: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    if before:
+        path.write_bytes(before)
+    append_json_lines(path, [{"c": 3}, {"d": "\u2028"}])
+    kept = b"{}\n" if before == b"{}" else before[: before.rfind(b"\n") + 1]
+    assert path.read_bytes() == kept + b'{"c": 3}\n{"d": "\\u2028"}\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sidelight.cli.films import Films, print_notes
 from sidelight.cli.parser import Option
@@ -42,7 +42,7 @@ def export(
     contact_sheet: SheetFile | None = None,
     report: ReportFile | None = None,
 ) -> None:
-    """Write answers for another program, or cut the video: tables, subtitles, cut lists, timelines, clips, a report.
+    """Write answers for another program, or cut clips, a film or a report from the video.
 
     Answers are the JSON of `sidelight ground --json`. The suffix of FILE chooses the format: .csv, .json, .srt, .vtt,
     .txt (chapters for YouTube), .otio, .edl, .fcpxml, .xml (Premiere Pro), .ffconcat or .sh (cuts with FFmpeg).
@@ -77,13 +77,18 @@ def read_answers(path: str) -> list[Grounding]:
     """
     from sidelight.core.grounding import Grounding
     from sidelight.io.files import read_text
+    from sidelight.io.jsonl import read_json_lines
 
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist; expected the JSON that `sidelight ground --json` writes")
+    values: Any
     try:
-        text = read_text(path)
-        is_lines = Path(path).suffix.lower() == ".jsonl"
-        values = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
+        try:
+            values = json.loads(read_text(path))
+        except ValueError:
+            if Path(path).suffix.lower() != ".jsonl":
+                raise
+            values = [line.values for line in read_json_lines(path)]
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not valid JSON; give the JSON that `sidelight ground --json` writes") from None
     try:

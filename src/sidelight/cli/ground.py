@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +40,7 @@ from sidelight.cli.shared import (
 
 if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
+    from sidelight.grounder import Grounder
 
 
 def ground(
@@ -63,24 +66,27 @@ def ground(
     no_cache: bool = False,
     allow_playlists: bool = False,
 ) -> int:
-    """Find moments in a video by a sentence.
+    """Find moments in a video, or in all videos of a folder, by a sentence.
 
     The default model answers about real videos. Its files (620 MB) are downloaded at the first use; what they are and
     where they go is printed before. `sidelight models` lists all models; --model shapes is small and needs no download,
     but knows drawn shapes only.
 
-    The exit code is 0 if a query has a moment, 1 if no query has one (see --min-score), 2 after a mistake.
+    The exit code is 0 if a query has a moment, 1 if no query has one (see --min-score), 2 after a mistake. In a folder,
+    broken videos are listed at the end, and the exit code is 2 only if no video could be read.
 
     Args:
-        video: video file of any length, or its address, such as https://host/video.mp4.
+        video: video file of any length, or its address, such as https://host/video.mp4; or several: a folder, a
+            pattern in quotes, such as "films/**/*.mp4", or a .txt list with a file per line.
         query: one or more sentences, each in quotes.
         offline: use no network, only what is on this machine.
         top: how many moments to print and to draw per query; the plot leaves out moments with less than a quarter of
             the best score, and JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
             calibrate` chooses this score).
-        json: write the groundings as JSON; - for standard output.
-        plot: draw frames, highlight curve and moments.
+        json: write the groundings as JSON; - for standard output. For several videos, a file that ends in .jsonl gets
+            the answers of each video at once, and a later run goes on where this one ended.
+        plot: draw frames, highlight curve and moments of one video.
         export: write the printed moments, if there are any, for another program (`sidelight export --help` lists the
             formats).
         padding: seconds that --clips, --join and --export add before and after each moment, within the video.
@@ -89,14 +95,12 @@ def ground(
         allow_playlists: read a video that is a playlist (HLS, .m3u8) with an end and files in its own folder; allow it
             only for playlists that you trust.
     """
-    from sidelight.cli.export import write_export
+    from sidelight.cli.folder import ground_folder
     from sidelight.export.formats import format_of
-    from sidelight.features.sources import local_video
-    from sidelight.grounder import DEFAULT_CACHE, Grounder, checked_queries
+    from sidelight.features.sources import holds_videos
+    from sidelight.grounder import DEFAULT_CACHE, Grounder
     from sidelight.io.download import offline as without_network
-    from sidelight.io.storage import is_address
-    from sidelight.video import playlist
-    from sidelight.video.read import probe
+    from sidelight.video.playlist import allow_playlists as allowing
 
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
@@ -104,17 +108,71 @@ def ground(
     films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
     if export:
         format_of(export, format)
-    checked_queries(query)
+    _check_queries(query)
+    cache = None if no_cache else DEFAULT_CACHE
+    load = partial(Grounder.from_pretrained, model, cache=cache, device=device, backbone_weights=backbone_weights)
+    several = holds_videos(video)
+    if several and plot:
+        raise ValueError(f"--plot draws one video, and {video} holds several; use --report or --contact-sheet")
+    answer = ground_folder if several else partial(_ground_file, plot=plot)
+    with without_network(offline), allowing(allow_playlists):
+        return answer(
+            video,
+            query,
+            load=load,
+            films=films,
+            top=top,
+            min_score=min_score,
+            json=json,
+            export=export,
+            format=format,
+            allow_playlists=allow_playlists,
+        )
+
+
+def _check_queries(query: Sequence[str]) -> None:
+    """Check the queries, and note on stderr what looks like one sentence without quotes.
+
+    Raises:
+        ValueError: if a query is empty, or is a file, as where a shell has replaced a pattern by its files.
+    """
+    from sidelight.grounder import checked_queries
+    from sidelight.io.files import VIDEO_SUFFIXES
+
+    checked_queries(list(query))
+    files = [sentence for sentence in query if Path(sentence).suffix.lower() in VIDEO_SUFFIXES]
+    if files := [name for name in files if os.path.isfile(name)]:
+        raise ValueError(f"{files[0]} is a file, not a sentence; for several videos, put the pattern into quotes")
     if len(query) > 1 and not any(" " in sentence.strip() for sentence in query):
         print(
             f'note: these are {len(query)} queries of one word each; for one sentence, use quotes: "{" ".join(query)}"',
             file=sys.stderr,
         )
-    cache = None if no_cache else DEFAULT_CACHE
-    allowing = playlist.allow_playlists(allow_playlists)
-    with without_network(offline), allowing, local_video(video) as file:
+
+
+def _ground_file(
+    video: str,
+    query: list[str],
+    *,
+    load: Callable[[], Grounder],
+    films: Films,
+    top: int,
+    min_score: float,
+    json: str | None,
+    plot: str | None,
+    export: str | None,
+    format: str | None,
+    allow_playlists: bool,
+) -> int:
+    """Ground one video, print and write its answers, and return the exit code."""
+    from sidelight.cli.export import write_export
+    from sidelight.features.sources import local_video
+    from sidelight.io.storage import is_address
+    from sidelight.video.read import probe
+
+    with local_video(video) as file:
         probe(file)  # reports what is wrong with the file before the slow work begins
-        grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
+        grounder = load()
         answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
         groundings = [replace(grounding.at_least(min_score), video=video) for grounding in answers]
         with report_to(json):
@@ -125,7 +183,7 @@ def ground(
                 draw(groundings, file, plot, top=top)
                 print(f"wrote {plot}")
             if export and any(groundings):
-                write_export(groundings, export, format=format, video=str(file), top=top, padding=padding)
+                write_export(groundings, export, format=format, video=str(file), top=top, padding=films.padding)
         write_json(json, [grounding.to_dict() for grounding in groundings])
         with report_to(json):
             shown = films if any(groundings) else films.without_cuts()

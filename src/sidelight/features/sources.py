@@ -49,7 +49,7 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
     """
     videos: dict[str, str | Path] = {}
     for source in sources:
-        for path in _files_of(source):
+        for path in video_files(source):
             vid = Path(name_of(path)).stem
             if vid in videos and str(videos[vid]) != str(path):
                 raise ValueError(
@@ -58,6 +58,32 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
                 )
             videos[vid] = path
     return videos
+
+
+def holds_videos(source: str | Path) -> bool:
+    """Check whether a source stands for several videos: a folder, a pattern or a ``.txt`` list, but no file.
+
+    Args:
+        source: as for :func:`video_files`. An address is a file unless it has a ``*`` or ends in a slash.
+    """
+    text = str(source)
+    if is_address(text):
+        return "*" in text or text.endswith("/")
+    if os.path.isfile(text):
+        return text.lower().endswith(".txt")
+    return os.path.isdir(text) or _is_pattern(text)
+
+
+def video_files(source: str | Path) -> list[str | Path]:
+    """Return the videos of one folder, file, pattern, list or address, as :func:`videos_of` finds them, without ids.
+
+    Args:
+        source: what a user names.
+
+    Raises:
+        ValueError: if it has no videos.
+    """
+    return list(dict.fromkeys(_files_of(source)))
 
 
 def chosen_videos(

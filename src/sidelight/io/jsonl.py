@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sidelight.io.files import replacing, utf8_lines
 
@@ -73,6 +74,41 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     """
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def append_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines at the end of a file, which is made if missing, and wait until they are on the disk.
+
+    A last line without a line feed, which a killed process left, is removed first.
+
+    Raises:
+        TypeError: if a row contains a value that JSON does not know.
+        OSError: if the file cannot be written.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(path, "ab+") as file:
+        end = _end_of_lines(file)
+        file.seek(end)
+        if _parse(0, tail := file.read()).problem or not tail:
+            file.truncate(end)
+        else:
+            text = f"\n{text}"  # the last line is whole
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Return the place after the last line feed of an open file."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        begin = max(0, end - 65536)
+        file.seek(begin)
+        place = file.read(end - begin).rfind(b"\n")
+        if place >= 0:
+            return begin + place + 1
+        end = begin
+    return 0
 
 
 def shown(value: object) -> str:
