@@ -33,6 +33,7 @@ from sidelight.grounder import OutsideWarning, default_cache
 from sidelight.io.cache import CacheWarning, set_feature_limit
 from sidelight.io.download import DownloadError
 from sidelight.io.storage import StorageError
+from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.decode.sdst import DecodeConfig
 from sidelight.models.registry import build_model
 from sidelight.training import predict
@@ -550,3 +551,68 @@ def test_a_query_that_no_model_can_read_is_refused_at_once(
     with pytest.raises(ValueError, match=r"a query has [\d,]+ characters, the limit is 10,000: '.*\.\.\.; shorten it"):
         grounder.ground(video, queries)
     assert time.perf_counter() - began < 5
+
+
+# summaries -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_picked_from_the_curve_of_the_topic(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path
+) -> None:
+    grounder = Grounder(checkpoint, backbone=backbone, device="cpu")
+    summary = grounder.summarize(video, topic="a red star spins", share=0.4)
+    answer = grounder.ground(video, "a red star spins")
+    np.testing.assert_allclose(summary.saliency, answer.saliency, atol=1e-4)
+    assert summary.query == "a red star spins" and summary.video == str(video) and summary.model == "sdst"
+    assert 0 < summary.seconds <= 0.4 * probe(video).duration
+    assert summary.picked_clips.mean() <= 0.4 and summary.features == answer.features
+    longer = grounder.summarize(video, topic="a red star spins", seconds=12)
+    assert 4 < longer.seconds <= 12
+
+
+def test_without_a_topic_a_summary_says_that_it_is_a_guess(
+    checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path
+) -> None:
+    grounder = Grounder(checkpoint, backbone=backbone, device="cpu", cache=None)
+    with pytest.warns(OutsideWarning, match="no topic was given, and sdst was trained to find"):
+        summary = grounder.summarize(video)
+    assert summary.query == "the highlights of the video"
+    assert any("is a guess; give a topic, or use a model of highlights" in note for note in summary.notes)
+
+
+def test_a_model_of_highlights_needs_no_topic(backbone: ShapesBackbone, video: Path) -> None:
+    config = {
+        "video_dim": 32, "text_dim": 32, "hidden": 32, "levels": len(backbone.spec.levels), "strides": (1,),
+        "endpoint_features": False, "boundary_head": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    checkpoint = Checkpoint(
+        model=build_model("r2-tuning", config).eval(),
+        model_name="r2-tuning",
+        model_config=config,
+        features=backbone.spec,
+        decode=R2DecodeConfig(nms="none", round_to=None),
+        window_clips=6,
+    )
+    grounder = Grounder(checkpoint, backbone=backbone, device="cpu", name="r2-tuning/tvsum-PK")
+    summary = grounder.summarize(video, seconds=6)
+    assert summary.query == "parkour" and summary.moments and summary.seconds <= 6
+    assert not any("is a guess" in note for note in summary.notes)
+    assert grounder.summarize(video, topic="a dog").query == "a dog"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "share must be above 0 and at most 1, got 0.0"),
+        ({"share": 1.5}, "share must be above 0 and at most 1, got 1.5"),
+        ({"seconds": 0}, "seconds must be above 0, got 0"),
+        ({"seconds": float("nan")}, "seconds must be above 0, got nan"),
+        ({"topic": " "}, "a query is empty"),
+    ],
+)
+def test_mistakes_of_summaries(
+    options: dict[str, Any], message: str, checkpoint: Checkpoint, backbone: ShapesBackbone, video: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grounder(checkpoint, backbone=backbone, device="cpu").summarize(video, **options)

@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+import numpy.typing as npt
+
 from sidelight.core.grounding import Grounding
 from sidelight.data.annotations import LONGEST_QUERY
 from sidelight.io.files import path_text
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from sidelight.backbones.protocol import Backbone
+    from sidelight.core.summary import Summary
     from sidelight.features.frames import VideoFrames
     from sidelight.features.store import HalfFeatures, VideoFeatures
     from sidelight.training.checkpoint import Checkpoint, PixelCheckpoint
@@ -189,6 +193,69 @@ class Grounder:
         answers = zip(groundings, doubts, strict=True)
         groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
+
+    def summarize(
+        self,
+        video: str | Path,
+        *,
+        topic: str | None = None,
+        share: float = 0.15,
+        seconds: float | None = None,
+        progress: bool = False,
+        allow_playlists: bool = False,
+    ) -> Summary:
+        """Return the best moments of a video without a question.
+
+        The video is cut into segments where its features change (kernel temporal segmentation). The summary is the
+        segments with the highest sum of scores that fit into the length (a knapsack). The scores are the highlight
+        curve of the model for the topic. A segment that is longer than the summary is cut into equal
+        parts, so that one shot can be summarized too.
+
+        Args:
+            video: as for :meth:`ground`.
+            topic: a sentence that says what matters; unless given, the subject of a model that was trained on the
+                highlights of one kind of video, and a neutral sentence for other models, with a warning that the
+                summary is a guess.
+            share: longest summary, as a share of the video.
+            seconds: longest summary in seconds, instead of the share; at least one clip is picked.
+            progress: as for :meth:`ground`.
+            allow_playlists: as for :meth:`ground`.
+
+        Raises:
+            VideoError: if the file cannot be read as a video.
+            ValueError: if the topic is empty, a length is out of range, or the model reads frames and makes no
+                features.
+            StorageError: if the file at an address cannot be fetched.
+        """
+        from sidelight.features.sources import local_video
+        from sidelight.metrics.summaries import summary_of
+        from sidelight.training.named import topic_of
+        from sidelight.video import playlist
+        from sidelight.video.damage import warn
+
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds must be above 0, got {seconds}")
+        sentence = topic_of(self.name) if topic is None else topic
+        (query,) = checked_queries(sentence)
+        name, text = path_text(video), self._encode([query])
+        with playlist.allow_playlists(allow_playlists), local_video(video) as file:
+            features, notes = self._read(file, progress=progress)
+            (doubts,) = self._doubts(file, [query])
+        if topic is None and self.checkpoint.model_config.get("boundary_head", True):
+            doubts.append(
+                f"no topic was given, and {self.name} was trained to find what a sentence describes: its summary for "
+                f"{query!r} is a guess; give a topic, or use a model of highlights (`sidelight models --all`)"
+            )
+        for note in notes:
+            warn(note)
+        for doubt in doubts:
+            warn(doubt, OutsideWarning)
+        (grounding,) = self._answer(features, text, [query], name)
+        vectors_TD = clip_vectors(features.cut_to(grounding.timeline))
+        grounding = replace(grounding, notes=(*notes, *doubts))
+        return summary_of(grounding, vectors_TD, share=share, seconds=seconds)
 
     def _encode(self, queries: Sequence[str]) -> Any:
         """Return what the model reads of sentences."""
@@ -364,6 +431,10 @@ class PixelGrounder(Grounder):
         self.pixels = checkpoint.to(self.device)
         self.name = name or checkpoint.model_name
 
+    def summarize(self, video: str | Path, **options: Any) -> Summary:
+        """Raise ValueError: there are no features."""
+        raise ValueError(f"{self.name} reads the frames of a video and makes no features; summarize by another model")
+
     def encode(self, queries: Sequence[str]) -> list[HalfFeatures]:
         """Raise ValueError: there are no features."""
         raise ValueError(f"{self.name} reads the frames of a video and makes no features; use ground")
@@ -423,6 +494,13 @@ class PixelGrounder(Grounder):
         limited = sentences if isinstance(sentences, LimitedBackbone) else None
         of_queries = [limited.query_doubt(query, self.name) if limited else None for query in queries]
         return [[doubt for doubt in (of_video, of_query) if doubt] for of_query in of_queries]
+
+
+def clip_vectors(features: VideoFeatures) -> npt.NDArray[np.float32]:
+    """Return one vector per clip, (T, D): the last level, and the mean of tokens where all were kept."""
+    video_TD = features.video_KTD[-1]
+    blocks = [video_TD[first : first + 256].astype(np.float32) for first in range(0, len(video_TD), 256)]
+    return np.concatenate([block.mean(axis=1) if block.ndim == 3 else block for block in blocks])
 
 
 def checked_queries(query: Any) -> list[str]:

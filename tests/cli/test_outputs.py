@@ -32,7 +32,7 @@ def commands() -> dict[str, Command]:
 
 def test_every_path_of_every_command_is_compared() -> None:
     outputs = ("out", "json", "plot", "clips", "join", "contact_sheet", "report")
-    no_paths = {"query", "benchmark", "backbone", "domain", "device", "run", "layout", "name", "size"}
+    no_paths = {"query", "topic", "benchmark", "backbone", "domain", "device", "run", "layout", "name", "size"}
     for name, command in commands().items():
         hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
         for parameter in inspect.signature(command).parameters:

@@ -32,6 +32,7 @@ _LOGGER = logging.getLogger("sidelight")
 
 COMMANDS: dict[str, str] = {
     "ground": "sidelight.cli.ground",
+    "summarize": "sidelight.cli.summarize",
     "demo": "sidelight.cli.ground",
     "export": "sidelight.cli.export",
     "train": "sidelight.cli.train",

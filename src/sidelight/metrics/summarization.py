@@ -71,7 +71,7 @@ def kernel_temporal_segmentation(
     features_TD = np.asarray(features_TD, dtype=np.float64)
     if features_TD.ndim != 2:
         raise ValueError(f"features must be a table, one row per clip; got shape {features_TD.shape}")
-    _check_finite("features", features_TD)
+    check_finite("features", features_TD)
     if most_segments is not None and most_segments < 1:
         raise ValueError(f"most_segments must be at least 1, or None for no limit, got {most_segments}")
     if not (math.isfinite(penalty) and penalty >= 0):
@@ -164,7 +164,7 @@ def knapsack(values_N: npt.ArrayLike, weights_N: npt.ArrayLike, capacity: int) -
         raise ValueError(
             f"expected one row of values and as many weights, got shapes {values_N.shape} and {weights.shape}"
         )
-    _check_finite("values", values_N)
+    check_finite("values", values_N)
     if weights.size and (weights.dtype.kind not in "iu" or weights.min() < 0):
         raise ValueError(
             f"weights must be whole numbers of at least 0, got {weights.dtype} from {weights.min()} to {weights.max()}"
@@ -196,26 +196,36 @@ def _knapsacks(values_RN: Floats, weights_N: Ints, capacity: int) -> Bools:
     return chosen_RN
 
 
-def summarize(saliency_T: npt.ArrayLike, segments: npt.ArrayLike, budget: float = BUDGET) -> Bools:
-    """Return the clips of the summary, (T,): the segments with the highest sum of mean saliencies within the budget.
+def summarize(
+    saliency_T: npt.ArrayLike,
+    segments: npt.ArrayLike,
+    budget: float = BUDGET,
+    *,
+    value: Literal["mean", "sum"] = "mean",
+) -> Bools:
+    """Return the clips of the summary, (T,): the segments with the highest sum of values within the budget.
 
     As in TVSum, the value of a segment is its mean saliency; its length only counts against the budget. So several
-    short segments win over one
-    long segment of the same mean. A segment whose mean is not above 0 is never taken: map a saliency that may be
-    negative to positive numbers first. The result depends on that map.
+    short segments win over one long segment of the same mean. With "sum", the value is the sum of its saliency, so a
+    summary is filled with the best clips that the segments allow. A segment whose value is not above 0 is never taken:
+    map a saliency that may be negative to positive numbers first. The result depends on that map.
 
     Args:
         saliency_T: one score per clip.
         segments: (S, 2) [start, end) in clips, from 0 to T without gaps, as ``segments_between`` returns them.
         budget: largest share of the clips in the summary, rounded down to whole clips.
+        value: of a segment: the mean of its saliency (benchmarks), or the sum.
 
     Raises:
-        ValueError: if saliency is not finite, the segments do not cover the video, or the budget is not a share.
+        ValueError: if saliency is not finite, value is neither of the two, the segments do not cover the video, or the
+            budget is not a share.
     """
     saliency_T = np.asarray(saliency_T, dtype=np.float64)
     if saliency_T.ndim != 1:
         raise ValueError(f"expected one saliency per clip in one row, got shape {saliency_T.shape}")
-    (summary_T,) = _summaries(saliency_T[None], segments, budget, name="saliency")
+    if value not in ("mean", "sum"):
+        raise ValueError(f"value must be 'mean' or 'sum', got {value!r}")
+    (summary_T,) = _summaries(saliency_T[None], segments, budget, name="saliency", mean=value == "mean")
     return np.asarray(summary_T)
 
 
@@ -230,9 +240,9 @@ def rater_summaries(raters_TR: npt.ArrayLike, segments: npt.ArrayLike, budget: f
     return _summaries(raters_TR.T, segments, budget, name="ratings")
 
 
-def _summaries(curves_RT: Floats, segments: npt.ArrayLike, budget: float, *, name: str) -> Bools:
+def _summaries(curves_RT: Floats, segments: npt.ArrayLike, budget: float, *, name: str, mean: bool = True) -> Bools:
     clips = curves_RT.shape[1]
-    _check_finite(name, curves_RT)
+    check_finite(name, curves_RT)
     starts_S, lengths_S = _starts_and_lengths(segments, clips)
     if not 0 <= budget <= 1:
         raise ValueError(f"budget must be a share of the video's clips, from 0 to 1, got {budget}")
@@ -240,7 +250,7 @@ def _summaries(curves_RT: Floats, segments: npt.ArrayLike, budget: float, *, nam
         return np.zeros(curves_RT.shape, dtype=bool)
     # 0.29 of 100 clips is 28.999999999999996, so round before rounding down.
     capacity = math.floor(round(budget * clips, 9))
-    values_RS = np.add.reduceat(curves_RT, starts_S, axis=1) / lengths_S
+    values_RS = np.add.reduceat(curves_RT, starts_S, axis=1) / (lengths_S if mean else 1)
     return np.repeat(_knapsacks(values_RS, lengths_S, capacity), lengths_S, axis=1)
 
 
@@ -377,11 +387,12 @@ def _check_curves(saliency_T: npt.ArrayLike, raters_TR: npt.ArrayLike) -> tuple[
             f"expected saliency of shape (clips,) and ratings of shape (clips, raters), at least one of each, "
             f"got {saliency_T.shape} and {raters_TR.shape}"
         )
-    _check_finite("saliency", saliency_T)
-    _check_finite("ratings", raters_TR)
+    check_finite("saliency", saliency_T)
+    check_finite("ratings", raters_TR)
     return saliency_T, raters_TR
 
 
-def _check_finite(name: str, values: Floats) -> None:
+def check_finite(name: str, values: Floats) -> None:
+    """Raise ValueError if a value is NaN or infinite; the message names what the values are."""
     if wrong := int((~np.isfinite(values)).sum()):
         raise ValueError(f"{name} must be finite numbers, got NaN or infinity in {wrong} of {values.size}")

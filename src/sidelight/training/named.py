@@ -32,6 +32,8 @@ DEFAULT_MODEL = "r2-tuning/qvhighlights"
 """The model that answers where no other is named."""
 ONLY_TO_TRY = "to only try sidelight out, --model shapes needs no download, but knows nothing except drawn shapes"
 """Clause of announcements and messages about downloads."""
+NEUTRAL_TOPIC = "the highlights of the video"
+"""The sentence for which a model that reads sentences summarizes a video, where the user gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class NamedModel:
     """Return the folder of a checkpoint that the user converted; raises ValueError that says how, if it is not here."""
     special: bool = False
     """Knows one kind of video only, and is listed only when all models are."""
+    topic: str = NEUTRAL_TOPIC
+    """The sentence for which the model summarizes a video, where the user gives none."""
 
     @property
     def downloads(self) -> tuple[Download, ...]:
@@ -143,6 +147,7 @@ def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
         make=partial(_make_r2_tuning, run),
         version=[asdict(published), published.features().to_dict()],
         special=bool(prefix),
+        topic=_TVSUM.get(domain, domain) if prefix else NEUTRAL_TOPIC,
     )
 
 
@@ -185,6 +190,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
         trained_on="the shapes world",
         backbone="shapes",
         languages="English, 102 words",
+        topic="something moves",
         licence="Apache-2.0",
     ),
     **{f"{FAMILY}/{run}": r2_tuning_model(run, published) for run, published in R2_TUNING.items()},
@@ -320,6 +326,15 @@ def find_model(name: str | Path) -> NamedModel | None:
     if "/" in name and family in families and not Path(name).is_dir():
         raise ValueError(no_such("model", name, [known for known in NAMED_MODELS if known.startswith(f"{family}/")]))
     return None
+
+
+def topic_of(name: str) -> str:
+    """Return the sentence for which a model summarizes a video, where the user gives none.
+
+    Args:
+        name: a model, by any name.
+    """
+    return NAMED_MODELS[name].topic if name in NAMED_MODELS else NEUTRAL_TOPIC
 
 
 def require_model(name: str) -> NamedModel:
