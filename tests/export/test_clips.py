@@ -301,3 +301,37 @@ def test_a_failure_leaves_no_file(films: Path, tmp_path: Path, monkeypatch: pyte
 def test_an_answer_cuts_itself(films: Path, tmp_path: Path) -> None:
     clips: list[Clip] = answer(films / "25.mp4", (1.0, 2.0, 0.9), (3.0, 4.0, 0.5)).clips(tmp_path, top=1)
     assert [clip.frames for clip in clips] == [25]
+
+
+@pytest.mark.parametrize(
+    "name", ["open.mp4", "vp9.webm", "mpeg4.avi", "h265.mkv", "stream.ts", "fragments.mp4", "late.mkv", "sound.webm"]
+)
+def test_every_format_is_cut_and_copied(name: str, tmp_path: Path) -> None:
+    source = tmp_path / name
+    encode(source, ENCODINGS[name], numbered)
+    duration = probe(source).duration
+    start, end = 0.37 * duration, 0.8 * duration
+    first, last = (number_of(frame.image) for frame in frames_at(source, [start + 1e-4, end - 1e-3]))
+    (exact,) = cut_clips(answer(source, (start, end, 0.9)), tmp_path / "exact")
+    assert [number_of(image) for _, image in decoded(exact.path)] == list(range(first, last + 1))
+    (copied,) = cut_clips(answer(source, (start, end, 0.9)), tmp_path / "copied", copy=True)
+    numbers = [number_of(image) for _, image in decoded(copied.path)]
+    shown = number_of(next(frames_at(source, [copied.start + 1e-3])).image)
+    assert numbers == list(range(shown, shown + copied.frames)) and shown <= first and numbers[-1] >= last
+
+
+def test_what_cannot_be_copied_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "small.gif"
+    with av.open(str(source), "w") as container:
+        stream: Any = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 65, 49, "rgb8"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(numbered(number), format="gray").reformat(65, 49, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="rgb8")))
+        container.mux(stream.encode(None))
+    (clip,) = cut_clips(answer(source, (0.5, 1.5, 0.9)), tmp_path / "exact")
+    assert [number_of(image) for _, image in decoded(clip.path)] == list(range(5, 15))
+    assert decoded(clip.path)[0][1].shape == (48, 64, 3)  # H.264 needs even sides
+    with pytest.raises(VideoError, match="gif cannot be copied into matroska; leave out --copy"):
+        cut_clips(answer(source, (0.5, 1.5, 0.9)), tmp_path / "copied", copy=True)
+    assert not os.listdir(tmp_path / "copied")

@@ -69,7 +69,9 @@ class Films:
             )
             print_clips(cut, copied=self.copy)
         if self.join:
-            notes = clips.join_clips(groundings, self.join, video=video, top=top, padding=self.padding, copy=self.copy)
+            notes = clips.join_clips(
+                groundings, self.join, video=video, top=top, padding=self.padding, copy=self.copy, progress=True
+            )
             print_notes(notes)
             print(f"wrote {self.join}")
         if self.contact_sheet:

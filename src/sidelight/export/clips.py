@@ -130,6 +130,7 @@ def join_clips(
     top: int | None = None,
     padding: float = 0.0,
     copy: bool = False,
+    progress: bool = False,
 ) -> tuple[str, ...]:
     """Make one film of all moments of answers, in the order of time, video by video.
 
@@ -143,6 +144,7 @@ def join_clips(
         top: moments of each answer, best first; all unless given.
         padding: seconds that are added before and after each moment, within the video.
         copy: copy without encoding; only for one video.
+        progress: show a bar on a terminal.
 
     Returns:
         Sentences that matter to the film, such as sizes that differ.
@@ -160,7 +162,7 @@ def join_clips(
     require_outputs({"join": path}, sources)
     if copy and len(sources) > 1:
         raise ValueError(f"a film of {len(sources)} videos must be encoded; leave out --copy")
-    return _write(Path(path), cuts, copy=copy).notes
+    return _write(Path(path), cuts, copy=copy, progress=progress).notes
 
 
 def film_suffix(path: str | Path) -> str:
@@ -254,8 +256,11 @@ def _is_kept(path: Path, comment: str) -> bool:
 # writing ------------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, cuts: Sequence[Cut], *, copy: bool) -> Written:
+def _write(path: Path, cuts: Sequence[Cut], *, copy: bool, progress: bool = False) -> Written:
     """Write cuts into one file; return the start of the first, the end of the last, all frames and notes."""
+    from tqdm import tqdm
+
+    hidden = None if progress else True
     look, notes = (None, ()) if copy else look_of(cuts)
     tags = {"title": "; ".join(dict.fromkeys(one_line(cut.query) for cut in cuts))[:500]}
     if len(cuts) == 1:
@@ -266,7 +271,8 @@ def _write(path: Path, cuts: Sequence[Cut], *, copy: bool) -> Written:
         container = _opened(beside, tags)
         with container:
             writer = CopyWriter(container) if look is None else FilmWriter(container, look)
-            parts = [writer.add(cut) for cut in cuts]
+            bar = tqdm(cuts, desc="joining", unit="moment", delay=2, leave=False, disable=hidden)
+            parts = [writer.add(cut) for cut in bar]
             writer.close()
     notes += tuple(note for part in parts for note in part.notes)
     return Written(parts[0].start, parts[-1].end, sum(part.frames for part in parts), tuple(dict.fromkeys(notes)))

@@ -66,7 +66,7 @@ class CopyWriter:
             sound: Any = container.streams.best("audio")
             streams: list[Any] = [video] if sound is None or sound.codec_context is None else [video, sound]
             if not self._streams:
-                self._streams = {s.index: self._container.add_stream_from_template(s, opaque=True) for s in streams}
+                self._streams = {stream.index: self._added(stream, path) for stream in streams}
             tick = Fraction(video.time_base or 1)
             start, stop = keyframe * tick, last * tick
             with suppress(FFmpegError):
@@ -95,6 +95,18 @@ class CopyWriter:
             raise VideoError(f"{path} has no keyframe that can be copied; leave out --copy")
         self._start += (film_end - keyframe) * tick
         return Written(float((keyframe - zero) * tick), float((film_end - zero) * tick), frames)
+
+    def _added(self, stream: Any, path: str) -> Any:
+        """Add a stream like one of the source.
+
+        Raises:
+            VideoError: if the format of the film cannot hold its codec.
+        """
+        try:
+            return self._container.add_stream_from_template(stream, opaque=True)
+        except ValueError:
+            codec, kind = stream.codec_context.codec.canonical_name, self._container.format.name
+            raise VideoError(f"{path}: {codec} cannot be copied into {kind}; leave out --copy") from None
 
     def _mux(self, packet: Packet[Any], start: Fraction) -> None:
         """Write a packet whose source begins at ``start`` seconds of its clock."""
