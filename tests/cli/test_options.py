@@ -56,8 +56,18 @@ class Line:
     """Options that do not go with the others, each with what it needs on a line of its own."""
 
 
-OUTPUTS = {"--out": ("FILE/x",), "--json": ("FILE/x",), "--plot": ("FILE/x.png", "NEW.txt")}
+OUTPUTS = {
+    "--out": ("FILE/x",),
+    "--json": ("FILE/x",),
+    "--plot": ("FILE/x.png", "NEW.txt"),
+    "--clips": ("FILE/x",),
+    "--join": ("FILE/x.mp4", "NEW.txt"),
+    "--contact-sheet": ("FILE/x.png", "NEW.txt"),
+    "--report": ("FILE/x.html", "NEW.txt"),
+}
 """Wrong values of outputs: a file in place of a folder."""
+FILMS = {"--clips": "NEW", "--join": "NEW.mp4", "--contact-sheet": "NEW.png", "--report": "NEW.html"}
+"""Right values of the outputs that people watch."""
 LINES: dict[str, Line] = {
     "ground": Line(
         "VIDEO 'a red star spins' --model shapes",
@@ -67,11 +77,26 @@ LINES: dict[str, Line] = {
             "--json": "NEW",
             "--plot": "NEW.png",
             "--export": "NEW.edl",
+            **FILMS,
         },
         {"--backbone-weights": ("FILE",), "--export": ("FILE/x.edl", "NEW.abc")},
         {"--format": "--format resolve --export NEW.edl"},
     ),
-    "export": Line("GROUNDINGS NEW.csv", {"--video": "VIDEO"}),
+    "summarize": Line(
+        "VIDEO --model shapes",
+        {
+            "--topic": "star",
+            "--share": "0.5",
+            "--backbone-weights": "SHAPES",
+            "--json": "NEW",
+            "--plot": "NEW.png",
+            "--export": "NEW.edl",
+            **FILMS,
+        },
+        {"--topic": ("''",), "--backbone-weights": ("FILE",), "--export": ("FILE/x.edl", "NEW.abc")},
+        {"--format": "--format resolve --export NEW.edl"},
+    ),
+    "export": Line("GROUNDINGS NEW.csv", {"--video": "VIDEO", "--min-score": "0.1", **FILMS}),
     "demo": Line("--out NEW", {"--model": "shapes"}),
     "predict": Line(
         "--annotations ROWS --videos VIDEOS --out NEW --model shapes",

@@ -89,6 +89,19 @@ CASES = {
         "--json a.json --plot a.png",
         old=("a.json", "a.png"),
     ),
+    "ground --clips": Case(  # of a folder
+        line="ground IN/videos star --model IN/model --backbone-weights IN/backbone --device cpu --top 1 "
+        "--json a.jsonl --clips clips --report r.html",
+        old=("r.html",),
+        varies=("a.jsonl",),  # it grows; the next run goes on
+        in_turn=True,
+    ),
+    "summarize": Case(
+        line="summarize IN/videos/VIDEO.mp4 --topic star --model IN/model --backbone-weights IN/backbone --device cpu "
+        "--json s.json --clips clips --join film.mp4 --contact-sheet sheet.png",
+        old=("s.json", "film.mp4", "sheet.png"),
+        in_turn=True,
+    ),
     "demo": Case(
         line="demo --out demo --device cpu",
         varies=("groundings.json", ".demo.json", "groundings.png"),
