@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from sidelight.core.options import check_types
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -101,6 +103,7 @@ class FeatureSpec:
     """D_t, width of the query features."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[-1] > -1:
             raise ValueError(
                 f"levels must be different negative numbers in ascending order, such as (-4, -3, -2, -1); "
@@ -131,7 +134,7 @@ class FeatureSpec:
         """Build a spec from the values of :meth:`to_dict`.
 
         Raises:
-            ValueError: for a missing or an unknown field.
+            ValueError: for a missing or an unknown field, or a value of another type.
         """
         names = {f.name for f in dataclasses.fields(cls)}
         if missing := names - set(values):
@@ -338,6 +341,9 @@ class FrameSpec:
     """Frames that are read of a second of video."""
     resize: Literal["stretch", "crop"]
     """stretch: scale both sides to the resolution; crop: scale the shorter side, then crop the middle."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def chunk_seconds(self) -> float:
