@@ -31,6 +31,7 @@ PACKAGES = (
     "metrics",  # groundings -> numbers
     "training",  # recipes -> checkpoints
     "grounder",  # a file and a sentence -> a grounding
+    "library",  # features of many videos -> hits
     "export",  # groundings -> files for people
     "cli",  # parse, call, print
     "__main__",
@@ -55,6 +56,8 @@ HEAVY = (
     "transformers",
     "fsspec",
     "ray",
+    "lancedb",
+    "pyarrow",
 )
 
 

@@ -153,8 +153,33 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
         ValueError: if sidelight has no such backbone, or ``weights`` is needed.
         SpecMismatchError: if the loaded backbone makes other features.
     """
-    options: dict[str, Any] = {"levels": spec.levels, "pooling": spec.pooling}
-    if spec.backbone != "shapes":  # its weights fix its clips; if the spec has others, the comparison below names them
+    options = {"levels": spec.levels, "pooling": spec.pooling, **_options_of(spec, weights)}
+    backbone = load_backbone(spec.backbone, **options)
+    spec.require(backbone.spec, what=f"features of the backbone {spec.backbone!r} at hand")
+    return backbone
+
+
+def joint_backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Backbone:
+    """Load the backbone of a spec with its joint embeddings: the same weights and clips, the pooling ``joint``.
+
+    Args:
+        spec: the spec of other features of this backbone.
+        weights: as for :func:`backbone_for`.
+
+    Raises:
+        ValueError: if sidelight has no such backbone, it has no joint embeddings, or ``weights`` is needed.
+    """
+    return load_backbone(spec.backbone, pooling="joint", **_options_of(spec, weights))
+
+
+def _options_of(spec: FeatureSpec, weights: str | Path | None) -> dict[str, Any]:
+    """Return the options of a backbone that a spec names, except levels and pooling.
+
+    Raises:
+        ValueError: if the backbone's weights must be given.
+    """
+    options: dict[str, Any] = {}
+    if spec.backbone != "shapes":  # its weights fix its clips; if the spec has others, a comparison names them
         options |= {"clip_seconds": spec.clip_seconds, "frames_per_clip": spec.frames_per_clip}
     if weights is not None:
         options["weights"] = weights
@@ -166,6 +191,4 @@ def backbone_for(spec: FeatureSpec, *, weights: str | Path | None = None) -> Bac
             f"the features were made by {spec.backbone} with weights of the digest {spec.weights}: give the hub id or "
             "the folder of these weights (--backbone-weights)"
         )
-    backbone = load_backbone(spec.backbone, **options)
-    spec.require(backbone.spec, what=f"features of the backbone {spec.backbone!r} at hand")
-    return backbone
+    return options

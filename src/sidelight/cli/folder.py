@@ -76,7 +76,7 @@ def ground_folder(
     from sidelight.features.sources import video_files
     from sidelight.io.storage import is_address
 
-    videos = [str(path) for path in video_files(source)]
+    videos = [str(path) for path in video_files([source])]
     if export and len(videos) > 1 and FORMATS[format_of(export, format)].one_video:
         raise ValueError(
             f"the format {format_of(export, format)} holds one video, and {source} has {len(videos)}; give --export "

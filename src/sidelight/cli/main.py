@@ -35,6 +35,8 @@ COMMANDS: dict[str, str] = {
     "summarize": "sidelight.cli.summarize",
     "demo": "sidelight.cli.ground",
     "export": "sidelight.cli.export",
+    "library": "sidelight.cli.library",
+    "search": "sidelight.cli.library",
     "train": "sidelight.cli.train",
     "predict": "sidelight.cli.train",
     "evaluate": "sidelight.cli.scores",

@@ -49,7 +49,7 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
     """
     videos: dict[str, str | Path] = {}
     for source in sources:
-        for path in video_files(source):
+        for path in video_files([source]):
             vid = Path(name_of(path)).stem
             if vid in videos and str(videos[vid]) != str(path):
                 raise ValueError(
@@ -74,16 +74,16 @@ def holds_videos(source: str | Path) -> bool:
     return os.path.isdir(text) or _is_pattern(text)
 
 
-def video_files(source: str | Path) -> list[str | Path]:
-    """Return the videos of one folder, file, pattern, list or address, as :func:`videos_of` finds them, without ids.
+def video_files(sources: Iterable[str | Path]) -> list[str | Path]:
+    """Return the video files in folders, patterns and lists, each once; two may have the same name.
 
     Args:
-        source: what a user names.
+        sources: as for :func:`videos_of`.
 
     Raises:
-        ValueError: if it has no videos.
+        ValueError: if a source has no videos.
     """
-    return list(dict.fromkeys(_files_of(source)))
+    return list(dict.fromkeys(path for source in sources for path in _files_of(source)))
 
 
 def chosen_videos(

@@ -97,6 +97,32 @@ def open_video(path: str, part: Part = _WHOLE) -> tuple[InputContainer, VideoStr
         raise
 
 
+def open_image(path: str) -> tuple[InputContainer, VideoStream]:
+    """Open a still image and return it with its stream.
+
+    Raises:
+        VideoError: if the file is no still image; one sentence says what to do.
+    """
+    expected = "expected an image such as JPEG or PNG"
+    if is_address(path) or not os.path.isfile(path):
+        raise VideoError(f"{path} is no file of this machine; {expected}, so check the path")
+    try:
+        container = _open(path, _WHOLE)
+    except OSError as error:
+        raise VideoError(f"{path} cannot be read ({error.strerror}); {expected} that you may read") from None
+    except FFmpegError:
+        raise VideoError(f"{path} is no image; {expected}, so check that a viewer shows it") from None
+    if not _is_still(container) or not container.streams.video:
+        container.close()
+        raise VideoError(f"{path} is no still image; {expected}, or name a moment of a video (FILE@START-END)")
+    return container, container.streams.video[0]
+
+
+def _is_still(container: InputContainer) -> bool:
+    kind, brand = container.format.name, container.metadata.get("major_brand", "").strip()
+    return kind in ("image2", "ico") or kind.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1")
+
+
 def _open(path: str, part: Part) -> InputContainer:
     """Open a file with FFmpeg, which may open no other file, or the files beside an allowed playlist."""
     settings = options_for_any_metadata(av.__version__)
@@ -111,11 +137,12 @@ def _open(path: str, part: Part) -> InputContainer:
 
 def _main_stream(container: InputContainer, path: str) -> VideoStream:
     """Return the stream that a player shows: no cover, no thumbnail, no still image."""
-    kind, brand = container.format.name, container.metadata.get("major_brand", "").strip()
-    if kind in ("image2", "ico") or kind.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1"):
+    if _is_still(container):
         raise VideoError(f"{path} is a still image; expected a video file, so give one with several frames")
     stills = Disposition.attached_pic | Disposition.timed_thumbnails
-    streams = [] if kind == "tty" else [s for s in container.streams.video if not s.disposition & stills]
+    streams = (
+        [] if container.format.name == "tty" else [s for s in container.streams.video if not s.disposition & stills]
+    )
     if not streams:
         content = "only audio" if container.streams.audio else "no video stream"
         raise VideoError(f"{path} holds {content}; expected a video file such as MP4, MKV or WebM, so check the path")

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
@@ -33,8 +34,9 @@ from sidelight.video.clock import Part, parts_of, state_of
 from sidelight.video.damage import VideoError, VideoWarning, warn
 from sidelight.video.decoder import DecodedFrame, Decoder
 from sidelight.video.hdr import HLG, PQ, to_sdr
+from sidelight.video.opening import open_image
 
-__all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe"]
+__all__ = ["Frame", "Resize", "VideoError", "VideoInfo", "VideoWarning", "frames_at", "probe", "read_image"]
 
 MOST_DAYS = 30
 """Days of the longest video that is read."""
@@ -208,13 +210,38 @@ def frames_at(
 
         def frames_of(part: Part, seconds: Sequence[float]) -> Iterator[Frame]:
             decoder = Decoder(path, threads, part)
-            return _frames(decoder, _RgbConverter(decoder, size, resize), seconds, report)
+            return _frames(decoder, _RgbConverter(decoder.first, decoder.stream, size, resize), seconds, report)
 
         lengths = [(part, info.duration) for part, info in recordings]
         return _noted(info.notes, report, _joined_frames(lengths, frames_of, wanted_seconds))
     decoder = Decoder(path, threads)  # opened here, not in the generator, so that a bad file is reported at once
-    frames = _frames(decoder, _RgbConverter(decoder, size, resize), wanted_seconds, report)
+    frames = _frames(decoder, _RgbConverter(decoder.first, decoder.stream, size, resize), wanted_seconds, report)
     return _noted(decoder.notes(), report, frames)
+
+
+def read_image(
+    path: str | os.PathLike[str], *, size: tuple[int, int], resize: Resize = "stretch"
+) -> npt.NDArray[np.uint8]:
+    """Return a still image as (H, W, 3) RGB.
+
+    Args:
+        path: the file: JPEG, PNG or another kind that FFmpeg reads.
+        size: (width, height) of the result.
+        resize: as for :func:`frames_at`.
+
+    Raises:
+        VideoError: if the file is no still image, or is damaged.
+    """
+    name = path_text(path)
+    container, stream = open_image(name)
+    with container:
+        try:
+            frame = next(container.decode(stream), None)
+        except FFmpegError:
+            frame = None
+        if frame is None:
+            raise VideoError(f"{name} is a damaged image; expected one that a viewer shows")
+        return _RgbConverter(frame, stream, size, resize).convert(frame)
 
 
 def _ascending(seconds: Sequence[float]) -> list[float]:
@@ -326,17 +353,17 @@ def _shown_frames(decoder: Decoder, wanted_seconds: Sequence[float]) -> Iterator
 class _RgbConverter:
     """Converts frames to upright RGB arrays of one size."""
 
-    def __init__(self, decoder: Decoder, size: tuple[int, int] | None, resize: Resize) -> None:
-        displayed = _displayed_size(decoder.first, decoder.stream)
+    def __init__(self, first: VideoFrame, stream: VideoStream, size: tuple[int, int] | None, resize: Resize) -> None:
+        displayed = _displayed_size(first, stream)
         self._size = self._scaled = size if size is not None else displayed
         if resize == "crop":
             scale = max(self._size[0] / displayed[0], self._size[1] / displayed[1])
             width, height = (round(length * scale) for length in displayed)
             self._scaled = max(self._size[0], width), max(self._size[1], height)
-        context = decoder.stream.codec_context
+        context = stream.codec_context
         self._transfer, self._primaries = context.color_trc, context.color_primaries
         self._scaler = VideoReformatter()  # keeps its tables from frame to frame
-        self._turns = _turn(decoder.first) != (False, False, False)
+        self._turns = _turn(first) != (False, False, False)
 
     def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""

@@ -1,0 +1,203 @@
+"""Measure the search of a library: its first stage on many embeddings, and both stages on videos.
+
+    python benchmarks/library.py --vectors 1000000
+    python benchmarks/library.py --videos 200
+
+--vectors: the embeddings are synthetic. 500 subjects have videos of 100 clips each; the cosine of two clips of one
+video is about 0.72, of two videos of one subject 0.26. Queries are a clip with noise in all directions: "like an image"
+has a cosine of 0.9 with its clip, "like a sentence" one of 0.35, since sentences lie far from all clips. Recall is the
+share of the 100 nearest clips, found by comparing all embeddings, that the index finds too.
+
+--videos: drawn videos of the shapes world, which the embedded model knows. A query is right if the best hit is a moment
+of a video in which the sentence is true, and its IoU with a true window is at least 0.5. A sentence may be true in
+several videos; the scripts of the videos say in which. "All videos" grounds every video of the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sidelight.core.messages import size_of
+from sidelight.core.spans import iou
+from sidelight.data.annotations import Annotation
+from sidelight.library import Library
+from sidelight.library.tables import INDEX_FROM, Tables
+from sidelight.shapes.generate import join_windows, make_world
+from sidelight.shapes.world import Scene, sample_scene
+
+Vectors = npt.NDArray[np.float32]
+CLIPS, SUBJECTS, NEAREST = 100, 500, 100
+SECONDS, SIDE = (20.0, 40.0), 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, help="search this many synthetic embeddings")
+    parser.add_argument("--width", type=int, default=512, help="width of the embeddings")
+    parser.add_argument("--videos", type=int, help="search this many drawn videos")
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--candidates", type=int, nargs="+", help="videos that the second stage reads")
+    parser.add_argument("--seed", type=int, default=4711)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("data/library"), help="folder for what is made")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.vectors:
+        first_stage(args.vectors, args.width, args.queries, args.out / f"vectors-{args.vectors}")
+    if args.videos:
+        both_stages(args.videos, args.seed, args.queries, args.candidates, args.out)
+
+
+# the first stage ----------------------------------------------------------------------------------------------------
+
+
+def first_stage(count: int, width: int, queries: int, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors_NE = synthetic_embeddings(rng, count, width)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    start = time.perf_counter()
+    tables = Tables(folder, width)
+    for number in range(0, len(vectors_NE) // CLIPS, CLIPS):  # 100 videos at once: writing is not measured here
+        block = vectors_NE[number * CLIPS : (number + CLIPS) * CLIPS]
+        tables.put_clips(number // CLIPS, block)
+    written = time.perf_counter() - start
+    start = time.perf_counter()
+    tables.finish()
+    built = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    raw = 4 * vectors_NE.size
+    print(f"{len(vectors_NE):,} synthetic embeddings of width {width}: written in {written:.0f} s, index ", end="")
+    print(f"{'built in' if len(vectors_NE) >= INDEX_FROM else 'not needed,'} {built:.0f} s")
+    print(f"size on disk {size_of(size)} (the embeddings alone {size_of(raw)})\n")
+    print(f"{'query':<16}{'p50 ms':>10}{'p95 ms':>10}{'exact ms':>10}{f'recall@{NEAREST}':>12}")
+    for name, cosine in (("like an image", 0.9), ("like a sentence", 0.35)):
+        clips = vectors_NE[rng.integers(0, len(vectors_NE), queries)].astype(np.float32)
+        noise = unit(rng.standard_normal((queries, width), np.float32))
+        queries_QE = unit(cosine * clips + (1 - cosine**2) ** 0.5 * noise)
+        times, exact_times, recalls = [], [], []
+        for number, query_E in enumerate(queries_QE):
+            start = time.perf_counter()
+            rows = tables.nearest(query_E, NEAREST)
+            times.append(1000 * (time.perf_counter() - start))
+            start = time.perf_counter()
+            truth = exact_nearest(vectors_NE, query_E)
+            exact_times.append(1000 * (time.perf_counter() - start))
+            hits = {(n, c) for n, c in zip(rows[0].tolist(), rows[1].tolist(), strict=True)}
+            recalls.append(len(hits & truth) / NEAREST)
+            if number == 4:  # a warm-up
+                times.clear()
+        p50, p95 = np.percentile(times, (50, 95))
+        print(f"{name:<16}{p50:>10.1f}{p95:>10.1f}{np.median(exact_times):>10.1f}{np.mean(recalls):>12.3f}")
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Return vectors of length 1."""
+    normal: Vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return normal
+
+
+def synthetic_embeddings(rng: np.random.Generator, count: int, width: int) -> npt.NDArray[np.float16]:
+    """Return (N, E): clips near their video, videos near their subject."""
+    videos = count // CLIPS
+    subjects = unit(rng.standard_normal((SUBJECTS, width), np.float32))
+    noise = unit(rng.standard_normal((videos, width), np.float32))
+    of_videos = unit(0.6 * subjects[rng.integers(0, SUBJECTS, videos)] + 0.8 * noise)
+    vectors_NE = np.empty((videos * CLIPS, width), np.float16)
+    for video, vector_E in enumerate(of_videos):
+        noise = unit(rng.standard_normal((CLIPS, width), np.float32))
+        vectors_NE[video * CLIPS : (video + 1) * CLIPS] = unit(0.85 * vector_E + 0.53 * noise)
+    return vectors_NE
+
+
+def exact_nearest(vectors_NE: npt.NDArray[np.float16], query_E: Vectors) -> set[tuple[int, int]]:
+    """Return (number, clip) of the nearest embeddings, by comparing all."""
+    block, parts = 50_000, []
+    for first in range(0, len(vectors_NE), block):
+        parts.append(vectors_NE[first : first + block].astype(np.float32) @ query_E)
+    similarity_N = np.concatenate(parts)
+    nearest = np.argpartition(-similarity_N, NEAREST)[:NEAREST]
+    per_row = CLIPS * CLIPS
+    return {(int(index) // per_row, int(index) % per_row) for index in nearest}
+
+
+# both stages --------------------------------------------------------------------------------------------------------
+
+
+def both_stages(videos: int, seed: int, queries: int, candidates: Sequence[int] | None, out: Path) -> None:
+    world = out / f"world-{seed}-{videos}"
+    annotations = make_world(world, videos=videos, seed=seed, split="test", seconds=SECONDS, side=SIDE, progress=True)
+    scenes = [sample_scene(seed=seed, index=i, split="test", seconds=SECONDS) for i in range(videos)]
+    library = Library.create(out / f"library-{seed}-{videos}", model="shapes", device="cpu")
+    start = time.perf_counter()
+    changes = library.add(world / "videos", progress=True)
+    if changes.failed:
+        raise SystemExit(f"these videos cannot be read: {changes.failed}")
+    seconds = library.status().seconds
+    if changes.added:
+        print(f"added {len(changes.added)} videos ({seconds / 60:.0f} minutes) in {time.perf_counter() - start:.0f} s")
+    chosen = np.random.default_rng(seed).permutation(len(annotations))[:queries]
+    asked = [annotations[int(index)] for index in chosen]
+    print(f"{videos} drawn videos (synthetic), {seconds / videos:.0f} s each on average, {len(asked)} queries\n")
+    print(f"{'':<22}{'R1@0.5':>8}{'R1@0.7':>8}{'right video':>13}{'ms a query':>12}{'times as fast':>15}")
+    library.search(asked[0].query)  # loads the model
+    every = measured(library, asked, scenes, candidates=videos)
+    show("all videos", every, every)
+    defaults: list[int | None] = [None, 4, 8, 32]
+    for number in candidates or defaults:
+        row = measured(library, asked, scenes, candidates=number)
+        show(f"{number} candidates" if number else "the default", row, every)
+        print(f"{'':<22}{every[0] - row[0]:>8.2f}{every[1] - row[1]:>8.2f}{every[2] - row[2]:>13.2f}  points lost")
+
+
+Row = tuple[float, float, float, float]
+
+
+def show(name: str, row: Row, every: Row) -> None:
+    print(f"{name:<22}{row[0]:>8.2f}{row[1]:>8.2f}{row[2]:>13.2f}{row[3]:>12.0f}{every[3] / row[3]:>15.1f}", flush=True)
+
+
+def measured(library: Library, asked: Sequence[Annotation], scenes: Sequence[Scene], *, candidates: int | None) -> Row:
+    """Return R1@0.5, R1@0.7 and the share of right videos in percent, and the median ms of a search."""
+    by_vid = {scene.vid: scene for scene in scenes}
+    right, times = [], []
+    for annotation in asked:
+        start = time.perf_counter()
+        result = library.search(annotation.query, candidates=candidates, top=1)
+        times.append(1000 * (time.perf_counter() - start))
+        if not result:
+            right.append((False, False, False))
+            continue
+        hit = result[0]
+        windows = true_windows(by_vid[Path(hit.video).stem], annotation)
+        best = max(
+            (float(iou(np.array([[hit.moment.start, hit.moment.end]]), np.array([w]))[0, 0]) for w in windows),
+            default=0.0,
+        )
+        right.append((best >= 0.5, best >= 0.7, bool(windows)))
+    r5, r7, video = 100 * np.mean(right, axis=0)
+    return float(r5), float(r7), float(video), float(np.median(times))
+
+
+def true_windows(scene: Scene, annotation: Annotation) -> list[tuple[float, float]]:
+    """Return the windows of a scene in which the sentence of an annotation is true."""
+    wanted = annotation.extra
+    return join_windows(
+        (event.start, event.end)
+        for event in scene.events
+        if event.action == wanted["action"]
+        and wanted["colour"] in (None, event.colour)
+        and wanted["shape"] in (None, event.shape)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,509 @@
+"""A folder with the features and embeddings of many videos, which answers queries about all of them.
+
+library.json     format, model, feature specs, where the videos come from
+features/        a feature store: one file per video, by the digest of its content
+tables/          LanceDB: the video files, and one embedding per clip
+failures.jsonl   the files that could not be read, each with the reason; absent if there are none
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidelight.core.options import is_finite_number
+from sidelight.features.store import FeatureStore
+from sidelight.grounder import Grounder, PixelGrounder
+from sidelight.io.files import LOCK, only_writer, path_text, sweep
+from sidelight.io.jsonl import read_json_lines, write_json_lines
+from sidelight.library.answers import Changes, SearchResult, Status, Where
+from sidelight.library.manifest import MANIFEST, Manifest
+from sidelight.library.places import absolute_sources, files_of, holds_files, is_within
+from sidelight.library.tables import Tables, VideoRow, require_lancedb
+
+if TYPE_CHECKING:
+    import torch
+
+    from sidelight.backbones.protocol import Backbone
+    from sidelight.library.search import Searcher
+
+FAILURES = "failures.jsonl"
+_WRITERS: set[str] = set()
+_WRITERS_LOCK = threading.Lock()
+"""Libraries that this process writes; the lock of a file excludes other processes only."""
+
+
+class Library:
+    """Videos that can be searched together: make one with :meth:`create`, open it with :meth:`open`.
+
+    Searches may run while another process adds videos; they see each video when it is complete.
+
+    Args:
+        folder: the library.
+        manifest: what it is.
+        model: the model that answers; the one of the library unless given.
+        device: where to compute; the best device here unless given.
+        backbone_weights: folder of the backbone's weights; those of the library unless given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        model: str | None = None,
+        device: str | torch.device | None = None,
+        backbone_weights: str | None = None,
+    ) -> None:
+        self.folder, self._manifest = folder, manifest
+        self._model, self._device = model or manifest.model, device
+        self._weights = backbone_weights or manifest.backbone_weights
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        backbone_weights: str | Path | None = None,
+    ) -> Library:
+        """Make a library without videos, or open the one in the folder.
+
+        Args:
+            folder: the library; made if need be.
+            model: as for :meth:`sidelight.Grounder.from_pretrained`; the default model unless given.
+            device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
+            backbone_weights: folder of the backbone's weights, where they do not come with the model.
+
+        Raises:
+            SpecMismatchError: if the library in the folder has features of another spec than the model reads.
+            ValueError: if LanceDB is missing, the model reads no features, or the folder holds something else.
+        """
+        require_lancedb()
+        folder = Path(os.path.abspath(folder))
+        if (folder / MANIFEST).exists():
+            return cls.open(folder, model=model, device=device, backbone_weights=backbone_weights)
+        if folder.exists() and (not folder.is_dir() or any(map(_is_of_others, folder.iterdir()))):
+            raise ValueError(f"{folder} exists and is no library; give a folder that is empty or does not exist yet")
+        grounder = Grounder.from_pretrained(model, cache=None, device=device, backbone_weights=backbone_weights)
+        _require_features(grounder)
+        weights = str(backbone_weights) if backbone_weights is not None else None
+        joint = _joint_of(grounder, weights)
+        name = os.path.abspath(grounder.name) if os.path.isdir(grounder.name) else grounder.name
+        manifest = Manifest(
+            model=name, backbone_weights=weights, features=grounder.checkpoint.features, joint=joint.spec
+        )
+        library = cls(folder, manifest, device=device)
+        library.__dict__.update(grounder=grounder, joint=joint)  # loaded already
+        with library._writing():
+            manifest.write(folder)  # first: the rest is made when it is needed, also after a kill
+        return library
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        backbone_weights: str | Path | None = None,
+    ) -> Library:
+        """Open a library.
+
+        Args:
+            folder: the library.
+            model: another model that reads the same features; the one of the library unless given.
+            device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
+            backbone_weights: folder of the backbone's weights, if it has moved.
+
+        Raises:
+            SpecMismatchError: if the library has features of another spec than the model reads.
+            ValueError: if LanceDB is missing, the folder is no library, or its format is of another version.
+        """
+        require_lancedb()
+        folder = Path(os.path.abspath(folder))
+        library = cls(
+            folder,
+            Manifest.read(folder),
+            model=str(model) if model is not None else None,
+            device=device,
+            backbone_weights=str(backbone_weights) if backbone_weights is not None else None,
+        )
+        if model is not None and str(model) != library._manifest.model:
+            library.grounder  # noqa: B018  # refuses a model of other features now, not at the first search
+        return library
+
+    # --- parts, each loaded when it is needed -------------------------------------------------------------------------
+
+    @cached_property
+    def grounder(self) -> Grounder:
+        """Return the model.
+
+        Raises:
+            SpecMismatchError: if it reads features of another spec than those of the library.
+        """
+        grounder = Grounder.from_pretrained(
+            self._model, cache=None, device=self._device, backbone_weights=self._weights
+        )
+        _require_features(grounder)
+        self._manifest.features.require(
+            grounder.checkpoint.features,
+            what=f"the features of the model {self._model}",
+            than=f"those in {self.folder}",
+        )
+        return grounder
+
+    @cached_property
+    def joint(self) -> Backbone:
+        """Return the backbone that makes joint embeddings.
+
+        Raises:
+            SpecMismatchError: if it makes other embeddings than those of the library.
+        """
+        joint = _joint_of(self.grounder, self._weights)
+        self._manifest.joint.require(joint.spec, what="the joint embeddings", than=f"those in {self.folder}")
+        return joint
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """Return the features."""
+        return FeatureStore.create(self.folder / "features", self._manifest.features)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Return the tables."""
+        return Tables(self.folder / "tables", self._manifest.joint.video_dim)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Refuse other writers, of this process and of others, inside the block."""
+        name = os.path.realpath(self.folder)
+        with _WRITERS_LOCK:
+            if name in _WRITERS:
+                raise ValueError(f"another thread writes into {self.folder} now; wait until it ends")
+            _WRITERS.add(name)
+        try:
+            with only_writer(self.folder, option="LIB"):
+                sweep(self.folder)
+                yield
+        finally:
+            with _WRITERS_LOCK:
+                _WRITERS.discard(name)
+
+    def _read_again(self) -> None:
+        """Read the manifest and the tables again: another process may have changed them."""
+        self._manifest = Manifest.read(self.folder)
+        self.tables.refresh()
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, videos: str | Path | Iterable[str | Path], *, workers: int | None = None, progress: bool = False
+    ) -> Changes:
+        """Add video files. A call that was interrupted goes on where it stopped; a broken file stops no other.
+
+        Args:
+            videos: folders (without those below), files, patterns such as ``films/**/*.mp4``, and ``.txt`` lists.
+            workers: processes that decode; by the number of processors unless given.
+            progress: show a bar.
+
+        Raises:
+            ValueError: if there are no such videos, or another process writes into the library.
+        """
+        sources = absolute_sources([videos] if isinstance(videos, (str, Path)) else videos)
+        files = files_of(sources)
+        with self._writing():
+            self._read_again()
+            excluded = [path for path in self._manifest.excluded if path not in set(files)]
+            self._remember(sources, excluded)
+            return self._bring_in(files, [], Changes(), workers=workers, progress=progress)
+
+    def update(
+        self, videos: Iterable[str | Path] = (), *, workers: int | None = None, progress: bool = False
+    ) -> Changes:
+        """Compare the library with its files: add new ones, read changed ones, follow moved ones, remove deleted ones.
+
+        A file counts as deleted if its folder still holds other files. If the folder is missing or empty, such as that
+        of a drive that is not connected, its videos stay.
+
+        Args:
+            videos: where to look too, such as a folder to which videos were moved.
+            workers: processes that decode; by the number of processors unless given.
+            progress: show a bar.
+
+        Raises:
+            ValueError: if there are no such videos, or another process writes into the library.
+        """
+        more = absolute_sources(videos)
+        changes = Changes()
+        with self._writing():
+            self._read_again()
+            files = files_of(more)
+            self._remember(more, [path for path in self._manifest.excluded if path not in set(files)])
+            for source in self._manifest.sources:
+                try:
+                    files += files_of([source])
+                except ValueError as error:
+                    changes.problems.append(str(error))
+            rows = self.tables.videos()
+            files += [row.path for row in rows if os.path.lexists(row.path)]
+            files = [path for path in dict.fromkeys(files) if path not in self._manifest.excluded]
+            missing = [row for row in rows if not os.path.lexists(row.path)]
+            changes.out_of_reach = [row.path for row in missing if not holds_files(os.path.dirname(row.path))]
+            gone = [row.path for row in missing if row.path not in set(changes.out_of_reach)]
+            return self._bring_in(files, gone, changes, workers=workers, progress=progress)
+
+    def _bring_in(
+        self, files: Sequence[str], gone: Sequence[str], changes: Changes, *, workers: int | None, progress: bool
+    ) -> Changes:
+        """Read files, then remove the rows of files that are gone and were not found elsewhere."""
+        from tqdm import tqdm
+
+        from sidelight.features.extract import workers_for
+        from sidelight.library.bring_in import BringIn
+
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {workers}")
+        backbones = list(dict.fromkeys([self.grounder.backbone, self.joint]))
+        workers = workers_for(self.joint) if workers is None else workers
+        run = BringIn(self.store, self.tables, backbones, changes, model=self._model, workers=workers)
+        shown = None if progress else True
+        try:
+            with tqdm(total=len(files), unit="video", desc="adding", disable=shown) as bar:
+                for _ in run.run(files):
+                    bar.update()
+            rows = [row for row in run.rows if row.path in set(gone)]
+            run.drop(rows)
+            changes.removed += [row.path for row in rows]
+            places = {row.path for row in run.rows}
+            changes.out_of_reach = [path for path in changes.out_of_reach if path in places]
+            run.drop_unknown_features()
+        finally:
+            self._write_failures(changes)
+            self.tables.finish()
+        return changes
+
+    def remove(self, videos: str | Path | Iterable[str | Path]) -> list[str]:
+        """Remove videos, and return their files. An update does not add them again; :meth:`add` does.
+
+        Args:
+            videos: files, or folders with all that is in and below them; they need not exist any more.
+
+        Raises:
+            ValueError: if one of them is not in the library, or another process writes into the library.
+        """
+        places = [os.path.abspath(path_text(v)) for v in ([videos] if isinstance(videos, (str, Path)) else videos)]
+        with self._writing():
+            self._read_again()
+            rows = self.tables.videos()
+            chosen: list[VideoRow] = []
+            for place in places:
+                inside = [row for row in rows if is_within(row.path, place)]
+                if not inside:
+                    raise ValueError(
+                        f"{place} is not in the library {self.folder}; `sidelight library status --files` "
+                        "lists its files"
+                    )
+                chosen += [row for row in inside if row not in chosen]
+            removed = [row.path for row in chosen]
+            sources = [source for source in self._manifest.sources if source not in places]
+            excluded = dict.fromkeys([*self._manifest.excluded, *removed])
+            self._manifest = replace(self._manifest, sources=tuple(sources), excluded=tuple(excluded))
+            self._manifest.write(self.folder)
+            kept_numbers = {row.number for row in rows if row not in chosen}
+            self.tables.drop_videos([row.id for row in chosen])
+            gone = {row.number: row.key for row in chosen if row.number not in kept_numbers}
+            self.tables.drop_clips(gone)
+            for key in gone.values():
+                self.store.video_file(key).unlink(missing_ok=True)
+            self.tables.finish()
+        return removed
+
+    def _remember(self, sources: Sequence[str], excluded: Sequence[str]) -> None:
+        """Write the sources, with new ones, and the excluded files, if they changed."""
+        all_sources = tuple(dict.fromkeys([*self._manifest.sources, *sources]))
+        manifest = replace(self._manifest, sources=all_sources, excluded=tuple(excluded))
+        if manifest != self._manifest:
+            self._manifest = manifest
+            manifest.write(self.folder)
+
+    def failures(self) -> dict[str, str]:
+        """Return the files that could not be read, with the reasons.
+
+        Raises:
+            ValueError: if the list is damaged.
+        """
+        path = self.folder / FAILURES
+        if not path.is_file():
+            return {}
+        return {str(line.values.get("file")): str(line.values.get("reason")) for line in read_json_lines(path)}
+
+    def _write_failures(self, changes: Changes) -> None:
+        """Write the failures of this run, and keep earlier ones of files that are still missing in the library."""
+        known = {row.path for row in self.tables.videos()}
+        earlier = {path: why for path, why in self.failures().items() if path not in known and os.path.lexists(path)}
+        failures = {**earlier, **changes.failed}
+        if failures or (self.folder / FAILURES).exists():
+            rows = ({"file": path, "reason": reason} for path, reason in sorted(failures.items()))
+            write_json_lines(self.folder / FAILURES, rows)
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def files(self) -> list[VideoRow]:
+        """Return a row for each file of the library, sorted by path."""
+        self.tables.refresh()
+        return self.tables.videos()
+
+    def status(self) -> Status:
+        """Return facts about the library."""
+        rows = self.files()
+        contents = {row.number: row for row in rows}
+        sizes = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return Status(
+            model=self._manifest.model,
+            files=len(rows),
+            videos=len(contents),
+            clips=sum(row.clips for row in contents.values()),
+            seconds=sum(row.duration for row in contents.values()),
+            bytes=sum(sizes),
+            indexed=self.tables.is_indexed(),
+            sources=self._manifest.sources,
+            missing=tuple(row.path for row in rows if not os.path.isfile(row.path)),
+            failed=self.failures(),
+        )
+
+    def verify(self) -> dict[str, str]:
+        """Read the whole library and compare it with what was written; the video files are not decoded.
+
+        Returns:
+            Place -> fault; empty if the library is faultless.
+
+        Raises:
+            ValueError: if a table cannot be read at all.
+        """
+        from sidelight.library.verify import faults_of
+
+        return faults_of(self.files(), self.store, self.tables)
+
+    # --- search -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        from sidelight.library.search import Searcher
+
+        return Searcher(self.grounder, self.joint, self.store, self.tables)
+
+    def search(
+        self,
+        query: str,
+        *,
+        top: int = 10,
+        min_score: float = 0.0,
+        where: Where | None = None,
+        candidates: int | None = None,
+    ) -> SearchResult:
+        """Find the moments of all videos in which a sentence is true.
+
+        Args:
+            query: the sentence.
+            top: most hits.
+            min_score: leave out moments with a lower score; if none is left, the answer is "no such moment".
+            where: which videos to search; all unless given.
+            candidates: videos that the model reads, the nearest ones by their embeddings; a number that grows with
+                ``top`` unless given.
+
+        Raises:
+            ValueError: if the query is empty, or a number is out of its range.
+        """
+        return self._searcher.by_sentence(query, self._choose(top, min_score, where, candidates))
+
+    def search_image(
+        self,
+        image: str | Path,
+        *,
+        top: int = 10,
+        min_score: float = 0.0,
+        where: Where | None = None,
+        candidates: int | None = None,
+    ) -> SearchResult:
+        """Find the moments of all videos that look like an image; its embedding takes the place of a sentence's.
+
+        Args:
+            image: the file.
+            top: as for :meth:`search`; so are the other arguments.
+            min_score: as for :meth:`search`; scores of images are higher than those of sentences.
+            where: as for :meth:`search`.
+            candidates: as for :meth:`search`.
+
+        Raises:
+            VideoError: if the file is no still image.
+        """
+        return self._searcher.by_image(path_text(image), self._choose(top, min_score, where, candidates))
+
+    def search_like(
+        self,
+        video: str | Path,
+        start: float,
+        end: float,
+        *,
+        top: int = 10,
+        min_score: float = 0.0,
+        where: Where | None = None,
+        candidates: int | None = None,
+    ) -> SearchResult:
+        """Find moments that look like a moment of a video; the moment itself is left out.
+
+        Args:
+            video: a file of the library, or another one, which is read first.
+            start: first second of the moment.
+            end: last second of the moment.
+            top: as for :meth:`search`; so are the other arguments.
+            min_score: as for :meth:`search`; scores of moments are higher than those of sentences.
+            where: as for :meth:`search`.
+            candidates: as for :meth:`search`.
+
+        Raises:
+            ValueError: if the moment is not within the video.
+            VideoError: if the file cannot be read as a video.
+        """
+        if not is_finite_number(start) or not is_finite_number(end) or not 0 <= start < end:
+            raise ValueError(f"a moment needs 0 <= start < end in seconds, got {start} and {end}")
+        limits = self._choose(top, min_score, where, candidates)
+        return self._searcher.by_moment(path_text(video), float(start), float(end), limits)
+
+    def _choose(self, top: int, min_score: float, where: Where | None, candidates: int | None) -> Any:
+        from sidelight.library.search import Limits
+
+        limits = Limits(top=top, min_score=min_score, candidates=candidates)  # checks the numbers first
+        rows = self.files()
+        return replace(limits, all_rows=tuple(rows), rows=tuple(row for row in rows if (where or Where()).allows(row)))
+
+
+def _require_features(grounder: Grounder) -> None:
+    """Raise ValueError for a model that reads frames."""
+    if isinstance(grounder, PixelGrounder):
+        raise ValueError(
+            f"{grounder.name} reads the frames of videos, and a library keeps features; choose another model"
+        )
+
+
+def _joint_of(grounder: Grounder, weights: str | None) -> Backbone:
+    """Return the backbone of a model with joint embeddings: the model's own if it reads them."""
+    from sidelight.backbones import joint_backbone_for
+
+    spec = grounder.checkpoint.features
+    if spec.pooling == "joint":
+        return grounder.backbone
+    return joint_backbone_for(spec, weights=weights).to(grounder.device)
+
+
+def _is_of_others(path: Path) -> bool:
+    """Check whether a file is none that a killed process leaves in a new library."""
+    return path.name != LOCK and not (path.name.startswith(f".{Path(MANIFEST).stem}.") and ".partial" in path.name)

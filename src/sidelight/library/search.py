@@ -1,0 +1,234 @@
+"""Search a library in two stages: embeddings find candidates, then the model grounds the candidates' videos.
+
+Stage 1 compares the query's embedding with those of all clips. A video is as near as its nearest clip. Stage 2 reads
+the features of the nearest videos from the store and answers as for a single video, so its scores mean the same in
+every video. Images and moments have an embedding but no sentence: there, grounding without training reads the
+similarity of the query to each clip.
+
+Legend: T clips of a video, E width of the joint space, K levels, F frames of a clip, S side of a frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sidelight.backbones.protocol import Backbone, LimitedBackbone
+from sidelight.core import spans
+from sidelight.core.grounding import Grounding, Moment
+from sidelight.core.options import is_finite_number
+from sidelight.core.timeline import Timeline
+from sidelight.features.extract import encode_each, encode_video_file
+from sidelight.features.sources import content_digest
+from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
+from sidelight.grounder import Grounder, OutsideWarning, checked_queries
+from sidelight.library.answers import Hit, SearchResult
+from sidelight.library.tables import Tables, VideoRow
+from sidelight.video.damage import warn
+
+Vector = npt.NDArray[np.float32]
+FEWEST_CANDIDATES = 16
+"""Videos that the model reads for a few hits."""
+_CLIPS_PER_CANDIDATE = 50
+"""Clips that stage 1 asks for, per candidate, at the first time."""
+_MOST_CLIPS = 100_000
+"""Most clips that stage 1 asks for; then the videos among them are all candidates."""
+_SAME_MOMENT = 0.5
+"""IoU above which two moments of one video are the same hit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Which hits a search returns, and which videos it reads.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    top: int
+    """Most hits."""
+    min_score: float
+    """Lowest score of a hit."""
+    candidates: int | None
+    """Videos that the model reads; by ``top`` unless given."""
+    rows: tuple[VideoRow, ...] = ()
+    """Files to search."""
+    all_rows: tuple[VideoRow, ...] = ()
+    """All files of the library."""
+
+    def __post_init__(self) -> None:
+        for name in ("top", "candidates"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not is_finite_number(self.min_score) or self.min_score < 0:
+            raise ValueError(f"min_score must be 0 or more, got {self.min_score}")
+
+    @property
+    def num_candidates(self) -> int:
+        """Return the number of videos that the model reads."""
+        return self.candidates or max(FEWEST_CANDIDATES, 2 * self.top)
+
+
+class Searcher:
+    """The parts of a library that answer.
+
+    Args:
+        grounder: the model.
+        joint: the backbone that makes joint embeddings.
+        store: the features.
+        tables: files and embeddings.
+    """
+
+    def __init__(self, grounder: Grounder, joint: Backbone, store: FeatureStore, tables: Tables) -> None:
+        self._grounder, self._joint, self._store, self._tables = grounder, joint, store, tables
+
+    def by_sentence(self, query: str, limits: Limits) -> SearchResult:
+        """Return the moments in which a sentence is true."""
+        (query,) = checked_queries(query)
+        vector_E = encode_each([query], self._joint)[0][0, 0].astype(np.float32)
+        text = self._grounder.encode([query])
+
+        def ground(row: VideoRow) -> Grounding:
+            return self._grounder.ground_features(self._store.video(row.key), text, [query], video_name=row.path)[0]
+
+        backbone = self._grounder.backbone
+        doubt = backbone.query_doubt(query, self._grounder.name) if isinstance(backbone, LimitedBackbone) else None
+        if doubt:
+            warn(doubt, OutsideWarning)
+        similarities = self.nearest_videos(vector_E, limits)
+        return _result(query, similarities, limits, ground, notes=(doubt,) if doubt else ())
+
+    def by_image(self, image: str, limits: Limits) -> SearchResult:
+        """Return the moments that look like an image."""
+        import torch
+
+        from sidelight.video.read import read_image
+
+        spec = self._joint.spec
+        frame_SS3 = read_image(image, size=(spec.resolution, spec.resolution), resize=spec.resize)
+        frames_CFSS3 = np.repeat(frame_SS3[None, None], spec.frames_per_clip, axis=1)
+        vector_E = self._joint.encode_video(torch.from_numpy(frames_CFSS3))[0, 0].float().cpu().numpy()
+        return self._by_vector(image, vector_E, limits)
+
+    def by_moment(self, video: str, start: float, end: float, limits: Limits) -> SearchResult:
+        """Return moments that look like a moment of a video, and not the moment itself."""
+        row, vectors_TE, timeline = self._clips_of(video, limits.all_rows)
+        if end > timeline.duration:
+            raise ValueError(f"{video} lasts {timeline.duration:.1f} s, and the moment ends at {end:g} s")
+        clips = timeline.clips_in(start, end)
+        vector_E = vectors_TE[clips.start : clips.stop].astype(np.float32).mean(0)
+        name = f"{video}@{start:g}-{end:g}"
+
+        def other(found: VideoRow, moment: Moment) -> bool:
+            return row is None or found.number != row.number or moment.end <= start or moment.start >= end
+
+        return self._by_vector(name, vector_E, limits, keep=other)
+
+    def _clips_of(self, video: str, rows: Sequence[VideoRow]) -> tuple[VideoRow | None, HalfFeatures, Timeline]:
+        """Return the row of a video if the library has it, its embeddings, and its timeline."""
+        path = os.path.abspath(video)
+        row = next((row for row in rows if row.path == path), None)
+        if row is None:
+            key = content_digest(video)
+            row = next((row for row in rows if row.key == key), None)
+        if row is not None:
+            return row, self._tables.vectors([row.number])[row.number], self._store.timeline(row.key)
+        features = encode_video_file(video, self._joint)
+        return None, features.video_KTD[0], features.timeline
+
+    def _by_vector(
+        self,
+        name: str,
+        vector_E: Vector,
+        limits: Limits,
+        *,
+        keep: Callable[[VideoRow, Moment], bool] = lambda row, moment: True,
+    ) -> SearchResult:
+        """Return the moments that are near to an embedding, by grounding without training."""
+        from sidelight.training.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint.zero_shot(self._joint.spec)
+        grounder = Grounder(checkpoint, backbone=self._joint, cache=None, device=self._grounder.device)
+        vector_E = vector_E / max(float(np.linalg.norm(vector_E)), 1e-12)
+        similarities = self.nearest_videos(vector_E, limits)
+        vectors = self._tables.vectors(similarities) if similarities else {}
+        text = [vector_E.astype(np.float16)[None, None]]
+
+        def ground(row: VideoRow) -> Grounding:
+            video = VideoFeatures(video_KTD=vectors[row.number][None], timeline=self._store.timeline(row.key))
+            (grounding,) = grounder.ground_features(video, text, [name], video_name=row.path)
+            return replace(grounding, moments=tuple(m for m in grounding.moments if keep(row, m)))
+
+        return _result(name, similarities, limits, ground)
+
+    def nearest_videos(self, vector_E: Vector, limits: Limits) -> dict[int, float]:
+        """Return stage 1: number of a content -> cosine of its nearest clip, best first.
+
+        Args:
+            vector_E: embedding of the query.
+            limits: which videos, and how many.
+        """
+        numbers = {row.number for row in limits.rows}
+        wanted = min(limits.num_candidates, len(numbers))
+        everything = len(numbers) == len({row.number for row in limits.all_rows})
+        clips = sum({row.number: row.clips for row in limits.rows}.values())
+        limit, nearest = _CLIPS_PER_CANDIDATE * wanted, dict[int, float]()
+        while wanted:
+            # Few videos are compared without the index, which would read groups that hold none of their clips.
+            found = self._tables.nearest(
+                vector_E, min(limit, clips), among=None if everything else numbers, exact=not everything
+            )
+            nearest = {}
+            for number, _, cosine in zip(*(column.tolist() for column in found), strict=True):
+                if number in numbers:  # a row may be missing still, or no longer be there
+                    nearest.setdefault(number, cosine)
+            if len(nearest) >= wanted or limit >= min(clips, _MOST_CLIPS):
+                break
+            limit *= 8  # long videos took the places of others
+        return dict(list(nearest.items())[:wanted])
+
+
+def _result(
+    query: str,
+    similarities: dict[int, float],
+    limits: Limits,
+    ground: Callable[[VideoRow], Grounding],
+    *,
+    notes: tuple[str, ...] = (),
+) -> SearchResult:
+    """Ground the candidates, and return the best hits of all."""
+    rows: dict[int, VideoRow] = {}
+    for row in limits.rows:
+        rows.setdefault(row.number, row)
+        if not os.path.exists(rows[row.number].path):  # prefer a copy that is there
+            rows[row.number] = row
+    hits: list[tuple[Hit, Grounding]] = []
+    for number, similarity in similarities.items():
+        row = rows[number]
+        grounding = ground(row).at_least(limits.min_score)
+        grounding = replace(grounding, notes=(*row.notes, *notes))
+        moments = _different(grounding.moments)
+        hits += [(Hit(video=row.path, moment=m, similarity=similarity), grounding) for m in moments]
+    hits.sort(key=lambda hit: -hit[0].moment.score)
+    best = hits[: limits.top]
+    moments_of: dict[str, list[Moment]] = {}
+    for hit, _ in best:
+        moments_of.setdefault(hit.video, []).append(hit.moment)
+    grounding_of = {hit.video: grounding for hit, grounding in best}
+    groundings = (replace(grounding_of[video], moments=tuple(moments)) for video, moments in moments_of.items())
+    return SearchResult(query=query, hits=tuple(hit for hit, _ in best), groundings=tuple(groundings), notes=notes)
+
+
+def _different(moments: Sequence[Moment]) -> list[Moment]:
+    """Return moments without those that overlap a better one by more than half."""
+    if not moments:
+        return []
+    spans_N2 = np.array([(moment.start, moment.end) for moment in moments])
+    scores_N = np.array([moment.score for moment in moments])
+    keep_N = spans.nms(spans_N2, scores_N, _SAME_MOMENT)
+    return [moment for moment, keep in zip(moments, keep_N.tolist(), strict=True) if keep]
