@@ -18,6 +18,7 @@ from sidelight import Grounder, SpecMismatchError
 from sidelight.cli.main import main
 from sidelight.io.files import only_writer
 from sidelight.library import Library
+from sidelight.library.library import _writing as writing
 from sidelight.library.manifest import Manifest
 
 
@@ -30,10 +31,10 @@ def contents(library: Library) -> dict[str, Any]:
     rows = library.files()
     result = {}
     for row in rows:
-        vectors = library.tables.vectors([row.number])[row.number]
+        vectors = library._tables.vectors([row.number])[row.number]
         features = library.store.video_file(row.key).read_bytes()
         result[row.path] = (row.key, row.size, row.duration, row.clips, row.digest, vectors.tobytes(), features)
-    assert set(library.tables.clip_counts()) == {row.number for row in rows}
+    assert set(library._tables.clip_counts()) == {row.number for row in rows}
     assert len(list((library.store.folder / "videos").iterdir())) == len({row.key for row in rows})
     return result
 
@@ -57,7 +58,7 @@ def test_features_are_those_of_a_single_video(library: Library, films: Path) -> 
     alone = Grounder.from_pretrained("shapes", cache=None, device="cpu").features(film)
     np.testing.assert_array_equal(library.store.video(row.key).video_KTD, alone.video_KTD)
     joint = Grounder.from_pretrained("zero-shot/shapes", cache=None, device="cpu").features(film)
-    np.testing.assert_array_equal(library.tables.vectors([row.number])[row.number], joint.video_KTD[0])
+    np.testing.assert_array_equal(library._tables.vectors([row.number])[row.number], joint.video_KTD[0])
     assert (row.clips, row.duration) == (alone.timeline.num_clips, alone.timeline.duration)
 
 
@@ -142,7 +143,7 @@ def test_verification_finds_damage(library: Library, films: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    library.tables.drop_clips([other.number])
+    library._tables.drop_clips([other.number])
     os.utime(third.path)
     faults = library.verify()
     assert "digest" in faults[f"features/videos/{path.name}"]
@@ -155,9 +156,9 @@ def test_verification_finds_damage(library: Library, films: Path) -> None:
 
 def test_verification_finds_changed_embeddings(library: Library) -> None:
     row = library.files()[0]
-    vectors = library.tables.vectors([row.number])[row.number]
-    library.tables.drop_clips([row.number])
-    library.tables.put_clips(row.number, vectors[::-1])
+    vectors = library._tables.vectors([row.number])[row.number]
+    library._tables.drop_clips([row.number])
+    library._tables.put_clips(row.number, vectors[::-1])
     assert "not what was written" in library.verify()[row.path]
 
 
@@ -252,7 +253,7 @@ def test_two_writers_are_refused(library: Library, films: Path) -> None:
         except ValueError as error:
             errors.append(str(error))
 
-    with library._writing():
+    with writing(library.folder):
         thread = threading.Thread(target=add)
         thread.start()
         thread.join()

@@ -48,15 +48,14 @@ def videos_of(sources: Iterable[str | Path]) -> dict[str, str | Path]:
         ValueError: if a source has no videos, or two files have the same id.
     """
     videos: dict[str, str | Path] = {}
-    for source in sources:
-        for path in video_files([source]):
-            vid = Path(name_of(path)).stem
-            if vid in videos and str(videos[vid]) != str(path):
-                raise ValueError(
-                    f"{videos[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
-                    "rename one file, or extract the two into two stores"
-                )
-            videos[vid] = path
+    for path in video_files(sources):
+        vid = Path(name_of(path)).stem
+        if vid in videos and str(videos[vid]) != str(path):
+            raise ValueError(
+                f"{videos[vid]} and {path} would both be the video {vid!r}: an id is a file's name without suffix; "
+                "rename one file, or extract the two into two stores"
+            )
+        videos[vid] = path
     return videos
 
 

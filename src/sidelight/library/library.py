@@ -46,24 +46,30 @@ class Library:
 
     Args:
         folder: the library.
-        manifest: what it is.
-        model: the model that answers; the one of the library unless given.
-        device: where to compute; the best device here unless given.
-        backbone_weights: folder of the backbone's weights; those of the library unless given.
+        model: another model that reads the same features; the one of the library unless given.
+        device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
+        backbone_weights: folder of the backbone's weights, if it has moved.
+
+    Raises:
+        SpecMismatchError: if the library has features of another spec than the model reads.
+        ValueError: if LanceDB is missing, the folder is no library, or its format is of another version.
     """
 
     def __init__(
         self,
-        folder: Path,
-        manifest: Manifest,
+        folder: str | Path,
         *,
-        model: str | None = None,
+        model: str | Path | None = None,
         device: str | torch.device | None = None,
-        backbone_weights: str | None = None,
+        backbone_weights: str | Path | None = None,
     ) -> None:
-        self.folder, self._manifest = folder, manifest
-        self._model, self._device = model or manifest.model, device
-        self._weights = backbone_weights or manifest.backbone_weights
+        require_lancedb()
+        self.folder = Path(os.path.abspath(folder))
+        self._manifest = Manifest.read(self.folder)
+        self._model, self._device = str(model or self._manifest.model), device
+        self._weights = _text(backbone_weights) or self._manifest.backbone_weights
+        if self._model != self._manifest.model:
+            self.grounder  # noqa: B018  # refuses a model of other features now, not at the first search
 
     @classmethod
     def create(
@@ -92,18 +98,22 @@ class Library:
             return cls.open(folder, model=model, device=device, backbone_weights=backbone_weights)
         if folder.exists() and (not folder.is_dir() or any(map(_is_of_others, folder.iterdir()))):
             raise ValueError(f"{folder} exists and is no library; give a folder that is empty or does not exist yet")
+        from sidelight.training.named import NAMED_MODELS
+
         grounder = Grounder.from_pretrained(model, cache=None, device=device, backbone_weights=backbone_weights)
         _require_features(grounder)
-        weights = str(backbone_weights) if backbone_weights is not None else None
+        weights = _text(backbone_weights)
         joint = _joint_of(grounder, weights)
-        name = os.path.abspath(grounder.name) if os.path.isdir(grounder.name) else grounder.name
-        manifest = Manifest(
-            model=name, backbone_weights=weights, features=grounder.checkpoint.features, joint=joint.spec
-        )
-        library = cls(folder, manifest, device=device)
+        name = grounder.name
+        if name not in NAMED_MODELS and os.path.isdir(name):
+            name = os.path.abspath(name)
+        with _writing(folder):
+            if not (folder / MANIFEST).exists():  # another process may have been faster
+                spec = grounder.checkpoint.features
+                Manifest(model=name, backbone_weights=weights, features=spec, joint=joint.spec).write(folder)
+        library = cls(folder, device=device)
+        library._manifest.features.require(grounder.checkpoint.features, than=f"those in {folder}")
         library.__dict__.update(grounder=grounder, joint=joint)  # loaded already
-        with library._writing():
-            manifest.write(folder)  # first: the rest is made when it is needed, also after a kill
         return library
 
     @classmethod
@@ -115,30 +125,8 @@ class Library:
         device: str | torch.device | None = None,
         backbone_weights: str | Path | None = None,
     ) -> Library:
-        """Open a library.
-
-        Args:
-            folder: the library.
-            model: another model that reads the same features; the one of the library unless given.
-            device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
-            backbone_weights: folder of the backbone's weights, if it has moved.
-
-        Raises:
-            SpecMismatchError: if the library has features of another spec than the model reads.
-            ValueError: if LanceDB is missing, the folder is no library, or its format is of another version.
-        """
-        require_lancedb()
-        folder = Path(os.path.abspath(folder))
-        library = cls(
-            folder,
-            Manifest.read(folder),
-            model=str(model) if model is not None else None,
-            device=device,
-            backbone_weights=str(backbone_weights) if backbone_weights is not None else None,
-        )
-        if model is not None and str(model) != library._manifest.model:
-            library.grounder  # noqa: B018  # refuses a model of other features now, not at the first search
-        return library
+        """Open a library; arguments and errors as for the class."""
+        return cls(folder, model=model, device=device, backbone_weights=backbone_weights)
 
     # --- parts, each loaded when it is needed -------------------------------------------------------------------------
 
@@ -177,30 +165,14 @@ class Library:
         return FeatureStore.create(self.folder / "features", self._manifest.features)
 
     @cached_property
-    def tables(self) -> Tables:
-        """Return the tables."""
+    def _tables(self) -> Tables:
+        """Return files and embeddings."""
         return Tables(self.folder / "tables", self._manifest.joint.video_dim)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Refuse other writers, of this process and of others, inside the block."""
-        name = os.path.realpath(self.folder)
-        with _WRITERS_LOCK:
-            if name in _WRITERS:
-                raise ValueError(f"another thread writes into {self.folder} now; wait until it ends")
-            _WRITERS.add(name)
-        try:
-            with only_writer(self.folder, option="LIB"):
-                sweep(self.folder)
-                yield
-        finally:
-            with _WRITERS_LOCK:
-                _WRITERS.discard(name)
 
     def _read_again(self) -> None:
         """Read the manifest and the tables again: another process may have changed them."""
         self._manifest = Manifest.read(self.folder)
-        self.tables.refresh()
+        self._tables.refresh()
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -219,7 +191,7 @@ class Library:
         """
         sources = absolute_sources([videos] if isinstance(videos, (str, Path)) else videos)
         files = files_of(sources)
-        with self._writing():
+        with _writing(self.folder):
             self._read_again()
             excluded = [path for path in self._manifest.excluded if path not in set(files)]
             self._remember(sources, excluded)
@@ -243,7 +215,7 @@ class Library:
         """
         more = absolute_sources(videos)
         changes = Changes()
-        with self._writing():
+        with _writing(self.folder):
             self._read_again()
             files = files_of(more)
             self._remember(more, [path for path in self._manifest.excluded if path not in set(files)])
@@ -252,7 +224,7 @@ class Library:
                     files += files_of([source])
                 except ValueError as error:
                     changes.problems.append(str(error))
-            rows = self.tables.videos()
+            rows = self._tables.videos()
             files += [row.path for row in rows if os.path.lexists(row.path)]
             files = [path for path in dict.fromkeys(files) if path not in self._manifest.excluded]
             missing = [row for row in rows if not os.path.lexists(row.path)]
@@ -273,7 +245,7 @@ class Library:
             raise ValueError(f"workers must be 0 or more, got {workers}")
         backbones = list(dict.fromkeys([self.grounder.backbone, self.joint]))
         workers = workers_for(self.joint) if workers is None else workers
-        run = BringIn(self.store, self.tables, backbones, changes, model=self._model, workers=workers)
+        run = BringIn(self.store, self._tables, backbones, changes, model=self._model, workers=workers)
         shown = None if progress else True
         try:
             with tqdm(total=len(files), unit="video", desc="adding", disable=shown) as bar:
@@ -287,7 +259,7 @@ class Library:
             run.drop_unknown_features()
         finally:
             self._write_failures(changes)
-            self.tables.finish()
+            self._tables.finish()
         return changes
 
     def remove(self, videos: str | Path | Iterable[str | Path]) -> list[str]:
@@ -300,9 +272,9 @@ class Library:
             ValueError: if one of them is not in the library, or another process writes into the library.
         """
         places = [os.path.abspath(path_text(v)) for v in ([videos] if isinstance(videos, (str, Path)) else videos)]
-        with self._writing():
+        with _writing(self.folder):
             self._read_again()
-            rows = self.tables.videos()
+            rows = self._tables.videos()
             chosen: list[VideoRow] = []
             for place in places:
                 inside = [row for row in rows if is_within(row.path, place)]
@@ -318,12 +290,12 @@ class Library:
             self._manifest = replace(self._manifest, sources=tuple(sources), excluded=tuple(excluded))
             self._manifest.write(self.folder)
             kept_numbers = {row.number for row in rows if row not in chosen}
-            self.tables.drop_videos([row.id for row in chosen])
+            self._tables.drop_videos([row.id for row in chosen])
             gone = {row.number: row.key for row in chosen if row.number not in kept_numbers}
-            self.tables.drop_clips(gone)
+            self._tables.drop_clips(gone)
             for key in gone.values():
                 self.store.video_file(key).unlink(missing_ok=True)
-            self.tables.finish()
+            self._tables.finish()
         return removed
 
     def _remember(self, sources: Sequence[str], excluded: Sequence[str]) -> None:
@@ -347,7 +319,7 @@ class Library:
 
     def _write_failures(self, changes: Changes) -> None:
         """Write the failures of this run, and keep earlier ones of files that are still missing in the library."""
-        known = {row.path for row in self.tables.videos()}
+        known = {row.path for row in self._tables.videos()}
         earlier = {path: why for path, why in self.failures().items() if path not in known and os.path.lexists(path)}
         failures = {**earlier, **changes.failed}
         if failures or (self.folder / FAILURES).exists():
@@ -358,8 +330,8 @@ class Library:
 
     def files(self) -> list[VideoRow]:
         """Return a row for each file of the library, sorted by path."""
-        self.tables.refresh()
-        return self.tables.videos()
+        self._tables.refresh()
+        return self._tables.videos()
 
     def status(self) -> Status:
         """Return facts about the library."""
@@ -373,7 +345,7 @@ class Library:
             clips=sum(row.clips for row in contents.values()),
             seconds=sum(row.duration for row in contents.values()),
             bytes=sum(sizes),
-            indexed=self.tables.is_indexed(),
+            indexed=self._tables.is_indexed(),
             sources=self._manifest.sources,
             missing=tuple(row.path for row in rows if not os.path.isfile(row.path)),
             failed=self.failures(),
@@ -390,7 +362,7 @@ class Library:
         """
         from sidelight.library.verify import faults_of
 
-        return faults_of(self.files(), self.store, self.tables)
+        return faults_of(self.files(), self.store, self._tables)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -398,7 +370,7 @@ class Library:
     def _searcher(self) -> Searcher:
         from sidelight.library.search import Searcher
 
-        return Searcher(self.grounder, self.joint, self.store, self.tables)
+        return Searcher(self.grounder, self.joint, self.store, self._tables)
 
     def search(
         self,
@@ -507,3 +479,25 @@ def _joint_of(grounder: Grounder, weights: str | None) -> Backbone:
 def _is_of_others(path: Path) -> bool:
     """Check whether a file is none that a killed process leaves in a new library."""
     return path.name != LOCK and not (path.name.startswith(f".{Path(MANIFEST).stem}.") and ".partial" in path.name)
+
+
+def _text(path: str | Path | None) -> str | None:
+    """Return a folder as an absolute path, and a hub id as it is."""
+    return path if path is None else os.path.abspath(path) if os.path.isdir(path) else str(path)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Refuse other writers, of this process and of others, inside the block."""
+    name = os.path.realpath(folder)
+    with _WRITERS_LOCK:
+        if name in _WRITERS:
+            raise ValueError(f"another thread writes into {folder} now; wait until it ends")
+        _WRITERS.add(name)
+    try:
+        with only_writer(folder, option="LIB"):
+            sweep(folder)
+            yield
+    finally:
+        with _WRITERS_LOCK:
+            _WRITERS.discard(name)
