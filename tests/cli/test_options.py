@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,8 @@ class Line:
     """Options with wrong values; numbers have "many" and -1, choices "nonsense", and others MISSING."""
     apart: dict[str, str] = field(default_factory=dict)
     """Options that do not go with the others, each with what it needs on a line of its own."""
+    alone: dict[str, str] = field(default_factory=dict)
+    """Options that do not go with the line, each with a whole line."""
 
 
 OUTPUTS = {
@@ -97,6 +100,34 @@ LINES: dict[str, Line] = {
         {"--format": "--format resolve --export NEW.edl"},
     ),
     "export": Line("GROUNDINGS NEW.csv", {"--video": "VIDEO", "--min-score": "0.1", **FILMS}),
+    "library add": Line(
+        "LIB VIDEOS",
+        {"--model": "shapes", "--backbone-weights": "SHAPES"},
+        {"--backbone-weights": ("FILE",)},
+    ),
+    "library update": Line(
+        "LIB", {"--videos": "VIDEOS", "--backbone-weights": "SHAPES"}, {"--backbone-weights": ("FILE",)}
+    ),
+    "library status": Line("LIB", {"--json": "NEW"}),
+    "library verify": Line("LIB"),
+    "search": Line(
+        "LIB 'a red star spins'",
+        {
+            "--min-score": "0.001",
+            "--folder": "VIDEOS",
+            "--since": "2020-01-31",
+            "--until": "2099-12-31",
+            "--longest": "900",
+            "--model": "shapes",
+            "--backbone-weights": "SHAPES",
+            "--json": "NEW",
+            "--export": "NEW.csv",
+        },
+        {"--backbone-weights": ("FILE",), "--export": ("FILE/x.csv", "NEW.abc")},
+        {"--format": "--format csv --export NEW.csv"},
+        {"--image": "LIB --image IMAGE", "--like": "LIB --like VIDEO@2-6"},
+    ),
+    "library remove": Line("LIB VIDEO"),
     "demo": Line("--out NEW", {"--model": "shapes"}),
     "predict": Line(
         "--annotations ROWS --videos VIDEOS --out NEW --model shapes",
@@ -240,13 +271,15 @@ def arguments(paths: dict[str, Path], tmp_path: Path, request: pytest.FixtureReq
     numbers = itertools.count()
 
     def place(word: str) -> str:
-        name = re.match(r"[A-Z][A-Z0-9]+(?=$|[./])", word)
+        name = re.match(r"[A-Z][A-Z0-9]+(?=$|[./@])", word)
         if name is None:
             return word
         if name[0] == "NEW":
             path = tmp_path / f"new{next(numbers)}"
         elif name[0] == "R2":
             path = request.getfixturevalue("goldens") / "r2" / "tiny" / "checkpoint.pth"
+        elif name[0] in ("LIB", "IMAGE"):
+            path = request.getfixturevalue("library_files")[name[0]]
         elif name[0] == "CLIP":
             path = request.getfixturevalue("clip_file")
         else:
@@ -265,6 +298,21 @@ def clip_file(paths: dict[str, Path]) -> Path:
     file = paths["FILE"].with_name("clip.pt")
     torch.save(tiny_clip.openai_tensors(516), file)
     return file
+
+
+@pytest.fixture(scope="module")
+def library_files(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a library of the videos, and an image."""
+    from sidelight.library import Library
+
+    folder = tmp_path_factory.mktemp("library")
+    Library.create(folder / "lib", model="shapes", device="cpu").add(paths["VIDEOS"], workers=0)
+    with av.open(str(folder / "image.png"), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "rgb24"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    return {"LIB": folder / "lib", "IMAGE": folder / "image.png"}
 
 
 def commands() -> dict[str, Command]:
@@ -301,7 +349,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_command_has_a_line() -> None:
     assert set(LINES) == set(commands())
     for name, line in LINES.items():
-        assert {*line.right, *line.wrong, *line.apart} <= set(options_of(name)), name
+        assert {*line.right, *line.wrong, *line.apart, *line.alone} <= set(options_of(name)), name
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -311,9 +359,13 @@ def test_right_values(name: str, arguments: Arguments, capsys: pytest.CaptureFix
     for option, action in options_of(name).items():
         if action.nargs == 0:
             words.append(option)
-        elif option not in line.apart and f"{option} " not in line.line:
+        elif option not in {*line.apart, *line.alone} and f"{option} " not in line.line:
             words += [option, line.right.get(option, "")] if option in line.right else [option, right_value(action)]
-    lines = [f"{line.line} {' '.join(words)}", *(f"{line.line} {apart}" for apart in line.apart.values())]
+    lines = [
+        f"{line.line} {' '.join(words)}",
+        *(f"{line.line} {apart}" for apart in line.apart.values()),
+        *line.alone.values(),
+    ]
     for tried in lines:
         code = main([*name.split(), *arguments(tried)])
         assert code == 0, (tried, capsys.readouterr().err)

@@ -33,12 +33,15 @@ def commands() -> dict[str, Command]:
 def test_every_path_of_every_command_is_compared() -> None:
     outputs = ("out", "json", "plot", "clips", "join", "contact_sheet", "report", "export")
     no_paths = {"query", "topic", "benchmark", "backbone", "domain", "device", "run", "layout", "name", "size"}
+    no_paths |= {"since", "until", "like"}  # FILE@START-END; tests/library/test_search.py compares its file
     for name, command in commands().items():
         hints = get_type_hints(command, localns=dict.fromkeys(CONFIGURATIONS, object), include_extras=True)
         for parameter in inspect.signature(command).parameters:
             text = "str" in str(hints[parameter]) and parameter not in no_paths
             if parameter in outputs:
                 assert path_kind(hints[parameter]) in ("output file", "output folder"), (name, parameter)
+            elif parameter == "library" and name in ("library add", "library update", "library remove"):
+                assert path_kind(hints[parameter]) == "output folder", (name, parameter)
             elif text and "Literal" not in str(hints[parameter]):
                 assert path_kind(hints[parameter]) == "input", (name, parameter)
 

@@ -27,24 +27,23 @@ def library(built: Path) -> Library:
 
 
 @pytest.fixture(scope="module")
-def asked(tiny_annotations: list[Annotation]) -> list[Annotation]:
+def queried(tiny_annotations: list[Annotation]) -> list[Annotation]:
     """Return queries that name colour, shape and action, and are true in one of the films only."""
     named = [a for a in tiny_annotations if a.extra["colour"] and a.extra["shape"]]
     triples = [(a.extra["colour"], a.extra["shape"], a.extra["action"]) for a in named]
     return [a for a, triple in zip(named, triples, strict=True) if triples.count(triple) == 1]
 
 
-def test_a_sentence_finds_the_right_video(library: Library, asked: list[Annotation]) -> None:
-    right = [Path(library.search(a.query, top=1)[0].video).stem == a.vid for a in asked]
-    assert len(asked) >= 6 and np.mean(right) >= 0.8
+def test_a_sentence_finds_the_right_video(library: Library, queried: list[Annotation]) -> None:
+    right = [Path(library.search(a.query, top=1)[0].video).stem == a.vid for a in queried]
+    assert len(queried) >= 6 and np.mean(right) >= 0.8
 
 
-def test_the_answer_is_that_of_a_single_video(library: Library, asked: list[Annotation]) -> None:
-    query = asked[0].query
+def test_the_answer_is_that_of_a_single_video(library: Library, queried: list[Annotation]) -> None:
+    query = queried[0].query
     result = library.search(query, top=4)
-    assert len(result) == 4 and [h.moment.score for h in result] == sorted(
-        (h.moment.score for h in result), reverse=True
-    )
+    assert len(result) == 4
+    assert [hit.similarity for hit in result] == sorted((hit.similarity for hit in result), reverse=True)
     grounder = Grounder.from_pretrained("shapes", cache=None, device="cpu")
     for hit in result:
         alone = grounder.ground(hit.video, query)
@@ -58,20 +57,22 @@ def test_the_answer_is_that_of_a_single_video(library: Library, asked: list[Anno
 
 
 def test_videos_are_never_decoded_again(
-    library: Library, asked: list[Annotation], monkeypatch: pytest.MonkeyPatch
+    library: Library, queried: list[Annotation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         pytest.fail("a search opened a video")
 
     monkeypatch.setattr("sidelight.video.opening._open", fail)
-    hit = library.search(asked[0].query)[0]
+    hit = library.search(queried[0].query)[0]
     assert library.search_like(hit.video, hit.moment.start, hit.moment.end)
 
 
-def test_no_moment_fits(library: Library, asked: list[Annotation]) -> None:
-    best = library.search(asked[0].query, top=1)[0].moment.score
-    assert library.search(asked[0].query, min_score=best) and not library.search(asked[0].query, min_score=best + 1e-3)
-    assert not library.search(asked[0].query, where=Where(min_seconds=1000))
+def test_no_moment_fits(library: Library, queried: list[Annotation]) -> None:
+    best = library.search(queried[0].query, top=1)[0].moment.score
+    assert library.search(queried[0].query, min_score=best) and not library.search(
+        queried[0].query, min_score=best + 1e-3
+    )
+    assert not library.search(queried[0].query, where=Where(min_seconds=1000))
 
 
 def test_an_unknown_word_is_a_note(library: Library) -> None:
@@ -88,7 +89,9 @@ def test_filters(library: Library, built: Path) -> None:
 
     everything = {row.path for row in rows}
     assert videos(Where()) == everything
-    assert videos(Where(folder=built / "films")) == everything and not videos(Where(folder=built / "film"))
+    assert videos(Where(folder=built / "films")) == videos(Where(folder=built)) == everything
+    with pytest.raises(ValueError, match=r"no video of the library .* lies in"):
+        videos(Where(folder=built / "film"))  # no folder, but the beginning of a path
     shortest = min(row.duration for row in rows)
     assert videos(Where(max_seconds=shortest)) == {row.path for row in rows if row.duration == shortest}
     assert videos(Where(min_seconds=shortest + 0.5)) == {row.path for row in rows if row.duration > shortest}
@@ -118,9 +121,9 @@ def test_wrong_numbers_are_refused(library: Library, options: dict[str, float]) 
         library.search(" ")
 
 
-def test_a_moment_finds_others_and_not_itself(library: Library, asked: list[Annotation], built: Path) -> None:
-    start, end = asked[0].relevant_windows[0]
-    film = built / "films" / f"{asked[0].vid}.mp4"
+def test_a_moment_finds_others_and_not_itself(library: Library, queried: list[Annotation], built: Path) -> None:
+    start, end = queried[0].relevant_windows[0]
+    film = built / "films" / f"{queried[0].vid}.mp4"
     result = library.search_like(film, start, end, top=20)
     assert result and result.query == f"{film}@{start:g}-{end:g}"
     for hit in result:
@@ -192,12 +195,15 @@ def test_wrong_images_are_one_sentence(library: Library, built: Path, tmp_path: 
 
 
 def test_the_command_prints_writes_and_ends_with_its_code(
-    built: Path, asked: list[Annotation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Path, queried: list[Annotation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lib, query, out = str(built / "lib"), asked[0].query, tmp_path / "answers.json"
+    lib, query, out = str(built / "lib"), queried[0].query, tmp_path / "answers.json"
     assert main(["search", lib, query, "--top", "2", "--json", str(out), "--export", str(tmp_path / "a.csv")]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["start", "end", "score", "video"] and f"{asked[0].vid}.mp4" in printed
+    assert (
+        printed.splitlines()[0].split() == ["start", "end", "alike", "score", "video"]
+        and f"{queried[0].vid}.mp4" in printed
+    )
     groundings = [Grounding.from_dict(values) for values in json.loads(out.read_text())]
     assert sum(map(len, groundings)) == 2 and (tmp_path / "a.csv").read_text().count("\n") == 3
     assert main(["export", str(out), str(tmp_path / "b.csv")]) == 0
@@ -232,14 +238,17 @@ def test_wrong_options_are_one_sentence(
     assert message in error and error.count("\n") == 1
 
 
-def test_no_video_is_overwritten(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_video_is_overwritten(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = next((built / "films").iterdir())
     before = film.read_bytes()
     for option in ("--json", "--export"):
         extra = ["--format", "csv"] if option == "--export" else []
         assert main(["search", str(built / "lib"), "a star", option, str(film), *extra]) == 2
         assert "is read by the same command" in capsys.readouterr().err
-    assert film.read_bytes() == before
+    outside = tmp_path / "outside.mp4"
+    outside.write_bytes(before)
+    assert main(["search", str(built / "lib"), "--like", f"{outside}@2-6", "--json", str(outside)]) == 2
+    assert film.read_bytes() == outside.read_bytes() == before
 
 
 def test_the_library_commands_print_what_they_did(

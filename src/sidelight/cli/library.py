@@ -106,7 +106,7 @@ def library_update(
         return _report(library, opened.update(videos or (), workers=workers, progress=True))
 
 
-def library_remove(library: OutLibrary, videos: list[str]) -> None:
+def library_remove(library: OutLibrary, videos: list[File]) -> None:
     """Remove videos from a library; the video files stay.
 
     Args:
@@ -218,7 +218,7 @@ def search(
         until: only files that were changed on this day or earlier.
         shortest: only videos of at least this length.
         longest: only videos of at most this length.
-        candidates: how many of the nearest videos the model reads; 16, or twice --top if that is more, unless given.
+        candidates: how many of the nearest videos the model reads; 10, or --top if that is more, unless given.
         offline: use no network, only what is on this machine.
         json: write the answers as JSON, one for each video, as `sidelight ground` does; - for standard output.
         export: write the moments, if there are any, for another program (`sidelight export --help` lists the formats).
@@ -267,10 +267,10 @@ def _print_result(result: SearchResult) -> None:
     if not result:
         print(NO_MOMENT)
         return
-    print(f"{'start':>8}{'end':>9}{'score':>7}  video")
+    print(f"{'start':>8}{'end':>9}{'alike':>7}{'score':>7}  video")
     for hit in result:
         moment = hit.moment
-        print(f"{clock(moment.start):>8}{clock(moment.end):>9}{moment.score:>7.2f}  {hit.video}")
+        print(f"{clock(moment.start):>8}{clock(moment.end):>9}{hit.similarity:>7.2f}{moment.score:>7.2f}  {hit.video}")
 
 
 def _report(library: str, changes: Changes) -> int:

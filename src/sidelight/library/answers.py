@@ -20,9 +20,9 @@ class Hit:
     video: str
     """The file."""
     moment: Moment
-    """Start, end and score; within one search, scores of all videos can be compared."""
+    """Start, end, and the score that the model gives within this video; ``min_score`` is compared with it."""
     similarity: float
-    """Cosine of the query and the nearest clip of the video: the first stage of the search."""
+    """Cosine of the query and the nearest clip of the moment, by which hits of all videos are ordered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,13 @@ class Where:
         if self.since is not None and self.until is not None and self.since > self.until:
             raise ValueError(f"since must be before until, got {self.since} and {self.until}")
 
+    def is_inside(self, row: VideoRow) -> bool:
+        """Check whether a video lies in the folder, or in a folder below it."""
+        return self.folder is None or is_within(row.path, os.path.abspath(self.folder))
+
     def allows(self, row: VideoRow) -> bool:
         """Check whether a search reads a video."""
-        if self.folder is not None and not is_within(row.path, os.path.abspath(self.folder)):
+        if not self.is_inside(row):
             return False
         if self.min_seconds is not None and row.duration < self.min_seconds:
             return False

@@ -388,8 +388,8 @@ class Library:
             top: most hits.
             min_score: leave out moments with a lower score; if none is left, the answer is "no such moment".
             where: which videos to search; all unless given.
-            candidates: videos that the model reads, the nearest ones by their embeddings; a number that grows with
-                ``top`` unless given.
+            candidates: videos that the model reads, the nearest ones by their embeddings; 10, or ``top`` if that is
+                more, unless given.
 
         Raises:
             ValueError: if the query is empty, or a number is out of its range.
@@ -454,8 +454,10 @@ class Library:
         from sidelight.library.search import Limits
 
         limits = Limits(top=top, min_score=min_score, candidates=candidates)  # checks the numbers first
-        rows = self.files()
-        return replace(limits, all_rows=tuple(rows), rows=tuple(row for row in rows if (where or Where()).allows(row)))
+        where, rows = where or Where(), self.files()
+        if where.folder is not None and not any(where.is_inside(row) for row in rows):
+            raise ValueError(f"no video of the library {self.folder} lies in {where.folder}; check the folder")
+        return replace(limits, all_rows=tuple(rows), rows=tuple(row for row in rows if where.allows(row)))
 
 
 def _require_features(grounder: Grounder) -> None:

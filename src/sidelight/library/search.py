@@ -1,9 +1,10 @@
 """Search a library in two stages: embeddings find candidates, then the model grounds the candidates' videos.
 
 Stage 1 compares the query's embedding with those of all clips. A video is as near as its nearest clip. Stage 2 reads
-the features of the nearest videos from the store and answers as for a single video, so its scores mean the same in
-every video. Images and moments have an embedding but no sentence: there, grounding without training reads the
-similarity of the query to each clip.
+the features of the nearest videos from the store and answers as for a single video. It says where in a video a moment
+is; which video comes first is decided by the embeddings, since a model was never trained to tell videos that fit a
+sentence from videos that do not (docs/library.md has the figures). Images and moments have an embedding but no
+sentence: there, grounding without training reads the similarity of the query to each clip.
 
 Legend: T clips of a video, E width of the joint space, K levels, F frames of a clip, S side of a frame.
 """
@@ -11,7 +12,7 @@ Legend: T clips of a video, E width of the joint space, K levels, F frames of a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +32,7 @@ from sidelight.library.tables import Tables, VideoRow
 from sidelight.video.damage import warn
 
 Vector = npt.NDArray[np.float32]
-FEWEST_CANDIDATES = 16
+FEWEST_CANDIDATES = 10
 """Videos that the model reads for a few hits."""
 _CLIPS_PER_CANDIDATE = 50
 """Clips that stage 1 asks for, per candidate, at the first time."""
@@ -71,7 +72,7 @@ class Limits:
     @property
     def num_candidates(self) -> int:
         """Return the number of videos that the model reads."""
-        return self.candidates or max(FEWEST_CANDIDATES, 2 * self.top)
+        return self.candidates or max(FEWEST_CANDIDATES, self.top)
 
 
 class Searcher:
@@ -100,8 +101,8 @@ class Searcher:
         doubt = backbone.query_doubt(query, self._grounder.name) if isinstance(backbone, LimitedBackbone) else None
         if doubt:
             warn(doubt, OutsideWarning)
-        similarities = self.nearest_videos(vector_E, limits)
-        return _result(query, similarities, limits, ground, notes=(doubt,) if doubt else ())
+        vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
+        return _result(query, vector_E, vectors, limits, ground, notes=(doubt,) if doubt else ())
 
     def by_image(self, image: str, limits: Limits) -> SearchResult:
         """Return the moments that look like an image."""
@@ -124,8 +125,8 @@ class Searcher:
         vector_E = vectors_TE[clips.start : clips.stop].astype(np.float32).mean(0)
         name = f"{video}@{start:g}-{end:g}"
 
-        def other(found: VideoRow, moment: Moment) -> bool:
-            return row is None or found.number != row.number or moment.end <= start or moment.start >= end
+        def other(candidate: VideoRow, moment: Moment) -> bool:
+            return row is None or candidate.number != row.number or moment.end <= start or moment.start >= end
 
         return self._by_vector(name, vector_E, limits, keep=other)
 
@@ -155,8 +156,7 @@ class Searcher:
         checkpoint = Checkpoint.zero_shot(self._joint.spec)
         grounder = Grounder(checkpoint, backbone=self._joint, cache=None, device=self._grounder.device)
         vector_E = vector_E / max(float(np.linalg.norm(vector_E)), 1e-12)
-        similarities = self.nearest_videos(vector_E, limits)
-        vectors = self._tables.vectors(similarities) if similarities else {}
+        vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
         text = [vector_E.astype(np.float16)[None, None]]
 
         def ground(row: VideoRow) -> Grounding:
@@ -164,7 +164,7 @@ class Searcher:
             (grounding,) = grounder.ground_features(video, text, [name], video_name=row.path)
             return replace(grounding, moments=tuple(m for m in grounding.moments if keep(row, m)))
 
-        return _result(name, similarities, limits, ground)
+        return _result(name, vector_E, vectors, limits, ground)
 
     def nearest_videos(self, vector_E: Vector, limits: Limits) -> dict[int, float]:
         """Return stage 1: number of a content -> cosine of its nearest clip, best first.
@@ -180,11 +180,11 @@ class Searcher:
         limit, nearest = _CLIPS_PER_CANDIDATE * wanted, dict[int, float]()
         while wanted:
             # Few videos are compared without the index, which would read groups that hold none of their clips.
-            found = self._tables.nearest(
+            clips_found = self._tables.nearest(
                 vector_E, min(limit, clips), among=None if everything else numbers, exact=not everything
             )
             nearest = {}
-            for number, _, cosine in zip(*(column.tolist() for column in found), strict=True):
+            for number, _, cosine in zip(*(column.tolist() for column in clips_found), strict=True):
                 if number in numbers:  # a row may be missing still, or no longer be there
                     nearest.setdefault(number, cosine)
             if len(nearest) >= wanted or limit >= min(clips, _MOST_CLIPS):
@@ -195,26 +195,40 @@ class Searcher:
 
 def _result(
     query: str,
-    similarities: dict[int, float],
+    vector_E: Vector,
+    vectors: Mapping[int, HalfFeatures],
     limits: Limits,
     ground: Callable[[VideoRow], Grounding],
     *,
     notes: tuple[str, ...] = (),
 ) -> SearchResult:
-    """Ground the candidates, and return the best hits of all."""
+    """Ground the candidates, and return the best hits of all.
+
+    Args:
+        query: the sentence, or a name.
+        vector_E: its embedding.
+        vectors: number of a candidate -> the embeddings of its clips, (T, E).
+        limits: which hits.
+        ground: return the grounding of a video.
+        notes: sentences that matter to all answers.
+    """
     rows: dict[int, VideoRow] = {}
     for row in limits.rows:
         rows.setdefault(row.number, row)
         if not os.path.exists(rows[row.number].path):  # prefer a copy that is there
             rows[row.number] = row
     hits: list[tuple[Hit, Grounding]] = []
-    for number, similarity in similarities.items():
+    for number, vectors_TE in vectors.items():
         row = rows[number]
         grounding = ground(row).at_least(limits.min_score)
         grounding = replace(grounding, notes=(*row.notes, *notes))
-        moments = _different(grounding.moments)
-        hits += [(Hit(video=row.path, moment=m, similarity=similarity), grounding) for m in moments]
-    hits.sort(key=lambda hit: -hit[0].moment.score)
+        cosine_T = vectors_TE.astype(np.float32) @ vector_E
+        timeline = Timeline(duration=row.duration, clip_seconds=grounding.timeline.clip_seconds, clips=row.clips)
+        for moment in _different(grounding.moments):
+            clips = timeline.clips_in(moment.start, moment.end)
+            similarity = float(cosine_T[clips.start : clips.stop].max())
+            hits.append((Hit(video=row.path, moment=moment, similarity=similarity), grounding))
+    hits.sort(key=lambda hit: (-hit[0].similarity, -hit[0].moment.score))
     best = hits[: limits.top]
     moments_of: dict[str, list[Moment]] = {}
     for hit, _ in best:

@@ -37,7 +37,7 @@ groups: 8 % of the groups of a million synthetic embeddings hold 29 % of a sente
 """
 REFINE = 2
 """How many times as many clips as wanted are compared again by their exact embeddings."""
-_KEPT_VERSIONS = timedelta(hours=1)
+_KEPT_VERSIONS = timedelta(minutes=10)
 """How long an old version of a table stays, for searches that read it."""
 _TIDY_EVERY = 64
 """Changes of a table between two compactions; each change adds a file, and many small files slow every search."""
@@ -188,8 +188,10 @@ class Tables:
         """Remove embeddings that a killed process left: of contents that no file has."""
         self.drop_clips(self.clip_counts().keys() - set(known))
 
-    def vectors(self, numbers: Iterable[int]) -> dict[int, HalfFeatures]:
+    def vectors(self, numbers: Collection[int]) -> dict[int, HalfFeatures]:
         """Return the embeddings (T, E) of each content that has some."""
+        if not numbers:
+            return {}
         with self._sentences():
             rows = self._clips.search().where(_among(numbers)).select(["number", "clip", "vector"]).to_arrow()
         number_H, clip_H = rows["number"].to_numpy(), rows["clip"].to_numpy()
