@@ -43,7 +43,7 @@ def test_the_answer_is_that_of_a_single_video(library: Library, queried: list[An
     query = queried[0].query
     result = library.search(query, top=4)
     assert len(result) == 4
-    assert [hit.similarity for hit in result] == sorted((hit.similarity for hit in result), reverse=True)
+    assert [hit.relevance for hit in result] == sorted((hit.relevance for hit in result), reverse=True)
     grounder = Grounder.from_pretrained("shapes", cache=None, device="cpu")
     for hit in result:
         alone = grounder.ground(hit.video, query)
@@ -180,7 +180,7 @@ def test_an_image_finds_the_video_that_shows_it(built: Path, tmp_path: Path) -> 
     library = Library.create(tmp_path / "lib", model="shapes", device="cpu")
     assert len(library.add([built / "films", still], workers=0).added) == 4
     hit = library.search_image(image, top=1)[0]
-    assert (hit.video, hit.moment.start, hit.moment.end) == (str(still), 4.0, 8.0) and hit.similarity > 0.95
+    assert (hit.video, hit.moment.start, hit.moment.end) == (str(still), 4.0, 8.0) and hit.relevance > 0.95
 
 
 @pytest.mark.parametrize("name", ["missing.png", "text.png", "cut.png", "film.mp4", ""])
@@ -201,7 +201,7 @@ def test_the_command_prints_writes_and_ends_with_its_code(
     assert main(["search", lib, query, "--top", "2", "--json", str(out), "--export", str(tmp_path / "a.csv")]) == 0
     printed = capsys.readouterr().out
     assert (
-        printed.splitlines()[0].split() == ["start", "end", "alike", "score", "video"]
+        printed.splitlines()[0].split() == ["start", "end", "fits", "score", "video"]
         and f"{queried[0].vid}.mp4" in printed
     )
     groundings = [Grounding.from_dict(values) for values in json.loads(out.read_text())]

@@ -267,10 +267,10 @@ def _print_result(result: SearchResult) -> None:
     if not result:
         print(NO_MOMENT)
         return
-    print(f"{'start':>8}{'end':>9}{'alike':>7}{'score':>7}  video")
+    print(f"{'start':>8}{'end':>9}{'fits':>7}{'score':>7}  video")
     for hit in result:
         moment = hit.moment
-        print(f"{clock(moment.start):>8}{clock(moment.end):>9}{hit.similarity:>7.2f}{moment.score:>7.2f}  {hit.video}")
+        print(f"{clock(moment.start):>8}{clock(moment.end):>9}{hit.relevance:>7.2f}{moment.score:>7.2f}  {hit.video}")
 
 
 def _report(library: str, changes: Changes) -> int:

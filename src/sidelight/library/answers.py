@@ -21,8 +21,10 @@ class Hit:
     """The file."""
     moment: Moment
     """Start, end, and the score that the model gives within this video; ``min_score`` is compared with it."""
-    similarity: float
-    """Cosine of the query and the nearest clip of the moment, by which hits of all videos are ordered."""
+    relevance: float
+    """Value in [0, 1] by which the hits of all videos are ordered: (1 + cosine of the query and the nearest clip of the
+    video) / 2, times the moment's share of the best score in its video.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,13 +222,13 @@ def _result(
         row = rows[number]
         grounding = ground(row).at_least(limits.min_score)
         grounding = replace(grounding, notes=(*row.notes, *notes))
-        cosine_T = vectors_TE.astype(np.float32) @ vector_E
-        timeline = Timeline(duration=row.duration, clip_seconds=grounding.timeline.clip_seconds, clips=row.clips)
+        if not grounding:
+            continue
+        nearest = (1 + float((vectors_TE.astype(np.float32) @ vector_E).max())) / 2
         for moment in _different(grounding.moments):
-            clips = timeline.clips_in(moment.start, moment.end)
-            similarity = float(cosine_T[clips.start : clips.stop].max())
-            hits.append((Hit(video=row.path, moment=moment, similarity=similarity), grounding))
-    hits.sort(key=lambda hit: (-hit[0].similarity, -hit[0].moment.score))
+            relevance = min(1.0, nearest * moment.score / grounding[0].score)
+            hits.append((Hit(video=row.path, moment=moment, relevance=relevance), grounding))
+    hits.sort(key=lambda hit: -hit[0].relevance)
     best = hits[: limits.top]
     moments_of: dict[str, list[Moment]] = {}
     for hit, _ in best:
