@@ -24,8 +24,8 @@ def contents(library: Library) -> dict[str, Any]:
     for row in rows:
         vectors = library._tables.vectors([row.number])[row.number]
         features = library.store.video_file(row.key).read_bytes()
-        result[row.path] = (row.key, row.size, row.modified, row.duration, row.clips, row.digest, row.notes)
-        result[row.path] += (vectors.tobytes(), features)
+        about = (row.key, row.size, row.modified, row.duration, row.clips, row.digest, row.notes)
+        result[row.path] = (*about, vectors.tobytes(), features)
     assert set(library._tables.clip_counts()) == {row.number for row in rows}
     assert len(list((library.store.folder / "videos").iterdir())) == len(rows)
     return result

@@ -282,9 +282,9 @@ def test_an_index_gives_what_the_comparison_with_all_gives(tmp_path: Path, monke
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((4000, 16)).astype(np.float16)
     tables = Tables(tmp_path, 16)
-    for number in range(40):
-        tables.put_clips(number, vectors[number * 100 : (number + 1) * 100])
-        if number == 20:
+    for video in range(40):
+        tables.put_clips(video, vectors[video * 100 : (video + 1) * 100])
+        if video == 20:
             tables.finish()
             assert not tables.is_indexed()
     tables.finish()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -293,7 +294,7 @@ class Tables:
 
 def _groups_for(clips: int) -> int:
     """Return the number of groups of an index: as many groups as clips in each."""
-    return max(1, round(clips**0.5))
+    return max(1, math.isqrt(clips))
 
 
 def require_lancedb() -> Any:
