@@ -22,7 +22,7 @@ autodoc_typehints_description_target = "documented_params"
 python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     # Other packages: their documentation is elsewhere, and a build needs no network.
-    (r"py:.*", r"(argparse|collections|datetime|fractions|nn|np|npt|numpy|os|pandas|pathlib|torch|typing)\..*"),
+    (r"py:.*", r"(argparse|collections|datetime|fastapi|fractions|nn|np|npt|numpy|os|pandas|pathlib|torch|typing)\..*"),
     # Names that a module imports for type checkers only, or that stand for a type of another package.
     (r"py:class", r"(Binding|Features|FrameImage|HalfFeatures|Path|Span|Tensor)"),
 ]

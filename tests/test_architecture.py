@@ -33,6 +33,7 @@ PACKAGES = (
     "grounder",  # a file and a sentence -> a grounding
     "library",  # features of many videos -> hits
     "export",  # groundings -> files for people
+    "server",  # REST, a page, tools for language models
     "cli",  # parse, call, print
     "__main__",
 )
@@ -58,6 +59,9 @@ HEAVY = (
     "ray",
     "lancedb",
     "pyarrow",
+    "fastapi",
+    "uvicorn",
+    "mcp",
 )
 
 

@@ -37,6 +37,8 @@ COMMANDS: dict[str, str] = {
     "export": "sidelight.cli.export",
     "library": "sidelight.cli.library",
     "search": "sidelight.cli.library",
+    "serve": "sidelight.cli.serve",
+    "mcp": "sidelight.cli.serve",
     "train": "sidelight.cli.train",
     "predict": "sidelight.cli.train",
     "evaluate": "sidelight.cli.scores",

@@ -183,7 +183,7 @@ def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[st
         if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
             settings.pop("metavar", None)  # argparse would name the argument by it in messages
             if default is not inspect.Parameter.empty:
-                settings |= {"nargs": "?", "default": default}
+                settings |= {"nargs": "*" if "nargs" in settings else "?", "default": default}
             parser.add_argument(name, **settings)
             continue
         if default not in (inspect.Parameter.empty, None, False, ""):

@@ -1,0 +1,110 @@
+"""Fixtures of the service: its application on tiny videos, and a real server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason='the service needs pip install "sidelight[serve]"')
+
+from starlette.testclient import TestClient
+
+from sidelight import Grounder, Grounding
+from sidelight.server.app import bind, create_app, run
+from sidelight.server.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class SlowGrounder:
+    """A model that answers once ``go`` is set, and remembers its calls."""
+
+    name = "slow"
+
+    def __init__(self, grounder: Grounder) -> None:
+        self.grounder, self.calls = grounder, list[list[str]]()
+        self.go, self.entered = threading.Event(), threading.Event()
+
+    def ground(self, video: Path, query: list[str]) -> list[Grounding]:
+        self.calls.append(query)
+        self.entered.set()
+        assert self.go.wait(20)
+        return self.grounder.ground(video, query)
+
+
+@pytest.fixture(scope="session")
+def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
+    """Return the embedded model."""
+    return Grounder.from_pretrained("shapes", cache=tmp_path_factory.mktemp("features"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def films(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of videos beside a secret, with a folder in it and links. Read only."""
+    root = tmp_path_factory.mktemp("service")
+    folder = root / "films"
+    (folder / "old").mkdir(parents=True)
+    videos = sorted((tiny_world / "videos").iterdir())
+    for source, name in zip(videos, ("a.mp4", "b.mp4", "old/c d.mp4"), strict=True):
+        (folder / name).write_bytes(source.read_bytes())
+    (root / "secret.mp4").write_bytes(videos[0].read_bytes())
+    (root / "secret.txt").write_text("top secret")
+    (folder / "notes.txt").write_text("not a video")
+    os.symlink(root / "secret.mp4", folder / "link.mp4")
+    os.symlink(root, folder / "up")
+    os.symlink(folder / "a.mp4", folder / "inside.mp4")
+    (folder / "broken.mp4").write_bytes(b"not a video at all")
+    return folder
+
+
+def client_of(app: FastAPI, **options: Any) -> TestClient:
+    """Return a client that reaches an application by this machine's address."""
+    return TestClient(app, base_url="http://127.0.0.1:8000", **options)
+
+
+@pytest.fixture
+def client(grounder: Grounder, films: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """Return a client of the service, with uploads of its own."""
+    (tmp_path / "uploads").mkdir()
+    settings = Settings(upload_bytes=2_000_000, uploads_bytes=3_000_000, body_bytes=300_000)
+    app = create_app(grounder, folders=[films], uploads=tmp_path / "uploads", settings=settings)
+    with client_of(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def slow(grounder: Grounder) -> SlowGrounder:
+    """Return a model that waits."""
+    return SlowGrounder(grounder)
+
+
+@pytest.fixture
+def server(grounder: Grounder, films: Path, tmp_path: Path, slow: SlowGrounder) -> Iterator[tuple[str, int]]:
+    """Return host and port of a real server with short limits."""
+    settings = Settings(port=0, body_seconds=0.5, queue=2, workers=1)
+    (tmp_path / "arrived").mkdir()
+    app = create_app(slow, folders=[films], uploads=tmp_path / "arrived", settings=settings)
+    bound = bind(settings)
+    thread = threading.Thread(target=run, args=(app, bound, settings), daemon=True)
+    thread.start()
+    host, port = bound.getsockname()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        import socket
+
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    yield host, port
+    slow.go.set()
+    app.state.uvicorn.should_exit = True
+    thread.join(timeout=10)
