@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -86,9 +87,11 @@ def slow(grounder: Grounder) -> SlowGrounder:
 
 
 @pytest.fixture
-def server(grounder: Grounder, films: Path, tmp_path: Path, slow: SlowGrounder) -> Iterator[tuple[str, int]]:
-    """Return host and port of a real server with short limits."""
-    settings = Settings(port=0, body_seconds=0.5, queue=2, workers=1)
+def server(
+    request: pytest.FixtureRequest, films: Path, tmp_path: Path, slow: SlowGrounder
+) -> Iterator[tuple[str, int]]:
+    """Return host and port of a real server with short limits; its parameter is a token."""
+    settings = Settings(port=0, body_seconds=0.5, queue=2, workers=1, token=getattr(request, "param", None))
     (tmp_path / "arrived").mkdir()
     app = create_app(slow, folders=[films], uploads=tmp_path / "arrived", settings=settings)
     bound = bind(settings)
@@ -97,8 +100,6 @@ def server(grounder: Grounder, films: Path, tmp_path: Path, slow: SlowGrounder) 
     host, port = bound.getsockname()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        import socket
-
         try:
             socket.create_connection((host, port), timeout=1).close()
             break
