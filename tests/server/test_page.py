@@ -85,11 +85,11 @@ def test_choose_ask_click_drag_and_export(page: Page, tmp_path: Path) -> None:
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
-    page.mouse.move(x - 40, y, steps=4)
+    page.mouse.move(x - 20, y, steps=4)
     page.mouse.up()
     new_end = float(end.get_attribute("aria-valuenow") or "nan")
     duration = float(page.evaluate("document.getElementById('player').duration"))
-    assert new_end == pytest.approx(old_end - 40 / width["width"] * duration, abs=0.3)
+    assert new_end == pytest.approx(old_end - 20 / width["width"] * duration, abs=0.1)
     expect(page.get_by_role("button", name="Play moment 1").last).to_contain_text("*")
     page.screenshot(path=tmp_path / "answer.png", full_page=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,10 +74,10 @@ def serve(
 
     require_range(1, queue=queue, workers=workers, max_upload=max_upload)
     require_range(0, 65535, port=port)
-    if not folder and no_uploads:
-        raise ValueError("there is no video to ask about; give a folder, or leave out --no-uploads")
     if uploads is not None and no_uploads:
         raise ValueError("--uploads and --no-uploads exclude each other; give one of them")
+    if not folder and no_uploads:
+        raise ValueError("there is no video to ask about; give a folder, or leave out --no-uploads")
     settings = Settings(
         host=host,
         port=port,
@@ -93,7 +94,7 @@ def serve(
     from sidelight.server.app import bind, create_app, run
 
     bound = bind(settings)
-    with bound, _uploads_folder(uploads, wanted=not no_uploads) as place:
+    with bound, _ended_like_ctrl_c(), _uploads_folder(uploads, wanted=not no_uploads) as place:
         grounder = Grounder.from_pretrained(model, device=device, backbone_weights=backbone_weights, offline=offline)
         app = create_app(grounder, folders=folder, uploads=place, settings=settings)
         shown_host = f"[{host}]" if ":" in host else host
@@ -105,6 +106,16 @@ def serve(
             run(app, bound, settings)
         except KeyboardInterrupt:
             print("the service has ended")
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, by which containers end a process, end the service as Ctrl+C does, so that it can tidy up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -175,7 +175,7 @@ class _TimedProtocol(H11Protocol):
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return a socket at the service's address, before slow work begins.
+    """Return a socket that listens at the service's address, before slow work begins; early clients wait.
 
     Raises:
         ValueError: if the address cannot be used.
@@ -187,6 +187,7 @@ def bind(settings: Settings) -> socket.socket:
         bound = socket.socket(family, kind, proto)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(128)
     except OSError as error:
         problem = f"cannot listen at {settings.host}, port {settings.port}: {error.strerror}"
         raise ValueError(f"{problem}; give another --port, or stop the program that uses it") from None

@@ -27,6 +27,7 @@ from sidelight.server.videos import Video
 _WRONG: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
+        400: "the body cannot be read",
         401: "the token is missing or wrong",
         403: "a page of another site asks",
         404: "there is no such thing",
@@ -108,7 +109,13 @@ async def videos(
     return schemas.VideoList(videos=[video_body(video) for video in page], total=len(found_videos))
 
 
-@router.post("/videos", status_code=201, summary="Upload a video", openapi_extra=_UPLOAD_BODY)
+@router.post(
+    "/videos",
+    status_code=201,
+    summary="Upload a video",
+    openapi_extra=_UPLOAD_BODY,
+    responses={507: {"model": schemas.ErrorBody, "description": "there is no room for more uploads"}},
+)
 async def upload(request: Request, service: Here) -> schemas.VideoFacts:
     """Keep a video in the folder of uploads. A taken name gets a number; no file is replaced."""
     video = await service.uploads.receive(request.headers.get("content-type", ""), request.stream())

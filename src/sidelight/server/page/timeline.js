@@ -102,7 +102,7 @@ export class Timeline {
     const count = this.root.clientWidth < 500 ? 3 : 5;
     for (let i = 0; i < count; i += 1) {
       const part = i / (count - 1);
-      const tick = element("span", {}, clock(part * this.duration, 0));
+      const tick = element("span", {}, clock(part * this.duration, this.duration < 10 ? 1 : 0));
       tick.style.left = `${100 * part}%`;
       row.append(tick);
     }
