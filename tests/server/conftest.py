@@ -70,6 +70,14 @@ def client_of(app: FastAPI, **options: Any) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8000", **options)
 
 
+@pytest.fixture(scope="session")
+def reader(grounder: Grounder, films: Path) -> Iterator[TestClient]:
+    """Return a client of a service that takes no uploads, for tests that change nothing."""
+    app = create_app(grounder, folders=[films], settings=Settings(body_bytes=300_000))
+    with client_of(app, raise_server_exceptions=False) as client:
+        yield client
+
+
 @pytest.fixture
 def client(grounder: Grounder, films: Path, tmp_path: Path) -> Iterator[TestClient]:
     """Return a client of the service, with uploads of its own."""

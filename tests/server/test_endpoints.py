@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -349,3 +350,20 @@ def test_names_of_several_folders_start_with_the_folder(films: Path, tmp_path: P
     assert "films/a.mp4" in names and "films-2/a.mp4" in names
     with pytest.raises(ValueError, match="is not a folder"):
         Videos([tmp_path / "missing"])
+
+
+def test_the_folder_of_a_model_is_not_shown(grounder: Grounder, films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my-run"
+    folder.mkdir()
+
+    class Named:
+        name = str(folder)
+
+        def ground(self, video: Path, query: list[str]) -> list[Grounding]:
+            notes = (f"the model {folder} says: {video}",)
+            return [replace(answer, notes=notes, model=str(folder)) for answer in grounder.ground(video, query)]
+
+    with client_of(create_app(Named(), folders=[films])) as client:
+        answer = ground(client)["answers"][0]
+        assert client.get("/healthz").json()["model"] == client.get("/v1/models").json()["model"] == "my-run"
+    assert answer["model"] == "my-run" and answer["notes"] == ["the model my-run says: a.mp4"]

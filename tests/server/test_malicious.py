@@ -58,19 +58,19 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_leads_out_of_the_folders(client: TestClient, films: Path, path: str) -> None:
-    require_refused(client, client.get(path), films, (404, 422))
+def test_no_path_leads_out_of_the_folders(reader: TestClient, films: Path, path: str) -> None:
+    require_refused(reader, reader.get(path), films, (404, 422))
 
 
 @pytest.mark.parametrize("name", ["secret.mp4", "/secret.mp4", "../secret.mp4", "ABS", "link.mp4", "a.mp4\0", "\ud800"])
-def test_no_name_in_a_body_leads_out_of_the_folders(client: TestClient, films: Path, name: str) -> None:
+def test_no_name_in_a_body_leads_out_of_the_folders(reader: TestClient, films: Path, name: str) -> None:
     name = str(films / "a.mp4") if name == "ABS" else name
     content = json.dumps({"video": name, "query": QUERY})
-    response = client.post("/v1/ground", content=content, headers={"Content-Type": "application/json"})
-    require_refused(client, response, films, (404, 422))
+    response = reader.post("/v1/ground", content=content, headers={"Content-Type": "application/json"})
+    require_refused(reader, response, films, (404, 422))
     answer = {"video": name, "query": QUERY, "moments": []}
     content = json.dumps({"format": "ffmpeg", "answers": [answer]})
-    require_refused(client, client.post("/v1/export", content=content), films, (404, 415, 422))
+    require_refused(reader, reader.post("/v1/export", content=content), films, (404, 415, 422))
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_no_name_in_a_body_leads_out_of_the_folders(client: TestClient, films: P
     ],
     ids=lambda content: content[:40] or "empty",
 )
-def test_bodies_of_wrong_types_are_refused(client: TestClient, films: Path, content: str) -> None:
-    response = client.post("/v1/ground", content=content, headers={"Content-Type": "application/json"})
-    require_refused(client, response, films, (400, 422))
+def test_bodies_of_wrong_types_are_refused(reader: TestClient, films: Path, content: str) -> None:
+    response = reader.post("/v1/ground", content=content, headers={"Content-Type": "application/json"})
+    require_refused(reader, response, films, (400, 422))
 
 
 @pytest.mark.parametrize(
@@ -116,27 +116,27 @@ def test_bodies_of_wrong_types_are_refused(client: TestClient, films: Path, cont
         {"saliency": ["x"]},
     ],
 )
-def test_answers_that_cannot_be_are_refused(client: TestClient, films: Path, values: dict[str, object]) -> None:
+def test_answers_that_cannot_be_are_refused(reader: TestClient, films: Path, values: dict[str, object]) -> None:
     answer = {"video": "a.mp4", "query": QUERY, "moments": [], **values}
-    response = client.post("/v1/export", json={"format": "csv", "answers": [answer]})
-    require_refused(client, response, films, (422,))
+    response = reader.post("/v1/export", json={"format": "csv", "answers": [answer]})
+    require_refused(reader, response, films, (422,))
 
 
-def test_an_export_runs_no_command_of_its_query(client: TestClient) -> None:
+def test_an_export_runs_no_command_of_its_query(reader: TestClient) -> None:
     query = "x'; rm -rf ~ #\n$(touch /tmp/owned) `id`"
     answer = {"video": "a.mp4", "query": query, "moments": [{"start": 1, "end": 2}]}
     request = {"format": "ffmpeg", "answers": [answer], "media_folder": "$(id)'\n"}
-    script = client.post("/v1/export", json=request).text
+    script = reader.post("/v1/export", json=request).text
     commands = [line for line in script.splitlines() if line.startswith(("rm", "$", "`", "touch"))]
     assert commands == []
 
 
-def test_a_body_that_is_too_large_is_refused(client: TestClient, films: Path) -> None:
+def test_a_body_that_is_too_large_is_refused(reader: TestClient, films: Path) -> None:
     query = json.dumps({"video": "a.mp4", "query": QUERY, "x": "y" * 400_000})
-    require_refused(client, client.post("/v1/ground", content=query), films, (413,))
+    require_refused(reader, reader.post("/v1/ground", content=query), films, (413,))
     parts = (b"x" * 50_000 for _ in range(8))  # without Content-Length
-    require_refused(client, client.post("/v1/ground", content=parts), films, (413,))
-    require_refused(client, client.post("/v1/ground", content=b"{}", headers={"Content-Length": "-5"}), films, (413,))
+    require_refused(reader, reader.post("/v1/ground", content=parts), films, (413,))
+    require_refused(reader, reader.post("/v1/ground", content=b"{}", headers={"Content-Length": "-5"}), films, (413,))
 
 
 # uploads ------------------------------------------------------------------------------------------------------------
@@ -206,8 +206,8 @@ def test_forms_that_are_none_are_refused(client: TestClient, films: Path, kind: 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.168.0.1", "", "a b", "@x"]
 )
-def test_other_host_names_are_refused(client: TestClient, films: Path, host: str) -> None:
-    require_refused(client, client.get("/v1/videos", headers={"Host": host}), films, (421,))
+def test_other_host_names_are_refused(reader: TestClient, films: Path, host: str) -> None:
+    require_refused(reader, reader.get("/v1/videos", headers={"Host": host}), films, (421,))
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_other_host_names_are_refused(client: TestClient, films: Path, host: str
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_pages_of_other_sites_are_refused(client: TestClient, films: Path, headers: dict[str, str]) -> None:
-    response = client.post("/v1/ground", json={"video": "a.mp4", "query": QUERY}, headers=headers)
-    assert require_refused(client, response, films, (403,)) == "cross_origin"
+def test_pages_of_other_sites_are_refused(reader: TestClient, films: Path, headers: dict[str, str]) -> None:
+    response = reader.post("/v1/ground", json={"video": "a.mp4", "query": QUERY}, headers=headers)
+    assert require_refused(reader, response, films, (403,)) == "cross_origin"
     own = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
-    assert client.get("/v1/videos", headers=own).status_code == 200
+    assert reader.get("/v1/videos", headers=own).status_code == 200
 
 
 def test_a_video_that_becomes_a_link_is_not_read(client: TestClient, films: Path, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ _KINDS = {404: "not_found", 405: "wrong_method", 400: "invalid_request"}
 def create_app(
     grounder: Grounds,
     *,
-    model: str = "",
     folders: Sequence[str | Path] = (),
     uploads: str | Path | None = None,
     library: Searches | None = None,
@@ -51,7 +50,6 @@ def create_app(
 
     Args:
         grounder: the model: a :class:`sidelight.Grounder`.
-        model: name of the model; the grounder's own unless given.
         folders: folders whose videos may be asked about.
         uploads: folder for uploads; no uploads unless given.
         library: an object with the method ``search`` of a library, for ``POST v1/search``.
@@ -63,7 +61,7 @@ def create_app(
     settings = settings or Settings()
     service = Service(
         grounder,
-        model=model or str(getattr(grounder, "name", "unknown")),
+        model=str(getattr(grounder, "name", "unknown")),
         folders=folders,
         uploads=uploads,
         library=library,

@@ -229,7 +229,10 @@ class Jobs:
         self._on_batch(len(batch), seconds)
         answers = {
             grounding.query: replace(
-                grounding, video=name, notes=tuple(self._videos.hide(note, video) for note in grounding.notes)
+                grounding,
+                video=name,
+                model=self._videos.model,
+                notes=tuple(self._videos.hide(note, video) for note in grounding.notes),
             )
             for grounding in groundings
         }

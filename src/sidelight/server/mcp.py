@@ -79,7 +79,7 @@ def tools(grounder: Grounds, *, folders: Sequence[str | Path], library: Searches
     Raises:
         ValueError: if a folder does not exist.
     """
-    videos = Videos(folders)
+    videos = Videos(folders, model=str(getattr(grounder, "name", "unknown")))
     server: MCPServer[Any] = MCPServer("sidelight", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
 
     def list_videos(

@@ -40,8 +40,9 @@ class Service:
         library: Searches | None = None,
         settings: Settings,
     ) -> None:
-        self.model, self.library, self.settings = model, library, settings
-        self.videos = Videos(folders, uploads=uploads)
+        self.library, self.settings = library, settings
+        self.videos = Videos(folders, uploads=uploads, model=model)
+        self.model = self.videos.model
         self.uploads = Uploads(self.videos, settings)
         self.metrics = Metrics()
         self.jobs = Jobs(

@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sidelight.core.messages import size_of
-from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES
+from sidelight.io.files import USUAL_SUFFIXES, VIDEO_SUFFIXES, sweep
 from sidelight.server.errors import ServiceError, busy
 from sidelight.server.settings import Settings
 from sidelight.server.videos import UPLOADS, Video, Videos
@@ -62,6 +62,8 @@ class Uploads:
         self._lock = threading.Lock()
         self._arriving: dict[Path, int] = {}
         """Bytes of the uploads that run now, by the file that they are written to."""
+        if videos.uploads is not None:
+            sweep(videos.uploads)  # of a killed process
 
     async def receive(self, content_type: str, body: AsyncIterator[bytes]) -> Video:
         """Write the video in a body to the disk and return it.

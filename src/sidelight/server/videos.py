@@ -68,12 +68,18 @@ class Videos:
     Args:
         folders: folders of videos; folders in them count, links that lead out of them do not.
         uploads: folder of uploads; None if there are no uploads.
+        model: name of the model, which may be the path of a checkpoint.
 
     Raises:
         ValueError: if a folder does not exist.
     """
 
-    def __init__(self, folders: Sequence[str | Path], *, uploads: str | Path | None = None) -> None:
+    def __init__(
+        self, folders: Sequence[str | Path], *, uploads: str | Path | None = None, model: str = "unknown"
+    ) -> None:
+        self._model_path = model if os.path.isdir(model) else ""
+        self.model = Path(os.path.abspath(model)).name if self._model_path else model
+        """Name of the model without folders."""
         self._roots: dict[str, Path] = {}
         for folder in folders:
             if not os.path.isdir(folder):
@@ -121,7 +127,7 @@ class Videos:
             self._listed = None
 
     def hide(self, text: str, video: Video) -> str:
-        """Return a text with the video's name where its path, or the path of a folder, stands.
+        """Return a text with names where the path of the video, of a folder or of the model stands.
 
         Args:
             text: such as the message of an error.
@@ -130,7 +136,7 @@ class Videos:
         text = text.replace(str(video.path), video.name)
         for folder in (*self._roots.values(), *([self.uploads] if self.uploads else [])):
             text = text.replace(f"{folder}{os.sep}", "")
-        return text
+        return text.replace(self._model_path, self.model) if self._model_path else text
 
     def facts(self, video: Video) -> Facts:
         """Return facts about a video.
