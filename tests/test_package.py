@@ -73,14 +73,21 @@ def test_other_names_are_attribute_errors(name: str) -> None:
         getattr(sidelight, name)
 
 
-def test_the_wheel_holds_recipes_and_weights_and_no_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_holds_recipes_weights_and_the_page_and_no_studies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(ROOT)
     with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     source = ROOT / "src"
     assert names >= {"sidelight/py.typed", "sidelight/weights/shapes/model.safetensors"}
-    for folder, suffixes in (("recipes", {".yaml"}), ("weights", {".json", ".safetensors"})):
+    kinds = {
+        "recipes": {".yaml"},
+        "weights": {".json", ".safetensors"},
+        "server/page": {".html", ".css", ".js", ".svg"},
+    }
+    for folder, suffixes in kinds.items():
         files = [path for path in (source / "sidelight" / folder).rglob("*") if path.suffix in suffixes]
         assert files and {path.relative_to(source).as_posix() for path in files} <= names
     assert {name.split("/")[0] for name in names} == {"sidelight"}

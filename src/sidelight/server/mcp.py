@@ -128,7 +128,8 @@ def tools(grounder: Grounds, *, folders: Sequence[str | Path], library: Searches
         assert library is not None
         return search_answer(library, videos, schemas.SearchRequest(query=query, top=top))
 
-    for function in (list_videos, ground, export, *([search] if library is not None else [])):
+    functions: list[Callable[..., Any]] = [list_videos, ground, export, *([search] if library is not None else [])]
+    for function in functions:
         server.add_tool(_with_sentences(function))
     return server
 

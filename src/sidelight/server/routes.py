@@ -219,7 +219,8 @@ async def events(name: str, request: Request, service: Here) -> StreamingRespons
                 sent = time.monotonic()
         yield f"event: end\ndata: {job_body(known, service).model_dump_json()}\n\n"
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy (nginx) must not collect the events
+    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
 
 @router.post(

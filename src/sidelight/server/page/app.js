@@ -229,6 +229,7 @@ const timeline = new Timeline($("timeline"), {
   choose: (i) => play(i),
   edit: (i, edge, seconds) => {
     state.moments[i][edge] = seconds;
+    player.pause();
     goTo(seconds);
     listMoments();
   },

@@ -111,7 +111,7 @@ export class Timeline {
 
   #seconds(x) {
     const { left, width } = this.curve.getBoundingClientRect();
-    return Math.min(1, Math.max(0, (x - left) / width)) * this.duration;
+    return ((x - left) / width) * this.duration;
   }
 
   choose(index) {
@@ -164,8 +164,9 @@ export class Timeline {
       event.preventDefault();
       node.setPointerCapture(event.pointerId);
       node.focus();
+      const beside = this.#seconds(event.clientX) - this.moments[i][edge]; // the handle is wider than the edge
       const move = (moved) => {
-        this.#edit(edge, i, this.#seconds(moved.clientX));
+        this.#edit(edge, i, this.#seconds(moved.clientX) - beside);
         this.#move(); // drawing anew would end the drag
       };
       node.addEventListener("pointermove", move);
