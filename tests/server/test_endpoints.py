@@ -176,6 +176,20 @@ def test_a_search_needs_a_library(client: TestClient, grounder: Grounder, films:
     assert answer["hits"][0]["id"] and answer["hits"][1]["id"] is None and answer["notes"] == ["a note"]
 
 
+def test_a_real_library_is_searched_and_served(grounder: Grounder, films: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    from sidelight.cli.serve import _parts
+    from sidelight.library import Library
+
+    Library.create(tmp_path / "lib", model="shapes", device="cpu").add(films, workers=0)
+    model, library, folders = _parts(str(tmp_path / "lib"), [], None, "cpu", None, offline=True)
+    assert folders == [str(films)] and library is not None
+    with client_of(create_app(model, folders=folders, library=library)) as searching:
+        answer = searching.post("/v1/search", json={"query": QUERY, "top": 3}).json()
+        assert {hit["video"] for hit in answer["hits"]} <= {"a.mp4", "b.mp4"} and all(h["id"] for h in answer["hits"])
+        assert searching.get("/v1/models").json()["search"]
+
+
 def test_health_models_and_numbers(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     models = client.get("/v1/models").json()

@@ -6,10 +6,10 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sidelight.cli.parser import Option
 from sidelight.cli.shared import (
@@ -23,10 +23,18 @@ from sidelight.cli.shared import (
     require_range,
 )
 
+if TYPE_CHECKING:
+    from sidelight.grounder import Grounder
+    from sidelight.library import Library
+
 Host = Annotated[str, Option("ADDRESS")]
 HostNames = Annotated[list[str], Option("NAME")]
 Token = Annotated[str, Option("SECRET")]
 Megabytes = Annotated[int, Option("MB")]
+LibraryFolder = Annotated[
+    str,
+    Option("LIB", "library to search; its folders are served too, and its model answers unless --model", "input"),
+]
 
 
 def serve(
@@ -35,6 +43,7 @@ def serve(
     model: Model | None = None,
     device: Device | None = None,
     backbone_weights: BackboneWeights | None = None,
+    library: LibraryFolder | None = None,
     offline: bool = False,
     host: Host = "127.0.0.1",
     port: Count = 8000,
@@ -69,14 +78,13 @@ def serve(
     require_package("python_multipart", "serve", "the service needs python-multipart")
     require_package("prometheus_client", "serve", "the service needs prometheus-client")
     require_package("uvicorn", "serve", "the service needs uvicorn")
-    from sidelight.grounder import Grounder
     from sidelight.server.settings import Settings
 
     require_range(1, queue=queue, workers=workers, max_upload=max_upload)
     require_range(0, 65535, port=port)
     if uploads is not None and no_uploads:
         raise ValueError("--uploads and --no-uploads exclude each other; give one of them")
-    if not folder and no_uploads:
+    if not (folder or library) and no_uploads:
         raise ValueError("there is no video to ask about; give a folder, or leave out --no-uploads")
     settings = Settings(
         host=host,
@@ -95,8 +103,8 @@ def serve(
 
     bound = bind(settings)
     with bound, _ended_like_ctrl_c(), _uploads_folder(uploads, wanted=not no_uploads) as place:
-        grounder = Grounder.from_pretrained(model, device=device, backbone_weights=backbone_weights, offline=offline)
-        app = create_app(grounder, folders=folder, uploads=place, settings=settings)
+        grounder, opened, folders = _parts(library, folder, model, device, backbone_weights, offline=offline)
+        app = create_app(grounder, folders=folders, uploads=place, library=opened, settings=settings)
         shown_host = f"[{host}]" if ":" in host else host
         print(
             f"sidelight serves {grounder.name} at http://{shown_host}:{bound.getsockname()[1]}/ (Ctrl+C ends it)",
@@ -135,12 +143,38 @@ def _uploads_folder(folder: str | None, *, wanted: bool) -> Iterator[Path | None
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _parts(
+    library: str | None,
+    folders: Sequence[str],
+    model: str | None,
+    device: str | None,
+    backbone_weights: str | None,
+    *,
+    offline: bool,
+) -> tuple[Grounder, Library | None, list[str]]:
+    """Return the model, the library if there is one, and the folders to serve."""
+    from sidelight.grounder import Grounder
+
+    if library is None:
+        grounder = Grounder.from_pretrained(model, device=device, backbone_weights=backbone_weights, offline=offline)
+        return grounder, None, list(folders)
+    from sidelight.io.download import offline as without_network
+    from sidelight.library import Library
+
+    require_package("lancedb", "library", "a library needs LanceDB")
+    with without_network(offline):
+        opened = Library.open(library, model=model, device=device, backbone_weights=backbone_weights)
+        opened.joint  # noqa: B018  # loads both backbones before the first request
+    return opened.grounder, opened, list(dict.fromkeys([*folders, *opened.folders]))
+
+
 def mcp(
-    folder: list[Folder],
+    folder: list[Folder] = [],  # noqa: B006  # is read only
     *,
     model: Model | None = None,
     device: Device | None = None,
     backbone_weights: BackboneWeights | None = None,
+    library: LibraryFolder | None = None,
     offline: bool = False,
 ) -> None:
     """Give language models tools that find moments in the videos of folders (MCP, over standard input and output).
@@ -153,11 +187,12 @@ def mcp(
         offline: use no network, only what is on this machine.
     """
     require_package("mcp", "mcp", "the tools need the MCP SDK")
-    from sidelight.grounder import Grounder
     from sidelight.server.mcp import tools
 
+    if not (folder or library):
+        raise ValueError("there is no video to ask about; give a folder, or --library")
     for name in folder:
         if not Path(name).is_dir():
             raise ValueError(f"{name} is not a folder; expected folders with video files")
-    grounder = Grounder.from_pretrained(model, device=device, backbone_weights=backbone_weights, offline=offline)
-    tools(grounder, folders=folder).run("stdio")
+    grounder, opened, folders = _parts(library, folder, model, device, backbone_weights, offline=offline)
+    tools(grounder, folders=folders, library=opened).run("stdio")

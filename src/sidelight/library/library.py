@@ -326,6 +326,11 @@ class Library:
             rows = ({"file": path, "reason": reason} for path, reason in sorted(failures.items()))
             write_json_lines(self.folder / FAILURES, rows)
 
+    @property
+    def folders(self) -> list[str]:
+        """Return the folders whose videos were added as a whole."""
+        return [source for source in self._manifest.sources if os.path.isdir(source)]
+
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def files(self) -> list[VideoRow]:
