@@ -201,6 +201,18 @@ LINES: dict[str, Line] = {
     "cache": Line("", {"--json": "NEW"}),
     "cache clear": Line("all"),
     "cache limit": Line("20GB"),
+    "serve": Line(
+        "VIDEOS --model shapes --port 0",
+        {
+            "--backbone-weights": "SHAPES",
+            "--host": "127.0.0.1",
+            "--token": "a-token-of-some-length",
+            "--allow-host": "films.example",
+        },
+        {"--backbone-weights": ("FILE",), "--uploads": ("FILE/x",)},
+        {"--uploads": "--uploads NEW"},
+    ),
+    "mcp": Line("VIDEOS --model shapes", {"--backbone-weights": "SHAPES"}, {"--backbone-weights": ("FILE",)}),
     "completion": Line("bash"),
 }
 
@@ -336,13 +348,15 @@ def options_of(name: str) -> dict[str, argparse.Action]:
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the demo short, and put a stub in place of Ray."""
+    """Make the demo short, let services end at once, and put a stub in place of Ray."""
 
     def short(*, seconds: tuple[float, float], **settings: Any) -> Scene:
         return sample_scene(seconds=(20, 26), **settings)
 
     monkeypatch.setattr("sidelight.cli.demo.sample_scene", short)
     monkeypatch.setattr("sidelight.cli.speeds._FILM_SECONDS", 2)
+    monkeypatch.setattr("sidelight.server.app.run", lambda app, bound, settings: None)
+    monkeypatch.setattr("mcp.server.mcpserver.MCPServer.run", lambda server, transport: None)
     monkeypatch.setattr(features_ray, "extract_on_ray", lambda *_, **__: (argparse.Namespace(has_video=bool), {}))
 
 

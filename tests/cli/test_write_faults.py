@@ -162,6 +162,7 @@ READ_ONLY = {
     *("models pull", "models remove", "models import"),  # tests/io/test_download.py breaks downloads
     *("cache clear", "features verify", "recipes", "summary", "completion"),
 }
+SERVICES = {"serve", "mcp"}  # tests/server/test_malicious.py breaks the disk under an upload
 
 
 def test_every_command_that_writes_is_tested() -> None:
@@ -177,7 +178,7 @@ def test_every_command_that_writes_is_tested() -> None:
             if full_name in READ_ONLY and not is_configured(function):
                 hints = get_type_hints(function, include_extras=True)
                 assert not any(path_kind(hint).startswith("output") for hint in hints.values()), f"{full_name} writes"
-    assert names == {name for name in CASES if "--" not in name} | READ_ONLY
+    assert names == {name for name in CASES if "--" not in name} | READ_ONLY | SERVICES
 
 
 @pytest.fixture(scope="module")

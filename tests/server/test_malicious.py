@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -180,6 +181,20 @@ def test_uploads_have_limits(client: TestClient, films: Path, tmp_path: Path) ->
     response = client.post("/v1/videos", files={"file": ("film.mp4", b"x" * 50_000)})
     assert require_refused(client, response, films, (507,)) == "no_space"
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["old.bin"]
+
+
+@pytest.mark.parametrize("place", ["write", "close", "rename"])
+def test_an_upload_to_a_full_disk_leaves_nothing(
+    client: TestClient, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    names = {"write": "uploads._Form._data", "close": "uploads.Uploads._keep", "rename": "uploads.Path.replace"}
+    monkeypatch.setattr(f"sidelight.server.{names[place]}", full)
+    response = client.post("/v1/videos", files={"file": ("film.mp4", (films / "a.mp4").read_bytes())})
+    assert require_refused(client, response, films, (507,)) == "no_space"
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,10 @@ def mcp(
     library: LibraryFolder | None = None,
     offline: bool = False,
 ) -> None:
-    """Give language models tools that find moments in the videos of folders (MCP, over standard input and output).
+    """Give language models tools that find moments in the videos of folders (MCP).
 
-    A program with a language model starts this command itself: `sidelight mcp FOLDER` is what to enter there. The
-    tools can read the videos of the folders and nothing else.
+    A program with a language model starts this command itself, and talks with it over standard input and output:
+    `sidelight mcp FOLDER` is what to enter there. The tools can read the videos of the folders and nothing else.
 
     Args:
         folder: folders of videos, with the folders in them.

@@ -56,6 +56,9 @@ class Settings:
         require(self, self.body_seconds > 0, "body_seconds", "above 0")
         if self.token is not None and not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},512}}", self.token):
             raise ValueError(f"token must be {SHORTEST_TOKEN} to 512 letters, digits and signs of ASCII without spaces")
+        for name in self.allow_hosts:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", name):
+                raise ValueError(f"--allow-host must be the name of a host, such as films.example, got {name!r}")
         if self.token is None and not self.is_local:
             raise ValueError(
                 f"--host {self.host} lets other machines connect, so it needs --token; choose a long secret, such as "

@@ -138,8 +138,11 @@ class Uploads:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))  # fails where a file has the name
             except FileExistsError:
                 continue
-            beside.replace(path)
-            path.chmod(0o644)
+            try:
+                beside.replace(path)
+            except OSError:
+                path.unlink()
+                raise
             self._videos.forget_list()
             return self._videos.find(f"{UPLOADS}/{path.name}")
         raise ServiceError(409, "name_taken", f"{_MOST_FILES:,} files are named like {name}; give another name")
