@@ -208,11 +208,14 @@ LINES: dict[str, Line] = {
             "--host": "127.0.0.1",
             "--token": "a-token-of-some-length",
             "--allow-host": "films.example",
+            "--library": "LIB",
         },
         {"--backbone-weights": ("FILE",), "--uploads": ("FILE/x",)},
         {"--uploads": "--uploads NEW"},
     ),
-    "mcp": Line("VIDEOS --model shapes", {"--backbone-weights": "SHAPES"}, {"--backbone-weights": ("FILE",)}),
+    "mcp": Line(
+        "VIDEOS --model shapes", {"--backbone-weights": "SHAPES", "--library": "LIB"}, {"--backbone-weights": ("FILE",)}
+    ),
     "completion": Line("bash"),
 }
 

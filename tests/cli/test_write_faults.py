@@ -63,6 +63,11 @@ model: {resolution: 32, width: 16, depth: 2, heads: 2, text_width: 16, text_dept
 RUN_FILES = ("events.out*", "state.pt", "losses.jsonl", "config.json", "model.safetensors")
 
 
+ADD = "library add lib IN/videos --model IN/model --backbone-weights IN/backbone --device cpu --workers 0"
+TABLES = ("*.lance", "latest_version_hint.json", "*.manifest", "*.txn", "*.arrow", "*.bin", "library.json")
+"""LanceDB writes without Python, and names its files at random."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A command line, and what it writes."""
@@ -157,10 +162,29 @@ CASES = {
     "models": Case(line="models --json m.json", old=("m.json",), varies=("m.json",)),
     "cache limit": Case(line="cache limit 5GB"),
     "pretrain": Case(line="pretrain IN/pretrain.yaml", varies=("state.pt",), in_turn=True),
+    "library add": Case(line=ADD, varies=TABLES, in_turn=True),
+    "library update": Case(line="library update lib --device cpu", begins=ADD, varies=TABLES, in_turn=True),
+    "library remove": Case(
+        line="library remove lib IN/videos/VIDEO.mp4",
+        begins=ADD,
+        again="library update lib --device cpu",
+        varies=TABLES,
+        in_turn=True,
+    ),
+    "library status": Case(
+        line="library status lib --json s.json", begins=ADD, old=("s.json",), varies=(*TABLES, "s.json")
+    ),
+    "search": Case(
+        line="search lib star --device cpu --json s.json --export s.csv",
+        begins=ADD,
+        old=("s.json", "s.csv"),
+        varies=TABLES,
+        in_turn=True,
+    ),
 }
 READ_ONLY = {
     *("models pull", "models remove", "models import"),  # tests/io/test_download.py breaks downloads
-    *("cache clear", "features verify", "recipes", "summary", "completion"),
+    *("cache clear", "features verify", "library verify", "recipes", "summary", "completion"),
 }
 SERVICES = {"serve", "mcp"}  # tests/server/test_malicious.py breaks the disk under an upload
 

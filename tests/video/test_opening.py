@@ -135,7 +135,7 @@ def test_only_one_module_opens_files_with_ffmpeg() -> None:
         f"{path.relative_to(package)}: {line.strip()}"
         for path in sorted(package.rglob("*.py"))
         for line in path.read_text().splitlines()
-        if "av.open(" in line and '"w")' not in line
+        if "av.open(" in line and '"w"' not in line
     ]
     assert [call.split(":")[0] for call in calls] == ["video/opening.py"]
 
