@@ -24,6 +24,7 @@ _SMALL = 64 << 20
 _MOST_COMPRESSED = 100
 """Bytes that an archive may hold for each byte of its file; floating-point features compress to a half or a third."""
 _DAMAGED = (
+    OverflowError,
     zipfile.BadZipFile,
     zlib.error,
     ValueError,
