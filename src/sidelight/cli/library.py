@@ -203,7 +203,10 @@ def search(
 ) -> int:
     """Find moments in all videos of a library by a sentence, an image or another moment.
 
-    The exit code is 0 if there is a moment, 1 if there is none (see --min-score), 2 after a mistake.
+    Hits are in the order of "fits": how near the video comes to the query, times the share that the moment has of its
+    video's best score. "score" is the model's own, as `sidelight ground` prints it: a hit that fits and has a score
+    near 0 is only the best of a video that does not show it. The exit code is 0 if there is a moment, 1 if there is
+    none (see --min-score), 2 after a mistake.
 
     Args:
         library: folder of the library.
@@ -254,6 +257,9 @@ def search(
         else:
             result = opened.search(query, **options)
         _print_result(result)
+        if query and result:
+            name = opened.grounder.name
+            print(f"answered by the model {name}; moments are its best guesses, also for what is never shown")
         if export and result:
             write_export(result.groundings, export, format=format)
     write_json(json, [grounding.to_dict() for grounding in result.groundings])

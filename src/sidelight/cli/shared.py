@@ -60,7 +60,11 @@ ClipsFolder = Annotated[
 ]
 JoinFile = Annotated[
     str,
-    Option("FILE.mp4", "make one film of the moments, in the order of time, each part once", "output file"),
+    Option(
+        "FILE.mp4",
+        "make one film of the moments, in the order of time, each part once (.mp4, .mov, .m4v or .mkv)",
+        "output file",
+    ),
 ]
 SheetFile = Annotated[
     str, Option("FILE.png", "draw a frame of each moment with its times (.png, .pdf, .svg or .jpg)", "output file")

@@ -38,6 +38,8 @@ _CLIPS_PER_CANDIDATE = 50
 """Clips that stage 1 asks for, per candidate, at the first time."""
 _MOST_CLIPS = 100_000
 """Most clips that stage 1 asks for; then the videos among them are all candidates."""
+_SHORTEST = 0.1
+"""Seconds of a moment below which it is no hit: there is nothing to see."""
 _SAME_MOMENT = 0.5
 """IoU above which two moments of one video are the same hit."""
 
@@ -239,7 +241,8 @@ def _result(
 
 
 def _different(moments: Sequence[Moment]) -> list[Moment]:
-    """Return moments without those that overlap a better one by more than half."""
+    """Return moments without very short ones, and without those that overlap a better one by more than half."""
+    moments = [moment for moment in moments if moment.end - moment.start >= _SHORTEST]
     if not moments:
         return []
     spans_N2 = np.array([(moment.start, moment.end) for moment in moments])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from asyncio import TimerHandle, Transport
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -100,9 +100,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the body"
-        message = f"{place[:100]}: {str(first['msg'])[:300]}"
+        message = "; ".join(_sentence_of(part) for part in error.errors()[:3])
         return JSONResponse(ServiceError(422, "invalid_request", message).to_dict(), status_code=422)
 
     async def other(request: Request, error: Exception) -> Response:
@@ -120,6 +118,14 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, other)
     app.add_exception_handler(Exception, failed)
+
+
+def _sentence_of(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field of a request; loc is its path, after the part of the request that holds it."""
+    kind, *names = (str(part) for part in error["loc"])
+    if error["type"] == "json_invalid":
+        return "the body is not valid JSON"
+    return f"{'.'.join(names)[:100] or f'the {kind}'}: {str(error['msg'])[:300]}"
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
