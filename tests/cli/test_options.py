@@ -114,6 +114,7 @@ LINES: dict[str, Line] = {
         "LIB 'a red star spins'",
         {
             "--min-score": "0.001",
+            "--min-relevance": "0.1",
             "--folder": "VIDEOS",
             "--since": "2020-01-31",
             "--until": "2099-12-31",
@@ -122,6 +123,7 @@ LINES: dict[str, Line] = {
             "--backbone-weights": "SHAPES",
             "--json": "NEW",
             "--export": "NEW.csv",
+            **FILMS,
         },
         {"--backbone-weights": ("FILE",), "--export": ("FILE/x.csv", "NEW.abc")},
         {"--format": "--format csv --export NEW.csv"},
@@ -274,8 +276,10 @@ def paths(
     }
 
 
-WITH_FILES = ("models remove", "models import")
-"""Commands without options that need the files of a model: tests/training/test_named.py tries them."""
+WITH_FILES = ("models remove", "models import", "library calibrate")
+"""Commands that need the files of a model or many annotations: tests/training/test_named.py and
+tests/library/test_calibration.py try them.
+"""
 
 Arguments = Callable[[str], list[str]]
 

@@ -201,20 +201,48 @@ def test_the_command_prints_writes_and_ends_with_its_code(
     assert main(["search", lib, query, "--top", "2", "--json", str(out), "--export", str(tmp_path / "a.csv")]) == 0
     printed = capsys.readouterr().out
     assert (
-        printed.splitlines()[0].split() == ["start", "end", "fits", "score", "video"]
+        printed.splitlines()[0].split() == ["start", "end", "relevance", "score", "video"]
         and f"{queried[0].vid}.mp4" in printed
     )
-    groundings = [Grounding.from_dict(values) for values in json.loads(out.read_text())]
+    values = json.loads(out.read_text())
+    assert values["format"] == "sidelight.search/1" and values["query"] == query and not values["calibrated"]
+    assert [hit["relevance"] for hit in values["hits"]] == sorted(
+        (h["relevance"] for h in values["hits"]), reverse=True
+    )
+    groundings = [Grounding.from_dict(one) for one in values["groundings"]]
     assert sum(map(len, groundings)) == 2 and (tmp_path / "a.csv").read_text().count("\n") == 3
     assert main(["export", str(out), str(tmp_path / "b.csv")]) == 0
     assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text()
     capsys.readouterr()
     assert main(["search", lib, query, "--min-score", "1.5", "--json", "-"]) == 1
-    assert json.loads(capsys.readouterr().out) == []
+    assert json.loads(capsys.readouterr().out)["hits"] == []
     assert main(["search", lib, query, "--shortest", "900"]) == 1
     assert capsys.readouterr().out == "no such moment\n"
     film = next((built / "films").iterdir())
     assert main(["search", lib, "--like", f"{film}@0:04-0:08.5", "--folder", str(built / "films")]) == 0
+
+
+def test_a_result_prints_as_a_table(library: Library, queried: list[Annotation], built: Path) -> None:
+    result = library.search(queried[0].query, top=2)
+    lines = str(result).splitlines()
+    assert len(lines) == 3 and lines[1].endswith(result[0].video)
+    assert result.to_text(folder=built).splitlines()[1].endswith(f"  films/{Path(result[0].video).name}")
+    assert str(library.search(queried[0].query, min_score=1.5)) == "no such moment"
+
+
+def test_hits_become_clips_a_film_a_sheet_and_a_report(
+    built: Path, queried: list[Annotation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = ["--clips", str(tmp_path / "clips"), "--join", str(tmp_path / "film.mp4")]
+    films += ["--contact-sheet", str(tmp_path / "sheet.png"), "--report", str(tmp_path / "report.html")]
+    assert main(["search", str(built / "lib"), queried[0].query, "--top", "3", *films]) == 0
+    assert len(list((tmp_path / "clips").iterdir())) == 3
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert next(film.decode(video=0)).width > 0
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert queried[0].query in (tmp_path / "report.html").read_text()
+    assert main(["search", str(built / "lib"), queried[0].query, "--min-score", "1.5", *films[:2]]) == 1
+    assert capsys.readouterr().out.endswith("no such moment\n")
 
 
 @pytest.mark.parametrize(
@@ -241,8 +269,7 @@ def test_wrong_options_are_one_sentence(
 def test_no_video_is_overwritten(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = next((built / "films").iterdir())
     before = film.read_bytes()
-    for option in ("--json", "--export"):
-        extra = ["--format", "csv"] if option == "--export" else []
+    for option, extra in (("--json", []), ("--export", ["--format", "csv"]), ("--join", [])):
         assert main(["search", str(built / "lib"), "a star", option, str(film), *extra]) == 2
         assert "is read by the same command" in capsys.readouterr().err
     outside = tmp_path / "outside.mp4"

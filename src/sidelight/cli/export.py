@@ -44,8 +44,9 @@ def export(
 ) -> None:
     """Write answers for another program, or cut clips, a film or a report from the video.
 
-    Answers are the JSON of `sidelight ground --json`. The suffix of FILE chooses the format: .csv, .json, .srt, .vtt,
-    .txt (chapters for YouTube), .otio, .edl, .fcpxml, .xml (Premiere Pro), .ffconcat or .sh (cuts with FFmpeg).
+    Answers are the JSON of `sidelight ground --json` or `sidelight search --json`. The suffix of FILE chooses the
+    format: .csv, .json, .srt, .vtt, .txt (chapters for YouTube), .otio, .edl, .fcpxml, .xml (Premiere Pro), .ffconcat
+    or .sh (cuts with FFmpeg).
 
     Args:
         answers: JSON file with one answer, or a list of answers; or JSON lines (.jsonl).
@@ -92,6 +93,8 @@ def read_answers(path: str) -> list[Grounding]:
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not valid JSON; give the JSON that `sidelight ground --json` writes") from None
     try:
+        if isinstance(values, dict) and isinstance(values.get("groundings"), list):  # the JSON of `sidelight search`
+            values = values["groundings"]
         rows = values if isinstance(values, list) else [values]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"expected answers as JSON objects, got {type(rows[0]).__name__}")

@@ -7,19 +7,24 @@ import sys
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sidelight.cli.films import Films
 from sidelight.cli.parser import Group, Option
 from sidelight.cli.shared import (
     BackboneWeights,
+    ClipsFolder,
     Count,
     Device,
     ExportFile,
     ExportFormat,
     File,
     Folder,
+    JoinFile,
     JsonFile,
     Model,
+    ReportFile,
     Score,
     Seconds,
+    SheetFile,
     report_to,
     require_package,
     require_range,
@@ -167,6 +172,50 @@ def library_verify(library: InLibrary) -> int:
     return 1 if faults else 0
 
 
+def library_calibrate(
+    library: InLibrary,
+    annotations: File,
+    *,
+    iou: Score = 0.5,
+    device: Device | None = None,
+    json: JsonFile | None = None,
+) -> None:
+    """Learn how likely a hit is right, from annotated queries of the library's videos.
+
+    From then on `sidelight search` shows this probability as the relevance of a hit, orders hits by it, and answers
+    "no such moment" if no hit is likely enough. At least 30 different queries are needed. They are searched with and
+    without the annotated videos; a sentence counts as true in the annotated videos only.
+
+    Args:
+        library: folder of the library.
+        annotations: JSONL; vid is the name of a video file without its suffix.
+        iou: overlap (IoU) with a true window from which a hit is right.
+    """
+    from sidelight.data.annotations import read_annotations
+    from sidelight.library import Library
+
+    _require_lancedb()
+    require_range(0, 1, iou=iou)
+    if iou == 0:
+        raise ValueError("--iou must be above 0: at 0 every moment would be right")
+    rows = read_annotations(annotations)
+    opened = Library.open(library, device=device)
+    _require_outputs(opened, annotations, json=json)
+    report = opened.calibrate(rows, iou=iou, progress=True)
+    absent = report.absent
+    with report_to(json):
+        print(f"{library}: calibrated with {count_of(report.queries, 'query')}; on queries that were set aside:")
+        print(
+            f"first hit right: {100 * report.first_right:.1f} % ({100 * report.first_right_before:.1f} % before); "
+            f"expected calibration error of its relevance: {100 * report.error:.1f} points"
+        )
+        print(
+            f'"no such moment" below a relevance of {absent.min_score:g}: given for {100 * absent.recall:.1f} % of '
+            f"queries without their videos, and wrongly for {100 * absent.lost:.1f} % of queries with them"
+        )
+    write_json(json, report.to_dict())
+
+
 library = Group(
     "Keep a library of videos, which `sidelight search` searches.",
     {
@@ -175,6 +224,7 @@ library = Group(
         "remove": library_remove,
         "status": library_status,
         "verify": library_verify,
+        "calibrate": library_calibrate,
     },
 )
 
@@ -187,6 +237,7 @@ def search(
     like: Annotated[str, Option("FILE@START-END")] | None = None,
     top: Count = 10,
     min_score: Score = 0.0,
+    min_relevance: Score | None = None,
     folder: Folder | None = None,
     since: Day | None = None,
     until: Day | None = None,
@@ -200,13 +251,19 @@ def search(
     json: JsonFile | None = None,
     export: ExportFile | None = None,
     format: ExportFormat | None = None,
+    padding: Seconds = 0.0,
+    clips: ClipsFolder | None = None,
+    join: JoinFile | None = None,
+    copy: bool = False,
+    contact_sheet: SheetFile | None = None,
+    report: ReportFile | None = None,
 ) -> int:
     """Find moments in all videos of a library by a sentence, an image or another moment.
 
-    Hits are in the order of "fits": how near the video comes to the query, times the share that the moment has of its
-    video's best score. "score" is the model's own, as `sidelight ground` prints it: a hit that fits and has a score
-    near 0 is only the best of a video that does not show it. The exit code is 0 if there is a moment, 1 if there is
-    none (see --min-score), 2 after a mistake.
+    Hits are in the order of their relevance. After `sidelight library calibrate` it is the probability that the hit is
+    right, and less likely hits are left out. Before, it says how near the video comes to the query, times the share
+    that the moment has of its video's best score. "score" is the model's own, as `sidelight ground` prints it. The exit
+    code is 0 if there is a moment, 1 if there is none, 2 after a mistake.
 
     Args:
         library: folder of the library.
@@ -216,6 +273,7 @@ def search(
         top: how many moments to return.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
             calibrate` chooses this score).
+        min_relevance: leave out hits with a lower relevance; chosen by `sidelight library calibrate` unless given.
         folder: only videos in or below this folder.
         since: only files that were changed on this day or later.
         until: only files that were changed on this day or earlier.
@@ -223,8 +281,10 @@ def search(
         longest: only videos of at most this length.
         candidates: how many of the nearest videos the model reads; 10, or --top if that is more, unless given.
         offline: use no network, only what is on this machine.
-        json: write the answers as JSON, one for each video, as `sidelight ground` does; - for standard output.
+        json: write hits and answers as JSON, which `sidelight export` reads; - for standard output.
         export: write the moments, if there are any, for another program (`sidelight export --help` lists the formats).
+        padding: seconds that --clips, --join and --export add before and after each moment, within the video.
+        copy: cut at keyframes without encoding; clips begin too early, and the true start of each is printed.
     """
     from sidelight.cli.export import write_export
     from sidelight.export.formats import format_of
@@ -236,6 +296,10 @@ def search(
         raise ValueError("give one of a sentence, --image and --like")
     require_range(1, top=top, candidates=candidates)
     require_range(0, min_score=min_score, shortest=shortest, longest=longest)
+    require_range(0, 1, min_relevance=min_relevance)
+    if min_relevance is not None and not query:
+        raise ValueError("--min-relevance is for sentences; give --min-score with --image and --like")
+    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
     if export:
         format_of(export, format)
     moment = _moment_of(like) if like else None
@@ -249,34 +313,36 @@ def search(
     options: dict[str, Any] = {"top": top, "min_score": min_score, "where": where, "candidates": candidates}
     with without_network(offline), report_to(json):
         opened = Library.open(library, model=model, device=device, backbone_weights=backbone_weights)
-        _require_outputs(opened, *([moment[0]] if moment else []), json=json, export=export)
+        outputs = {"json": json, "export": export, "join": join, "contact-sheet": contact_sheet, "report": report}
+        _require_outputs(opened, *([moment[0]] if moment else []), **outputs)
         if image:
             result = opened.search_image(image, **options)
         elif moment:
             result = opened.search_like(*moment, **options)
         else:
-            result = opened.search(query, **options)
-        _print_result(result)
-        if query and result:
-            name = opened.grounder.name
-            print(f"answered by the model {name}; moments are its best guesses, also for what is never shown")
+            result = opened.search(query, min_relevance=min_relevance, **options)
+        print(result.to_text(folder="."))
+        if query:
+            _print_reading(result, opened.grounder.name)
         if export and result:
-            write_export(result.groundings, export, format=format)
-    write_json(json, [grounding.to_dict() for grounding in result.groundings])
+            write_export(result.groundings, export, format=format, padding=padding)
+    write_json(json, result.to_dict())
+    with report_to(json):
+        (films if result else films.without_cuts()).write(result.groundings)
     return 0 if result else 1
 
 
-def _print_result(result: SearchResult) -> None:
-    """Print a row for each hit, best first."""
-    from sidelight.core.display import NO_MOMENT, clock
-
-    if not result:
-        print(NO_MOMENT)
-        return
-    print(f"{'start':>8}{'end':>9}{'fits':>7}{'score':>7}  video")
-    for hit in result:
-        moment = hit.moment
-        print(f"{clock(moment.start):>8}{clock(moment.end):>9}{hit.relevance:>7.2f}{moment.score:>7.2f}  {hit.video}")
+def _print_reading(result: SearchResult, model: str) -> None:
+    """Print how the numbers of a result are to be read, or why it has no hit."""
+    if result.best_left_out is not None:
+        print(
+            f"the best guess has a relevance of {result.best_left_out:.2f}, which is too low; "
+            "--min-relevance 0 shows the guesses"
+        )
+    elif result and result.is_calibrated:
+        print(f"answered by the model {model}; relevance is the probability that a hit is right")
+    elif result:
+        print(f"answered by the model {model}; moments are its best guesses, also for what is never shown")
 
 
 def _report(library: str, changes: Changes) -> int:

@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from sidelight.core.display import NO_MOMENT, clock
 from sidelight.core.grounding import Grounding, Moment
 from sidelight.library.places import is_within
 from sidelight.library.tables import VideoRow
+
+FORMAT = "sidelight.search/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +26,15 @@ class Hit:
     moment: Moment
     """Start, end, and the score that the model gives within this video; ``min_score`` is compared with it."""
     relevance: float
-    """Value in [0, 1] by which the hits of all videos are ordered: (1 + cosine of the query and the nearest clip of the
-    video) / 2, times the moment's share of the best score in its video.
+    """Value in [0, 1] by which the hits of all videos are ordered. In a calibrated library, the probability that the
+    hit is right; else (1 + cosine of the query and the nearest clip of the video) / 2, times the moment's share of the
+    best score in its video.
     """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        span = {"start": self.moment.start, "end": self.moment.end}
+        return {"video": self.video, **span, "relevance": self.relevance, "score": self.moment.score}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,41 @@ class SearchResult:
     """One for each video with a hit, in the order of the best hits; each has the moments of the hits only."""
     notes: tuple[str, ...] = ()
     """Sentences that matter to the whole answer, such as words that the model never saw."""
+    is_calibrated: bool = False
+    """Whether the relevance of hits is a probability."""
+    best_left_out: float | None = None
+    """The highest relevance that a hit would have had, if all were left out for it; None otherwise."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `sidelight export` reads them."""
+        return {
+            "format": FORMAT,
+            "query": self.query,
+            "calibrated": self.is_calibrated,
+            "hits": [hit.to_dict() for hit in self.hits],
+            "notes": list(self.notes),
+            "groundings": [grounding.to_dict() for grounding in self.groundings],
+        }
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, *, folder: str | Path | None = None) -> str:
+        """Return a table with a row for each hit, best first; or "no such moment".
+
+        Args:
+            folder: videos below it are shown by their path in it.
+        """
+        if not self:
+            return NO_MOMENT
+        rows = [f"{'start':>8}{'end':>9}{'relevance':>11}{'score':>7}  video"]
+        for hit in self:
+            moment, video = hit.moment, hit.video
+            if folder is not None and is_within(video, os.path.abspath(folder)):
+                video = os.path.relpath(video, folder)
+            times = f"{clock(moment.start):>8}{clock(moment.end):>9}"
+            rows.append(f"{times}{hit.relevance:>11.2f}{moment.score:>7.2f}  {video}")
+        return "\n".join(rows)
 
     def __len__(self) -> int:
         return len(self.hits)

@@ -23,6 +23,7 @@ from sidelight.grounder import Grounder, PixelGrounder
 from sidelight.io.files import LOCK, only_writer, path_text, sweep
 from sidelight.io.jsonl import read_json_lines, write_json_lines
 from sidelight.library.answers import Changes, SearchResult, Status, Where
+from sidelight.library.calibration import Calibration
 from sidelight.library.manifest import MANIFEST, Manifest
 from sidelight.library.places import absolute_sources, files_of, holds_files, is_within
 from sidelight.library.tables import Tables, VideoRow, require_lancedb
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import torch
 
     from sidelight.backbones.protocol import Backbone
+    from sidelight.data.annotations import Annotation
+    from sidelight.library.calibration import CalibrationReport
     from sidelight.library.search import Searcher
 
 FAILURES = "failures.jsonl"
@@ -383,6 +386,7 @@ class Library:
         *,
         top: int = 10,
         min_score: float = 0.0,
+        min_relevance: float | None = None,
         where: Where | None = None,
         candidates: int | None = None,
     ) -> SearchResult:
@@ -392,14 +396,54 @@ class Library:
             query: the sentence.
             top: most hits.
             min_score: leave out moments with a lower score; if none is left, the answer is "no such moment".
+            min_relevance: leave out hits with a lower relevance; the value of :meth:`calibrate` unless given, and 0 in
+                a library that is not calibrated.
             where: which videos to search; all unless given.
             candidates: videos that the model reads, the nearest ones by their embeddings; 10, or ``top`` if that is
                 more, unless given.
 
         Raises:
-            ValueError: if the query is empty, or a number is out of its range.
+            ValueError: if the query is empty, a number is out of its range, or the calibration is damaged.
         """
-        return self._searcher.by_sentence(query, self._choose(top, min_score, where, candidates))
+        limits = replace(self._choose(top, min_score, where, candidates), min_relevance=min_relevance)
+        return self._searcher.by_sentence(query, limits, self.calibration)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return the calibration that fits the model of this object, or None.
+
+        Raises:
+            ValueError: if its file is damaged.
+        """
+        calibration = Calibration.read(self.folder)
+        return calibration if calibration is not None and calibration.model == self._model else None
+
+    def calibrate(
+        self, annotations: Sequence[Annotation], *, iou: float = 0.5, progress: bool = False
+    ) -> CalibrationReport:
+        """Learn from annotated queries how likely a hit is right, and keep it in the library.
+
+        From then on the relevance of a hit is this probability, and :meth:`search` leaves out hits below the one that
+        best answers "no such moment" (best F1).
+
+        Args:
+            annotations: queries of videos of the library; ``vid`` is the name of a file without its suffix. A sentence
+                counts as true in the annotated videos only.
+            iou: the lowest IoU with a true window that makes a moment right.
+            progress: show a bar.
+
+        Raises:
+            ValueError: if too few of the videos are in the library, or another process writes into it.
+        """
+        from sidelight.library.calibration import calibrate
+
+        with _writing(self.folder):
+            self._read_again()
+            limits = self._choose(1, 0.0, None, None)
+            judged = self._searcher.judge(annotations, limits, iou=iou, progress=progress)
+            calibration, report = calibrate(judged, self._model)
+            calibration.write(self.folder)
+        return report
 
     def search_image(
         self,

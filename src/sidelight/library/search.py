@@ -2,9 +2,10 @@
 
 Stage 1 compares the query's embedding with those of all clips. A video is as near as its nearest clip. Stage 2 reads
 the features of the nearest videos from the store and answers as for a single video. It says where in a video a moment
-is; which video comes first is decided by the embeddings, since a model was never trained to tell videos that fit a
-sentence from videos that do not (docs/library.md has the figures). Images and moments have an embedding but no
-sentence: there, grounding without training reads the similarity of the query to each clip.
+is. Which video comes first is decided by the embeddings, since a model was never trained to tell videos that fit a
+sentence from videos that do not (docs/library.md has the figures), or by a calibration, if the library has one. Images
+and moments have an embedding but no sentence: there, grounding without training reads the similarity of the query to
+each clip.
 
 Legend: T clips of a video, E width of the joint space, K levels, F frames of a clip, S side of a frame.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,13 @@ from sidelight.core import spans
 from sidelight.core.grounding import Grounding, Moment
 from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
+from sidelight.data.annotations import Annotation
 from sidelight.features.extract import encode_each, encode_video_file
 from sidelight.features.sources import content_digest
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.grounder import Grounder, OutsideWarning, checked_queries
 from sidelight.library.answers import Hit, SearchResult
+from sidelight.library.calibration import Calibration, Judged, log_odds
 from sidelight.library.tables import Tables, VideoRow
 from sidelight.video.damage import warn
 
@@ -42,6 +46,10 @@ _SHORTEST = 0.1
 """Seconds of a moment below which it is no hit: there is nothing to see."""
 _SAME_MOMENT = 0.5
 """IoU above which two moments of one video are the same hit."""
+_MOST_RIGHT = 30
+"""Videos with a sentence that may be near to it, so that a calibration finds enough videos without it."""
+_SAMPLE = 4096
+"""Clips of the library that say how near a query is to any clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,8 @@ class Limits:
     """Lowest score of a hit."""
     candidates: int | None
     """Videos that the model reads; by ``top`` unless given."""
+    min_relevance: float | None = None
+    """Lowest relevance of a hit; that of the calibration unless given, and 0 without one."""
     rows: tuple[VideoRow, ...] = ()
     """Files to search."""
     all_rows: tuple[VideoRow, ...] = ()
@@ -70,11 +80,27 @@ class Limits:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if not is_finite_number(self.min_score) or self.min_score < 0:
             raise ValueError(f"min_score must be 0 or more, got {self.min_score}")
+        if self.min_relevance is not None and not (is_finite_number(self.min_relevance) and self.min_relevance >= 0):
+            raise ValueError(f"min_relevance must be 0 or more, got {self.min_relevance}")
 
     @property
     def num_candidates(self) -> int:
         """Return the number of videos that the model reads."""
         return self.candidates or max(FEWEST_CANDIDATES, self.top)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A hit with all that is known about it."""
+
+    hit: Hit
+    """The hit, whose relevance is that of a library without a calibration."""
+    row: VideoRow
+    """Its video."""
+    grounding: Grounding
+    """All moments of the video."""
+    facts: tuple[float, float, float]
+    """What a calibration reads (:data:`sidelight.library.calibration.FACTS`)."""
 
 
 class Searcher:
@@ -90,21 +116,65 @@ class Searcher:
     def __init__(self, grounder: Grounder, joint: Backbone, store: FeatureStore, tables: Tables) -> None:
         self._grounder, self._joint, self._store, self._tables = grounder, joint, store, tables
 
-    def by_sentence(self, query: str, limits: Limits) -> SearchResult:
+    def by_sentence(self, query: str, limits: Limits, calibration: Calibration | None = None) -> SearchResult:
         """Return the moments in which a sentence is true."""
         (query,) = checked_queries(query)
+        backbone = self._grounder.backbone
+        doubt = backbone.query_doubt(query, self._grounder.name) if isinstance(backbone, LimitedBackbone) else None
+        if doubt:
+            warn(doubt, OutsideWarning)
+        found = self._hits_of(query, limits)
+        if calibration is not None and found:
+            probability_H = calibration.probabilities(np.array([one.facts for one in found]))
+            pairs = zip(found, probability_H.tolist(), strict=True)
+            found = [replace(one, hit=replace(one.hit, relevance=probability)) for one, probability in pairs]
+        if calibration is not None and limits.min_relevance is None:
+            limits = replace(limits, min_relevance=calibration.min_relevance)
+        result = _result(query, found, limits, notes=(doubt,) if doubt else ())
+        return replace(result, is_calibrated=calibration is not None)
+
+    def _hits_of(self, query: str, limits: Limits) -> list[Found]:
+        """Return all hits of the candidates of a sentence."""
         vector_E = encode_each([query], self._joint)[0][0, 0].astype(np.float32)
         text = self._grounder.encode([query])
 
         def ground(row: VideoRow) -> Grounding:
             return self._grounder.ground_features(self._store.video(row.key), text, [query], video_name=row.path)[0]
 
-        backbone = self._grounder.backbone
-        doubt = backbone.query_doubt(query, self._grounder.name) if isinstance(backbone, LimitedBackbone) else None
-        if doubt:
-            warn(doubt, OutsideWarning)
         vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
-        return _result(query, vector_E, vectors, limits, ground, notes=(doubt,) if doubt else ())
+        cosine_N = self._tables.sample(_SAMPLE) @ vector_E
+        typical = float(cosine_N.mean()), max(float(cosine_N.std()), 1e-6)
+        return _candidate_hits(vector_E, vectors, limits, ground, typical=typical)
+
+    def judge(
+        self, annotations: Sequence[Annotation], limits: Limits, *, iou: float, progress: bool = False
+    ) -> list[Judged]:
+        """Return the hits of annotated queries, and which of them are right.
+
+        Args:
+            annotations: queries of videos of the library, by the name of the file without its suffix; others are left
+                out. A sentence that several annotations have is one query, with the windows of all.
+            limits: which hits.
+            iou: the lowest IoU with a window that makes a hit right.
+            progress: show a bar.
+        """
+        from tqdm import tqdm
+
+        numbers_of: dict[str, set[int]] = {}
+        for row in limits.rows:
+            numbers_of.setdefault(Path(row.path).stem, set()).add(row.number)
+        windows_of: dict[str, dict[int, list[tuple[float, float]]]] = {}
+        for annotation in annotations:
+            for number in numbers_of.get(annotation.vid, ()) if annotation.relevant_windows else ():
+                of_query = windows_of.setdefault(annotation.query.strip(), {})
+                of_query.setdefault(number, []).extend(annotation.relevant_windows)
+        bar = tqdm(windows_of.items(), unit="query", desc="searching", disable=None if progress else True)
+        judged = []
+        for number, (query, windows) in enumerate(bar):
+            # Enough candidates for both searches: with the right videos, and without them.
+            more = replace(limits, candidates=FEWEST_CANDIDATES + min(len(windows), _MOST_RIGHT))
+            judged += _judged(number, self._hits_of(query, more), windows, iou)
+        return judged
 
     def by_image(self, image: str, limits: Limits) -> SearchResult:
         """Return the moments that look like an image."""
@@ -166,7 +236,7 @@ class Searcher:
             (grounding,) = grounder.ground_features(video, text, [name], video_name=row.path)
             return replace(grounding, moments=tuple(m for m in grounding.moments if keep(row, m)))
 
-        return _result(name, vector_E, vectors, limits, ground)
+        return _result(name, _candidate_hits(vector_E, vectors, limits, ground), limits)
 
     def nearest_videos(self, vector_E: Vector, limits: Limits) -> dict[int, float]:
         """Return stage 1: number of a content -> cosine of its nearest clip, best first.
@@ -195,49 +265,109 @@ class Searcher:
         return dict(list(nearest.items())[:wanted])
 
 
-def _result(
-    query: str,
+def _candidate_hits(
     vector_E: Vector,
     vectors: Mapping[int, HalfFeatures],
     limits: Limits,
     ground: Callable[[VideoRow], Grounding],
     *,
-    notes: tuple[str, ...] = (),
-) -> SearchResult:
-    """Ground the candidates, and return the best hits of all.
+    typical: tuple[float, float] = (0.0, 1.0),
+) -> list[Found]:
+    """Ground the candidates, and return all of their hits.
 
     Args:
-        query: the sentence, or a name.
-        vector_E: its embedding.
+        vector_E: embedding of the query.
         vectors: number of a candidate -> the embeddings of its clips, (T, E).
         limits: which hits.
         ground: return the grounding of a video.
-        notes: sentences that matter to all answers.
+        typical: mean and standard deviation of the cosines of the query and the clips of the library.
     """
     rows: dict[int, VideoRow] = {}
     for row in limits.rows:
         rows.setdefault(row.number, row)
         if not os.path.exists(rows[row.number].path):  # prefer a copy that is there
             rows[row.number] = row
-    hits: list[tuple[Hit, Grounding]] = []
+    hits: list[Found] = []
     for number, vectors_TE in vectors.items():
         row = rows[number]
         grounding = ground(row).at_least(limits.min_score)
-        grounding = replace(grounding, notes=(*row.notes, *notes))
         if not grounding:
             continue
-        nearest = (1 + float((vectors_TE.astype(np.float32) @ vector_E).max())) / 2
+        cosine_T = vectors_TE.astype(np.float32) @ vector_E
+        nearest = float(cosine_T.max())
         for moment in _different(grounding.moments):
-            relevance = min(1.0, nearest * moment.score / grounding[0].score)
-            hits.append((Hit(video=row.path, moment=moment, relevance=relevance), grounding))
-    hits.sort(key=lambda hit: -hit[0].relevance)
-    best = hits[: limits.top]
+            clips = grounding.timeline.clips_in(moment.start, moment.end)
+            inside = float(cosine_T[clips.start : clips.stop].max(initial=cosine_T.min()))
+            mean, deviation = typical
+            facts = (nearest - mean) / deviation, (inside - mean) / deviation, float(log_odds(moment.score))
+            relevance = min(1.0, (1 + nearest) / 2 * moment.score / grounding[0].score)
+            hit = Hit(video=row.path, moment=moment, relevance=relevance)
+            hits.append(Found(hit=hit, row=row, grounding=grounding, facts=facts))
+    return hits
+
+
+def _judged(
+    query: int, found: Sequence[Found], windows_of: Mapping[int, Sequence[tuple[float, float]]], iou: float
+) -> list[Judged]:
+    """Return two searches of a sentence: with the videos in which it is true, and without them.
+
+    Args:
+        query: number of the sentence.
+        found: the hits of more candidates than a search reads, in the order of the candidates.
+        windows_of: number of a content -> windows in which the sentence is true.
+        iou: the lowest IoU of a right hit.
+    """
+    candidates = list(dict.fromkeys(one.row.number for one in found))
+    searches = []
+    for present in (True, False):
+        read = [number for number in candidates if present or number not in windows_of][:FEWEST_CANDIDATES]
+        hits = [one for one in found if one.row.number in read]
+        if hits:
+            right = [_is_right(one.hit.moment, windows_of.get(one.row.number, ()), iou) for one in hits]
+            search = Judged(
+                query=query,
+                present=present,
+                facts_H3=np.array([one.facts for one in hits]),
+                right_H=np.array(right, dtype=bool),
+                relevance_H=np.array([one.hit.relevance for one in hits]),
+            )
+            searches.append(search)
+    return searches
+
+
+def _is_right(moment: Moment, windows: Sequence[tuple[float, float]], iou: float) -> bool:
+    """Check whether a moment overlaps one of the windows enough."""
+    span_12 = np.array([[moment.start, moment.end]])
+    return bool(windows) and bool(np.asarray(spans.iou(span_12, np.array(windows))).max() >= iou)
+
+
+def _result(query: str, found: Sequence[Found], limits: Limits, *, notes: tuple[str, ...] = ()) -> SearchResult:
+    """Return the best hits of the candidates.
+
+    Args:
+        query: the sentence, or a name.
+        found: all hits.
+        limits: which hits.
+        notes: sentences that matter to all answers.
+    """
+    ordered = sorted(found, key=lambda one: -one.hit.relevance)
+    best = [one for one in ordered if one.hit.relevance >= (limits.min_relevance or 0)][: limits.top]
     moments_of: dict[str, list[Moment]] = {}
-    for hit, _ in best:
-        moments_of.setdefault(hit.video, []).append(hit.moment)
-    grounding_of = {hit.video: grounding for hit, grounding in best}
-    groundings = (replace(grounding_of[video], moments=tuple(moments)) for video, moments in moments_of.items())
-    return SearchResult(query=query, hits=tuple(hit for hit, _ in best), groundings=tuple(groundings), notes=notes)
+    for one in best:
+        moments_of.setdefault(one.hit.video, []).append(one.hit.moment)
+    found_in = {one.hit.video: one for one in best}
+    groundings = (
+        replace(found_in[video].grounding, moments=tuple(moments), notes=(*found_in[video].row.notes, *notes))
+        for video, moments in moments_of.items()
+    )
+    left_out = ordered[0].hit.relevance if ordered and not best else None
+    return SearchResult(
+        query=query,
+        hits=tuple(one.hit for one in best),
+        groundings=tuple(groundings),
+        notes=notes,
+        best_left_out=left_out,
+    )
 
 
 def _different(moments: Sequence[Moment]) -> list[Moment]:

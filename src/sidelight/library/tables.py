@@ -95,6 +95,7 @@ class Tables:
         lancedb = require_lancedb()
         self._changes = {_CLIPS: 0, _VIDEOS: 0}
         self._groups = -1, 1
+        self._sample: tuple[tuple[int, int], npt.NDArray[np.float32]] | None = None
         clips = pa.schema(
             [
                 pa.field("number", pa.int32(), nullable=False),
@@ -233,6 +234,17 @@ class Tables:
             rows = query.to_arrow()
         cosine_H = 1 - rows["_distance"].to_numpy()
         return rows["number"].to_numpy(), rows["clip"].to_numpy(), cosine_H.astype(np.float32)
+
+    def sample(self, count: int) -> npt.NDArray[np.float32]:
+        """Return the embeddings of clips that are spread evenly over the table, (N, E); N is at most ``count``."""
+        key = int(self._clips.version), count
+        if self._sample is None or self._sample[0] != key:
+            clips = self.num_clips()
+            offsets = np.unique(np.linspace(0, max(0, clips - 1), min(count, clips)).astype(np.int64))
+            with self._sentences():
+                rows = self._clips.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
+            self._sample = key, _as_array(rows["vector"].combine_chunks(), self.width).astype(np.float32)
+        return self._sample[1]
 
     def num_clips(self) -> int:
         """Return the number of embeddings."""
