@@ -90,7 +90,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Evidence:
     """A hit with all that is known about it."""
 
     hit: Hit
@@ -123,17 +123,17 @@ class Searcher:
         doubt = backbone.query_doubt(query, self._grounder.name) if isinstance(backbone, LimitedBackbone) else None
         if doubt:
             warn(doubt, OutsideWarning)
-        found = self._hits_of(query, limits)
-        if calibration is not None and found:
-            probability_H = calibration.probabilities(np.array([one.facts for one in found]))
-            pairs = zip(found, probability_H.tolist(), strict=True)
-            found = [replace(one, hit=replace(one.hit, relevance=probability)) for one, probability in pairs]
+        evidence = self._hits_of(query, limits)
+        if calibration is not None and evidence:
+            probability_H = calibration.probabilities(np.array([one.facts for one in evidence]))
+            pairs = zip(evidence, probability_H.tolist(), strict=True)
+            evidence = [replace(one, hit=replace(one.hit, relevance=probability)) for one, probability in pairs]
         if calibration is not None and limits.min_relevance is None:
             limits = replace(limits, min_relevance=calibration.min_relevance)
-        result = _result(query, found, limits, notes=(doubt,) if doubt else ())
+        result = _result(query, evidence, limits, notes=(doubt,) if doubt else ())
         return replace(result, is_calibrated=calibration is not None)
 
-    def _hits_of(self, query: str, limits: Limits) -> list[Found]:
+    def _hits_of(self, query: str, limits: Limits) -> list[Evidence]:
         """Return all hits of the candidates of a sentence."""
         vector_E = encode_each([query], self._joint)[0][0, 0].astype(np.float32)
         text = self._grounder.encode([query])
@@ -142,6 +142,8 @@ class Searcher:
             return self._grounder.ground_features(self._store.video(row.key), text, [query], video_name=row.path)[0]
 
         vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
+        if not vectors:
+            return []
         cosine_N = self._tables.sample(_SAMPLE) @ vector_E
         typical = float(cosine_N.mean()), max(float(cosine_N.std()), 1e-6)
         return _candidate_hits(vector_E, vectors, limits, ground, typical=typical)
@@ -272,7 +274,7 @@ def _candidate_hits(
     ground: Callable[[VideoRow], Grounding],
     *,
     typical: tuple[float, float] = (0.0, 1.0),
-) -> list[Found]:
+) -> list[Evidence]:
     """Ground the candidates, and return all of their hits.
 
     Args:
@@ -287,7 +289,7 @@ def _candidate_hits(
         rows.setdefault(row.number, row)
         if not os.path.exists(rows[row.number].path):  # prefer a copy that is there
             rows[row.number] = row
-    hits: list[Found] = []
+    hits: list[Evidence] = []
     for number, vectors_TE in vectors.items():
         row = rows[number]
         grounding = ground(row).at_least(limits.min_score)
@@ -302,26 +304,26 @@ def _candidate_hits(
             facts = (nearest - mean) / deviation, (inside - mean) / deviation, float(log_odds(moment.score))
             relevance = min(1.0, (1 + nearest) / 2 * moment.score / grounding[0].score)
             hit = Hit(video=row.path, moment=moment, relevance=relevance)
-            hits.append(Found(hit=hit, row=row, grounding=grounding, facts=facts))
+            hits.append(Evidence(hit=hit, row=row, grounding=grounding, facts=facts))
     return hits
 
 
 def _judged(
-    query: int, found: Sequence[Found], windows_of: Mapping[int, Sequence[tuple[float, float]]], iou: float
+    query: int, evidence: Sequence[Evidence], windows_of: Mapping[int, Sequence[tuple[float, float]]], iou: float
 ) -> list[Judged]:
     """Return two searches of a sentence: with the videos in which it is true, and without them.
 
     Args:
         query: number of the sentence.
-        found: the hits of more candidates than a search reads, in the order of the candidates.
+        evidence: the hits of more candidates than a search reads, in the order of the candidates.
         windows_of: number of a content -> windows in which the sentence is true.
         iou: the lowest IoU of a right hit.
     """
-    candidates = list(dict.fromkeys(one.row.number for one in found))
+    candidates = list(dict.fromkeys(one.row.number for one in evidence))
     searches = []
     for present in (True, False):
         read = [number for number in candidates if present or number not in windows_of][:FEWEST_CANDIDATES]
-        hits = [one for one in found if one.row.number in read]
+        hits = [one for one in evidence if one.row.number in read]
         if hits:
             right = [_is_right(one.hit.moment, windows_of.get(one.row.number, ()), iou) for one in hits]
             search = Judged(
@@ -341,23 +343,23 @@ def _is_right(moment: Moment, windows: Sequence[tuple[float, float]], iou: float
     return bool(windows) and bool(np.asarray(spans.iou(span_12, np.array(windows))).max() >= iou)
 
 
-def _result(query: str, found: Sequence[Found], limits: Limits, *, notes: tuple[str, ...] = ()) -> SearchResult:
+def _result(query: str, evidence: Sequence[Evidence], limits: Limits, *, notes: tuple[str, ...] = ()) -> SearchResult:
     """Return the best hits of the candidates.
 
     Args:
         query: the sentence, or a name.
-        found: all hits.
+        evidence: all hits.
         limits: which hits.
         notes: sentences that matter to all answers.
     """
-    ordered = sorted(found, key=lambda one: -one.hit.relevance)
+    ordered = sorted(evidence, key=lambda one: -one.hit.relevance)
     best = [one for one in ordered if one.hit.relevance >= (limits.min_relevance or 0)][: limits.top]
     moments_of: dict[str, list[Moment]] = {}
     for one in best:
         moments_of.setdefault(one.hit.video, []).append(one.hit.moment)
-    found_in = {one.hit.video: one for one in best}
+    evidence_of = {one.hit.video: one for one in best}
     groundings = (
-        replace(found_in[video].grounding, moments=tuple(moments), notes=(*found_in[video].row.notes, *notes))
+        replace(evidence_of[video].grounding, moments=tuple(moments), notes=(*evidence_of[video].row.notes, *notes))
         for video, moments in moments_of.items()
     )
     left_out = ordered[0].hit.relevance if ordered and not best else None
