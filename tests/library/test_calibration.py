@@ -13,9 +13,13 @@ import pytest
 from scipy.optimize import minimize
 
 from sidelight.cli.main import main
+from sidelight.core.grounding import Grounding, Moment
+from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation, write_annotations
-from sidelight.library import Library, calibration
+from sidelight.library import Hit, Library, calibration
 from sidelight.library.calibration import FILE, Calibration, Judged, calibrate, log_odds
+from sidelight.library.search import Evidence, _judged
+from sidelight.library.tables import VideoRow
 
 TRUE_WEIGHTS = np.array([1.2, 0.6, 0.8])
 
@@ -188,3 +192,25 @@ def test_annotations_of_other_videos_and_wrong_options_are_refused(
     assert not (copy / FILE).exists()
     assert main(["search", str(copy), "--like", "x.mp4@1-2", "--min-relevance", "0.5"]) == 2
     assert "--min-relevance is for sentences" in capsys.readouterr().err
+
+
+def test_a_sentence_is_searched_with_and_without_the_right_videos() -> None:
+    def evidence(number: int, nearest: float) -> Evidence:
+        row = VideoRow(
+            id=number, path=f"/{number}.mp4", key="k", number=number, size=1, modified=1, duration=9, clips=1, digest=""
+        )
+        moment = Moment(1.0, 3.0, 0.5)
+        grounding = Grounding(
+            query="a star", timeline=Timeline(duration=9.0, clip_seconds=9.0), moments=(moment,), saliency=np.zeros(1)
+        )
+        hit = Hit(video=row.path, moment=moment, relevance=nearest)
+        return Evidence(hit=hit, row=row, grounding=grounding, facts=(nearest, nearest, 0.0))
+
+    # The nearest contents have the highest numbers; 11 is right, 10 overlaps too little, both have the sentence.
+    windows = {11: [(1.0, 3.5)], 10: [(2.5, 9.0)]}
+    whole, without = _judged(7, [evidence(number, number / 10) for number in range(12)], windows, 0.5)
+    assert (whole.query, whole.present, without.query, without.present) == (7, True, 7, False)
+    assert whole.facts_H3[:, 0].tolist() == [number / 10 for number in range(2, 12)]
+    assert whole.right_H.tolist() == [False] * 9 + [True]
+    assert without.facts_H3[:, 0].tolist() == [number / 10 for number in range(10)] and not without.right_H.any()
+    assert _judged(0, [evidence(11, 1.0)], windows, 0.5)[0].present and len(_judged(0, [], windows, 0.5)) == 0

@@ -315,11 +315,12 @@ def _judged(
 
     Args:
         query: number of the sentence.
-        evidence: the hits of more candidates than a search reads, in the order of the candidates.
+        evidence: the hits of more candidates than a search reads.
         windows_of: number of a content -> windows in which the sentence is true.
         iou: the lowest IoU of a right hit.
     """
-    candidates = list(dict.fromkeys(one.row.number for one in evidence))
+    nearest_first = sorted(evidence, key=lambda one: -one.facts[0])
+    candidates = list(dict.fromkeys(one.row.number for one in nearest_first))
     searches = []
     for present in (True, False):
         read = [number for number in candidates if present or number not in windows_of][:FEWEST_CANDIDATES]
