@@ -201,7 +201,10 @@ def test_a_sentence_is_searched_with_and_without_the_right_videos() -> None:
         )
         moment = Moment(1.0, 3.0, 0.5)
         grounding = Grounding(
-            query="a star", timeline=Timeline(duration=9.0, clip_seconds=9.0), moments=(moment,), saliency=np.zeros(1)
+            query="a star",
+            timeline=Timeline(duration=9.0, clip_seconds=9.0),
+            moments=(moment,),
+            saliency=np.zeros(1, np.float32),
         )
         hit = Hit(video=row.path, moment=moment, relevance=nearest)
         return Evidence(hit=hit, row=row, grounding=grounding, facts=(nearest, nearest, 0.0))
