@@ -3,6 +3,7 @@
     python benchmarks/library.py --vectors 1000000
     python benchmarks/library.py --videos 200
     python benchmarks/library.py --videos 200 --calibrate 200
+    python benchmarks/library.py --videos 8 --seconds 1200 1300
 
 --vectors: the embeddings are synthetic. 500 subjects have videos of 100 clips each; the cosine of two clips of one
 video is about 0.72, of two videos of one subject 0.26. Queries are a clip with noise in all directions: "like an image"
@@ -12,7 +13,8 @@ share of the 100 nearest clips, found by comparing all embeddings, that the inde
 --videos: drawn videos of the shapes world, which the embedded model knows. A query is right if the best hit is a moment
 of a video in which the sentence is true, and its IoU with a true window is at least 0.5. A sentence may be true in
 several videos; the scripts of the videos say in which. "All videos" grounds every video of the library and takes the
-moment with the highest score; "ordered alike" does the same, but orders the moments as a search does.
+moment with the highest score; "ordered alike" does the same, but orders the moments as a search does. "The default"
+reads parts of long videos, "whole candidates" all of them.
 
 --calibrate: as many queries teach how likely a hit is right. Their annotations name all videos in which they are true.
 """
@@ -23,6 +25,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,7 @@ from sidelight.shapes.world import Scene, sample_scene
 
 Vectors = npt.NDArray[np.float32]
 CLIPS, SUBJECTS, NEAREST = 100, 500, 100
-SECONDS, SIDE = (20.0, 40.0), 128
+SIDE = 128
 
 
 def main() -> None:
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, help="search this many synthetic embeddings")
     parser.add_argument("--width", type=int, default=512, help="width of the embeddings")
     parser.add_argument("--videos", type=int, help="search this many drawn videos")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(20.0, 40.0), help="shortest and longest drawn video")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--candidates", type=int, nargs="+", help="videos that the second stage reads")
     parser.add_argument(
@@ -61,7 +65,7 @@ def main() -> None:
     if args.vectors:
         first_stage(args.vectors, args.width, args.queries, args.out / f"vectors-{args.vectors}")
     if args.videos:
-        library, annotations, scenes = drawn_library(args.videos, args.seed, args.out)
+        library, annotations, scenes = drawn_library(args.videos, args.seed, tuple(args.seconds), args.out)
         if args.calibrate:
             calibrate(library, annotations, scenes, args.calibrate, args.seed)
         else:
@@ -148,12 +152,15 @@ def exact_nearest(vectors_NE: npt.NDArray[np.float16], queries_QE: Vectors) -> l
 # both stages --------------------------------------------------------------------------------------------------------
 
 
-def drawn_library(videos: int, seed: int, out: Path) -> tuple[Library, list[Annotation], list[Scene]]:
+def drawn_library(
+    videos: int, seed: int, lengths: tuple[float, float], out: Path
+) -> tuple[Library, list[Annotation], list[Scene]]:
     """Draw videos unless they exist, and return a library of them, without a calibration, and what happens in them."""
-    world = out / f"world-{seed}-{videos}"
-    annotations = make_world(world, videos=videos, seed=seed, split="test", seconds=SECONDS, side=SIDE, progress=True)
-    scenes = [sample_scene(seed=seed, index=i, split="test", seconds=SECONDS) for i in range(videos)]
-    library = Library.create(out / f"library-{seed}-{videos}", model="shapes", device="cpu")
+    name = f"{seed}-{videos}-{lengths[0]:g}-{lengths[1]:g}"
+    world = out / f"world-{name}"
+    annotations = make_world(world, videos=videos, seed=seed, split="test", seconds=lengths, side=SIDE, progress=True)
+    scenes = [sample_scene(seed=seed, index=i, split="test", seconds=lengths) for i in range(videos)]
+    library = Library.create(out / f"library-{name}", model="shapes", device="cpu")
     (library.folder / CALIBRATION).unlink(missing_ok=True)
     start = time.perf_counter()
     changes = library.add(world / "videos", progress=True)
@@ -211,21 +218,35 @@ def both_stages(
     print(f"{len(queried)} queries")
     print(f"{'':<22}{'R1@0.5':>8}{'R1@0.7':>8}{'right video':>13}{'ms a query':>12}{'times as fast':>15}")
     library.search(queried[0].query)  # loads the model
-    numbers: list[int | None] = list(candidates) if candidates else [None, 20]
+    ways = {
+        "all videos": Way(candidates=videos, top=1_000_000, whole=True),
+        "the default": Way(),
+        "whole candidates": Way(whole=True),
+        **{f"{number} candidates": Way(candidates=number) for number in candidates or [20]},
+    }
     # Each query is answered in all ways in turn, so that a busy machine slows all of them.
-    runs = answers(library, queried, [(videos, 1_000_000), *((number, 10) for number in numbers)])
+    runs = answers(library, queried, list(ways.values()))
     results, times = runs[0]
     by_score = [sorted(result, key=lambda hit: -hit.moment.score)[:1] for result in results]
     every = row_of(by_score, times, queried, scenes)
     show("all videos", every, every)
     show("ordered alike", row_of([result.hits[:1] for result in results], times, queried, scenes), every)
-    for number, (results, times) in zip(numbers, runs[1:], strict=True):
+    for name, (results, times) in zip(list(ways)[1:], runs[1:], strict=True):
         row = row_of([result.hits[:1] for result in results], times, queried, scenes)
-        show(f"{number} candidates" if number else "the default", row, every)
+        show(name, row, every)
         print(f"{'':<22}{every[0] - row[0]:>8.2f}{every[1] - row[1]:>8.2f}{every[2] - row[2]:>13.2f}  points lost")
 
 
 Row = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """Options of a search."""
+
+    candidates: int | None = None
+    top: int = 10
+    whole: bool = False
 
 
 def show(name: str, row: Row, every: Row) -> None:
@@ -233,14 +254,14 @@ def show(name: str, row: Row, every: Row) -> None:
 
 
 def answers(
-    library: Library, queried: Sequence[Annotation], ways: Sequence[tuple[int | None, int]]
+    library: Library, queried: Sequence[Annotation], ways: Sequence[Way]
 ) -> list[tuple[list[SearchResult], list[float]]]:
-    """Return for each way, (candidates, top), the result of each query and its ms."""
+    """Return for each way the result of each query and its ms."""
     runs: list[tuple[list[SearchResult], list[float]]] = [([], []) for _ in ways]
     for annotation in queried:
-        for (candidates, top), (results, times) in zip(ways, runs, strict=True):
+        for way, (results, times) in zip(ways, runs, strict=True):
             start = time.perf_counter()
-            results.append(library.search(annotation.query, candidates=candidates, top=top))
+            results.append(library.search(annotation.query, **vars(way)))
             times.append(1000 * (time.perf_counter() - start))
     return runs
 

@@ -222,6 +222,17 @@ def test_the_command_prints_writes_and_ends_with_its_code(
     assert main(["search", lib, "--like", f"{film}@0:04-0:08.5", "--folder", str(built / "films")]) == 0
 
 
+def test_of_a_long_video_the_near_parts_are_read(
+    library: Library, queried: list[Annotation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidelight.library.search.near_parts", lambda cosine_T, window_clips: [range(2, 6)])
+    result = library.search(queried[0].query, top=3)
+    assert result and all(4 <= hit.moment.start < hit.moment.end <= 12 for hit in result)
+    assert all("the model read 0:08.0 of" in grounding.notes[0] for grounding in result.groundings)
+    whole = library.search(queried[0].query, top=100, whole=True)
+    assert any(hit.moment.end > 12 for hit in whole) and not any(g.notes for g in whole.groundings)
+
+
 def test_a_result_prints_as_a_table(library: Library, queried: list[Annotation], built: Path) -> None:
     result = library.search(queried[0].query, top=2)
     lines = str(result).splitlines()

@@ -244,6 +244,7 @@ def search(
     shortest: Seconds | None = None,
     longest: Seconds | None = None,
     candidates: Count | None = None,
+    whole: bool = False,
     model: LibraryModel | None = None,
     device: Device | None = None,
     backbone_weights: BackboneWeights | None = None,
@@ -280,6 +281,7 @@ def search(
         shortest: only videos of at least this length.
         longest: only videos of at most this length.
         candidates: how many of the nearest videos the model reads; 10, or --top if that is more, unless given.
+        whole: read all of each candidate, where a search reads only the parts of a long video near to the sentence.
         offline: use no network, only what is on this machine.
         json: write hits and answers as JSON, which `sidelight export` reads; - for standard output.
         export: write the moments, if there are any, for another program (`sidelight export --help` lists the formats).
@@ -320,7 +322,7 @@ def search(
         elif moment:
             result = opened.search_like(*moment, **options)
         else:
-            result = opened.search(query, min_relevance=min_relevance, **options)
+            result = opened.search(query, min_relevance=min_relevance, whole=whole, **options)
         print(result.to_text(folder="."))
         if query:
             _print_reading(result, opened.grounder.name)

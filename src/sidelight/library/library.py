@@ -389,6 +389,7 @@ class Library:
         min_relevance: float | None = None,
         where: Where | None = None,
         candidates: int | None = None,
+        whole: bool = False,
     ) -> SearchResult:
         """Find the moments of all videos in which a sentence is true.
 
@@ -401,11 +402,12 @@ class Library:
             where: which videos to search; all unless given.
             candidates: videos that the model reads, the nearest ones by their embeddings; 10, or ``top`` if that is
                 more, unless given.
+            whole: whether the model reads all of a long candidate, instead of the parts that are near to the query.
 
         Raises:
             ValueError: if the query is empty, a number is out of its range, or the calibration is damaged.
         """
-        limits = replace(self._choose(top, min_score, where, candidates), min_relevance=min_relevance)
+        limits = replace(self._choose(top, min_score, where, candidates), min_relevance=min_relevance, whole=whole)
         return self._searcher.by_sentence(query, limits, self.calibration)
 
     @property

@@ -32,6 +32,7 @@ from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.grounder import Grounder, OutsideWarning, checked_queries
 from sidelight.library.answers import Hit, SearchResult
 from sidelight.library.calibration import Calibration, Judged, log_odds
+from sidelight.library.parts import ground_parts, near_parts
 from sidelight.library.tables import Tables, VideoRow
 from sidelight.video.damage import warn
 
@@ -66,6 +67,8 @@ class Limits:
     """Lowest score of a hit."""
     candidates: int | None
     """Videos that the model reads; by ``top`` unless given."""
+    whole: bool = False
+    """Whether the model reads all of a long video, and not only the parts near to the query."""
     min_relevance: float | None = None
     """Lowest relevance of a hit; that of the calibration unless given, and 0 without one."""
     rows: tuple[VideoRow, ...] = ()
@@ -138,8 +141,14 @@ class Searcher:
         vector_E = encode_each([query], self._joint)[0][0, 0].astype(np.float32)
         text = self._grounder.encode([query])
 
-        def ground(row: VideoRow) -> Grounding:
-            return self._grounder.ground_features(self._store.video(row.key), text, [query], video_name=row.path)[0]
+        def ground(row: VideoRow, cosine_T: Vector) -> Grounding:
+            def ground_part(part: VideoFeatures) -> Grounding:
+                return self._grounder.ground_features(part, text, [query], video_name=row.path)[0]
+
+            features, window = self._store.video(row.key), self._grounder.checkpoint.window_clips
+            whole = limits.whole or len(cosine_T) != features.timeline.num_clips
+            parts = [range(features.timeline.num_clips)] if whole else near_parts(cosine_T, window)
+            return ground_parts(features, parts, ground_part)
 
         vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
         if not vectors:
@@ -233,7 +242,7 @@ class Searcher:
         vectors = self._tables.vectors(self.nearest_videos(vector_E, limits))
         text = [vector_E.astype(np.float16)[None, None]]
 
-        def ground(row: VideoRow) -> Grounding:
+        def ground(row: VideoRow, cosine_T: Vector) -> Grounding:
             video = VideoFeatures(video_KTD=vectors[row.number][None], timeline=self._store.timeline(row.key))
             (grounding,) = grounder.ground_features(video, text, [name], video_name=row.path)
             return replace(grounding, moments=tuple(m for m in grounding.moments if keep(row, m)))
@@ -271,7 +280,7 @@ def _candidate_hits(
     vector_E: Vector,
     vectors: Mapping[int, HalfFeatures],
     limits: Limits,
-    ground: Callable[[VideoRow], Grounding],
+    ground: Callable[[VideoRow, Vector], Grounding],
     *,
     typical: tuple[float, float] = (0.0, 1.0),
 ) -> list[Evidence]:
@@ -281,7 +290,7 @@ def _candidate_hits(
         vector_E: embedding of the query.
         vectors: number of a candidate -> the embeddings of its clips, (T, E).
         limits: which hits.
-        ground: return the grounding of a video.
+        ground: return the grounding of a video, given the cosine of the query and each of its clips.
         typical: mean and standard deviation of the cosines of the query and the clips of the library.
     """
     rows: dict[int, VideoRow] = {}
@@ -291,11 +300,10 @@ def _candidate_hits(
             rows[row.number] = row
     hits: list[Evidence] = []
     for number, vectors_TE in vectors.items():
-        row = rows[number]
-        grounding = ground(row).at_least(limits.min_score)
+        row, cosine_T = rows[number], vectors_TE.astype(np.float32) @ vector_E
+        grounding = ground(row, cosine_T).at_least(limits.min_score)
         if not grounding:
             continue
-        cosine_T = vectors_TE.astype(np.float32) @ vector_E
         nearest = float(cosine_T.max())
         for moment in _different(grounding.moments):
             clips = grounding.timeline.clips_in(moment.start, moment.end)
@@ -355,13 +363,16 @@ def _result(query: str, evidence: Sequence[Evidence], limits: Limits, *, notes: 
     """
     ordered = sorted(evidence, key=lambda one: -one.hit.relevance)
     best = [one for one in ordered if one.hit.relevance >= (limits.min_relevance or 0)][: limits.top]
-    moments_of: dict[str, list[Moment]] = {}
+    by_video: dict[str, list[Evidence]] = {}
     for one in best:
-        moments_of.setdefault(one.hit.video, []).append(one.hit.moment)
-    evidence_of = {one.hit.video: one for one in best}
+        by_video.setdefault(one.hit.video, []).append(one)
     groundings = (
-        replace(evidence_of[video].grounding, moments=tuple(moments), notes=(*evidence_of[video].row.notes, *notes))
-        for video, moments in moments_of.items()
+        replace(
+            hits[0].grounding,
+            moments=tuple(one.hit.moment for one in hits),
+            notes=(*hits[0].row.notes, *hits[0].grounding.notes, *notes),
+        )
+        for hits in by_video.values()
     )
     left_out = ordered[0].hit.relevance if ordered and not best else None
     return SearchResult(
