@@ -191,7 +191,7 @@ def test_annotations_of_other_videos_and_wrong_options_are_refused(
         assert message in error
     assert not (copy / FILE).exists()
     assert main(["search", str(copy), "--like", "x.mp4@1-2", "--min-relevance", "0.5"]) == 2
-    assert "--min-relevance is for sentences" in capsys.readouterr().err
+    assert "--min-relevance and --whole are for sentences" in capsys.readouterr().err
 
 
 def test_a_sentence_is_searched_with_and_without_the_right_videos() -> None:

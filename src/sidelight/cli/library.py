@@ -299,8 +299,8 @@ def search(
     require_range(1, top=top, candidates=candidates)
     require_range(0, min_score=min_score, shortest=shortest, longest=longest)
     require_range(0, 1, min_relevance=min_relevance)
-    if min_relevance is not None and not query:
-        raise ValueError("--min-relevance is for sentences; give --min-score with --image and --like")
+    if (whole or min_relevance is not None) and not query:
+        raise ValueError("--min-relevance and --whole are for sentences; --min-score fits --image and --like too")
     films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
     if export:
         format_of(export, format)
