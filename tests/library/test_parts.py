@@ -27,7 +27,8 @@ def cosines(clips: int, *near: int) -> np.ndarray:
     ("clips", "near", "parts"),
     [
         (1, [0], [(0, 1)]),
-        (40, [5], [(0, 40)]),  # up to twice as many windows: all
+        (20, [5], [(0, 20)]),  # as many as the windows hold: all
+        (21, [5, 15], [(0, 20)]),
         (41, [20, 35], [(15, 25), (30, 40)]),
         (41, [0, 40], [(0, 10), (31, 41)]),  # the edges of the video
         (41, [20, 21, 33], [(15, 25), (28, 38)]),  # a window has the second clip already

@@ -29,10 +29,11 @@ def near_parts(cosine_T: npt.NDArray[np.float32], window_clips: int, windows: in
     Args:
         cosine_T: cosine of the query and each clip.
         window_clips: clips of a window.
-        windows: most windows. A video of up to twice as many windows is read as a whole: little would be saved.
+        windows: most windows. A video of up to as many windows without overlaps is read as a whole: with overlaps it
+            takes twice as many.
     """
     clips = len(cosine_T)
-    if clips <= 2 * windows * window_clips:
+    if clips <= windows * window_clips:
         return [range(clips)]
     starts: list[int] = []
     is_read_T, is_inner_T = np.zeros(clips, bool), np.zeros(clips, bool)
