@@ -37,6 +37,7 @@ from sidelight.core.spans import iou
 from sidelight.data.annotations import Annotation
 from sidelight.library import Hit, Library, SearchResult
 from sidelight.library.calibration import FILE as CALIBRATION
+from sidelight.library.folder import folder_at
 from sidelight.library.tables import INDEX_FROM, Tables
 from sidelight.shapes.generate import join_windows, make_world
 from sidelight.shapes.world import Scene, sample_scene
@@ -81,7 +82,7 @@ def first_stage(count: int, width: int, queries: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    tables = Tables(folder, width)
+    tables = Tables(folder_at(folder), width)
     for number in range(0, len(vectors_NE) // CLIPS, CLIPS):  # 100 videos at once: writing is not measured here
         block = vectors_NE[number * CLIPS : (number + CLIPS) * CLIPS]
         tables.put_clips(number // CLIPS, block)
@@ -161,7 +162,7 @@ def drawn_library(
     annotations = make_world(world, videos=videos, seed=seed, split="test", seconds=lengths, side=SIDE, progress=True)
     scenes = [sample_scene(seed=seed, index=i, split="test", seconds=lengths) for i in range(videos)]
     library = Library.create(out / f"library-{name}", model="shapes", device="cpu")
-    (library.folder / CALIBRATION).unlink(missing_ok=True)
+    (Path(library.place) / CALIBRATION).unlink(missing_ok=True)
     start = time.perf_counter()
     changes = library.add(world / "videos", progress=True)
     if changes.failed:

@@ -104,9 +104,13 @@ LINES: dict[str, Line] = {
         "LIB VIDEOS",
         {"--model": "shapes", "--backbone-weights": "SHAPES"},
         {"--backbone-weights": ("FILE",)},
+        {"--actors": "--actors 1 --engine ray", "--engine": "--engine ray"},
     ),
     "library update": Line(
-        "LIB", {"--videos": "VIDEOS", "--backbone-weights": "SHAPES"}, {"--backbone-weights": ("FILE",)}
+        "LIB",
+        {"--videos": "VIDEOS", "--backbone-weights": "SHAPES"},
+        {"--backbone-weights": ("FILE",)},
+        {"--actors": "--actors 1 --engine ray", "--engine": "--engine ray"},
     ),
     "library status": Line("LIB", {"--json": "NEW"}),
     "library verify": Line("LIB"),

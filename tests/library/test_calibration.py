@@ -18,6 +18,7 @@ from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation, write_annotations
 from sidelight.library import Hit, Library, calibration
 from sidelight.library.calibration import FILE, Calibration, Judged, calibrate, log_odds
+from sidelight.library.folder import folder_at
 from sidelight.library.search import Evidence, _judged
 from sidelight.library.tables import VideoRow
 
@@ -98,9 +99,9 @@ RIGHT = Calibration(model="shapes", weights=(1.0, 0.5, 0.2), bias=-2.0, min_rele
 
 
 def test_the_file_returns_what_was_written(tmp_path: Path) -> None:
-    assert Calibration.read(tmp_path) is None
-    RIGHT.write(tmp_path)
-    assert Calibration.read(tmp_path) == RIGHT
+    assert Calibration.read(folder_at(tmp_path)) is None
+    RIGHT.write(folder_at(tmp_path))
+    assert Calibration.read(folder_at(tmp_path)) == RIGHT
 
 
 @pytest.mark.parametrize(
@@ -118,11 +119,11 @@ def test_the_file_returns_what_was_written(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, change: dict[str, object]) -> None:
-    RIGHT.write(tmp_path)
+    RIGHT.write(folder_at(tmp_path))
     values = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(json.dumps(values | change))
     with pytest.raises(ValueError, match=r"calibration.json is damaged .* calibrate the library again"):
-        Calibration.read(tmp_path)
+        Calibration.read(folder_at(tmp_path))
 
 
 @pytest.fixture
@@ -170,9 +171,9 @@ def test_a_library_learns_from_annotations(
 
 def test_a_calibration_of_another_model_is_not_used(copy: Path, tiny_annotations: list[Annotation]) -> None:
     library = Library.open(copy, device="cpu")
-    replace(RIGHT, model="other").write(copy)
+    replace(RIGHT, model="other").write(folder_at(copy))
     assert library.calibration is None and not library.search(tiny_annotations[0].query).is_calibrated
-    RIGHT.write(copy)
+    RIGHT.write(folder_at(copy))
     assert library.search(tiny_annotations[0].query, min_relevance=0).is_calibrated
 
 

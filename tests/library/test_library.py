@@ -17,8 +17,8 @@ import pytest
 from sidelight import Grounder, SpecMismatchError
 from sidelight.cli.main import main
 from sidelight.io.files import only_writer
-from sidelight.library import Library
-from sidelight.library.library import _writing as writing
+from sidelight.library import Library, Where
+from sidelight.library.folder import folder_at
 from sidelight.library.manifest import Manifest
 
 
@@ -163,11 +163,11 @@ def test_verification_finds_changed_embeddings(library: Library) -> None:
 
 
 def test_damaged_tables_are_one_sentence(library: Library) -> None:
-    for path in (library.folder / "tables").rglob("*.lance"):
+    for path in (Path(library.place) / "tables").rglob("*.lance"):
         if path.is_file():
             path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"tables is damaged or cannot be read .*; make a new library"):
-        Library.open(library.folder).verify()
+        Library.open(library.place).verify()
 
 
 def test_another_model_is_refused(built: Path) -> None:
@@ -193,7 +193,7 @@ def test_other_formats_are_refused(built: Path, tmp_path: Path, change: dict[str
     values = json.loads((built / "lib" / "library.json").read_text())
     (tmp_path / "library.json").write_text(json.dumps(values | change))
     with pytest.raises(ValueError, match=message):
-        Manifest.read(tmp_path)
+        Manifest.read(folder_at(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["", "missing", "file"])
@@ -233,16 +233,37 @@ def test_two_folders_may_have_a_file_of_the_same_name(library: Library, films: P
     assert len(library.files()) == 4
 
 
-@pytest.mark.parametrize("address", ["s3://films/a.mp4", "https://host/a.mp4"])
-def test_addresses_are_refused(library: Library, address: str) -> None:
-    with pytest.raises(ValueError, match="is an address; a library takes files of this machine"):
-        library.add(address)
+def test_addresses_of_the_web_are_refused(library: Library) -> None:
+    for address in ("https://host/a.mp4", "http://host/*.mp4"):
+        with pytest.raises(ValueError, match=r"does not say when its file changes; .*copy it first"):
+            library.add(address)
+
+
+def test_a_file_address_is_a_path(films: Path) -> None:
+    library = Library.create(f"file://{films.parent}/lib", model="shapes", device="cpu")
+    assert library.place == str(films.parent / "lib") and (films.parent / "lib" / "library.json").is_file()
+    first = sorted(films.iterdir())[0]
+    assert library.add(f"file://{first}", workers=0).added == [str(first)]
+    assert library.search("a star", where=Where(folder=f"file://{films}"))
+    assert library.remove(f"file://{films}") == [str(first)]
+
+
+@pytest.mark.parametrize("place", ["memory://bucket/lib", "http://host/lib", "s3a://bucket/lib", "s3://bucket"])
+def test_a_library_lies_where_lancedb_can_read_it(place: str) -> None:
+    with pytest.raises(ValueError, match=r"lies in a folder of this machine, or at s3://|is a whole bucket"):
+        Library.create(place, model="shapes")
+
+
+@pytest.mark.parametrize("options", [{"engine": "local", "actors": 2}, {"engine": "other"}, {"workers": -1}])
+def test_wrong_engines_are_refused(library: Library, films: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"actors is for|must be local or ray|must be 0 or more"):
+        library.add(films, **options)
 
 
 def test_two_writers_are_refused(library: Library, films: Path) -> None:
-    arguments = ["library", "remove", str(library.folder), "x"]
+    arguments = ["library", "remove", library.place, "x"]
     script = f"from sidelight.cli.main import main; raise SystemExit(main({arguments!r}))"
-    with only_writer(library.folder, option="LIB"):
+    with only_writer(library.place, option="LIB"):
         other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert other.returncode == 2 and "another process" in other.stderr
     errors: list[str] = []
@@ -253,7 +274,7 @@ def test_two_writers_are_refused(library: Library, films: Path) -> None:
         except ValueError as error:
             errors.append(str(error))
 
-    with writing(library.folder):
+    with folder_at(library.place).only_writer():
         thread = threading.Thread(target=add)
         thread.start()
         thread.join()
@@ -262,7 +283,7 @@ def test_two_writers_are_refused(library: Library, films: Path) -> None:
 
 
 def test_a_reader_sees_what_a_writer_added(built: Path, library: Library, films: Path) -> None:
-    reader = Library.open(library.folder, device="cpu")
+    reader = Library.open(library.place, device="cpu")
     assert len(reader.files()) == 3
     library.remove(sorted(films.iterdir())[0])
     assert len(reader.files()) == 2

@@ -16,6 +16,7 @@ from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
 from sidelight.library import Library, Where
 from sidelight.library import tables as tables_module
+from sidelight.library.folder import folder_at
 from sidelight.library.tables import Tables
 from sidelight.video.read import frames_at, read_image
 
@@ -319,7 +320,7 @@ def test_an_index_gives_what_the_comparison_with_all_gives(tmp_path: Path, monke
     monkeypatch.setattr(tables_module, "INDEX_FROM", 3000)
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((4000, 16)).astype(np.float16)
-    tables = Tables(tmp_path, 16)
+    tables = Tables(folder_at(tmp_path), 16)
     for video in range(40):
         tables.put_clips(video, vectors[video * 100 : (video + 1) * 100])
         if video == 20:

@@ -12,6 +12,7 @@ from sidelight.cli.shared import (
     Benchmark,
     Count,
     Device,
+    Engine,
     File,
     Folder,
     Name,
@@ -21,8 +22,7 @@ from sidelight.cli.shared import (
     Store,
     Weights,
     require_above_zero,
-    require_package,
-    require_range,
+    require_engine,
 )
 from sidelight.core.messages import count_of
 
@@ -52,7 +52,7 @@ def extract(
     device: Device | None = None,
     workers: Count | None = None,
     batch_clips: Count | None = None,
-    engine: Literal["local", "ray"] = "local",
+    engine: Engine = "local",
     actors: Count | None = None,
 ) -> int:
     """Extract the features of videos and queries into a store.
@@ -81,7 +81,7 @@ def extract(
     from sidelight.features.sources import chosen_videos, videos_of
     from sidelight.io.runtime import usable_device
 
-    _require_engine(engine, actors, device)
+    require_engine(engine, actors, device)
     require_above_zero(levels=levels, clip_seconds=clip_seconds, frames_per_clip=frames_per_clip)
     if (benchmark or domain) and not annotations:
         raise ValueError("--benchmark and --domain say how to read --annotations; give --annotations too")
@@ -114,17 +114,6 @@ def extract(
     print(f"{out}: {num_stored} of {count_of(len(files) + len(missing), 'video')}, {count_of(len(queries), 'query')}")
     _print_failures(failures, out)
     return 1 if failures else 0
-
-
-def _require_engine(engine: str, actors: int | None, device: str | None) -> None:
-    """Check that the options of Ray, and of this machine, are given with their engine."""
-    require_range(1, actors=actors)
-    if engine == "ray":
-        require_package("ray", "ray", "--engine ray needs Ray")
-    if actors is not None and engine != "ray":
-        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
-    if device is not None and engine == "ray":
-        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")
 
 
 def _number_type(backbone: str, dtype: str | None) -> dict[str, str]:

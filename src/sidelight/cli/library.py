@@ -14,6 +14,7 @@ from sidelight.cli.shared import (
     ClipsFolder,
     Count,
     Device,
+    Engine,
     ExportFile,
     ExportFormat,
     File,
@@ -26,6 +27,7 @@ from sidelight.cli.shared import (
     Seconds,
     SheetFile,
     report_to,
+    require_engine,
     require_package,
     require_range,
     write_json,
@@ -54,6 +56,8 @@ def library_add(
     backbone_weights: BackboneWeights | None = None,
     offline: bool = False,
     workers: Count | None = None,
+    engine: Engine = "local",
+    actors: Count | None = None,
 ) -> int:
     """Add videos to a library; make the library if there is none.
 
@@ -61,20 +65,24 @@ def library_add(
     a video could not be read.
 
     Args:
-        library: folder of the library.
-        videos: folders, files, patterns ('films/**/*.mp4'), or .txt lists; an update looks there again.
+        library: folder of the library, or an address such as s3://bucket/films.lib.
+        videos: folders, files, patterns ('films/**/*.mp4'), .txt lists, or addresses such as s3://bucket/films/; an
+            update looks there again.
         offline: use no network, only what is on this machine.
         workers: processes that decode; by the number of processors unless given.
+        engine: read videos on this machine, or on a Ray cluster.
+        actors: how many processes with backbones a Ray cluster runs; one for each GPU unless given.
     """
     from sidelight.io.download import offline as without_network
     from sidelight.library import Library
 
     _require_lancedb()
+    require_engine(engine, actors, device)
     require_range(0, workers=workers)
     with without_network(offline):
         opened = Library.create(library, model=model, device=device, backbone_weights=backbone_weights)
         try:
-            changes = opened.add(videos, workers=workers, progress=True)
+            changes = opened.add(videos, engine=engine, workers=workers, actors=actors, progress=True)
         except KeyboardInterrupt:
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
             raise
@@ -89,6 +97,8 @@ def library_update(
     backbone_weights: BackboneWeights | None = None,
     offline: bool = False,
     workers: Count | None = None,
+    engine: Engine = "local",
+    actors: Count | None = None,
 ) -> int:
     """Follow new, changed, moved and deleted videos.
 
@@ -96,27 +106,31 @@ def library_update(
     deleted if its folder still holds other files; if the folder is missing or empty, its videos stay in the library.
 
     Args:
-        library: folder of the library.
+        library: folder of the library, or its address.
         videos: where to look too, such as a folder to which videos were moved.
         offline: use no network, only what is on this machine.
         workers: processes that decode; by the number of processors unless given.
+        engine: read videos on this machine, or on a Ray cluster.
+        actors: how many processes with backbones a Ray cluster runs; one for each GPU unless given.
     """
     from sidelight.io.download import offline as without_network
     from sidelight.library import Library
 
     _require_lancedb()
+    require_engine(engine, actors, device)
     require_range(0, workers=workers)
     with without_network(offline):
         opened = Library.open(library, device=device, backbone_weights=backbone_weights)
-        return _report(library, opened.update(videos or (), workers=workers, progress=True))
+        changes = opened.update(videos or (), engine=engine, workers=workers, actors=actors, progress=True)
+    return _report(library, changes)
 
 
 def library_remove(library: OutLibrary, videos: list[File]) -> None:
     """Remove videos from a library; the video files stay.
 
     Args:
-        library: folder of the library.
-        videos: files, or folders with all that is in and below them; they need not exist any more.
+        library: folder of the library, or its address.
+        videos: files, folders with all that is in and below them, or addresses; they need not exist any more.
     """
     from sidelight.library import Library
 
@@ -129,7 +143,7 @@ def library_status(library: InLibrary, *, files: bool = False, json: JsonFile | 
     """Show what is in a library.
 
     Args:
-        library: folder of the library.
+        library: folder of the library, or its address.
         files: list all files too.
     """
     from sidelight.core.display import clock
@@ -159,7 +173,7 @@ def library_verify(library: InLibrary) -> int:
     """Read a whole library and report what is damaged, missing or changed.
 
     Args:
-        library: folder of the library.
+        library: folder of the library, or its address.
     """
     from sidelight.library import Library
 
@@ -267,7 +281,7 @@ def search(
     code is 0 if there is a moment, 1 if there is none, 2 after a mistake.
 
     Args:
-        library: folder of the library.
+        library: folder of the library, or its address.
         query: a sentence in quotes; or give --image or --like.
         image: find what looks like this image.
         like: find what looks like a moment of a video, such as film.mp4@61.5-70 or film.mp4@1:01-1:10.

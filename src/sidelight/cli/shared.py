@@ -38,6 +38,8 @@ Device = Annotated[str, Option("DEVICE", "cpu, cuda or mps; the best available o
 BackboneWeights = Annotated[
     str, Option("DIR", "folder of the backbone's weights, where they do not come with the model", "input")
 ]
+Engine = Literal["local", "ray"]
+"""Where videos are read: on this machine, or on a Ray cluster."""
 Benchmark = Annotated[str, Option("NAME", "the annotations are released files of this benchmark; JSONL unless given")]
 JsonFile = Annotated[str, Option("FILE", "write all results as JSON; - for standard output", "output file")]
 ExportFile = Annotated[str, Option("FILE", path="output file")]
@@ -153,3 +155,14 @@ def write_json(path: str | None, values: Any) -> None:
     elif path:
         write_text(path, to_json(values) + "\n")
         print(f"wrote {path}")
+
+
+def require_engine(engine: str, actors: int | None, device: str | None) -> None:
+    """Check that the options of Ray, and of this machine, are given with their engine."""
+    require_range(1, actors=actors)
+    if engine == "ray":
+        require_package("ray", "ray", "--engine ray needs Ray")
+    if actors is not None and engine != "ray":
+        raise ValueError("--actors says how many backbones a Ray cluster runs; give --engine ray too")
+    if device is not None and engine == "ray":
+        raise ValueError("--device is for --engine local: on a Ray cluster each backbone takes a GPU if there are any")

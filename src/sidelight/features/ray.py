@@ -9,7 +9,9 @@ Legend: K levels, B clips of a batch, C clips of a chunk, F frames per clip, S s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from sidelight.io.storage import is_address
 from sidelight.video.workers import CHUNK_CLIPS, Chunk, DecodeWorkers, End, Sampling
 
 Rows = dict[str, npt.NDArray[Any]]
-"""Columns of a batch of rows: vid, clip (its number), and pixels_FSS3 or features_KD. The last row of a video also has
-clips (how many the video has; 0 in other rows), duration, error and warning.
+"""Columns of a batch of rows: vid, clip (its number), and pixels_FSS3, or features_0_KD of the first backbone,
+features_1_KD of the second, ... The last row of a video also has clips (how many the video has; 0 in other rows),
+duration, error and warning.
 """
 
 
@@ -69,26 +72,75 @@ def decode_rows(videos: Rows, *, sampling: Sampling, chunk: int = CHUNK_CLIPS) -
 
 
 class Encoder:
-    """A backbone in one process of the cluster.
+    """Backbones in one process of the cluster, which all read the same frames.
 
     Args:
-        name: name of the backbone.
-        options: options of the backbone.
+        backbones: each loads a backbone.
         clips: B; smaller batches are filled up, so that the features of a clip do not depend on the other clips.
         device: cpu or cuda.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any], clips: int, device: str) -> None:
-        self.backbone, self.clips = load_backbone(name, **options).to(device), clips
+    def __init__(self, backbones: Sequence[Callable[[], Backbone]], clips: int, device: str) -> None:
+        self.backbones, self.clips = [load().to(device) for load in backbones], clips
 
     def __call__(self, rows: Rows) -> Rows:
-        """Return the rows with features_KD instead of pixels_FSS3."""
+        """Return the rows with the features of each backbone instead of pixels_FSS3."""
         import torch
 
         pixels = rows.pop("pixels_FSS3")
-        filled = np.concatenate([pixels, np.repeat(pixels[-1:], self.clips - len(pixels), axis=0)])
-        encoded_KBD = self.backbone.encode_video(torch.from_numpy(filled)).to(torch.float16)[:, : len(pixels)]
-        return {**rows, "features_KD": encoded_KBD.transpose(0, 1).contiguous().cpu().numpy()}
+        filled = torch.from_numpy(np.concatenate([pixels, np.repeat(pixels[-1:], self.clips - len(pixels), axis=0)]))
+        for part, backbone in enumerate(self.backbones):
+            encoded_KBD = backbone.encode_video(filled).to(torch.float16)[:, : len(pixels)]
+            rows[f"features_{part}_KD"] = encoded_KBD.transpose(0, 1).contiguous().cpu().numpy()
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A Ray cluster that runs: the cluster of ``RAY_ADDRESS``, or a new one on this machine (:meth:`connect`)."""
+
+    actors: int
+    """Number of processes with backbones."""
+    device: str
+    """cpu or cuda: where each of them computes."""
+
+    @classmethod
+    def connect(cls, actors: int | None) -> Cluster:
+        """Connect to the cluster, or start a new one, once in a process.
+
+        Args:
+            actors: number of processes with backbones; unless given, one per GPU, or one on a processor if there is no
+                GPU.
+
+        Raises:
+            ValueError: if the cluster is too small.
+        """
+        ray = require_ray()
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        actors, gpus = _actors_and_gpus(ray.cluster_resources(), actors)
+        return cls(actors=actors, device="cuda" if gpus else "cpu")
+
+
+def require_ray() -> Any:
+    """Import Ray and return it.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError("--engine ray needs Ray: pip install 'sidelight[ray]'") from None
+    return ray
+
+
+def require_numbers(**numbers: int | None) -> None:
+    """Raise ValueError if a number of processes or clips is given and below 1."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more with Ray, got {value}")
 
 
 def extract_on_ray(
@@ -125,35 +177,27 @@ def extract_on_ray(
         ValueError: if Ray is not installed, or a number is too small.
         SpecMismatchError: if ``out`` holds features of another spec.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise ValueError("--engine ray needs Ray: pip install 'sidelight[ray]'") from None
-    for name, value in (("workers", workers), ("batch_clips", batch_clips), ("actors", actors)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more with Ray, got {value}")
+    require_ray()
+    require_numbers(workers=workers, batch_clips=batch_clips, actors=actors)
     if batch_clips is not None:
         check_batch(batch_clips)
     if options.get("weights") and Path(str(options["weights"])).exists():
         options = {**options, "weights": str(Path(options["weights"]).resolve())}
     store = _store_with_queries(out, queries, load_backbone(backbone, **options).to(usable_device(None)))
-    missing = [{"vid": v, "path": _absolute(path)} for v, path in videos.items() if not store.is_whole(v)]
+    missing = {vid: path for vid, path in videos.items() if not store.is_whole(vid)}
     collector, bar = Collector(store, videos, without_file), Progress(len(missing), shown=progress)
     if not missing:
         return store, collector.failures
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    actors, gpus = _actors_and_gpus(ray.cluster_resources(), actors)
-    device = "cuda" if gpus else "cpu"
-    encoder = {
-        "name": backbone,
-        "options": dict(options),
-        "clips": batch_clips or clips_at_once(device),
-        "device": device,
-    }
+    encoded = encoded_rows(
+        missing,
+        sampling_of(store.spec),
+        [partial(load_backbone, backbone, **options)],
+        Cluster.connect(actors),
+        workers=workers,
+        batch_clips=batch_clips,
+    )
     try:
-        for rows in _encoded_rows(missing, sampling_of(store.spec), encoder, workers=workers, actors=actors):
+        for rows in encoded:
             for i, vid in enumerate(rows["vid"].tolist()):
                 bar.show(collector, _collect_row(collector, rows, i, vid))
     finally:
@@ -162,36 +206,45 @@ def extract_on_ray(
     return store, collector.failures
 
 
-def _encoded_rows(
-    videos: list[dict[str, str]], sampling: Sampling, encoder: Mapping[str, Any], *, workers: int | None, actors: int
+def encoded_rows(
+    videos: Mapping[str, str | Path],
+    sampling: Sampling,
+    backbones: Sequence[Callable[[], Backbone]],
+    cluster: Cluster,
+    *,
+    workers: int | None = None,
+    batch_clips: int | None = None,
 ) -> Iterator[Rows]:
     """Yield the clips of videos with their features, as the cluster decodes and encodes them.
 
     Args:
-        videos: vid and path of each video.
+        videos: id -> file that every machine of the cluster can read, or address.
         sampling: which frames are decoded.
-        encoder: arguments of :class:`Encoder`.
+        backbones: each loads a backbone that reads these frames.
+        cluster: where they run.
         workers: number of videos that are decoded at once; one per processor unless given.
-        actors: number of encoders.
+        batch_clips: clips that go through a backbone at once.
     """
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False  # our own bar shows the progress
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    decoded = ray.data.from_items(videos, override_num_blocks=min(len(videos), 1000)).map_batches(
+    items = [{"vid": vid, "path": _absolute(path)} for vid, path in videos.items()]
+    decoded = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map_batches(
         decode_rows,
         batch_size=None,
         fn_kwargs={"sampling": sampling},
         compute=ray.data.TaskPoolStrategy(size=workers),
         num_cpus=1,
     )
+    clips = batch_clips or clips_at_once(cluster.device)
     encoded = decoded.map_batches(
         Encoder,
-        batch_size=encoder["clips"],
-        fn_constructor_kwargs=dict(encoder),
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        batch_size=clips,
+        fn_constructor_kwargs={"backbones": list(backbones), "clips": clips, "device": cluster.device},
+        compute=ray.data.ActorPoolStrategy(size=cluster.actors),
         num_cpus=1,
-        num_gpus=1 if encoder["device"] == "cuda" else 0,
+        num_gpus=1 if cluster.device == "cuda" else 0,
         # Spreads the encoders over all machines. Without it Ray would fuse both steps, and encoders would decode.
         scheduling_strategy="SPREAD",
     )
@@ -224,11 +277,18 @@ def _actors_and_gpus(resources: Mapping[str, float], actors: int | None) -> tupl
 
 def _collect_row(collector: Collector, rows: Rows, i: int, vid: str) -> int:
     """Add one row to the collector, and return the number of videos that this completed."""
-    error, clips = str(rows["error"][i]), int(rows["clips"][i])
+    end = end_in(rows, i)
+    if end is not None and end.error:
+        return collector.end(end)
+    completed = collector.add(vid, rows["features_0_KD"][i][:, None], int(rows["clip"][i]))
+    return completed + (collector.end(end) if end is not None else 0)
+
+
+def end_in(rows: Rows, i: int) -> End | None:
+    """Return the end of a video if one row is its last; None for other rows."""
+    vid, error, clips = str(rows["vid"][i]), str(rows["error"][i]), int(rows["clips"][i])
     if error:
-        return collector.end(End(vid=vid, error=error))
-    completed = collector.add(vid, rows["features_KD"][i][:, None], int(rows["clip"][i]))
-    if clips:
-        warning = str(rows["warning"][i])
-        completed += collector.end(End(vid=vid, clips=clips, duration=float(rows["duration"][i]), warning=warning))
-    return completed
+        return End(vid=vid, error=error)
+    if not clips:
+        return None
+    return End(vid=vid, clips=clips, duration=float(rows["duration"][i]), warning=str(rows["warning"][i]))

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
@@ -240,11 +241,7 @@ class FeatureStore:
 
     def videos(self) -> list[str]:
         """Return the ids of all videos, sorted."""
-        files = (self.folder / "videos").glob("[!.]*.safetensors")
-        return sorted(
-            _metadata(_open(path), path)["vid"] if "%%" in path.stem else unquote(path.stem, errors="surrogateescape")
-            for path in files
-        )
+        return sorted(map(vid_in, (self.folder / "videos").glob("[!.]*.safetensors")))
 
     def put_video(self, vid: str, features: VideoFeatures) -> None:
         """Add or replace one video's features."""
@@ -257,6 +254,20 @@ class FeatureStore:
         if features.timeline.clips is not None:
             metadata["clips"] = str(features.timeline.clips)
         _save_video(self.video_file(vid), features.video_KTD, metadata)
+
+    def refresh(self) -> None:
+        """Look again which videos there are, before a change: another machine may have changed the store."""
+
+    def delete_video(self, vid: str) -> None:
+        """Delete one video's features, if there are any."""
+        self.video_file(vid).unlink(missing_ok=True)
+
+    def delete_other_videos(self, vids: Iterable[str]) -> None:
+        """Delete the features of all videos except these."""
+        kept = {self.video_file(vid) for vid in vids}
+        for path in (self.folder / "videos").glob("[!.]*.safetensors"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def video(self, vid: str, *, check: bool = False) -> VideoFeatures:
         """Read one video's features. A large file (``growing.LARGE``) is mapped, and read where its numbers are used.
@@ -385,14 +396,22 @@ class FeatureStore:
             File, relative to the store -> fault; empty if the store is faultless.
         """
         faults: dict[str, str] = {}
-        spec = self.spec if self._rows is None else FeatureStore(self.folder).spec
         for part in ("queries", "videos"):
             for path in sorted((self.folder / part).glob("[!.]*.safetensors")):
-                try:
-                    _verify_file(path, spec)
-                except (ValueError, KeyError, OSError) as error:
-                    faults[str(path.relative_to(self.folder))] = " ".join(str(error).split())
+                faults |= self._faults_of(path)
         return faults
+
+    @cached_property
+    def _full_spec(self) -> FeatureSpec:
+        return self.spec if self._rows is None else FeatureStore(self.folder).spec
+
+    def _faults_of(self, path: Path) -> dict[str, str]:
+        """Return the fault of one file, by its name in the store; empty if it is faultless."""
+        try:
+            _verify_file(path, self._full_spec)
+        except (ValueError, KeyError, OSError) as error:
+            return {str(path.relative_to(self.folder)): " ".join(str(error).split())}
+        return {}
 
 
 def not_our_failures(place: object) -> str:
@@ -405,6 +424,13 @@ def not_our_failures(place: object) -> str:
         f"{place} holds a {FAILURES} that no extraction wrote, and an extraction would replace it; "
         "move that file, or give another folder for the store"
     )
+
+
+def vid_in(path: Path) -> str:
+    """Return the id of the video whose features a file holds."""
+    if "%%" in path.stem:
+        return _metadata(_open(path), path)["vid"]
+    return unquote(path.stem, errors="surrogateescape")
 
 
 def store_exists(folder: str | Path) -> bool:

@@ -10,8 +10,9 @@ import json
 import logging
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,12 +23,20 @@ _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
 """Kinds of storage in which an object appears only when all of it is written."""
 
 
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""The names under which storages state the time of a file's last change; the first of them counts."""
+State = tuple[int, int]
+"""Size of a file in bytes, and time of its last change in ns since 1970."""
 _ON_THIS_MACHINE = ("file", "local", "memory")
 """Kinds of storage that need no network."""
 
 
 class StorageError(OSError):
     """Object storage cannot be reached, or denies access."""
+
+
+class MissingError(StorageError):
+    """A file or a bucket does not exist in object storage."""
 
 
 def hub_answers() -> bool:
@@ -86,6 +95,7 @@ def list_files(address: str) -> list[str]:
     # In a web address a question mark begins the query of a signed link.
     wildcards = "*[" if address.startswith(("http://", "https://")) else "*?["
     with _explained(address, "listed"), suppress(FileNotFoundError):
+        storage.invalidate_cache()  # other machines write there too
         if any(sign in path for sign in wildcards):
             names = storage.glob(path)
         else:
@@ -106,7 +116,8 @@ def _explained(address: str, action: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise StorageError(f"{address} cannot be {action} ({reason}); check the address and the access") from None
+        kind = MissingError if isinstance(error, FileNotFoundError) else StorageError
+        raise kind(f"{address} cannot be {action} ({reason}); check the address and the access") from None
 
 
 @contextmanager
@@ -181,6 +192,101 @@ def file_versions(address: str) -> dict[str, str]:
                 description = json.dumps(entry, sort_keys=True, default=str)
                 versions[name] = hashlib.sha256(description.encode()).hexdigest()[:16]
     return versions
+
+
+def names_in(address: str) -> set[str]:
+    """Return the names of all files and folders in a folder; empty if absent. Errors as for :func:`file_versions`."""
+    storage, path = storage_of(address.rstrip("/"))
+    with _explained(address, "listed"), suppress(FileNotFoundError):
+        storage.invalidate_cache(path)
+        return {PurePosixPath(entry["name"]).name for entry in storage.ls(path, detail=True)}
+    return set()
+
+
+def file_states(address: str) -> dict[str, State]:
+    """Return size and time of each file in a folder of object storage, by name; empty if it does not exist.
+
+    Raises:
+        StorageError: if the storage cannot be reached.
+        ValueError: if the kind of storage is unknown, or states no times.
+    """
+    storage, path = storage_of(address.rstrip("/"))
+    entries: list[dict[str, Any]] = []
+    with _explained(address, "listed"), suppress(FileNotFoundError):
+        storage.invalidate_cache(path)  # other machines write there too
+        entries = _files_in(storage, path)
+    return {PurePosixPath(entry["name"]).name: _state_in(entry, address) for entry in entries}
+
+
+def file_state(address: str) -> State | None:
+    """Return size and time of one file; None if it does not exist. Errors as for :func:`file_states`."""
+    storage, path = storage_of(address)
+    entry = None
+    with _explained(address, "read"), suppress(FileNotFoundError):
+        storage.invalidate_cache(storage._parent(path))
+        entry = storage.info(path)
+    return _state_in(entry, address) if entry and entry["type"] == "file" else None
+
+
+def _state_in(entry: Mapping[str, Any], address: str) -> State:
+    """Return size and time in a storage's description of a file; ValueError if it states none."""
+    value = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    seconds = value.timestamp() if isinstance(value, datetime) else value
+    if not isinstance(seconds, (int, float)) or entry.get("size") is None:
+        raise ValueError(f"{address}: this kind of storage does not say when files change; copy them first")
+    return int(entry["size"]), round(seconds * 1_000_000) * 1000  # microseconds are all that a float holds
+
+
+def read_object(address: str) -> bytes | None:
+    """Return the content of a small file; None if it does not exist.
+
+    Raises:
+        StorageError: if the storage cannot be reached.
+        ValueError: if the kind of storage is unknown.
+    """
+    storage, path = storage_of(address)
+    with _explained(address, "read"), suppress(FileNotFoundError):
+        content: bytes = storage.cat_file(path)
+        return content
+    return None
+
+
+def write_object(address: str, content: bytes) -> None:
+    """Write a small file; errors as for :func:`read_object`."""
+    storage, path = storage_of(address)
+    with _explained(address, "written"):
+        storage.pipe_file(path, content)
+
+
+def create_object(address: str, content: bytes) -> bool:
+    """Write a small file unless it exists, and return whether it was written; errors as for :func:`read_object`.
+
+    The storage itself compares (``If-None-Match`` of S3, generation 0 of Google Cloud), so of several machines that
+    call this at the same time, one writes.
+    """
+    storage, path = storage_of(address)
+    with _explained(address, "written"), suppress(FileExistsError):
+        storage.pipe_file(path, content, mode="create")
+        return True
+    return False
+
+
+def delete_object(address: str) -> None:
+    """Delete a file, if it exists; errors as for :func:`read_object`."""
+    storage, path = storage_of(address)
+    with _explained(address, "deleted"), suppress(FileNotFoundError):
+        storage.rm_file(path)
+
+
+def size_of_all(address: str) -> int:
+    """Return the bytes of all files in a folder and below it; errors as for :func:`read_object`."""
+    storage, path = storage_of(address)
+    with _explained(address, "listed"), suppress(FileNotFoundError):
+        storage.invalidate_cache()
+        return sum(int(entry["size"] or 0) for entry in storage.find(path, detail=True).values())
+    return 0
 
 
 def fetch(address: str, name: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sidelight.core.display import NO_MOMENT, clock
 from sidelight.core.grounding import Grounding, Moment
-from sidelight.library.places import is_within
+from sidelight.library.places import absolute, is_within
 from sidelight.library.tables import VideoRow
 
 FORMAT = "sidelight.search/1"
@@ -79,8 +79,8 @@ class SearchResult:
         rows = [f"{'start':>8}{'end':>9}{'relevance':>11}{'score':>7}  video"]
         for hit in self:
             moment, video = hit.moment, hit.video
-            if folder is not None and is_within(video, os.path.abspath(folder)):
-                video = os.path.relpath(video, folder)
+            if folder is not None and is_within(video, absolute(folder)):
+                video = os.path.relpath(video, absolute(folder))
             times = f"{clock(moment.start):>8}{clock(moment.end):>9}"
             rows.append(f"{times}{hit.relevance:>11.2f}{moment.score:>7.2f}  {video}")
         return "\n".join(rows)
@@ -126,7 +126,7 @@ class Where:
 
     def is_inside(self, row: VideoRow) -> bool:
         """Check whether a video lies in the folder, or in a folder below it."""
-        return self.folder is None or is_within(row.path, os.path.abspath(self.folder))
+        return self.folder is None or is_within(row.path, absolute(self.folder))
 
     def allows(self, row: VideoRow) -> bool:
         """Check whether a search reads a video."""

@@ -6,25 +6,18 @@ leaves features or embeddings without a row, which the next call replaces or rem
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from sidelight.core.messages import first_line
-from sidelight.features.sources import content_digest
 from sidelight.features.store import FeatureStore
+from sidelight.io.storage import State
 from sidelight.library.answers import Changes
-from sidelight.library.ingest import Encoded, encode_videos
+from sidelight.library.folder import Check
+from sidelight.library.ingest import Encoded, Engine
+from sidelight.library.places import Places, state_now
 from sidelight.library.tables import Tables, VideoRow, embeddings_digest
-from sidelight.video.damage import VideoError
-
-if TYPE_CHECKING:
-    from sidelight.backbones.protocol import Backbone
-
-_AT_ONCE = 16
-"""Files whose contents are read and compared before any of them is decoded."""
 
 
 class BringIn:
@@ -33,24 +26,26 @@ class BringIn:
     Args:
         store: the features of the library.
         tables: its tables.
-        backbones: the model's backbone, and the one that makes joint embeddings; once if they are the same.
+        engine: what reads videos.
         changes: filled while the files are read.
-        model: name of the model, for messages.
-        workers: processes that decode.
+        places: the sizes and times of files.
+        check: called before each step that writes a video.
+        doubt: returns why the model may know nothing about a video file; None if it may.
     """
 
     def __init__(
         self,
         store: FeatureStore,
         tables: Tables,
-        backbones: Sequence[Backbone],
+        engine: Engine,
         changes: Changes,
         *,
-        model: str,
-        workers: int,
+        places: Places,
+        check: Check,
+        doubt: Callable[[str], str | None],
     ) -> None:
-        self._store, self._tables, self._backbones = store, tables, backbones
-        self._model, self._workers = model, workers
+        self._store, self._tables, self._engine = store, tables, engine
+        self._places, self._check, self._doubt = places, check, doubt
         self.changes = changes
         rows = tables.videos()
         tables.drop_unknown_clips([row.number for row in rows])
@@ -62,49 +57,49 @@ class BringIn:
     def run(self, paths: Iterable[str]) -> Iterator[str]:
         """Bring files in, a few at once, and yield each when it is done."""
         waiting = iter(paths)
-        while group := list(islice(waiting, _AT_ONCE)):
+        while group := list(islice(waiting, self._engine.files_at_once)):
             yield from self._run_group(group)
 
     def _run_group(self, group: Sequence[str]) -> Iterator[str]:
-        paths_of: dict[str, list[str]] = {}
+        states: dict[str, State] = {}
         for path in group:
-            key = self._key_of(path)
-            if key is None:
-                yield path
-            elif (known := self._whole_content(key)) is not None:
-                self._put_row(path, known)
+            if (state := self._state_to_read(path)) is None:
                 yield path
             else:
-                paths_of.setdefault(key, []).append(path)
+                states[path] = state
+        paths_of: dict[str, list[str]] = {}
+        for path, digest in zip(states, self._engine.digests(list(states)) if states else (), strict=True):
+            if digest.error:
+                self.changes.failed[path] = digest.error  # its row stays: nobody knows what the file holds
+                yield path
+            elif (known := self._whole_content(digest.key)) is not None:
+                self._put_row(path, known, states[path])
+                yield path
+            else:
+                paths_of.setdefault(digest.key, []).append(path)
         files = {key: paths[0] for key, paths in paths_of.items()}
-        states = {path: _state(path) for paths in paths_of.values() for path in paths}
-        for video in encode_videos(files, self._backbones, folder=self._store.folder, workers=self._workers):
+        for video in self._engine.encode(files, self._store.folder) if files else ():
             paths = paths_of[video.key]
             error = video.error
-            if not error and _state(paths[0]) != states[paths[0]]:
+            if not error and state_now(paths[0]) != states[paths[0]]:
                 error = f"{paths[0]} changed while it was read; add it again"
             row = None if error else self._put_content(video, paths[0], states[paths[0]])
             for path in paths:
                 if row is None:
                     self._fail(path, error or self.changes.failed[paths[0]])
                 else:
-                    self._put_row(path, row)
+                    self._put_row(path, row, states[path])
                 yield path
 
-    def _key_of(self, path: str) -> str | None:
-        """Return the digest of a file's content; None if nothing is to be done with the file."""
+    def _state_to_read(self, path: str) -> State | None:
+        """Return size and time of a file before it is read; None if nothing is to be done with it."""
         row = self._rows.get(path)
         try:
-            state = os.stat(path)
-            if (
-                row is not None
-                and (row.size, row.modified) == (state.st_size, state.st_mtime_ns)
-                and self._is_whole(row)
-            ):
+            if row is not None and (row.size, row.modified) == self._places.listed_state(path) and self._is_whole(row):
                 self.changes.unchanged.append(path)
                 return None
-            return content_digest(path)
-        except (VideoError, OSError) as error:
+            return state_now(path)
+        except OSError as error:
             self.changes.failed[path] = first_line(error)  # its row stays: nobody knows what the file holds
             return None
 
@@ -116,9 +111,10 @@ class BringIn:
         """Return a row with this content whose features and embeddings are complete."""
         return next((row for row in self._rows.values() if row.key == key and self._is_whole(row)), None)
 
-    def _put_content(self, video: Encoded, path: str, state: tuple[int, int]) -> VideoRow | None:
+    def _put_content(self, video: Encoded, path: str, state: State) -> VideoRow | None:
         """Write features and embeddings, and return the row that belongs to them; None if they cannot be kept."""
         assert video.features is not None and video.joint_TE is not None
+        self._check()
         damaged = next((row for row in self._rows.values() if row.key == video.key), None)
         if damaged is not None:
             number = damaged.number
@@ -130,6 +126,7 @@ class BringIn:
         except ValueError as error:
             self._fail(path, first_line(error))
             return None
+        self._check()  # an upload may take long
         self._tables.put_clips(number, video.joint_TE)
         self._counts[number] = len(video.joint_TE)
         return VideoRow(
@@ -142,27 +139,21 @@ class BringIn:
             duration=video.features.timeline.duration,
             clips=len(video.joint_TE),
             digest=embeddings_digest(video.joint_TE),
-            notes=(*video.notes, *self._doubts(path)),
+            notes=(*video.notes, *filter(None, [self._doubt(path)])),
         )
 
-    def _doubts(self, path: str) -> tuple[str, ...]:
-        """Return why the model may know nothing about a video."""
-        from sidelight.backbones.protocol import LimitedBackbone
-
-        backbone = self._backbones[0]
-        doubt = backbone.video_doubt(path, self._model) if isinstance(backbone, LimitedBackbone) else None
-        return (doubt,) if doubt else ()
-
-    def _put_row(self, path: str, content: VideoRow) -> None:
+    def _put_row(self, path: str, content: VideoRow, state: State) -> None:
         """Write the row of a file, whose content is that of another row."""
+        self._check()
         before, moved = self._rows.get(path), None
         if before is None:
-            copies = (row for row in self._rows.values() if row.key == content.key and not os.path.lexists(row.path))
+            copies = (
+                row for row in self._rows.values() if row.key == content.key and not self._places.exists(row.path)
+            )
             moved = next(copies, None)
         row_id = (before or moved or replace(content, id=self._next_id)).id
         self._next_id = max(self._next_id, row_id + 1)
-        size, modified = _state(path)
-        row = replace(content, id=row_id, path=path, size=size, modified=modified)
+        row = replace(content, id=row_id, path=path, size=state[0], modified=state[1])
         self._tables.put_videos([row])
         if moved is not None:
             del self._rows[moved.path]
@@ -183,6 +174,7 @@ class BringIn:
 
     def drop(self, rows: Sequence[VideoRow]) -> None:
         """Remove rows, and the features and embeddings that no other row has."""
+        self._check()
         self._tables.drop_videos([row.id for row in rows])
         for row in rows:
             del self._rows[row.path]
@@ -194,7 +186,7 @@ class BringIn:
         self._tables.drop_clips(gone)
         for number, key in gone.items():
             self._counts.pop(number, None)
-            self._store.video_file(key).unlink(missing_ok=True)
+            self._store.delete_video(key)
 
     @property
     def rows(self) -> list[VideoRow]:
@@ -203,16 +195,5 @@ class BringIn:
 
     def drop_unknown_features(self) -> None:
         """Remove features that a killed process left: of contents that no file has."""
-        known = {self._store.video_file(row.key) for row in self._rows.values()}
-        for path in (self._store.folder / "videos").glob("[!.]*.safetensors"):
-            if path not in known:
-                path.unlink(missing_ok=True)
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Return size and time of the last change of a file; zeros if it is gone."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
+        self._check()
+        self._store.delete_other_videos({row.key for row in self._rows.values()})

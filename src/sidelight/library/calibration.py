@@ -29,6 +29,7 @@ import numpy.typing as npt
 from sidelight.core.options import is_finite_number
 from sidelight.io.files import read_json, write_text
 from sidelight.io.jsonl import shown
+from sidelight.library.folder import Folder
 from sidelight.metrics.calibration import AbsentReport, absent_report, choose_min_score, reliability
 
 Floats = npt.NDArray[np.float64]
@@ -79,20 +80,23 @@ class Calibration:
         """Return the probability of each hit, (H,), for its facts (H, 3)."""
         return _probabilities(facts_H3, np.array([self.bias, *self.weights]))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder) -> None:
         """Write the file of a library, completely or not at all."""
-        write_text(folder / FILE, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+        with folder.writing(FILE) as path:
+            write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> Calibration | None:
+    def read(cls, folder: Folder) -> Calibration | None:
         """Read the file of a library; None if there is none.
 
         Raises:
             ValueError: if the file is damaged.
         """
-        path = folder / FILE
-        if not path.is_file():
-            return None
+        with folder.reading(FILE) as path:
+            return None if path is None else cls._read_file(path)
+
+    @classmethod
+    def _read_file(cls, path: Path) -> Calibration:
         values = read_json(path)
         try:
             if values.pop("format", None) != FORMAT:

@@ -1,32 +1,35 @@
 """A folder with the features and embeddings of many videos, which answers queries about all of them.
 
+It lies on this machine or in object storage (``folder.py``):
+
 library.json     format, model, feature specs, where the videos come from
 features/        a feature store: one file per video, by the digest of its content
 tables/          LanceDB: the video files, and one embedding per clip
 failures.jsonl   the files that could not be read, each with the reason; absent if there are none
+calibration.json how likely a hit is right; absent until the library is calibrated
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sidelight.core.options import is_finite_number
 from sidelight.features.store import FeatureStore
 from sidelight.grounder import Grounder, PixelGrounder
-from sidelight.io.files import LOCK, only_writer, path_text, sweep
-from sidelight.io.jsonl import read_json_lines, write_json_lines
+from sidelight.io.files import path_text
 from sidelight.library.answers import Changes, SearchResult, Status, Where
 from sidelight.library.calibration import Calibration
-from sidelight.library.manifest import MANIFEST, Manifest
-from sidelight.library.places import absolute_sources, files_of, holds_files, is_within
+from sidelight.library.folder import MANIFEST, folder_at
+from sidelight.library.manifest import Manifest
+from sidelight.library.places import Places, absolute, absolute_sources, files_of
 from sidelight.library.tables import Tables, VideoRow, require_lancedb
+from sidelight.library.writer import Writer, read_failures
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +37,10 @@ if TYPE_CHECKING:
     from sidelight.backbones.protocol import Backbone
     from sidelight.data.annotations import Annotation
     from sidelight.library.calibration import CalibrationReport
+    from sidelight.library.ingest import Engine
     from sidelight.library.search import Searcher
 
-FAILURES = "failures.jsonl"
-_WRITERS: set[str] = set()
-_WRITERS_LOCK = threading.Lock()
-"""Libraries that this process writes; the lock of a file excludes other processes only."""
+EngineName = Literal["local", "ray"]
 
 
 class Library:
@@ -48,7 +49,7 @@ class Library:
     Searches may run while another process adds videos; they see each video when it is complete.
 
     Args:
-        folder: the library.
+        folder: the library; an address such as ``s3://bucket/films.lib`` if it lies in object storage.
         model: another model that reads the same features; the one of the library unless given.
         device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
         backbone_weights: folder of the backbone's weights, if it has moved.
@@ -56,6 +57,7 @@ class Library:
     Raises:
         SpecMismatchError: if the library has features of another spec than the model reads.
         ValueError: if LanceDB is missing, the folder is no library, or its format is of another version.
+        StorageError: if the storage of an address cannot be reached.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Library:
         backbone_weights: str | Path | None = None,
     ) -> None:
         require_lancedb()
-        self.folder = Path(os.path.abspath(folder))
-        self._manifest = Manifest.read(self.folder)
+        self._folder = folder_at(folder)
+        self.place = self._folder.name
+        """Absolute path of the folder, or its address."""
+        self._manifest = Manifest.read(self._folder)
         self._model, self._device = str(model or self._manifest.model), device
         self._weights = _text(backbone_weights) or self._manifest.backbone_weights
         if self._model != self._manifest.model:
@@ -86,7 +90,7 @@ class Library:
         """Make a library without videos, or open the one in the folder.
 
         Args:
-            folder: the library; made if need be.
+            folder: the library, or its address; made if need be.
             model: as for :meth:`sidelight.Grounder.from_pretrained`; the default model unless given.
             device: ``cpu``, ``cuda``, ``mps``, ...; the best device here unless given.
             backbone_weights: folder of the backbone's weights, where they do not come with the model.
@@ -96,11 +100,13 @@ class Library:
             ValueError: if LanceDB is missing, the model reads no features, or the folder holds something else.
         """
         require_lancedb()
-        folder = Path(os.path.abspath(folder))
-        if (folder / MANIFEST).exists():
+        place = folder_at(folder)
+        if place.has(MANIFEST):
             return cls.open(folder, model=model, device=device, backbone_weights=backbone_weights)
-        if folder.exists() and (not folder.is_dir() or any(map(_is_of_others, folder.iterdir()))):
-            raise ValueError(f"{folder} exists and is no library; give a folder that is empty or does not exist yet")
+        if place.is_foreign():
+            raise ValueError(
+                f"{place.name} exists and is no library; give a folder that is empty or does not exist yet"
+            )
         from sidelight.training.named import NAMED_MODELS
 
         grounder = Grounder.from_pretrained(model, cache=None, device=device, backbone_weights=backbone_weights)
@@ -110,12 +116,12 @@ class Library:
         name = grounder.name
         if name not in NAMED_MODELS and os.path.isdir(name):
             name = os.path.abspath(name)
-        with _writing(folder):
-            if not (folder / MANIFEST).exists():  # another process may have been faster
+        with place.only_writer():
+            if not place.has(MANIFEST):  # another process may have been faster
                 spec = grounder.checkpoint.features
-                Manifest(model=name, backbone_weights=weights, features=spec, joint=joint.spec).write(folder)
+                Manifest(model=name, backbone_weights=weights, features=spec, joint=joint.spec).write(place)
         library = cls(folder, device=device)
-        library._manifest.features.require(grounder.checkpoint.features, than=f"those in {folder}")
+        library._manifest.features.require(grounder.checkpoint.features, than=f"those in {place.name}")
         library.__dict__.update(grounder=grounder, joint=joint)  # loaded already
         return library
 
@@ -147,7 +153,7 @@ class Library:
         self._manifest.features.require(
             grounder.checkpoint.features,
             what=f"the features of the model {self._model}",
-            than=f"those in {self.folder}",
+            than=f"those in {self.place}",
         )
         return grounder
 
@@ -159,155 +165,136 @@ class Library:
             SpecMismatchError: if it makes other embeddings than those of the library.
         """
         joint = _joint_of(self.grounder, self._weights)
-        self._manifest.joint.require(joint.spec, what="the joint embeddings", than=f"those in {self.folder}")
+        self._manifest.joint.require(joint.spec, what="the joint embeddings", than=f"those in {self.place}")
         return joint
 
     @cached_property
     def store(self) -> FeatureStore:
         """Return the features."""
-        return FeatureStore.create(self.folder / "features", self._manifest.features)
+        return self._folder.store(self._manifest.features)
 
     @cached_property
     def _tables(self) -> Tables:
         """Return files and embeddings."""
-        return Tables(self.folder / "tables", self._manifest.joint.video_dim)
-
-    def _read_again(self) -> None:
-        """Read the manifest and the tables again: another process may have changed them."""
-        self._manifest = Manifest.read(self.folder)
-        self._tables.refresh()
+        return Tables(self._folder, self._manifest.joint.video_dim)
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def add(
-        self, videos: str | Path | Iterable[str | Path], *, workers: int | None = None, progress: bool = False
+        self,
+        videos: str | Path | Iterable[str | Path],
+        *,
+        engine: EngineName = "local",
+        workers: int | None = None,
+        actors: int | None = None,
+        progress: bool = False,
     ) -> Changes:
         """Add video files. A call that was interrupted goes on where it stopped; a broken file stops no other.
 
         Args:
-            videos: folders (without those below), files, patterns such as ``films/**/*.mp4``, and ``.txt`` lists.
+            videos: folders (without those below), files, patterns such as ``films/**/*.mp4``, ``.txt`` lists, and
+                addresses of files, folders and patterns.
+            engine: ``local``, or ``ray`` for the Ray cluster of ``RAY_ADDRESS``, whose machines must all be able to
+                read the videos and the backbone's weights.
             workers: processes that decode; by the number of processors unless given.
+            actors: processes with backbones on a Ray cluster; one per GPU unless given.
             progress: show a bar.
 
         Raises:
             ValueError: if there are no such videos, or another process writes into the library.
+            StorageError: if the storage of an address cannot be reached.
         """
         sources = absolute_sources([videos] if isinstance(videos, (str, Path)) else videos)
         files = files_of(sources)
-        with _writing(self.folder):
-            self._read_again()
-            excluded = [path for path in self._manifest.excluded if path not in set(files)]
-            self._remember(sources, excluded)
-            return self._bring_in(files, [], Changes(), workers=workers, progress=progress)
+        reads = self._engine(engine, workers, actors)
+        with self._writing() as writer:
+            return writer.add(sources, files, reads, self._doubt, progress=progress)
 
     def update(
-        self, videos: Iterable[str | Path] = (), *, workers: int | None = None, progress: bool = False
+        self,
+        videos: Iterable[str | Path] = (),
+        *,
+        engine: EngineName = "local",
+        workers: int | None = None,
+        actors: int | None = None,
+        progress: bool = False,
     ) -> Changes:
         """Compare the library with its files: add new ones, read changed ones, follow moved ones, remove deleted ones.
 
         A file counts as deleted if its folder still holds other files. If the folder is missing or empty, such as that
-        of a drive that is not connected, its videos stay.
+        of a drive that is not connected, or its storage cannot be reached, its videos stay.
 
         Args:
             videos: where to look too, such as a folder to which videos were moved.
-            workers: processes that decode; by the number of processors unless given.
+            engine: as for :meth:`add`.
+            workers: as for :meth:`add`.
+            actors: as for :meth:`add`.
             progress: show a bar.
 
         Raises:
             ValueError: if there are no such videos, or another process writes into the library.
+            StorageError: if the storage of the library cannot be reached.
         """
         more = absolute_sources(videos)
-        changes = Changes()
-        with _writing(self.folder):
-            self._read_again()
-            files = files_of(more)
-            self._remember(more, [path for path in self._manifest.excluded if path not in set(files)])
-            for source in self._manifest.sources:
-                try:
-                    files += files_of([source])
-                except ValueError as error:
-                    changes.problems.append(str(error))
-            rows = self._tables.videos()
-            files += [row.path for row in rows if os.path.lexists(row.path)]
-            files = [path for path in dict.fromkeys(files) if path not in self._manifest.excluded]
-            missing = [row for row in rows if not os.path.lexists(row.path)]
-            changes.out_of_reach = [row.path for row in missing if not holds_files(os.path.dirname(row.path))]
-            gone = [row.path for row in missing if row.path not in set(changes.out_of_reach)]
-            return self._bring_in(files, gone, changes, workers=workers, progress=progress)
-
-    def _bring_in(
-        self, files: Sequence[str], gone: Sequence[str], changes: Changes, *, workers: int | None, progress: bool
-    ) -> Changes:
-        """Read files, then remove the rows of files that are gone and were not found elsewhere."""
-        from tqdm import tqdm
-
-        from sidelight.features.extract import workers_for
-        from sidelight.library.bring_in import BringIn
-
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {workers}")
-        backbones = list(dict.fromkeys([self.grounder.backbone, self.joint]))
-        workers = workers_for(self.joint) if workers is None else workers
-        run = BringIn(self.store, self._tables, backbones, changes, model=self._model, workers=workers)
-        shown = None if progress else True
-        try:
-            with tqdm(total=len(files), unit="video", desc="adding", disable=shown) as bar:
-                for _ in run.run(files):
-                    bar.update()
-            rows = [row for row in run.rows if row.path in set(gone)]
-            run.drop(rows)
-            changes.removed += [row.path for row in rows]
-            places = {row.path for row in run.rows}
-            changes.out_of_reach = [path for path in changes.out_of_reach if path in places]
-            run.drop_unknown_features()
-        finally:
-            self._write_failures(changes)
-            self._tables.finish()
-        return changes
+        reads = self._engine(engine, workers, actors)
+        with self._writing() as writer:
+            return writer.update(more, reads, self._doubt, progress=progress)
 
     def remove(self, videos: str | Path | Iterable[str | Path]) -> list[str]:
         """Remove videos, and return their files. An update does not add them again; :meth:`add` does.
 
         Args:
-            videos: files, or folders with all that is in and below them; they need not exist any more.
+            videos: files, folders with all that is in and below them, or addresses; they need not exist any more.
 
         Raises:
             ValueError: if one of them is not in the library, or another process writes into the library.
         """
-        places = [os.path.abspath(path_text(v)) for v in ([videos] if isinstance(videos, (str, Path)) else videos)]
-        with _writing(self.folder):
-            self._read_again()
-            rows = self._tables.videos()
-            chosen: list[VideoRow] = []
-            for place in places:
-                inside = [row for row in rows if is_within(row.path, place)]
-                if not inside:
-                    raise ValueError(
-                        f"{place} is not in the library {self.folder}; `sidelight library status --files` "
-                        "lists its files"
-                    )
-                chosen += [row for row in inside if row not in chosen]
-            removed = [row.path for row in chosen]
-            sources = [source for source in self._manifest.sources if source not in places]
-            excluded = dict.fromkeys([*self._manifest.excluded, *removed])
-            self._manifest = replace(self._manifest, sources=tuple(sources), excluded=tuple(excluded))
-            self._manifest.write(self.folder)
-            kept_numbers = {row.number for row in rows if row not in chosen}
-            self._tables.drop_videos([row.id for row in chosen])
-            gone = {row.number: row.key for row in chosen if row.number not in kept_numbers}
-            self._tables.drop_clips(gone)
-            for key in gone.values():
-                self.store.video_file(key).unlink(missing_ok=True)
-            self._tables.finish()
-        return removed
+        places = [absolute(video).rstrip("/") for video in ([videos] if isinstance(videos, (str, Path)) else videos)]
+        with self._writing() as writer:
+            return writer.remove(places)
 
-    def _remember(self, sources: Sequence[str], excluded: Sequence[str]) -> None:
-        """Write the sources, with new ones, and the excluded files, if they changed."""
-        all_sources = tuple(dict.fromkeys([*self._manifest.sources, *sources]))
-        manifest = replace(self._manifest, sources=all_sources, excluded=tuple(excluded))
-        if manifest != self._manifest:
-            self._manifest = manifest
-            manifest.write(self.folder)
+    @contextmanager
+    def _writing(self) -> Iterator[Writer]:
+        """Hold the lock of the library inside the block; another process may have changed it before."""
+        with self._folder.only_writer() as check:
+            self._tables.refresh()
+            self.store.refresh()
+            try:
+                yield Writer(self._folder, self.store, self._tables, check)
+            finally:
+                self._manifest = Manifest.read(self._folder)
+
+    def _engine(self, name: str, workers: int | None, actors: int | None) -> Engine:
+        """Return what reads videos.
+
+        Raises:
+            ValueError: if a number is too small, or the engine is unknown or not installed.
+        """
+        from sidelight.features.extract import workers_for
+        from sidelight.library.ingest import LocalEngine, RayEngine
+
+        if name == "ray":
+            specs = list(dict.fromkeys([self._manifest.features, self._manifest.joint]))
+            return RayEngine(specs, weights=self._weights, workers=workers, actors=actors)
+        if name != "local":
+            raise ValueError(f"engine must be local or ray, got {name}")
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {workers}")
+        if actors is not None:
+            raise ValueError("actors is for the engine ray")
+        backbones = list(dict.fromkeys([self.grounder.backbone, self.joint]))
+        return LocalEngine(backbones, workers=workers_for(self.joint) if workers is None else workers)
+
+    def _doubt(self, video: str) -> str | None:
+        """Return why the model may know nothing about a video file or an address."""
+        from sidelight.backbones.protocol import LimitedBackbone
+        from sidelight.features.sources import local_video
+
+        backbone = self.grounder.backbone
+        if not isinstance(backbone, LimitedBackbone):
+            return None
+        with local_video(video) as file:
+            return backbone.video_doubt(file, self._model)
 
     def failures(self) -> dict[str, str]:
         """Return the files that could not be read, with the reasons.
@@ -315,19 +302,7 @@ class Library:
         Raises:
             ValueError: if the list is damaged.
         """
-        path = self.folder / FAILURES
-        if not path.is_file():
-            return {}
-        return {str(line.values.get("file")): str(line.values.get("reason")) for line in read_json_lines(path)}
-
-    def _write_failures(self, changes: Changes) -> None:
-        """Write the failures of this run, and keep earlier ones of files that are still missing in the library."""
-        known = {row.path for row in self._tables.videos()}
-        earlier = {path: why for path, why in self.failures().items() if path not in known and os.path.lexists(path)}
-        failures = {**earlier, **changes.failed}
-        if failures or (self.folder / FAILURES).exists():
-            rows = ({"file": path, "reason": reason} for path, reason in sorted(failures.items()))
-            write_json_lines(self.folder / FAILURES, rows)
+        return read_failures(self._folder)
 
     @property
     def folders(self) -> list[str]:
@@ -345,17 +320,17 @@ class Library:
         """Return facts about the library."""
         rows = self.files()
         contents = {row.number: row for row in rows}
-        sizes = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        places = Places()
         return Status(
             model=self._manifest.model,
             files=len(rows),
             videos=len(contents),
             clips=sum(row.clips for row in contents.values()),
             seconds=sum(row.duration for row in contents.values()),
-            bytes=sum(sizes),
+            bytes=self._folder.size(),
             indexed=self._tables.is_indexed(),
             sources=self._manifest.sources,
-            missing=tuple(row.path for row in rows if not os.path.isfile(row.path)),
+            missing=tuple(row.path for row in rows if places.is_missing(row.path)),
             failed=self.failures(),
         )
 
@@ -417,7 +392,7 @@ class Library:
         Raises:
             ValueError: if its file is damaged.
         """
-        calibration = Calibration.read(self.folder)
+        calibration = Calibration.read(self._folder)
         return calibration if calibration is not None and calibration.model == self._model else None
 
     def calibrate(
@@ -439,12 +414,12 @@ class Library:
         """
         from sidelight.library.calibration import calibrate
 
-        with _writing(self.folder):
-            self._read_again()
+        with self._writing() as writer:
             limits = self._choose(1, 0.0, None, None)
             judged = self._searcher.judge(annotations, limits, iou=iou, progress=progress)
             calibration, report = calibrate(judged, self._model)
-            calibration.write(self.folder)
+            writer.check()
+            calibration.write(self._folder)
         return report
 
     def search_image(
@@ -507,7 +482,7 @@ class Library:
         limits = Limits(top=top, min_score=min_score, candidates=candidates)  # checks the numbers first
         where, rows = where or Where(), self.files()
         if where.folder is not None and not any(where.is_inside(row) for row in rows):
-            raise ValueError(f"no video of the library {self.folder} lies in {where.folder}; check the folder")
+            raise ValueError(f"no video of the library {self.place} lies in {where.folder}; check the folder")
         return replace(limits, all_rows=tuple(rows), rows=tuple(row for row in rows if where.allows(row)))
 
 
@@ -529,28 +504,6 @@ def _joint_of(grounder: Grounder, weights: str | None) -> Backbone:
     return joint_backbone_for(spec, weights=weights).to(grounder.device)
 
 
-def _is_of_others(path: Path) -> bool:
-    """Check whether a file is none that a killed process leaves in a new library."""
-    return path.name != LOCK and not (path.name.startswith(f".{Path(MANIFEST).stem}.") and ".partial" in path.name)
-
-
 def _text(path: str | Path | None) -> str | None:
     """Return a folder as an absolute path, and a hub id as it is."""
     return path if path is None else os.path.abspath(path) if os.path.isdir(path) else str(path)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Refuse other writers, of this process and of others, inside the block."""
-    name = os.path.realpath(folder)
-    with _WRITERS_LOCK:
-        if name in _WRITERS:
-            raise ValueError(f"another thread writes into {folder} now; wait until it ends")
-        _WRITERS.add(name)
-    try:
-        with only_writer(folder, option="LIB"):
-            sweep(folder)
-            yield
-    finally:
-        with _WRITERS_LOCK:
-            _WRITERS.discard(name)

@@ -11,9 +11,9 @@ from typing import Any
 from sidelight.backbones.protocol import FeatureSpec
 from sidelight.io.files import read_json, write_text
 from sidelight.io.jsonl import shown
+from sidelight.library.folder import MANIFEST, Folder
 
 FORMAT = "sidelight.library/1"
-MANIFEST = "library.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +29,33 @@ class Manifest:
     joint: FeatureSpec
     """Spec of the embeddings by which candidates are searched."""
     sources: tuple[str, ...] = ()
-    """Absolute folders, files, patterns and lists that were added."""
+    """Absolute folders, files, patterns and lists that were added; or addresses."""
     excluded: tuple[str, ...] = ()
-    """Absolute paths that were removed, which an update does not add again."""
+    """Absolute paths and addresses that were removed, which an update does not add again."""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder) -> None:
         """Write the file, completely or not at all."""
         values: dict[str, Any] = {"format": FORMAT, **vars(self)}
         values |= {"features": self.features.to_dict(), "joint": self.joint.to_dict()}
-        write_text(folder / MANIFEST, json.dumps(values, indent=2) + "\n")
+        with folder.writing(MANIFEST) as path:
+            write_text(path, json.dumps(values, indent=2) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Folder) -> Manifest:
         """Read the file of a library.
 
         Raises:
             ValueError: if the folder is no library, has another format, or its file is damaged.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise ValueError(f"{folder} is no library: {MANIFEST} is missing; make one with `sidelight library add`")
+        with folder.reading(MANIFEST) as path:
+            if path is None:
+                raise ValueError(
+                    f"{folder.name} is no library: {MANIFEST} is missing; make one with `sidelight library add`"
+                )
+            return cls._read_file(path)
+
+    @classmethod
+    def _read_file(cls, path: Path) -> Manifest:
         values = read_json(path)
         if (stated := values.pop("format", None)) != FORMAT:
             raise ValueError(

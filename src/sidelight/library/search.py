@@ -27,12 +27,14 @@ from sidelight.core.options import is_finite_number
 from sidelight.core.timeline import Timeline
 from sidelight.data.annotations import Annotation
 from sidelight.features.extract import encode_each, encode_video_file
-from sidelight.features.sources import content_digest
+from sidelight.features.sources import content_digest, local_video
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
 from sidelight.grounder import Grounder, OutsideWarning, checked_queries
+from sidelight.io.storage import is_address
 from sidelight.library.answers import Hit, SearchResult
 from sidelight.library.calibration import Calibration, Judged, log_odds
 from sidelight.library.parts import ground_parts, near_parts
+from sidelight.library.places import absolute
 from sidelight.library.tables import Tables, VideoRow
 from sidelight.video.damage import warn
 
@@ -215,10 +217,11 @@ class Searcher:
 
     def _clips_of(self, video: str, rows: Sequence[VideoRow]) -> tuple[VideoRow | None, HalfFeatures, Timeline]:
         """Return the row of a video if the library has it, its embeddings, and its timeline."""
-        path = os.path.abspath(video)
+        path = absolute(video)
         row = next((row for row in rows if row.path == path), None)
         if row is None:
-            key = content_digest(video)
+            with local_video(video) as file:
+                key = content_digest(file)
             row = next((row for row in rows if row.key == key), None)
         if row is not None:
             return row, self._tables.vectors([row.number])[row.number], self._store.timeline(row.key)
@@ -296,7 +299,8 @@ def _candidate_hits(
     rows: dict[int, VideoRow] = {}
     for row in limits.rows:
         rows.setdefault(row.number, row)
-        if not os.path.exists(rows[row.number].path):  # prefer a copy that is there
+        before = rows[row.number].path
+        if not is_address(before) and not os.path.exists(before):  # prefer a copy that is there
             rows[row.number] = row
     hits: list[Evidence] = []
     for number, vectors_TE in vectors.items():

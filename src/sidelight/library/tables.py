@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from sidelight.core.messages import first_line
 from sidelight.features.store import HalfFeatures
 from sidelight.io.files import write_text
+from sidelight.library.folder import Folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,7 +43,7 @@ _KEPT_VERSIONS = timedelta(minutes=10)
 _TIDY_EVERY = 64
 """Changes of a table between two compactions; each change adds a file, and many small files slow every search."""
 _CLIPS, _VIDEOS = "clips", "videos"
-_INDEX_FILE = "index.json"
+_INDEX_FILE = "tables/index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +81,23 @@ class Tables:
     """The two tables.
 
     Args:
-        folder: the database.
+        folder: the folder of the library; the tables lie in ``tables``.
         width: E.
 
     Raises:
         ValueError: if LanceDB is not installed, or a table is damaged.
     """
 
-    def __init__(self, folder: Path, width: int) -> None:
-        self.folder, self.width = folder, width
+    def __init__(self, folder: Folder, width: int) -> None:
+        self._folder, self.width = folder, width
         import pyarrow as pa
 
         lancedb = require_lancedb()
         self._changes = {_CLIPS: 0, _VIDEOS: 0}
         self._groups = -1, 1
         self._sample: tuple[tuple[int, int], npt.NDArray[np.float32]] | None = None
+        self._rows: tuple[int, list[VideoRow]] = -1, []
+        """Version of the table of files, and its rows."""
         clips = pa.schema(
             [
                 pa.field("number", pa.int32(), nullable=False),
@@ -107,7 +109,7 @@ class Tables:
         numbers = dict.fromkeys(("id", "number", "size", "modified", "clips"), pa.int64())
         videos = pa.schema([*numbers.items(), *texts.items(), ("duration", pa.float64())])
         with self._sentences():
-            database = lancedb.connect(folder)
+            database = lancedb.connect(folder.tables, storage_options=folder.table_options)
             self._clips = database.create_table(_CLIPS, schema=clips, exist_ok=True)
             self._videos = database.create_table(_VIDEOS, schema=videos, exist_ok=True)
 
@@ -117,9 +119,9 @@ class Tables:
         try:
             yield
         except (RuntimeError, OSError, ValueError, KeyError) as error:
+            reason = first_line(error)[:200]
             raise ValueError(
-                f"{self.folder} is damaged or cannot be read ({first_line(error)[:200]}); make a new library of the "
-                "same videos, or bring this folder back from a copy"
+                f"{self._folder.tables} is damaged or cannot be read ({reason}); {self._folder.advice}"
             ) from None
 
     def refresh(self) -> None:
@@ -131,12 +133,15 @@ class Tables:
     # --- videos -------------------------------------------------------------------------------------------------------
 
     def videos(self) -> list[VideoRow]:
-        """Return the rows of all files, sorted by path."""
+        """Return the rows of all files, sorted by path. They are read once for each version of the table."""
         with self._sentences():
-            rows = self._videos.to_arrow().to_pylist()
-            for row in rows:
-                row["path"], row["notes"] = os.fsdecode(row["path"]), tuple(json.loads(row["notes"]))
-            return sorted((VideoRow(**row) for row in rows), key=lambda row: row.path)
+            version = self._videos.version
+            if self._rows[0] != version:
+                values = self._videos.to_arrow().to_pylist()
+                for row in values:
+                    row["path"], row["notes"] = os.fsdecode(row["path"]), tuple(json.loads(row["notes"]))
+                self._rows = version, sorted((VideoRow(**row) for row in values), key=lambda row: row.path)
+            return list(self._rows[1])
 
     def put_videos(self, rows: Sequence[VideoRow]) -> None:
         """Add rows, and replace rows of the same id; one version."""
@@ -289,7 +294,8 @@ class Tables:
     def _indexed_clips(self) -> int:
         """Return the number of clips when the index was built; 0 if there is none."""
         try:
-            return int(json.loads((self.folder / _INDEX_FILE).read_text())["clips"]) if self.is_indexed() else 0
+            with self._folder.reading(_INDEX_FILE) as path:
+                return int(json.loads(path.read_text())["clips"]) if path and self.is_indexed() else 0
         except (OSError, ValueError, KeyError, TypeError):  # the process was killed before it wrote the file
             return 0
 
@@ -301,7 +307,8 @@ class Tables:
         with self._sentences():
             config = IvfSq(distance_type="cosine", num_partitions=_groups_for(count), sample_rate=32, max_iterations=10)
             self._clips.create_index("vector", config=config, replace=True)
-        write_text(self.folder / _INDEX_FILE, json.dumps({"clips": count}) + "\n")
+        with self._folder.writing(_INDEX_FILE) as path:
+            write_text(path, json.dumps({"clips": count}) + "\n")
 
 
 def _groups_for(clips: int) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from sidelight.features.store import FeatureStore
+from sidelight.io.storage import MissingError
+from sidelight.library.places import Places
 from sidelight.library.tables import Tables, VideoRow, embeddings_digest
 
 
@@ -28,11 +29,15 @@ def faults_of(rows: Sequence[VideoRow], store: FeatureStore, tables: Tables) -> 
             faults[row.path] = f"{stored} of {row.clips} embeddings are there; {advice}"
         elif embeddings_digest(tables.vectors([row.number])[row.number]) != row.digest:
             faults[row.path] = "its embeddings are not what was written; remove this file and add it again"
+    places = Places()
     for row in rows:
-        if not os.path.isfile(row.path):
+        try:
+            state = places.listed_state(row.path)
+        except (MissingError, FileNotFoundError, NotADirectoryError):
             faults.setdefault(row.path, "the file is missing; `sidelight library update` follows or removes it")
-            continue
-        state = os.stat(row.path)
-        if (state.st_size, state.st_mtime_ns) != (row.size, row.modified):
-            faults.setdefault(row.path, "the file was changed; `sidelight library update` reads it again")
+        except OSError as error:
+            faults.setdefault(row.path, str(error))
+        else:
+            if state != (row.size, row.modified):
+                faults.setdefault(row.path, "the file was changed; `sidelight library update` reads it again")
     return faults
