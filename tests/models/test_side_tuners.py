@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from sidelight.core.batch import Batch, Targets
 from sidelight.core.timeline import Timeline
+from sidelight.io.tensors import shapes_only
 from sidelight.models.decode.r2_tuning import R2DecodeConfig
 from sidelight.models.points import PointModel
 from sidelight.models.registry import SIDE_TUNERS, build_model, side_tuner
@@ -243,3 +246,29 @@ def test_golden_step(name: str) -> None:
 
 if __name__ == "__main__":
     print("GOLDEN =", {name: {k: round(v, 6) for k, v in golden_step(name).items()} for name in POINT_MODELS})
+
+
+@pytest.mark.parametrize("name", [name for name in SIDE_TUNERS if name != "scada"])
+def test_a_model_without_memory_has_the_shapes_of_the_model(name: str) -> None:
+    config = {"video_dim": D_V, "text_dim": D_T, "hidden": 16}
+    with shapes_only():
+        without_memory = build_model(name, config).state_dict()
+    expected = build_model(name, config).state_dict()
+    assert {key: tensor.shape for key, tensor in without_memory.items()} == {k: t.shape for k, t in expected.items()}
+    assert all(tensor.is_meta for tensor in without_memory.values())
+
+
+def test_building_models_without_memory_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from sidelight.backbones.shapes.model import ShapesBackboneConfig, TwoTowers\n"
+        "from sidelight.io.tensors import shapes_only\n"
+        "from sidelight.models.registry import SIDE_TUNERS, build_model\n"
+        "with shapes_only():\n"
+        "    TwoTowers(ShapesBackboneConfig())\n"
+        "    for name in sorted(SIDE_TUNERS.keys() - {'scada'}):\n"
+        "        build_model(name, {'video_dim': 8, 'text_dim': 8})\n"
+        "print(*(name for name in ('torch._dynamo', 'sympy') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -30,7 +30,7 @@ from sidelight.backbones.common import Normalise, check_chunks, weights_digest
 from sidelight.backbones.conversion import DOWNLOAD_AGAIN, new_weights_folder, read_state_dict, shapes_of
 from sidelight.backbones.protocol import TokenShape, TowerSpec
 from sidelight.io.files import require_new_folder
-from sidelight.io.tensors import check_shapes, check_values, existing_file
+from sidelight.io.tensors import check_shapes, check_values, existing_file, shapes_only
 
 MODULES: dict[str, tuple[int, int, int, int, int, int]] = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -207,7 +207,7 @@ def _port_name(name: str) -> str:
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
     """Return the port's name and the shape of every tensor that the tower reads."""
-    with torch.device("meta"):
+    with shapes_only():
         state = I3DTower(random_weights=True).state_dict()
     kept = {_port_name(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     return shapes_of(kept)

@@ -96,7 +96,6 @@ def ground(
             only for playlists that you trust.
     """
     from sidelight.cli.folder import ground_folder
-    from sidelight.export.formats import format_of
     from sidelight.features.sources import holds_videos
     from sidelight.grounder import DEFAULT_CACHE, Grounder
     from sidelight.io.download import offline as without_network
@@ -107,6 +106,8 @@ def ground(
     require_plot(plot)
     films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
     if export:
+        from sidelight.export.formats import format_of
+
         format_of(export, format)
     _check_queries(query)
     cache = None if no_cache else DEFAULT_CACHE

@@ -14,16 +14,45 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sidelight.io.files import replacing
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_RANDOM_FILLS, _RANDOM_TENSORS = (Tensor.normal_, Tensor.uniform_), (torch.randn, torch.rand)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Compute no first values of tensors that have no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = kwargs or {}
+        if func in _RANDOM_TENSORS:
+            return torch.empty(*args, **values)
+        is_fill = func in _RANDOM_FILLS or getattr(func, "__module__", "") == "torch.nn.init"
+        if is_fill or (func is Tensor.mul and not isinstance(args[1], Tensor)):
+            tensor: Tensor = args[0] if args else values["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **values)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build models whose tensors have shapes but no memory.
+
+    ``torch.device("meta")`` alone computes first values without memory, for which PyTorch imports its compiler: 2 s of
+    CPU.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def existing_file(file: str | Path, *, expected: str) -> Path:

@@ -156,8 +156,9 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
-        with torch.no_grad():
-            self.offsets.bias.copy_((self.unit * initial_offsets(offset_init, heads, points)).flatten())
+        if not self.offsets.bias.is_meta:  # PyTorch would import its compiler to compute without memory
+            with torch.no_grad():
+                self.offsets.bias.copy_((self.unit * initial_offsets(offset_init, heads, points)).flatten())
 
     def sampling(self, chooser_BMQ: Tensor) -> tuple[Tensor, Tensor]:
         """Return offsets in half widths, and weights that add up to 1 over the points of a head: (B, M, H, P) each."""

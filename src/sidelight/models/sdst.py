@@ -513,6 +513,8 @@ def initial_references(config: SDSTConfig) -> Tensor:
     """Return the first references before the sigmoid, (M, 2) of (center, width)."""
     if config.reference_init == "normal":
         return torch.randn(config.moment_queries, 2)
+    if torch.get_default_device().type == "meta":  # PyTorch would import its compiler to compute without memory
+        return torch.empty(config.moment_queries, 2)
     # An additive recurrence in two dimensions covers the square evenly for any M. Widths grow from 0.05 to 0.95 of the
     # video, evenly in their logarithm, since short moments need a finer choice. Every span lies inside the video.
     steps = torch.arange(1, config.moment_queries + 1)

@@ -30,7 +30,7 @@ from sidelight.backbones.protocol import FeatureSpec, FrameSpec, SentenceEncoder
 from sidelight.core.messages import did_you_mean, first_line
 from sidelight.io.download import is_offline
 from sidelight.io.files import read_json, replacing
-from sidelight.io.tensors import check_shapes, require_finite, shown, write_tensors
+from sidelight.io.tensors import check_shapes, require_finite, shapes_only, shown, write_tensors
 from sidelight.models.decode.answer import AnswerConfig
 from sidelight.models.decode.zero_shot import METHODS, ZeroShotDecodeConfig
 from sidelight.models.recompute import MemoryConfig
@@ -432,7 +432,7 @@ def _require_shapes(
                 "tensors in model.safetensors; download or save both again"
             )
     try:
-        with torch.device("meta"):
+        with shapes_only():
             state = trained_state(build_model(name, config, **parts_of_model))
         expected = {key: tensor.shape for key, tensor in state.items()}
     except (RuntimeError, OverflowError, MemoryError) as error:  # a size that no tensor can have

@@ -14,13 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from sidelight.core.messages import no_such
 from sidelight.io.files import replacing_folder, require_new_folder
 from sidelight.io.pinned import compares_digests
-from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shown
+from sidelight.io.tensors import check_values, counted, existing_file, read_tensors, shapes_only, shown
 from sidelight.models.r2_tuning import R2Tuning, R2TuningConfig, from_published, our_name
 from sidelight.training.checkpoint import Checkpoint
 from sidelight.training.published import CLIP_WEIGHTS, CLIP_WIDTHS, R2_REPOSITORY, R2_TUNING, PublishedRun
@@ -180,7 +179,7 @@ def published_shapes(config: R2TuningConfig) -> dict[str, tuple[int, ...]]:
     layers += [f"{head}.module.{i}" for head in heads for i in (1, 3)]
     names = ["adapter.gate", "adapter.scale", *(f"{layer}.{part}" for layer in layers for part in both)]
     names.append("pooling.att.weight")
-    with torch.device("meta"):
+    with shapes_only():
         ours = {name: tuple(tensor.shape) for name, tensor in R2Tuning(config).state_dict().items()}
     # One coefficient per stride, also where no head uses it.
     return {"coef": (len(config.strides),), **{name: ours[our_name(name)] for name in names}, **_LOSS_SHAPES}

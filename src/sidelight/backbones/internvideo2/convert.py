@@ -11,7 +11,6 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from sidelight.backbones.conversion import DOWNLOAD_AGAIN, count_blocks, read_state_dict, shapes_of, sizes_of
@@ -21,7 +20,7 @@ from sidelight.backbones.internvideo2.model import InternVideo2
 from sidelight.backbones.internvideo2.weights import save_weights
 from sidelight.backbones.internvideo2.wordpiece import WordPiece
 from sidelight.io.files import require_new_folder
-from sidelight.io.tensors import check_shapes, check_values, existing_file
+from sidelight.io.tensors import check_shapes, check_values, existing_file, shapes_only
 
 _VOCABULARY = "vocab.txt of bert-large-uncased (on the hub: google-bert/bert-large-uncased)"
 # Parameters that features do not need: the heads and tables of the distillation, the language model head, the head
@@ -114,7 +113,7 @@ def from_published(
             continue
         text_name = bert.our_name(name.removeprefix(_TEXT)) if name.startswith(_TEXT) else None
         tensors[f"text_encoder.{text_name}" if text_name else name] = tensor
-    with torch.device("meta"):
+    with shapes_only():
         expected = shapes_of(InternVideo2(config).state_dict())
     advice = f"{DOWNLOAD_AGAIN}, of a complete Stage-2 model"
     check_shapes(shapes_of(tensors), expected, source, what="this model", advice=advice)

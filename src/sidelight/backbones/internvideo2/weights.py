@@ -21,7 +21,7 @@ from sidelight.backbones.internvideo2.config import InternVideo2Config
 from sidelight.backbones.internvideo2.model import InternVideo2
 from sidelight.backbones.internvideo2.wordpiece import WordPiece
 from sidelight.io.files import write_text
-from sidelight.io.tensors import check_shapes
+from sidelight.io.tensors import check_shapes, shapes_only
 
 _FILES = ("config.json", "model.safetensors", "vocab.txt")
 _CONVERT_AGAIN = (
@@ -75,7 +75,7 @@ def load_weights(weights: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         )
     digest, sample_digest, config = _read_config(folder)
     tokenizer = WordPiece.read(folder / "vocab.txt")
-    with torch.device("meta"):
+    with shapes_only():
         model = InternVideo2(config)
     shapes = shapes_of(model.state_dict())
     tensors, samples = {}, {}
@@ -103,7 +103,7 @@ def describe_weights(folder: str | Path) -> str:
     """Describe in one line the model of a folder that :func:`save_weights` wrote."""
     digest, _, config = _read_config(Path(folder))
     video, text = config.video, config.text
-    with torch.device("meta"):
+    with shapes_only():
         count = sum(p.numel() for p in InternVideo2(config).parameters())
     return (
         f"{video.depth} blocks of width {video.width} and {video.heads} heads, {video.frames} frames of "

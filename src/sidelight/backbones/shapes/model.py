@@ -35,7 +35,7 @@ from sidelight.backbones.protocol import FeatureSpec, TokenShape, TowerSpec
 from sidelight.backbones.shapes.tokenizer import PAD, Tokenizer
 from sidelight.core.options import check_types, require
 from sidelight.io.files import read_json, replacing
-from sidelight.io.tensors import check_shapes, write_tensors
+from sidelight.io.tensors import check_shapes, shapes_only, write_tensors
 
 PACKAGED = Path(__file__).resolve().parents[2] / "weights" / "shapes-backbone"
 MEAN = (0.5, 0.5, 0.5)
@@ -251,7 +251,7 @@ class TwoTowers(nn.Module):
             tensors = load_file(folder / "model.safetensors")
         except (TypeError, SafetensorError) as error:
             raise ValueError(f"{folder} is no shapes backbone: {error}; make one with `sidelight pretrain`") from None
-        with torch.device("meta"):  # sizes are compared before memory is taken for them
+        with shapes_only():  # sizes are compared before memory is taken for them
             expected = {key: tensor.shape for key, tensor in cls(config).state_dict().items()}
         shapes = {key: tensor.shape for key, tensor in tensors.items()}
         what, advice = "the weights that fit config.json", "make both again with `sidelight pretrain`"
