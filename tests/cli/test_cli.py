@@ -355,6 +355,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--videos", "1", "--seed", "5", "--shortest", "20", "--longest", "20", "--side", "128"]
     assert main(["shapes", "--out", str(tmp_path / "w"), *arguments, "--workers", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["videos", "1,", "20", "s"]
     world = tmp_path / "w"
     source = [str(world / "videos"), "--annotations", str(world / "annotations.jsonl")]
     assert main(["extract", *source, "--out", str(tmp_path / "s"), "--device", "cpu"]) == 0
@@ -364,7 +365,11 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["grond"], "did you mean 'ground'?"),
+        (
+            ["grond"],
+            "sidelight: there is no command 'grond'; did you mean 'ground'? (sidelight --help lists",
+        ),
+        (["xyz"], "sidelight: there is no command 'xyz' (sidelight --help lists all commands)"),
         (["data", "chek", "x"], "did you mean 'check'?"),
         (["ground", "VIDEO", "a star", "--tpo", "3"], "did you mean '--top'?"),
         (["train", "shaps"], "there is no recipe shaps; did you mean 'shapes'?"),

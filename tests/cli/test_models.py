@@ -60,7 +60,10 @@ def test_a_terminal_narrower_than_the_table_gets_paragraphs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["models", "pull", "shaeps"], "there is no model 'shaeps'; known are shapes, r2-tuning/qvhighlights"),
+        (
+            ["models", "pull", "shaeps"],
+            "there is no model 'shaeps'; did you mean 'shapes'? Known are shapes, r2-tuning/qvhighlights",
+        ),
         (["models", "remove", "shapes"], "shapes comes with sidelight and cannot be removed"),
         (["models", "remove", "r2-tuning/tacos"], "r2-tuning/tacos has no files on this machine that can be deleted"),
         (["models", "pull", "r2-tuning/tacos"], "127.0.0.1:9 cannot be reached"),

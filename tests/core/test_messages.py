@@ -41,6 +41,5 @@ def test_suggestions() -> None:
     assert did_you_mean("", []) == ""
     assert did_you_mean("grond", ["train", "ground"]) == "; did you mean 'ground'?"
     assert did_you_mean("xyz", ["train", "ground"]) == ""
-    assert (
-        no_such("command", "trian", ["train"]) == "there is no command 'trian'; known are train; did you mean 'train'?"
-    )
+    assert no_such("model", "trian", ["train"]) == "there is no model 'trian'; did you mean 'train'? Known are train"
+    assert no_such("model", "xyz", ["train", "b"]) == "there is no model 'xyz'; known are train, b"

@@ -188,7 +188,9 @@ def test_the_benchmark_can_be_given(tmp_path: Path) -> None:
     assert check(tmp_path).files[0].benchmark == "charades-sta"
     assert check(tmp_path, benchmark_name="tacos").files[0].benchmark == "tacos"
     assert check(tmp_path, benchmark_name=OWN_DATA).files[0].benchmark == OWN_DATA
-    with pytest.raises(AnnotationError, match="there is no benchmark 'charades'; known are"):
+    with pytest.raises(
+        AnnotationError, match=r"there is no benchmark 'charades'; did you mean 'charades-sta'\? Known are"
+    ):
         check(tmp_path, benchmark_name="charades")
 
 

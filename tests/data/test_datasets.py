@@ -95,7 +95,9 @@ def test_every_benchmark_is_listed_under_its_name() -> None:
     for name, known in BENCHMARKS.items():
         assert known.name == name and benchmark(name) is known
         assert all(split.files for split in known.splits.values())
-    with pytest.raises(AnnotationError, match="there is no benchmark 'charade'; known are qvhighlights, charades-sta"):
+    with pytest.raises(
+        AnnotationError, match=r"there is no benchmark 'charade'; did you mean 'charades-sta'\? Known are qvhighlights"
+    ):
         benchmark("charade")
 
 

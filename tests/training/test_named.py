@@ -192,7 +192,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 def test_names_of_other_models_are_not_named_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("user/model", "./r2-tuning/x", Path("runs/a"), Path("shapes")):
         assert named_checkpoint(name) is None
-    with pytest.raises(ValueError, match=r"no model 'r2-tuning/qvhighlight'; known are .* did you mean 'r2-tuning/qvh"):
+    with pytest.raises(
+        ValueError, match=r"no model 'r2-tuning/qvhighlight'; did you mean 'r2-tuning/qvhighlights'\? Known are "
+    ):
         named_checkpoint("r2-tuning/qvhighlight")
     with pytest.raises(ValueError, match=r"no model 'shaeps'; .*did you mean 'shapes'"):
         named_checkpoint("shaeps")

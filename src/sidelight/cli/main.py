@@ -26,7 +26,7 @@ from sidelight.cli.parser import (
     set_verbosity,
     summary,
 )
-from sidelight.core.messages import did_you_mean, no_such
+from sidelight.core.messages import did_you_mean
 
 _LOGGER = logging.getLogger("sidelight")
 
@@ -116,7 +116,9 @@ def _dispatch(name: str, arguments: Sequence[str]) -> int:
         print(f"sidelight {__version__}", flush=True)
         return 0
     if name not in COMMANDS:
-        raise ValueError(f"{no_such('command', name, COMMANDS)} (see sidelight --help)")
+        raise ValueError(
+            f"there is no command {name!r}{did_you_mean(name, COMMANDS)} (sidelight --help lists all commands)"
+        )
     return _run(command_of(name), f"sidelight {name}", arguments)
 
 

@@ -54,7 +54,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return "there is no command 'grond'; known are ground, ...; did you mean 'ground'?".
+    """Return "there is no model 'shaeps'; did you mean 'shapes'? Known are shapes, ...".
 
     Args:
         kind: what the name should name.
@@ -62,4 +62,5 @@ def no_such(kind: str, name: str, known: Iterable[str]) -> str:
         known: the names that exist.
     """
     known = list(known)
-    return f"there is no {kind} {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}"
+    suggestion = did_you_mean(name, known)
+    return f"there is no {kind} {name!r}{f'{suggestion} Known' if suggestion else '; known'} are {', '.join(known)}"

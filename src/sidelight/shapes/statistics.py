@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sidelight.core.messages import duration_of
 from sidelight.data.annotations import Annotation
 
 
@@ -22,7 +23,7 @@ def describe(annotations: Sequence[Annotation]) -> list[tuple[str, str]]:
     left_out = [a.extra.get("colour") is None or a.extra.get("shape") is None for a in annotations]
     covered = [sum(e - s for s, e in a.relevant_windows) / a.duration for a in annotations]
     return [
-        ("videos", f"{len(durations)}, {sum(durations.values()) / 3600:.1f} hours"),
+        ("videos", f"{len(durations)}, {duration_of(sum(durations.values()))}"),
         ("queries", f"{len(annotations)}, {len({a.query for a in annotations})} different sentences"),
         ("queries that leave colour or shape out", f"{np.mean(left_out):.0%}"),
         (
