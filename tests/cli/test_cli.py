@@ -385,7 +385,7 @@ def test_shapes_and_extract(tmp_path: Path, tiny_world: Path, capsys: pytest.Cap
         (["ground", "VIDEO", "a star", "--top", "many"], "--top must be a whole number, got 'many'"),
         (["ground", "VIDEO", "a star", "--min-score", "nan"], "--min-score must be a finite number"),
         (["ground", "VIDEO", "a star", "--model", "nothing"], "there is no model 'nothing'"),
-        (["ground", "VIDEO", "a star", "--plot", "no/such/folder/a.png"], "there is no folder"),
+        (["ground", "VIDEO", "a star", "--plot", "/no/such/folder/a.png"], "there is no folder"),
         (["ground", "VIDEO", "a star", "--nonsense"], "nonsense"),
         (["ground", "VIDEO", "a star", "--device", "quantum"], "quantum"),
         (["evaluate", "nowhere.jsonl", "nowhere.jsonl"], "there is no file nowhere.jsonl"),

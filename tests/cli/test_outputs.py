@@ -18,6 +18,7 @@ import pytest
 from sidelight.cli.main import COMMANDS, command_of, main
 from sidelight.cli.parser import CONFIGURATIONS, Command, Group, is_configured, path_kind
 from sidelight.io.files import require_outputs
+from sidelight.io.new_folders import parent_folders
 
 
 def commands() -> dict[str, Command]:
@@ -85,7 +86,8 @@ def here(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ("ground films/v.mp4 star --json p.png --plot p.png", "twice: --json and --plot name the same file"),
         ("ground films/v.mp4 star --json p.png --plot ./p.png", "twice"),
         ("ground films/v.mp4 star --json films --plot p.png", "it is a folder"),
-        ("ground films/v.mp4 star --json none/a.json", "there is no folder"),
+        ("ground films/v.mp4 star --json /none/a.json", "there is no folder /none, and it would lie at the top of the"),
+        ("ground films/v.mp4 star --json dead/none/a.json", "dead is a link that leads nowhere; make the folder first"),
         ("ground films/v.mp4 star --json /dev/nothing", "there is no such device; give --json a file name"),
         ("ground films/v.mp4 star --json /dev/fd/99", "Bad file descriptor" if sys.platform == "darwin" else "No such"),
         ("ground films/v.mp4 star --model model --json model/config.json", "lies in model"),
@@ -123,6 +125,7 @@ def test_outputs_that_would_replace_files_are_refused(
     line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("model/last").mkdir()
+    os.symlink("missing-disk", "dead")
     Path("annotations.jsonl").write_text("my own")
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert main(line.replace("HERE", str(here)).split()) == 2
@@ -149,6 +152,45 @@ def test_other_outputs_are_allowed(outputs: dict[str, str], inputs: list[str], f
     before = sorted(here.rglob("*"))
     require_outputs(outputs, inputs, folders=folders)
     assert sorted(here.rglob("*")) == before  # the check leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("path", "is_refused"),
+    [
+        ("new/a.json", False),
+        ("new/er/a.json", False),
+        ("films/new/a.json", False),
+        ("linked-films/new/a.json", False),
+        ("dead/a.json", True),
+        ("/none/er/a.json", True),
+        ("/proc/none/a.json", True),
+        ("/dev/none/a.json", True),
+    ],
+)
+def test_a_missing_folder_is_made_where_it_is_no_mistake(path: str, is_refused: bool, here: Path) -> None:
+    os.symlink("missing-disk", "dead")
+    before = sorted(here.rglob("*"))
+    if is_refused:
+        with pytest.raises(ValueError, match=r"there is no folder .*; make the folder first"):
+            require_outputs({"--json": path}, ["films/v.mp4"])
+        return
+    require_outputs({"--json": path}, ["films/v.mp4"])
+    with pytest.raises(ZeroDivisionError), parent_folders([path, path]):
+        assert Path(path).parent.is_dir()
+        raise ZeroDivisionError
+    assert sorted(here.rglob("*")) == before  # a command that fails leaves no folder
+    with parent_folders([path, "b.json"]):
+        Path(path).write_text("{}")
+    assert Path(path).read_text() == "{}"
+
+
+def test_commands_make_the_folders_of_all_their_files(here: Path) -> None:
+    line = "ground films/v.mp4 star --model shapes --json out/a/b.json --plot out/plots/p.png --export out/c/m.csv"
+    assert main([*line.split(), "--report", "out/r/r.html", "--contact-sheet", "out/s/s.png", "--top", "1"]) == 0
+    written = sorted(str(path) for path in Path("out").rglob("*.*"))
+    assert written == ["out/a/b.json", "out/c/m.csv", "out/plots/p.png", "out/r/r.html", "out/s/s.png"]
+    assert main(["ground", "films/v.mp4", "star", "--model", "nothing", "--json", "new/a.json"]) == 2
+    assert not Path("new").exists()
 
 
 def test_a_table_is_imported_beside_its_videos(here: Path) -> None:

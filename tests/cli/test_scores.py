@@ -123,7 +123,7 @@ def test_calibrate_without_absent_queries(folder: Path, capsys: pytest.CaptureFi
         ),
         (["compare", "good.jsonl", "good.jsonl", "truth.jsonl", "--resamples", "0"], "resamples must be 1 or more"),
         (["evaluate", "good.jsonl", "truth.jsonl", "--by", "query"], "give --intervals too"),
-        (["compare", "good.jsonl", "good.jsonl", "truth.jsonl", "--plot", "nowhere/x.png"], "there is no folder"),
+        (["compare", "good.jsonl", "good.jsonl", "truth.jsonl", "--plot", "/nowhere/x.png"], "there is no folder"),
         (["compare", "good.jsonl", "nothing.jsonl", "truth.jsonl"], "there is no file nothing.jsonl"),
         (["evaluate", "good.jsonl", "nothing.jsonl"], "there is no file nothing.jsonl"),
         (["evaluate", "good.jsonl"], "annotations"),

@@ -129,7 +129,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["check", "DATA", "--benchmark", "x"], "there is no benchmark 'x'"),
         (["check", "DATA", "--videos", "nowhere"], "nowhere is not a folder"),
         (["check", "DATA", "--features", "nowhere"], "nowhere is no feature store"),
-        (["check", "DATA", "--json", "no/such/folder.json"], "there is no folder"),
+        (["check", "DATA", "--json", "/no/such/folder.json"], "there is no folder"),
         (["check", "DATA", "--nonsense"], "nonsense"),
     ],
 )

@@ -27,6 +27,7 @@ from sidelight.cli.parser import (
     summary,
 )
 from sidelight.core.messages import did_you_mean
+from sidelight.io.new_folders import parent_folders
 
 _LOGGER = logging.getLogger("sidelight")
 
@@ -142,8 +143,7 @@ def _run(command: Command | Group, prog: str, arguments: Sequence[str]) -> int:
         return run_configured(command, prog, arguments)
     values = command_parser(command, prog).values(arguments)
     set_verbosity(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
-    require_safe_paths(command, values)
-    with option_names(values):
+    with parent_folders(require_safe_paths(command, values)), option_names(values):
         return command(**values) or 0
 
 

@@ -194,12 +194,15 @@ def add_parameters(parser: argparse.ArgumentParser, command: Command) -> list[st
     return names
 
 
-def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
+def require_safe_paths(command: Command, values: Mapping[str, Any]) -> list[str]:
     """Check that a command reads no pipe and no device, writes no file that it reads, and no file twice.
 
     Args:
         command: the command.
         values: its arguments, by the name of the parameter.
+
+    Returns:
+        The files that it writes.
 
     Raises:
         ValueError: see :func:`sidelight.io.files.require_outputs` and :func:`sidelight.io.files.require_regular`.
@@ -217,6 +220,7 @@ def require_safe_paths(command: Command, values: Mapping[str, Any]) -> None:
     for kind in ("output file", "output folder"):
         outputs = {f"--{name.replace('_', '-')}": values[name] for name in kinds if kinds[name] == kind}
         require_outputs(outputs, paths, folders=kind == "output folder")
+    return [values[name] for name in kinds if kinds[name] == "output file" and "://" not in values[name]]
 
 
 def path_kind(hint: Any) -> str:

@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sidelight.io.new_folders import require_parent
+
 ANIMATION_SUFFIXES = (".gif", ".apng")
 """Animations. Beside a video of the same name they are its preview, and are not read."""
 VIDEO_SUFFIXES = (
@@ -400,7 +402,7 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
 
     Raises:
         ValueError: if an output is an input, is another output, replaces a file inside an input folder, is no file, or
-            if its folder does not exist.
+            if its folder does not exist and should not be made (:func:`sidelight.io.new_folders.require_parent`).
     """
     kind = "folder" if folders else "file name"
     texts = [_local(path) for path in inputs]
@@ -426,9 +428,8 @@ def require_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Pa
             continue
         if Path(os.path.abspath(path)).parent in _DEVICES:
             raise ValueError(f"cannot write {path}: there is no such device; give {name} a file name")
-        if not (folder := Path(os.path.realpath(path)).parent).is_dir():
-            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
-        require_writable_folder(folder, target=path)
+        require_parent(path)
+        require_writable_folder(Path(os.path.realpath(path)).parent, target=path)
         if path.exists() and (holder := next((i for i in input_paths if _holds(i, path)), None)):
             raise ValueError(
                 f"cannot write {path}: this file exists and lies in {holder}, which the same command reads; "
