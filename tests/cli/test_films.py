@@ -58,9 +58,52 @@ def test_export_cuts_without_a_file_of_its_own(
     (clip,) = clips.iterdir()
     assert clip.name == "video-a-star-00003.50-00006.50.mp4"
     printed = capsys.readouterr().out
-    assert f"wrote {clip}  0:03.5 to 0:06.5, {round(3 * probe(clip).fps)} frames" in printed
+    assert f"wrote {clip}  3.0 s, {round(3 * probe(clip).fps)} frames" in printed
     assert main(["export", str(answers), "--clips", str(clips), "--padding", "0.5", "--min-score", "0.5"]) == 0
     assert capsys.readouterr().out == f"kept  {clip}\n"
+
+
+LEFT_OUT = "1 moment with less than a quarter of the best score (--min-score 0 takes all)\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "line"),
+    [
+        ("", 1, f"left out of --clips, --join and --report: {LEFT_OUT}"),
+        ("cuts.ffconcat", 1, f"left out of cuts.ffconcat, --clips, --join and --report: {LEFT_OUT}"),
+        ("--min-score 0", 2, ""),
+        ("--min-score 0.05", 2, ""),
+        ("--min-score 0.5", 1, ""),
+        ("--top 1", 1, ""),
+        ("table.csv", 1, f"left out of --clips, --join and --report: {LEFT_OUT}"),
+    ],
+)
+def test_faint_moments_are_left_out_and_counted(
+    options: str,
+    count: int,
+    line: str,
+    answers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(answers.parent)
+    files = ["--clips", "c", "--join", "film.mp4", "--report", "r.html"]
+    assert main(["export", "answers.json", *options.split(), *files]) == 0
+    assert len(list(Path("c").iterdir())) == count and Path("r.html").read_text().count("<button") == count
+    printed = capsys.readouterr().out
+    assert printed.startswith(line) and ("left out" in printed) == bool(line)
+    if "table.csv" in options:
+        assert len(Path("table.csv").read_text().splitlines()) == 3  # a table is data: nothing is left out
+    if "ffconcat" in options:
+        assert Path("cuts.ffconcat").read_text().count("inpoint") == 1
+
+
+def test_a_summary_is_exported_whole(answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(answers.parent)
+    value = json.loads(answers.read_text())
+    answers.write_text(json.dumps({**value, "segments": [[0.0, value["timeline"]["duration"]]]}))
+    assert main(["export", "answers.json", "--clips", "c"]) == 0
+    assert len(list(Path("c").iterdir())) == 2
 
 
 def test_copies_tell_their_true_start(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

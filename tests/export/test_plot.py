@@ -170,10 +170,15 @@ def test_wrapped_lines_fit(text: str, max_lines: int, width: float) -> None:
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
-def test_faint_moments_are_left_out() -> None:
+def test_faint_moments_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = grounding("x", (0, 10, 0.8), (20, 30, 0.21), (40, 50, 0.19))
-    lanes = page(60).panel(answer, None, 5, 1).lanes
-    assert [m.score for lane in lanes for m in lane] == [0.8, 0.21]
+    assert [m.score for m in answer.without_faint()] == [0.8, 0.21]
+    drawn: list[list[Moment]] = []
+    monkeypatch.setattr(plot.Page, "panel", lambda self, grounding, truth, moments, panels: drawn.append(list(moments)))
+    for faint in (False, True):
+        with pytest.raises(AttributeError):  # nothing is drawn
+            plot_grounding(answer, tmp_path / "x.png", faint=faint, top=3)
+    assert [[m.score for m in moments] for moments in drawn] == [[0.8, 0.21], [0.8, 0.21, 0.19]]
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sidelight.core.display import clock
 from sidelight.core.grounding import Grounding, Moment
 from sidelight.core.timeline import Timeline
 from sidelight.export.report import write_report
-from sidelight.export.sheet import contact_sheet
+from sidelight.export.sheet import _columns, contact_sheet
 from sidelight.video.damage import VideoError
 from sidelight.video.read import probe
 
 QUERY = """<script>alert("1")</script> & 'a door' $x$"""
-MOMENTS = (Moment(8, 10, 0.2), Moment(0, 2.5, 0.9), Moment(4, 8, 0.5))
+MOMENTS = (Moment(8, 10, 0.2), Moment(0, 2.5, 0.5), Moment(4, 8, 0.9))
 
 
 @pytest.fixture
@@ -76,8 +77,13 @@ def test_a_report_is_one_safe_file(video: Path, tmp_path: Path) -> None:
     assert len(page.all("script")) == 1 and page.texts["h3"] == QUERY * 2
     assert "a <note>" in page.texts["small"] and "no such moment" in page.texts["p"]
     assert [(b["data-start"], b["data-end"]) for b in page.all("button")] == [
-        (f"{moment.start:.3f}", f"{moment.end:.3f}") for moment in sorted(MOMENTS, key=lambda m: -m.score)
+        (f"{moment.start:.3f}", f"{moment.end:.3f}") for moment in sorted(MOMENTS, key=lambda m: m.start)
     ]
+    assert re.findall(r"#\d, score [\d.]+", text) == ["#2, score 0.50", "#1, score 0.90", "#3, score 0.20"]
+    assert page.texts["h1"] == video.name and page.texts["title"] == video.name
+    assert "; moments are its best guesses, also for what is never shown. Choose a moment" in page.texts["p"]
+    assert f"{clock(probe(video).duration)} long · 1 query" in page.texts["p"]
+    assert page.texts["span"].startswith("0:00.0") and clock(probe(video).duration) in page.texts["span"]
     assert len(page.all("rect")) == 3 and len(page.all("svg")) == 2
     (player,) = page.all("video")
     assert (tmp_path / unquote(str(player["src"]))).samefile(video)
@@ -99,8 +105,10 @@ def test_a_report_of_several_videos_has_a_player_each(video: Path, tiny_world: P
     other = sorted((tiny_world / "videos").iterdir())[1]
     page = Page(write_report([answer(video), answer(other)], tmp_path / "r.html", top=1).read_text(encoding="utf-8"))
     assert len(page.all("video")) == len(page.all("section")) == len(page.all("button")) == 2
+    assert page.texts["h1"] == "Moments in 2 videos" and page.texts["h2"] == f"{video.name}{other.name}"
     page = Page(write_report(answer(video), tmp_path / "r.html", player=False).read_text(encoding="utf-8"))
-    assert page.all("video") == []
+    assert page.all("video") == [] and all("disabled" in button for button in page.all("button"))
+    assert "Choose a moment" not in page.texts["p"]  # nothing can be played
 
 
 def test_mistakes_of_reports(video: Path, tmp_path: Path) -> None:
@@ -122,9 +130,17 @@ def test_a_contact_sheet_shows_moments_in_the_order_of_time(video: Path, tmp_pat
     inked = image.min(axis=(0, 2)) < 250
     assert not inked[:48].any() and not inked[-48:].any()  # nothing in the margins
     top = contact_sheet(answer(video), tmp_path / "top.png", top=1)
-    assert np.asarray(Image.open(top)).shape[0] < image.shape[0]
+    assert not (np.asarray(Image.open(top).convert("RGB"))[150:, 800:] < 250).any()  # one frame, on the left
     contact_sheet(answer(video, query="x" * 500), tmp_path / "long.jpg")
     assert (tmp_path / "long.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns"), [([0], 1), ([1], 1), ([2], 2), ([4], 4), ([5], 3), ([7], 4), ([9], 3), ([1, 3], 3)]
+)
+def test_no_column_of_a_contact_sheet_is_empty(counts: list[int], columns: int) -> None:
+    assert max(_columns([np.zeros((9, 16, 3), np.uint8)] * count) for count in counts) == columns
+    assert _columns([np.zeros((16, 9, 3), np.uint8)] * 6) == 6
 
 
 def test_mistakes_of_contact_sheets(video: Path, tmp_path: Path) -> None:

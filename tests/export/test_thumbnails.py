@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from sidelight.core.grounding import Grounding, Moment
 from sidelight.core.timeline import Timeline
-from sidelight.export.thumbnails import as_jpeg, thumbnails
+from sidelight.export.thumbnails import as_jpeg, best_second, thumbnails
 from sidelight.video.read import frames_at, probe
 
 
@@ -25,6 +26,25 @@ def grounding(video: Path | None, *moments: Moment) -> Grounding:
         saliency=np.zeros(timeline.num_clips, np.float32),
         video=str(video) if video else None,
     )
+
+
+@pytest.mark.parametrize(
+    ("curve", "span", "second"),
+    [
+        ((0, 0, 0, 0, 0), (0.0, 10.0), 5.0),  # of equals, the most central
+        ((0, 0, 0, 1, 0), (0.0, 10.0), 7.0),
+        ((0, 0, 0, 1, 0), (0.0, 6.5), 3.0),  # the highest clip is in the moment by a quarter only
+        ((0, 0, 0, 1, 0), (0.0, 7.0), 6.5),
+        ((9, 0, 1, 0, 0), (2.5, 5.5), 4.75),
+        ((9, 0, 1, 0, 0), (2.2, 2.4), 2.3),  # shorter than a clip
+    ],
+)
+def test_the_frame_is_where_the_curve_is_highest_in_the_moment(
+    curve: tuple[float, ...], span: tuple[float, float], second: float
+) -> None:
+    moment = Moment(*span, 0.5)
+    answer = replace(grounding(None, moment), saliency=np.array(curve, np.float32))
+    assert best_second(answer, moment) == pytest.approx(second)
 
 
 def test_each_moment_shows_its_middle_best_first(tiny_world: Path) -> None:

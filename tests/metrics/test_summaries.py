@@ -97,6 +97,11 @@ def test_segments_of_a_summary_cover_the_video() -> None:
     timeline = Timeline(duration=4, clip_seconds=2)
     values: dict[str, Any] = {"query": "x", "timeline": timeline, "moments": (), "saliency": np.zeros(2)}
     assert Summary(**values, segments=np.array([[0, 2]])).segments.shape == (1, 2)
+    whole = Summary(**values, segments=np.array([[0, 1], [1, 2]]))
+    assert Summary.from_dict(whole.to_dict()) == whole and whole.without_faint() is whole
+    for wrong in ([[0.0]], "x", [[0.0, 1e9, 2.0]], [[2.0, 3.0]]):
+        with pytest.raises(ValueError, match="segments"):
+            Summary.from_dict({**whole.to_dict(), "segments": wrong})
     for segments in ([[0, 1]], [[1, 2]], [], [[0, 1], [0, 2]]):
         with pytest.raises(ValueError, match="must cover 2 clips without gaps"):
             Summary(**values, segments=np.array(segments))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sidelight.cli.films import Films, print_notes
+from sidelight.cli.films import Films, print_notes, worth_showing
 from sidelight.cli.parser import Option
 from sidelight.cli.shared import (
     ClipsFolder,
@@ -34,7 +34,7 @@ def export(
     format: ExportFormat | None = None,
     video: File | None = None,
     top: Count | None = None,
-    min_score: Score = 0.0,
+    min_score: Score | None = None,
     padding: Seconds = 0.0,
     clips: ClipsFolder | None = None,
     join: JoinFile | None = None,
@@ -53,7 +53,8 @@ def export(
         out: file to write; not needed with --clips, --join, --contact-sheet or --report.
         video: the video file, if it has moved since the answer.
         top: moments of each answer, best first; all unless given.
-        min_score: leave out moments with a lower score.
+        min_score: leave out moments with a lower score. Unless given, moments with less than a quarter of the best
+            score are left out of everything but CSV and JSON.
         padding: seconds that cuts, clips and timelines add before and after each moment.
         copy: cut at keyframes without encoding; clips begin too early, and the true start of each is printed.
     """
@@ -64,10 +65,27 @@ def export(
         raise ValueError("there is nothing to write; give a file, or --clips, --join, --contact-sheet or --report")
     if video is not None and not Path(video).is_file():
         raise ValueError(f"{video} does not exist; give the video that the answers are about")
-    groundings = [grounding.at_least(min_score) for grounding in read_answers(answers)]
+    groundings = [grounding.at_least(min_score or 0.0) for grounding in read_answers(answers)]
+    is_cut = bool(out) and not is_data(out, format)
+    shown = worth_showing(
+        groundings, top=top, min_score=min_score, options=[*([str(out)] if is_cut else []), *films.options()]
+    )
     if out:
-        write_export(groundings, out, format=format, video=video, top=top, padding=padding)
-    films.write(groundings, video=video, top=top)
+        write_export(shown if is_cut else groundings, out, format=format, video=video, top=top, padding=padding)
+    films.write(shown, video=video)
+
+
+def is_data(out: str | None, format: str | None) -> bool:
+    """Check whether an export is a table of answers, in which no moment is left out; False for no export.
+
+    Raises:
+        ValueError: if the format is unknown.
+    """
+    if not out:
+        return False
+    from sidelight.export.formats import FORMATS, format_of
+
+    return FORMATS[format_of(out, format)].is_data
 
 
 def read_answers(path: str) -> list[Grounding]:
@@ -77,6 +95,7 @@ def read_answers(path: str) -> list[Grounding]:
         ValueError: if the file is missing or holds something else; names it.
     """
     from sidelight.core.grounding import Grounding
+    from sidelight.core.summary import Summary
     from sidelight.io.files import read_text
     from sidelight.io.jsonl import read_json_lines
 
@@ -98,7 +117,7 @@ def read_answers(path: str) -> list[Grounding]:
         rows = values if isinstance(values, list) else [values]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"expected answers as JSON objects, got {type(rows[0]).__name__}")
-        return [Grounding.from_dict(row) for row in rows]
+        return [(Summary if "segments" in row else Grounding).from_dict(row) for row in rows]
     except ValueError as error:
         raise ValueError(f"{path}: {error}; give the JSON that `sidelight ground --json` writes") from None
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidelight.cli.export import write_export
-from sidelight.cli.films import Films
+from sidelight.cli.export import is_data, write_export
+from sidelight.cli.films import Films, worth_showing
 from sidelight.cli.shared import report_to, write_json
-from sidelight.core.display import clock
+from sidelight.core.display import BEST_GUESSES, clock
 from sidelight.core.messages import count_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def ground_folder(
     load: Callable[[], Grounder],
     films: Films,
     top: int,
-    min_score: float,
+    min_score: float | None,
     json: str | None,
     export: str | None,
     format: str | None,
@@ -60,7 +60,7 @@ def ground_folder(
         load: returns the grounder.
         films: files for people to watch.
         top: moments of each video and query that are printed and cut.
-        min_score: leave out moments with a lower score.
+        min_score: leave out moments with a lower score; None for no such choice.
         json: where the answers go; a file ending in .jsonl grows with each video, and a later run goes on.
         export: file for another program.
         format: its format.
@@ -91,18 +91,22 @@ def ground_folder(
     earlier = _earlier_answers(lines)
     with report_to(json):
         run = _ground_each(videos, queries, load(), earlier, lines=lines, allow_playlists=allow_playlists)
-        groundings = [grounding.at_least(min_score) for grounding in run.groundings]
+        groundings = [grounding.at_least(min_score or 0.0) for grounding in run.groundings]
         _print_table(groundings, source, top=top)
         _print_end(run, len(videos), lines)
         if lines:
             print(f"wrote {lines}")
+        is_table = is_data(export, format)
+        options = [*(["--export"] if export and not is_table else []), *films.options()]
+        shown = worth_showing(groundings, top=top, min_score=min_score, options=options)
         if export and any(groundings):
-            write_export(groundings, export, format=format, top=top, padding=films.padding)
+            answers = groundings if is_table else shown
+            write_export(answers, export, format=format, top=top, padding=films.padding)
     if not lines:
         write_json(json, [grounding.to_dict() for grounding in groundings])
     with report_to(json):
         if run.groundings:
-            (films if any(groundings) else films.without_cuts()).write(groundings, top=top)
+            (films if any(groundings) else films.without_cuts()).write(shown)
     return 2 if not run.groundings else 0 if any(groundings) else 1
 
 
@@ -222,7 +226,7 @@ def _print_end(run: _Run, videos: int, lines: str | None) -> None:
     """Print who answered, and on stderr what was not as it should be."""
     models = ", ".join(dict.fromkeys(grounding.model for grounding in run.groundings if grounding.model))
     if models:
-        print(f"\nanswered by the model {models}; moments are its best guesses, also for what is never shown,")
+        print(f"\nanswered by the model {models}; {BEST_GUESSES},")
         print("and scores of different videos can be compared only roughly")
     if run.kept:
         print(f"{count_of(run.kept, 'video')} of {videos} answered by an earlier run, from {lines}")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sidelight.cli.films import Films
+from sidelight.cli.films import Films, worth_showing
 from sidelight.cli.parser import Option
 from sidelight.cli.shared import (
     BackboneWeights,
@@ -37,6 +37,7 @@ from sidelight.cli.shared import (
     to_json,
     write_json,
 )
+from sidelight.core.display import BEST_GUESSES
 
 if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
@@ -52,7 +53,7 @@ def ground(
     backbone_weights: BackboneWeights | None = None,
     offline: bool = False,
     top: Count = 5,
-    min_score: Score = 0.0,
+    min_score: Score | None = None,
     json: JsonFile | None = None,
     plot: PlotFile | None = None,
     export: ExportFile | None = None,
@@ -80,14 +81,14 @@ def ground(
             pattern in quotes, such as "films/**/*.mp4", or a .txt list with a file per line.
         query: one or more sentences, each in quotes.
         offline: use no network, only what is on this machine.
-        top: how many moments to print and to draw per query; the plot leaves out moments with less than a quarter of
-            the best score, and JSON holds all moments.
+        top: how many moments to print per query, and to cut and draw; JSON holds all moments.
         min_score: leave out moments with a lower score; if none is left, the answer is "no such moment" (`sidelight
-            calibrate` chooses this score).
+            calibrate` chooses this score). Unless given, the plot, clips, films, pictures, reports and cut lists leave
+            out moments with less than a quarter of the best score.
         json: write the groundings as JSON; - for standard output. For several videos, a file that ends in .jsonl gets
             the answers of each video at once, and a later run goes on where this one ended.
         plot: draw frames, highlight curve and moments of one video.
-        export: write the printed moments, if there are any, for another program (`sidelight export --help` lists the
+        export: write the moments, if there are any, for another program (`sidelight export --help` lists the
             formats).
         padding: seconds that --clips, --join and --export add before and after each moment, within the video.
         copy: cut at keyframes without encoding; clips begin too early, and the true start of each is printed.
@@ -158,7 +159,7 @@ def _ground_file(
     load: Callable[[], Grounder],
     films: Films,
     top: int,
-    min_score: float,
+    min_score: float | None,
     json: str | None,
     plot: str | None,
     export: str | None,
@@ -166,7 +167,7 @@ def _ground_file(
     allow_playlists: bool,
 ) -> int:
     """Ground one video, print and write its answers, and return the exit code."""
-    from sidelight.cli.export import write_export
+    from sidelight.cli.export import is_data, write_export
     from sidelight.features.sources import local_video
     from sidelight.io.storage import is_address
     from sidelight.video.read import probe
@@ -175,20 +176,24 @@ def _ground_file(
         probe(file)  # reports what is wrong with the file before the slow work begins
         grounder = load()
         answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
-        groundings = [replace(grounding.at_least(min_score), video=video) for grounding in answers]
+        groundings = [replace(grounding.at_least(min_score or 0.0), video=video) for grounding in answers]
         with report_to(json):
             for grounding in groundings:
                 print_grounding(grounding, top=top)
-            print(f"answered by the model {grounder.name}; moments are its best guesses, also for what is never shown")
+            print(f"answered by the model {grounder.name}; {BEST_GUESSES}")
+            is_table = is_data(export, format)
+            options = [*(["--plot"] if plot else []), *(["--export"] if export and not is_table else [])]
+            shown = worth_showing(groundings, top=top, min_score=min_score, options=[*options, *films.options()])
             if plot:
-                draw(groundings, file, plot, top=top)
+                draw(shown, file, plot, top=top, faint=True)
                 print(f"wrote {plot}")
             if export and any(groundings):
-                write_export(groundings, export, format=format, video=str(file), top=top, padding=films.padding)
+                answers = groundings if is_table else shown
+                write_export(answers, export, format=format, video=str(file), top=top, padding=films.padding)
         write_json(json, [grounding.to_dict() for grounding in groundings])
         with report_to(json):
-            shown = films if any(groundings) else films.without_cuts()
-            shown.write(groundings, video=str(file), top=top, player=not is_address(video))
+            files = films if any(groundings) else films.without_cuts()
+            files.write(shown, video=str(file), player=not is_address(video))
     return 0 if any(groundings) else 1
 
 
@@ -247,6 +252,7 @@ def draw(
     truth: Sequence[Sequence[tuple[float, float]]] | None = None,
     *,
     top: int = 5,
+    faint: bool = False,
     num_frames: int = 12,
 ) -> None:
     """Draw groundings of one video below a strip of its frames.
@@ -257,6 +263,7 @@ def draw(
         out: file to write.
         truth: true windows of each query, in seconds.
         top: most moments to draw per query.
+        faint: draw moments with less than a quarter of the best score too.
         num_frames: how many frames to read for the strip.
     """
     from sidelight.export.plot import plot_groundings
@@ -269,4 +276,4 @@ def draw(
     # Damage was reported when the groundings were made.
     frames = frames_at(video, seconds, size=(width, height), on_damage=lambda message: None)
     strip = [(time, frame.image) for time, frame in zip(seconds, frames, strict=False)]
-    plot_groundings(groundings, out, frames=strip, truth=truth, top=top)
+    plot_groundings(groundings, out, frames=strip, truth=truth, top=top, faint=faint)

@@ -14,6 +14,8 @@ _ASCII_BARS = "_.-:=+*#"
 _WIDTH, _HEIGHT = 600, 60
 """Size of the highlight curve in HTML, in pixels."""
 NO_MOMENT = "no such moment"
+BEST_GUESSES = "moments are its best guesses, also for what is never shown"
+"""What answers for people say of the model."""
 
 
 def clock(seconds: float) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sidelight.export.clips import Clip
 
 FORMAT = "sidelight.grounding/1"
+FAINTEST = 0.25
+"""Share of the best score; moments that score less are noise, which films and pictures leave out."""
 _SHOWN = 10
 """Moments that ``print`` and a notebook show."""
 
@@ -204,6 +206,16 @@ class Grounding:
     def best(self, n: int) -> Grounding:
         """Return the grounding with its n best moments."""
         return replace(self, moments=self.top(n))
+
+    def without_faint(self) -> Grounding:
+        """Return the grounding without the moments that score less than a quarter of the best one.
+
+        The commands cut and draw these moments only; the methods of this class leave nothing out by themselves.
+        """
+        if not self.moments:
+            return self
+        best = self.moments[0].score
+        return self.at_least(min(FAINTEST * best, best))
 
     def export(self, path: str | Path, *, format: str | None = None, video: str | Path | None = None) -> None:
         """Write the moments for another program: subtitles, chapters, an edit list, a timeline and so on.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,27 @@ class Summary(Grounding):
             first, last = (seconds_to_clips(edge, self.timeline.clip_seconds) for edge in (moment.start, moment.end))
             picked_T[round(first) : math.ceil(last - 1e-6)] = True  # the last clip may be cut short
         return picked_T
+
+    def without_faint(self) -> Summary:
+        """Return the summary itself: a picked segment with a low score is no noise."""
+        return self
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Summary:
+        """Build a summary from the values of :meth:`to_dict`.
+
+        Raises:
+            ValueError: as :meth:`sidelight.Grounding.from_dict`, or if the segments are no pairs of seconds.
+        """
+        grounding = Grounding.from_dict(values)
+        try:
+            seconds = np.array(values["segments"], dtype=np.float64).reshape(-1, 2)
+            spans_T2 = grounding.timeline.clip_spans()
+            starts, ends = (np.searchsorted(spans_T2[:, i], seconds[:, i] - 1e-6) for i in (0, 1))
+            segments = np.stack([starts, ends + 1], axis=1)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("segments must be a list of [start, end] in seconds, which follow each other") from None
+        return cls(**{f.name: getattr(grounding, f.name) for f in fields(Grounding)}, segments=segments)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: those of a grounding, and the segments in seconds."""

@@ -27,6 +27,8 @@ class Format:
     """Write cuts, with a title, as text; reads the video for its frame rate."""
     one_video: bool = False
     """Whether all answers must be about one video."""
+    is_data: bool = False
+    """Whether it is a table of answers, in which commands leave out no moment."""
 
 
 def _cuts_only(write: Callable[[Sequence[Cut]], str]) -> Callable[[Sequence[Cut], str], str]:
@@ -38,8 +40,8 @@ def _cuts_only(write: Callable[[Sequence[Cut]], str]) -> Callable[[Sequence[Cut]
 
 
 FORMATS: dict[str, Format] = {
-    "csv": Format(summary="table, a row per moment", suffix=".csv", answers=lists.as_csv),
-    "json": Format(summary="answers with curves", suffix=".json", answers=lists.as_json),
+    "csv": Format(summary="table, a row per moment", suffix=".csv", answers=lists.as_csv, is_data=True),
+    "json": Format(summary="answers with curves", suffix=".json", answers=lists.as_json, is_data=True),
     "srt": Format(
         summary="subtitles", suffix=".srt", answers=lambda answers: lists.subtitles(answers, "srt"), one_video=True
     ),

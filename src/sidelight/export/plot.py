@@ -59,7 +59,6 @@ MAX_QUERY_LINES = 2
 NOTE_LINE = 0.135
 MIN_BAR = 0.022  # so that a 5-second moment in a 2-hour film is visible
 LONG_VIDEO = 600  # seconds; in longer videos bars are very narrow, so labels give the start too
-FAINTEST = 0.25  # share of the best score; moments with lower scores are left out as noise
 
 # Seconds between two ticks. The smallest step that gives fewer than MAX_TICKS ticks is used.
 TICK_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 36000, 86400)
@@ -77,9 +76,10 @@ def plot_grounding(
     truth: Sequence[Span] | None = None,
     title: str | None = None,
     top: int = 5,
+    faint: bool = False,
 ) -> Path:
     """Draw the answer to one query; see :func:`plot_groundings`."""
-    return plot_groundings([grounding], path, frames=frames, truth=[truth], title=title, top=top)
+    return plot_groundings([grounding], path, frames=frames, truth=[truth], title=title, top=top, faint=faint)
 
 
 def plot_groundings(
@@ -90,6 +90,7 @@ def plot_groundings(
     truth: Sequence[Sequence[Span] | None] | None = None,
     title: str | None = None,
     top: int = 5,
+    faint: bool = False,
 ) -> Path:
     """Draw the answers to several queries about one video, under one filmstrip.
 
@@ -104,7 +105,8 @@ def plot_groundings(
             the frame nearest to the middle of the cell. None: no filmstrip.
         truth: true spans (start, end) of each grounding in seconds, or None where the true spans are unknown.
         title: the title; the file name of the video unless given.
-        top: most moments to draw per query. Moments with less than a quarter of the best score are left out.
+        top: most moments to draw per query.
+        faint: draw moments with less than a quarter of the best score too, which are noise.
 
     Returns:
         The path. The file appears whole or not at all.
@@ -123,7 +125,11 @@ def plot_groundings(
     figure, fonts = new_page()
 
     page = Page(figure, duration, fonts)
-    panels = [page.panel(g, t, top, len(groundings)) for g, t in zip(groundings, spans, strict=True)]
+    drawn = [(grounding if faint else grounding.without_faint()).top(top) for grounding in groundings]
+    panels = [
+        page.panel(grounding, truth, moments, len(groundings))
+        for grounding, truth, moments in zip(groundings, spans, drawn, strict=True)
+    ]
     strip_height = _strip_height(strip, page.width) if strip else 0.0
     below_title = strip_height + STRIP_GAP if strip else 0.0
     models = list(dict.fromkeys(g.model for g in groundings if g.model))
@@ -214,12 +220,12 @@ class Page:
 
     # layout: what goes where
 
-    def panel(self, grounding: Grounding, truth: Sequence[Span] | None, top: int, panels: int) -> _Panel:
+    def panel(
+        self, grounding: Grounding, truth: Sequence[Span] | None, moments: Sequence[Moment], panels: int
+    ) -> _Panel:
         heading = self.wrap(f"“{_one_line(grounding.query)}”", QUERY_SIZE, self.width, MAX_QUERY_LINES)
-        best = grounding.moments[:top]
-        shown = [m for m in best if m.score >= min(FAINTEST * best[0].score, best[0].score)]
         curve_height = 0.62 if panels <= 2 else 0.50 if panels <= 4 else 0.40
-        return _Panel(grounding, truth, heading, self.pack(shown), curve_height)
+        return _Panel(grounding, truth, heading, self.pack(moments), curve_height)
 
     def wrap(self, text: str, size: float, width: float, max_lines: int) -> list[str]:
         """Break bold text into at most ``max_lines`` lines of a width; longer text ends in an ellipsis."""

@@ -13,8 +13,10 @@ from sidelight.export.thumbnails import FrameImage, moment_frames
 
 _MARGIN, _GAP, _LINE, _CAPTION, _BELOW = 0.25, 0.1, 0.165, 0.3, 0.2
 """Inches: around the sheet, between frames, a line of a heading, below a frame, and between two queries."""
-_HIGHEST = 2.0
+_HIGHEST = 3.3
 """Inches of the highest frame."""
+_NARROWEST = 1.5
+"""Inches that a caption needs."""
 
 
 def contact_sheet(
@@ -24,7 +26,9 @@ def contact_sheet(
     video: str | Path | None = None,
     top: int | None = None,
 ) -> Path:
-    """Draw the middle frame of each moment in the order of time, with the moment's times, rank and score.
+    """Draw a frame of each moment in the order of time, with the moment's times, rank (#1 is best) and score.
+
+    The frame is taken where the highlight curve is highest in the moment.
 
     Args:
         groundings: one answer, or several, each with a heading of its own.
@@ -47,7 +51,10 @@ def contact_sheet(
     figure, fonts = plot.new_page()
     page = plot.Page(figure, 1.0, fonts)
     pixels = round(_HIGHEST * plot.DPI)
-    sections = [_Section(page, answer, moment_frames(answer, video, top=top, height=pixels)) for answer in answers]
+    images = [moment_frames(answer, video, top=top, height=pixels) for answer in answers]
+    # All answers have columns of one width, and no column is empty in all of them.
+    columns = max(map(_columns, images))
+    sections = [_Section(page, *section, columns=columns) for section in zip(answers, images, strict=True)]
     page.height = 2 * _MARGIN + sum(section.height for section in sections)
     figure.set_size_inches(plot.WIDTH, page.height)
     y = _MARGIN
@@ -57,6 +64,13 @@ def contact_sheet(
     return plot.save_page(figure, target)
 
 
+def _columns(images: Sequence[FrameImage]) -> int:
+    """Return in how many columns frames stand, so that their rows are about equally long."""
+    most = 4 if not images or images[0].shape[1] >= images[0].shape[0] else 6
+    rows = -(-len(images) // most)
+    return -(-len(images) // rows) if images else 1
+
+
 class _Section:
     """The frames of one answer below its query. The height is known before anything is drawn.
 
@@ -64,9 +78,10 @@ class _Section:
         page: where to draw.
         grounding: the answer.
         images: a frame for each of its best moments, best first.
+        columns: columns of the sheet.
     """
 
-    def __init__(self, page: plot.Page, grounding: Grounding, images: Sequence[FrameImage]) -> None:
+    def __init__(self, page: plot.Page, grounding: Grounding, images: Sequence[FrameImage], *, columns: int) -> None:
         room = plot.WIDTH - 2 * _MARGIN
         name = f" in {Path(grounding.video).name}" if grounding.video else ""
         self._page = page
@@ -74,8 +89,10 @@ class _Section:
         moments = enumerate(zip(grounding.moments, images, strict=False), 1)
         self._cells = sorted(moments, key=lambda cell: (cell[1][0].start, cell[1][0].end))
         aspect = images[0].shape[1] / images[0].shape[0] if images else 1.0
-        self._columns = 4 if aspect >= 1 else 6
-        self._width = (room - (self._columns - 1) * _GAP) / self._columns
+        self._columns = columns
+        # A single frame would fill a page; a narrow one still has room for its caption.
+        width = (room - (columns - 1) * _GAP) / columns
+        self._width = min(width, max(_HIGHEST * aspect, _NARROWEST))
         self._image_height = min(self._width / aspect, _HIGHEST)
         rows = -(-len(self._cells) // self._columns)
         self._head = len(self._heading) * _LINE + 0.08

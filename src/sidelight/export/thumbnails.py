@@ -9,7 +9,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from sidelight.core.grounding import Grounding
+from sidelight.core.grounding import Grounding, Moment
 from sidelight.video.damage import VideoError
 from sidelight.video.read import frames_at, probe
 
@@ -20,7 +20,7 @@ FrameImage = npt.NDArray[np.uint8]
 def thumbnails(
     grounding: Grounding, video: str | Path | None = None, *, top: int | None = None, height: int = 144
 ) -> list[bytes]:
-    """Return the frame in the middle of each moment, best first, as JPEG.
+    """Return a frame of each moment, best first, as JPEG: from where the highlight curve is highest in the moment.
 
     Args:
         grounding: the answer.
@@ -38,7 +38,7 @@ def thumbnails(
 def moment_frames(
     grounding: Grounding, video: str | Path | None = None, *, top: int | None = None, height: int = 144
 ) -> list[FrameImage]:
-    """Return the frame in the middle of each moment, best first, as RGB; arguments and errors as :func:`thumbnails`.
+    """Return a frame of each moment, best first, as RGB; arguments and errors as :func:`thumbnails`.
 
     Args:
         grounding: the answer.
@@ -53,7 +53,7 @@ def moment_frames(
     info = probe(path)
     size = (max(2, round(height * info.width / info.height / 2) * 2), height)
     moments = grounding.moments if top is None else grounding.top(top)
-    seconds = [(moment.start + moment.end) / 2 for moment in moments]
+    seconds = [best_second(grounding, moment) for moment in moments]
     order = sorted(range(len(seconds)), key=seconds.__getitem__)
     frames = frames_at(path, [seconds[i] for i in order], size=size, on_damage=lambda message: None)
     images = [frame.image for frame in frames]
@@ -61,6 +61,25 @@ def moment_frames(
         raise VideoError(f"{path} has no frame that can be shown; expected the video that the grounding is about")
     images += images[-1:] * (len(moments) - len(images))  # a file that breaks off ends with its last frame
     return [images[order.index(i)] for i in range(len(moments))]
+
+
+def best_second(grounding: Grounding, moment: Moment) -> float:
+    """Return the middle of the clip of a moment in which the highlight curve is highest; of equals, the most central.
+
+    Only the part of a clip that lies in the moment counts. Clips that lie in it by less than half are passed over where
+    the moment has others.
+
+    Args:
+        grounding: the answer.
+        moment: one of its moments.
+    """
+    spans_T2 = np.clip(grounding.timeline.clip_spans(), moment.start, moment.end)
+    inside_T = spans_T2[:, 1] - spans_T2[:, 0]
+    middles_T = spans_T2.mean(axis=1)
+    middle = (moment.start + moment.end) / 2
+    candidates = np.flatnonzero(inside_T >= min(grounding.timeline.clip_seconds / 2, inside_T.max()))
+    best = min(candidates, key=lambda clip: (-grounding.saliency[clip], abs(middles_T[clip] - middle)))
+    return float(middles_T[best])
 
 
 def as_jpeg(image_HW3: npt.NDArray[np.uint8]) -> bytes:
