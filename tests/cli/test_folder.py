@@ -43,6 +43,23 @@ def grounded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]
     return calls
 
 
+def test_a_run_that_is_already_answered_loads_no_model(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Grounder:
+        raise AssertionError("the model was loaded")
+
+    assert run("films", "--json", "answers.jsonl") == 0
+    first = capsys.readouterr()
+    monkeypatch.setattr(Grounder, "from_pretrained", refuse)
+    assert run("films", "--json", "answers.jsonl") == 0
+    second = capsys.readouterr()
+    assert "2 videos of 3 answered by an earlier run" in second.out and first.err.endswith(second.err)
+    assert second.out.splitlines()[:5] == first.out.splitlines()[:5]
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run("films", "--json", "answers.jsonl", queries=("another query",))
+
+
 def run(*arguments: str, queries: tuple[str, ...] = QUERIES) -> int:
     source, *options = arguments
     return main(["ground", source, *queries, "--model", "shapes", "--device", "cpu", *options])

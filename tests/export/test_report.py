@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -80,7 +81,7 @@ def test_a_report_is_one_safe_file(video: Path, tmp_path: Path) -> None:
         (f"{moment.start:.3f}", f"{moment.end:.3f}") for moment in sorted(MOMENTS, key=lambda m: m.start)
     ]
     assert re.findall(r"#\d, score [\d.]+", text) == ["#2, score 0.50", "#1, score 0.90", "#3, score 0.20"]
-    assert page.texts["h1"] == video.name and page.texts["title"] == video.name
+    assert page.texts["h1"] == video.name and f"<title>{escape(video.name)}</title>" in text
     assert "; moments are its best guesses, also for what is never shown. Choose a moment" in page.texts["p"]
     assert f"{clock(probe(video).duration)} long · 1 query" in page.texts["p"]
     assert page.texts["span"].startswith("0:00.0") and clock(probe(video).duration) in page.texts["span"]

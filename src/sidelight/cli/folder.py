@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sidelight.cli.export import is_data, write_export
 from sidelight.cli.films import Films, worth_showing
-from sidelight.cli.shared import report_to, write_json
+from sidelight.cli.shared import announced, report_to, write_json
 from sidelight.core.display import BEST_GUESSES, clock
 from sidelight.core.messages import count_of
 
@@ -43,6 +43,7 @@ def ground_folder(
     source: str,
     queries: Sequence[str],
     *,
+    model: str | None,
     load: Callable[[], Grounder],
     films: Films,
     top: int,
@@ -57,7 +58,8 @@ def ground_folder(
     Args:
         source: a folder, a pattern, or a list of videos.
         queries: the sentences.
-        load: returns the grounder.
+        model: the name of the model that the user gave.
+        load: returns the grounder; not called if an earlier run has answered everything.
         films: files for people to watch.
         top: moments of each video and query that are printed and cut.
         min_score: leave out moments with a lower score; None for no such choice.
@@ -90,7 +92,8 @@ def ground_folder(
     lines = json if json and json.lower().endswith(".jsonl") else None
     earlier = _earlier_answers(lines)
     with report_to(json):
-        run = _ground_each(videos, queries, load(), earlier, lines=lines, allow_playlists=allow_playlists)
+        with announced(f"grounding {count_of(len(videos), 'video')}", has_bar=True):
+            run = _ground_each(videos, queries, model, load, earlier, lines=lines, allow_playlists=allow_playlists)
         groundings = [grounding.at_least(min_score or 0.0) for grounding in run.groundings]
         _print_table(groundings, source, top=top)
         _print_end(run, len(videos), lines)
@@ -144,7 +147,8 @@ def _earlier_answers(lines: str | None) -> dict[tuple[str, str, str | None], Gro
 def _ground_each(
     videos: Sequence[str],
     queries: Sequence[str],
-    grounder: Grounder,
+    model: str | None,
+    load: Callable[[], Grounder],
     earlier: Mapping[tuple[str, str, str | None], Grounding],
     *,
     lines: str | None,
@@ -158,11 +162,18 @@ def _ground_each(
     from sidelight.io.storage import StorageError
     from sidelight.video.damage import VideoError
 
-    run = _Run()
+    name = _name_of(model)
+    run, grounder = _Run(), None
     for video in tqdm(videos, desc="videos", unit="video", delay=2, leave=False, disable=None):
-        answers = {query: earlier.get((video, query, grounder.name)) for query in queries}
+        answers = {query: earlier.get((video, query, name)) for query in queries}
         missing = [query for query, answer in answers.items() if answer is None]
         if missing:
+            if grounder is None:
+                if problem := _damage(video):  # no model is needed to find that a file is broken
+                    run.failures[video] = problem
+                    continue
+                with announced("loading the model"):
+                    grounder = load()
             try:
                 with _collected(run.warnings, video), local_video(video) as file:
                     new = grounder.ground(file, missing, allow_playlists=allow_playlists)
@@ -176,6 +187,29 @@ def _ground_each(
         run.kept += not missing
         run.groundings += [answer for answer in answers.values() if answer is not None]
     return run
+
+
+def _damage(video: str) -> str:
+    """Return why a file cannot be read as a video; "" if its header can be read, and for an address."""
+    from sidelight.io.storage import is_address
+    from sidelight.video.damage import VideoError
+    from sidelight.video.read import probe
+
+    try:
+        if not is_address(video):
+            probe(video)
+    except (VideoError, OSError) as error:
+        return _sentence(error, video)
+    return ""
+
+
+def _name_of(model: str | None) -> str:
+    """Return the name that a model's answers state."""
+    if model is not None:
+        return model
+    from sidelight.training.named import DEFAULT_MODEL  # imports PyTorch
+
+    return DEFAULT_MODEL
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from sidelight.cli.shared import (
     Score,
     Seconds,
     SheetFile,
+    announced,
     report_to,
     require_package,
     require_plot,
@@ -38,6 +39,7 @@ from sidelight.cli.shared import (
     write_json,
 )
 from sidelight.core.display import BEST_GUESSES
+from sidelight.core.messages import duration_of
 
 if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
@@ -116,7 +118,7 @@ def ground(
     several = holds_videos(video)
     if several and plot:
         raise ValueError(f"--plot draws one video, and {video} holds several; use --report or --contact-sheet")
-    answer = ground_folder if several else partial(_ground_file, plot=plot)
+    answer = partial(ground_folder, model=model) if several else partial(_ground_file, plot=plot)
     with without_network(offline), allowing(allow_playlists):
         return answer(
             video,
@@ -173,9 +175,11 @@ def _ground_file(
     from sidelight.video.read import probe
 
     with local_video(video) as file:
-        probe(file)  # reports what is wrong with the file before the slow work begins
-        grounder = load()
-        answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
+        info = probe(file)  # reports what is wrong with the file before the slow work begins
+        with announced("loading the model"):
+            grounder = load()
+        with announced(f"reading {duration_of(info.duration)} of video", has_bar=True):
+            answers = grounder.ground(file, query, progress=True, allow_playlists=allow_playlists)
         groundings = [replace(grounding.at_least(min_score or 0.0), video=video) for grounding in answers]
         with report_to(json):
             for grounding in groundings:
@@ -216,7 +220,8 @@ def demo(
     require_range(0, seed=seed)
     require_package("matplotlib", "plot", "the demo draws a plot and needs Matplotlib")
     start = time.perf_counter()
-    result = make_demo(Path(out), seed=seed, model=model, device=device)
+    with announced("drawing a video of about a minute, and grounding three queries in it"):
+        result = make_demo(Path(out), seed=seed, model=model, device=device)
     for grounding, windows in zip(result.groundings, result.windows, strict=True):
         print_grounding(grounding, top=3, truth=windows)
     plot, json = Path(out) / "groundings.png", Path(out) / "groundings.json"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -134,6 +137,27 @@ def require_package(name: str, extra: str, purpose: str) -> None:
 
     if find_spec(name) is None:
         raise ValueError(f'{purpose}: pip install "sidelight[{extra}]"')
+
+
+@contextmanager
+def announced(work: str, *, has_bar: bool = False, delay: float = 1.5) -> Iterator[None]:
+    """Print a line on stderr if the work inside the context takes long, so that nobody waits without a word.
+
+    Args:
+        work: what is done, such as "loading the model".
+        has_bar: whether a bar shows the work on a terminal, where no line is printed then.
+        delay: seconds after which the line is printed.
+    """
+    if has_bar and sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(delay, logging.getLogger("sidelight").info, [f"{work} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -22,12 +22,14 @@ from sidelight.cli.shared import (
     ReportFile,
     Seconds,
     SheetFile,
+    announced,
     report_to,
     require_above_zero,
     require_plot,
     require_range,
     write_json,
 )
+from sidelight.core.messages import duration_of
 
 if TYPE_CHECKING:
     from sidelight.core.summary import Summary
@@ -95,11 +97,13 @@ def summarize(
         format_of(export, format)
     cache = None if no_cache else DEFAULT_CACHE
     with without_network(offline), allowing(allow_playlists), local_video(video) as file:
-        probe(file)
-        grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
-        summary = grounder.summarize(
-            file, topic=topic, share=share, seconds=seconds, progress=True, allow_playlists=allow_playlists
-        )
+        info = probe(file)
+        with announced("loading the model"):
+            grounder = Grounder.from_pretrained(model, cache=cache, device=device, backbone_weights=backbone_weights)
+        with announced(f"reading {duration_of(info.duration)} of video", has_bar=True):
+            summary = grounder.summarize(
+                file, topic=topic, share=share, seconds=seconds, progress=True, allow_playlists=allow_playlists
+            )
         summary = replace(summary, video=video)
         with report_to(json):
             print_summary(summary)
