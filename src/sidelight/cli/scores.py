@@ -42,23 +42,25 @@ def evaluate(
 ) -> None:
     """Score predictions against annotations by the benchmark's published metrics.
 
+    Summaries (the JSON of `sidelight summarize`, a file or a folder with a file per video) are scored against summaries
+    by people, with --benchmark summe (the best person counts) or tvsum (the mean over persons).
+
     Args:
-        predictions: JSONL in the QVHighlights submission form; several files are runs of several seeds.
-        annotations: the ground truth, JSONL.
-        benchmark: whose metrics to use; recognised from the annotations unless given.
+        predictions: JSONL in the QVHighlights submission form, or summaries; several are runs of several seeds.
+        annotations: the ground truth, JSONL; for summaries also HDF5.
+        benchmark: whose metrics to use; recognised from the annotations unless given, and needed for summaries.
         convention: which published script to match.
         intervals: print 95 % bootstrap intervals beside the numbers.
         by: what the bootstrap draws as one unit.
         json: write all metrics as JSON; - for standard output.
     """
-    from sidelight.metrics.evaluate import evaluate_files
     from sidelight.metrics.statistics import over_seeds
 
     if intervals and len(predictions) > 1:
         raise ValueError("--intervals is for one predictions file; several are reported with mean and deviation")
     if by == "query" and not intervals:
         raise ValueError("--by says what --intervals draws; give --intervals too")
-    results = [evaluate_files(file, annotations, benchmark=benchmark, convention=convention) for file in predictions]
+    results = [_evaluated(file, annotations, benchmark, convention) for file in predictions]
     brief = results[0]["brief"]
     values: dict[str, Any] = results[0]
     # The published scripts print two decimals, and three for TVSum and YouTube Highlights.
@@ -93,6 +95,50 @@ def evaluate(
     write_json(json, values)
 
 
+def _summary_benchmark(
+    predictions: str, annotations: str, benchmark: str | None, convention: Convention
+) -> Literal["summe", "tvsum"] | None:
+    """Return the benchmark by which summaries are scored; None for predictions of queries.
+
+    Raises:
+        ValueError: if predictions, annotations and benchmark do not fit.
+    """
+    from sidelight.data.user_summaries import holds_user_summaries
+    from sidelight.metrics.summary_scores import holds_summaries
+
+    is_summary = Path(predictions).exists() and holds_summaries(predictions)
+    is_by_people = Path(annotations).is_file() and holds_user_summaries(annotations)
+    if not is_summary and not is_by_people and benchmark != "summe":
+        return None
+    if Path(predictions).exists() and not is_summary:
+        raise ValueError(f"{predictions} holds no summaries; expected what `sidelight summarize --json` writes")
+    if Path(annotations).is_file() and not is_by_people:
+        raise ValueError(
+            f"{annotations} holds no summaries by people, with which summaries are compared; give HDF5 or JSON lines "
+            "with user_summary (docs/summarization.md)"
+        )
+    if convention != "sidelight":
+        raise ValueError(f"summaries have one convention only; leave out {convention!r}")
+    if benchmark == "summe":
+        return "summe"
+    if benchmark == "tvsum":
+        return "tvsum"
+    raise ValueError(
+        "say how the persons count: --benchmark summe for the best one, or --benchmark tvsum for their mean"
+    )
+
+
+def _evaluated(predictions: str, annotations: str, benchmark: str | None, convention: Convention) -> dict[str, Any]:
+    """Return the metrics of one run."""
+    if (of_summaries := _summary_benchmark(predictions, annotations, benchmark, convention)) is not None:
+        from sidelight.metrics.summary_scores import evaluate_summaries
+
+        return evaluate_summaries(predictions, annotations, benchmark=of_summaries)
+    from sidelight.metrics.evaluate import evaluate_files
+
+    return evaluate_files(predictions, annotations, benchmark=benchmark, convention=convention)
+
+
 def _intervals(
     predictions: str, annotations: str, benchmark: str | None, convention: Convention, by: str
 ) -> tuple[dict[str, list[float] | None], int]:
@@ -101,8 +147,12 @@ def _intervals(
 
     from sidelight.metrics.evaluate import query_scores
     from sidelight.metrics.statistics import intervals
+    from sidelight.metrics.summary_scores import summary_scores
 
-    scores = query_scores(predictions, annotations, benchmark=benchmark, convention=convention)
+    if (of_summaries := _summary_benchmark(predictions, annotations, benchmark, convention)) is not None:
+        scores = summary_scores(predictions, annotations, benchmark=of_summaries)
+    else:
+        scores = query_scores(predictions, annotations, benchmark=benchmark, convention=convention)
     groups = scores.videos if by == "video" else None
     percent = np.stack(list(scores.each.values()), axis=1) * 100
     bounds = {
