@@ -18,7 +18,7 @@ import pytest
 from sidelight.cli.main import COMMANDS, command_of, main
 from sidelight.cli.parser import CONFIGURATIONS, Command, Group, is_configured, path_kind
 from sidelight.io.files import require_outputs
-from sidelight.io.new_folders import parent_folders
+from sidelight.io.new_folders import parent_folders, require_parent
 
 
 def commands() -> dict[str, Command]:
@@ -182,6 +182,13 @@ def test_a_missing_folder_is_made_where_it_is_no_mistake(path: str, is_refused: 
     with parent_folders([path, "b.json"]):
         Path(path).write_text("{}")
     assert Path(path).read_text() == "{}"
+
+
+def test_a_link_at_the_top_of_the_system_is_followed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidelight.io.new_folders._TOP_FOLDERS", (str(here),))
+    with pytest.raises(ValueError, match="it would lie at the top of the system"):
+        require_parent("new/a.json")
+    require_parent("linked-films/new/a.json")  # as /tmp on a Mac, or /data on another disk
 
 
 def test_commands_make_the_folders_of_all_their_files(here: Path) -> None:

@@ -25,7 +25,7 @@ def require_parent(path: str | Path) -> None:
     folder = Path(os.path.abspath(path)).parent
     if folder.is_dir():
         return
-    existing = next(parent for parent in folder.parents if os.path.lexists(parent) and not os.path.islink(parent))
+    existing = next(parent for parent in folder.parents if parent.exists())
     dead_link = next((p for p in (folder, *folder.parents) if os.path.islink(p) and not p.exists()), None)
     place = os.path.realpath(existing)
     is_of_system = any(place == system or place.startswith(f"{system}/") for system in _SYSTEM_FOLDERS)
