@@ -54,13 +54,13 @@ SUMMARIES = (
 )
 
 
-def slow_score(found: Summary, rows: list[list[int]], reduce: str) -> tuple[float, float, float]:
+def slow_score(answer: Summary, rows: list[list[int]], reduce: str) -> tuple[float, float, float]:
     """Return F, precision and recall frame by frame and person by person, as Zhang et al. compute them."""
     frames = len(rows[0])
     machine = []
     for frame in range(frames):
-        second = (frame + 0.5) * found.timeline.duration / frames
-        machine.append(any(m.start <= second < m.end for m in found))
+        second = (frame + 0.5) * answer.timeline.duration / frames
+        machine.append(any(m.start <= second < m.end for m in answer))
     scores = []
     for row in rows:
         overlap = sum(1 for a, b in zip(machine, row, strict=True) if a and b)
@@ -122,9 +122,13 @@ def test_the_same_summary_scores_100(tmp_path: Path) -> None:
     kept = {vid: np.zeros((2, VIDEOS[vid][0]), np.int64) for vid in VIDEOS}
     for answer, rows in zip(SUMMARIES, kept.values(), strict=True):
         rows[1] = kept_frames(answer, rows.shape[1])
-    truth, found = write_lines(tmp_path / "t.jsonl", kept), write_predictions(tmp_path / "p")
-    assert evaluate_summaries(found, truth, benchmark="summe")["brief"] == {"F": 100, "precision": 100, "recall": 100}
-    assert evaluate_summaries(found, truth, benchmark="tvsum")["brief"]["F"] == 50
+    truth, predicted = write_lines(tmp_path / "t.jsonl", kept), write_predictions(tmp_path / "p")
+    assert evaluate_summaries(predicted, truth, benchmark="summe")["brief"] == {
+        "F": 100,
+        "precision": 100,
+        "recall": 100,
+    }
+    assert evaluate_summaries(predicted, truth, benchmark="tvsum")["brief"]["F"] == 50
 
 
 def test_videos_without_names_are_found_by_their_key(tmp_path: Path) -> None:
@@ -132,30 +136,30 @@ def test_videos_without_names_are_found_by_their_key(tmp_path: Path) -> None:
         tmp_path / "tvsum.hdf5", {f"v{i}": np.eye(3, 60, dtype=np.int64) for i in range(12)}, named=False
     )
     assert [row.vid for row in read_user_summaries(truth)] == [f"video_{i}" for i in range(1, 13)]
-    found = tmp_path / "one.json"
-    found.write_text(json.dumps(summary("video_7.mp4", 60.0, (0.0, 2.0)).to_dict()))
+    predicted = tmp_path / "one.json"
+    predicted.write_text(json.dumps(summary("video_7.mp4", 60.0, (0.0, 2.0)).to_dict()))
     with pytest.warns(EvaluationWarning, match="1 of 12 videos of .* have a summary; the others do not count"):
-        assert list(evaluate_summaries(found, truth, benchmark="tvsum")["videos"]) == ["video_7"]
+        assert list(evaluate_summaries(predicted, truth, benchmark="tvsum")["videos"]) == ["video_7"]
 
 
 def test_long_summaries_are_noted(tmp_path: Path) -> None:
     truth = write_lines(tmp_path / "t.jsonl", {"a": np.eye(2, 50, dtype=np.int64)})
-    found = write_predictions(tmp_path / "p", (summary("a.mp4", 20.0, (0.0, 6.0)),))
+    predicted = write_predictions(tmp_path / "p", (summary("a.mp4", 20.0, (0.0, 6.0)),))
     with pytest.warns(EvaluationWarning, match="1 of 1 summaries are longer than 15% of their video, first 'a'"):
-        evaluate_summaries(found, truth, benchmark="summe")
+        evaluate_summaries(predicted, truth, benchmark="summe")
 
 
 def test_the_command_prints_means_and_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    truth, found = write_lines(tmp_path / "t.jsonl", people()), write_predictions(tmp_path / "p")
+    truth, predicted = write_lines(tmp_path / "t.jsonl", people()), write_predictions(tmp_path / "p")
     out = tmp_path / "e.json"
-    assert main(["evaluate", str(found), str(truth), "--benchmark", "summe", "--json", str(out)]) == 0
+    assert main(["evaluate", str(predicted), str(truth), "--benchmark", "summe", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     values = json.loads(out.read_text())
     assert [line.split()[0] for line in printed.splitlines()[:3]] == ["F", "precision", "recall"]
     assert f"{values['brief']['F']:.2f}" in printed and set(values["videos"]) == set(VIDEOS)
-    assert main(["evaluate", str(found), str(truth), "--benchmark", "tvsum", "--intervals"]) == 0
+    assert main(["evaluate", str(predicted), str(truth), "--benchmark", "tvsum", "--intervals"]) == 0
     assert "95 % intervals over 3 videos" in capsys.readouterr().out
-    assert main(["evaluate", str(found), str(found), str(truth), "--benchmark", "summe"]) == 0
+    assert main(["evaluate", str(predicted), str(predicted), str(truth), "--benchmark", "summe"]) == 0
     assert "deviation over 2 runs" in capsys.readouterr().out
 
 
@@ -181,8 +185,8 @@ def test_wrong_annotations_are_one_sentence(
     truth: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.jsonl").write_text(truth)
-    found = write_predictions(tmp_path / "p", (summary("a.mp4", 20.0, (0.0, 2.0)),))
-    assert main(["evaluate", str(found), str(tmp_path / "t.jsonl"), "--benchmark", "summe"]) == 2
+    predicted = write_predictions(tmp_path / "p", (summary("a.mp4", 20.0, (0.0, 2.0)),))
+    assert main(["evaluate", str(predicted), str(tmp_path / "t.jsonl"), "--benchmark", "summe"]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
 

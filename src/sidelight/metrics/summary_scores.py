@@ -126,14 +126,14 @@ def _share(summary: Grounding) -> float:
 def _annotation_of(summary: Grounding, truth: Sequence[UserSummaries], annotations: str | Path) -> UserSummaries:
     """Return the annotation of the video of a summary; AnnotationError if there is none."""
     name = Path(summary.video or "").stem
-    found = [row for row in truth if row.is_called(name)]
-    if not found:
+    same_video = [row for row in truth if row.is_called(name)]
+    if not same_video:
         known = ", ".join(row.vid for row in truth[:3])
         raise AnnotationError(
             f"the video {summary.video!r} is not in {annotations}, which has {known}, ...; name the file as the "
             "annotations name the video"
         )
-    return found[0]
+    return same_video[0]
 
 
 def _read_summaries(path: Path) -> list[Grounding]:
