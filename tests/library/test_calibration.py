@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +162,16 @@ def test_a_library_learns_from_annotations(
     assert [hit for hit in result if hit.relevance >= learnt.min_relevance] == list(kept)
     nothing = library.search(tiny_annotations[0].query, min_relevance=1.0)
     assert not nothing and nothing.best_left_out == pytest.approx(relevance[0])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = (copy / FILE).read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", full)
+        assert main(["library", "calibrate", str(copy), str(rows)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert (copy / FILE).read_bytes() == before and not list(copy.glob("*.partial*"))
     film = library.files()[0].path
     assert not library.search_like(film, 2, 6).is_calibrated  # its scores are of another kind
 

@@ -350,6 +350,8 @@ def search(
 
 def _print_reading(result: SearchResult, model: str) -> None:
     """Print how the numbers of a result are to be read, or why it has no hit."""
+    from sidelight.core.display import BEST_GUESSES
+
     if result.best_left_out is not None:
         print(
             f"the best guess has a relevance of {result.best_left_out:.2f}, which is too low; "
@@ -358,7 +360,7 @@ def _print_reading(result: SearchResult, model: str) -> None:
     elif result and result.is_calibrated:
         print(f"answered by the model {model}; relevance is the probability that a hit is right")
     elif result:
-        print(f"answered by the model {model}; moments are its best guesses, also for what is never shown")
+        print(f"answered by the model {model}; {BEST_GUESSES}")
 
 
 def _report(library: str, changes: Changes) -> int:
