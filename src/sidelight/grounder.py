@@ -22,6 +22,7 @@ from sidelight.core.grounding import Grounding
 from sidelight.data.annotations import LONGEST_QUERY
 from sidelight.io.files import path_text
 from sidelight.io.jsonl import shown
+from sidelight.io.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ class Grounder:
 
     @overload
     def ground(
-        self, video: str | Path, query: str, *, progress: bool = ..., allow_playlists: bool = ...
+        self, video: str | Path, query: str, *, progress: Progress = ..., allow_playlists: bool = ...
     ) -> Grounding: ...
     @overload
     def ground(
@@ -145,7 +146,7 @@ class Grounder:
         video: str | Path,
         query: list[str] | tuple[str, ...],
         *,
-        progress: bool = ...,
+        progress: Progress = ...,
         allow_playlists: bool = ...,
     ) -> list[Grounding]: ...
 
@@ -154,7 +155,7 @@ class Grounder:
         video: str | Path,
         query: str | list[str] | tuple[str, ...],
         *,
-        progress: bool = False,
+        progress: Progress = False,
         allow_playlists: bool = False,
     ) -> Grounding | list[Grounding]:
         """Find the moments of a video in which a sentence is true.
@@ -163,7 +164,9 @@ class Grounder:
             video: a video file of any length, or its address (``https://``, ``s3://`` and all else that fsspec reads),
                 from which it is copied first. A video longer than the model's window is read in overlapping windows.
             query: a sentence, or several, which share the features of the video.
-            progress: show a bar on a terminal once reading the video takes longer than 2 s.
+            progress: True shows a bar on a terminal once reading the video takes longer than 2 s. A function is called
+                with the part of the video that has been read, 0 to 1, unless its features are in the cache; an
+                exception that it raises ends the call.
             allow_playlists: read a video that is a playlist (HLS) with files in its own folder; allow it only for
                 playlists that you trust.
 
@@ -189,7 +192,7 @@ class Grounder:
             warn(note)
         for doubt in dict.fromkeys(doubt for of_query in doubts for doubt in of_query):
             warn(doubt, OutsideWarning)
-        groundings = self._answer(read, text, queries, name, progress=progress)
+        groundings = self._answer(read, text, queries, name, progress=progress is True)
         answers = zip(groundings, doubts, strict=True)
         groundings = [replace(grounding, notes=(*notes, *of_query)) for grounding, of_query in answers]
         return groundings[0] if isinstance(query, str) else groundings
@@ -261,7 +264,7 @@ class Grounder:
         """Return what the model reads of sentences."""
         return self.encode(queries)
 
-    def _read(self, video: Path, *, progress: bool) -> tuple[Any, list[str]]:
+    def _read(self, video: Path, *, progress: Progress) -> tuple[Any, list[str]]:
         """Return what the model reads of a video file, and sentences about the file's damage and its times."""
         return self._features_of_file(video, progress=progress)
 
@@ -313,7 +316,7 @@ class Grounder:
             warn(note)
         return features
 
-    def _features_of_file(self, video: Path, *, progress: bool = False) -> tuple[VideoFeatures, list[str]]:
+    def _features_of_file(self, video: Path, *, progress: Progress = False) -> tuple[VideoFeatures, list[str]]:
         """Return the features of a file, and sentences about its damage and its times."""
         from sidelight.features.cache import FeatureCache
         from sidelight.features.extract import encode_video_file
@@ -459,7 +462,7 @@ class PixelGrounder(Grounder):
         with self._computing:
             return self.pixels.sentences.encode(queries)
 
-    def _read(self, video: Path, *, progress: bool) -> tuple[VideoFrames, list[str]]:
+    def _read(self, video: Path, *, progress: Progress) -> tuple[VideoFrames, list[str]]:
         from sidelight.features.frames import read_frames
         from sidelight.training.frames import frame_sampling
 

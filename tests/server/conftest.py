@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +17,12 @@ pytest.importorskip("fastapi", reason='the service needs pip install "sidelight[
 
 from starlette.testclient import TestClient
 
-from sidelight import Grounder, Grounding
+from sidelight import Grounder, Grounding, Moment
+from sidelight.core.timeline import Timeline
+from sidelight.io.progress import Progress
 from sidelight.server.app import bind, create_app, run
 from sidelight.server.settings import Settings
+from sidelight.video.read import read_image
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,11 +37,44 @@ class SlowGrounder:
         self.grounder, self.calls = grounder, list[list[str]]()
         self.go, self.entered = threading.Event(), threading.Event()
 
-    def ground(self, video: Path, query: list[str]) -> list[Grounding]:
+    def ground(self, video: Path, query: list[str], *, progress: Progress = False) -> list[Grounding]:
         self.calls.append(query)
         self.entered.set()
         assert self.go.wait(20)
-        return self.grounder.ground(video, query)
+        return self.grounder.ground(video, query, progress=progress)
+
+
+class FakeLibrary:
+    """A library that answers each search with the same moment of some files, and remembers the searches."""
+
+    def __init__(self, *paths: str | Path) -> None:
+        self.paths, self.searches = paths, list[tuple[object, ...]]()
+
+    def _result(self, top: int, *asked: object) -> Any:
+        self.searches.append(asked)
+        hits = [SimpleNamespace(video=str(path), moment=Moment(1, 2, 0.5), relevance=0.4) for path in self.paths]
+        timeline = Timeline(duration=4, clip_seconds=2)
+        groundings = [
+            Grounding(
+                query="x",
+                timeline=timeline,
+                moments=(hit.moment,),
+                saliency=[0, 1],  # type: ignore[arg-type]
+                video=hit.video,
+                notes=(f"{hit.video} is damaged",),
+            )
+            for hit in hits
+        ]
+        return SimpleNamespace(hits=hits[:top], groundings=groundings[:top], notes=("a note",))
+
+    def search(self, query: str, *, top: int, min_score: float) -> Any:
+        return self._result(top, query)
+
+    def search_like(self, video: Path, start: float, end: float, *, top: int, min_score: float) -> Any:
+        return self._result(top, video, start, end)
+
+    def search_image(self, image: Path, *, top: int, min_score: float) -> Any:
+        return self._result(top, read_image(image, size=(8, 8)).shape)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ import anyio
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from sidelight import Grounder, Moment
+from sidelight import Grounder
 from sidelight.server.mcp import tools
+from tests.server.conftest import FakeLibrary
 
 pytestmark = pytest.mark.filterwarnings("ignore::sidelight.OutsideWarning")
 QUERY = "an orange ball is moving"
@@ -58,13 +58,8 @@ def test_the_tools_answer(grounder: Grounder, films: Path) -> None:
 
 
 def test_a_library_adds_a_search(grounder: Grounder, films: Path) -> None:
-    class Library:
-        def search(self, query: str, *, top: int, min_score: float) -> Any:
-            hit = SimpleNamespace(video=str(films / "b.mp4"), moment=Moment(1, 2, 0.5))
-            return SimpleNamespace(hits=[hit], notes=())
-
     async def run() -> None:
-        async with Client(tools(grounder, folders=[films], library=Library())) as client:
+        async with Client(tools(grounder, folders=[films], library=FakeLibrary(films / "b.mp4"))) as client:
             assert "search" in [tool.name for tool in (await client.list_tools()).tools]
             hits = (await result_of(client, "search", query=QUERY))["hits"]
             assert [hit["video"] for hit in hits] == ["b.mp4"]

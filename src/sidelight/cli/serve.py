@@ -153,7 +153,7 @@ def _parts(
     offline: bool,
 ) -> tuple[Grounder, Library | None, list[str]]:
     """Return the model, the library if there is one, and the folders to serve."""
-    from sidelight.grounder import Grounder
+    from sidelight.grounder import Grounder, default_cache
 
     if library is None:
         grounder = Grounder.from_pretrained(model, device=device, backbone_weights=backbone_weights, offline=offline)
@@ -165,6 +165,7 @@ def _parts(
     with without_network(offline):
         opened = Library.open(library, model=model, device=device, backbone_weights=backbone_weights)
         opened.joint  # noqa: B018  # loads both backbones before the first request
+    opened.grounder.cache = default_cache()  # for queries about one video
     return opened.grounder, opened, list(dict.fromkeys([*folders, *opened.folders]))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sidelight.export.cutting import FilmWriter, Written, look_of
 from sidelight.export.editors import one_line, require_some
 from sidelight.export.source import Cut, cuts_of, sources_of
 from sidelight.io.files import replacing, require_outputs, require_writable_folder
+from sidelight.io.progress import Progress, reporting
 from sidelight.io.storage import name_of
 from sidelight.video.damage import VideoError
 from sidelight.video.opening import open_video
@@ -62,7 +63,7 @@ def cut_clips(
     top: int | None = None,
     padding: float = 0.0,
     copy: bool = False,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> list[Clip]:
     """Cut the moments of answers into files, one each.
 
@@ -78,7 +79,7 @@ def cut_clips(
         padding: seconds that are added before and after each moment, within the video.
         copy: copy without encoding, from the last keyframe before each moment on; quick and without loss, but clips
             begin too early. ``Clip.start`` is where.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal, or call a function with the part of the frames that has been written.
 
     Returns:
         The clips in the order of time, video by video.
@@ -87,8 +88,6 @@ def cut_clips(
         ValueError: if there is no moment, an answer names no video, or a file of that name exists and is another one.
         VideoError: if a video cannot be read.
     """
-    from tqdm import tqdm
-
     answers = [groundings] if isinstance(groundings, Grounding) else list(groundings)
     pairs = sources_of(answers, video)
     cuts = cuts_of(pairs, top=top, padding=padding)
@@ -100,25 +99,26 @@ def cut_clips(
     kept = {path for path, cut in zip(paths, cuts, strict=True) if _is_kept(path, _comment(cut, copy=copy))}
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
-    jobs = list(zip(paths, cuts, strict=True))
-    for path, cut in tqdm(jobs, desc="cutting", unit="clip", delay=2, leave=False, disable=None if progress else True):
-        if path in kept:
-            written, is_new = Written(*cut.span, 0), False
-        else:
-            written, is_new = _write(path, [cut], copy=copy), True
-        clips.append(
-            Clip(
-                path=path,
-                video=cut.source.path,
-                query=cut.query,
-                score=cut.score,
-                start=written.start,
-                end=written.end,
-                frames=written.frames,
-                is_new=is_new,
-                notes=written.notes,
+    with _frames_of(cuts, progress, "cutting") as add_frames:
+        for path, cut in zip(paths, cuts, strict=True):
+            if path in kept:
+                written, is_new = Written(*cut.span, 0), False
+                add_frames(cut.length)
+            else:
+                written, is_new = _write(path, [cut], add_frames, copy=copy), True
+            clips.append(
+                Clip(
+                    path=path,
+                    video=cut.source.path,
+                    query=cut.query,
+                    score=cut.score,
+                    start=written.start,
+                    end=written.end,
+                    frames=written.frames,
+                    is_new=is_new,
+                    notes=written.notes,
+                )
             )
-        )
     return clips
 
 
@@ -130,7 +130,7 @@ def join_clips(
     top: int | None = None,
     padding: float = 0.0,
     copy: bool = False,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> tuple[str, ...]:
     """Make one film of all moments of answers, in the order of time, video by video.
 
@@ -144,7 +144,7 @@ def join_clips(
         top: moments of each answer, best first; all unless given.
         padding: seconds that are added before and after each moment, within the video.
         copy: copy without encoding; only for one video.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal, or call a function with the part of the frames that has been written.
 
     Returns:
         Sentences that matter to the film, such as sizes that differ.
@@ -162,7 +162,8 @@ def join_clips(
     require_outputs({"join": path}, sources)
     if copy and len(sources) > 1:
         raise ValueError(f"a film of {len(sources)} videos must be encoded; leave out --copy")
-    return _write(Path(path), cuts, copy=copy, progress=progress).notes
+    with _frames_of(cuts, progress, "joining") as add_frames:
+        return _write(Path(path), cuts, add_frames, copy=copy).notes
 
 
 def film_suffix(path: str | Path) -> str:
@@ -256,11 +257,13 @@ def _is_kept(path: Path, comment: str) -> bool:
 # writing ------------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, cuts: Sequence[Cut], *, copy: bool, progress: bool = False) -> Written:
-    """Write cuts into one file; return the start of the first, the end of the last, all frames and notes."""
-    from tqdm import tqdm
+def _frames_of(cuts: Sequence[Cut], progress: Progress, what: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Return a context whose value takes the number of frames that were written."""
+    return reporting(progress, total=sum(cut.length for cut in cuts), what=what, unit="frame")
 
-    hidden = None if progress else True
+
+def _write(path: Path, cuts: Sequence[Cut], add_frames: Callable[[int], object], *, copy: bool) -> Written:
+    """Write cuts into one file; return the start of the first, the end of the last, all frames and notes."""
     look, notes = (None, ()) if copy else look_of(cuts)
     tags = {"title": "; ".join(dict.fromkeys(one_line(cut.query) for cut in cuts))[:500]}
     if len(cuts) == 1:
@@ -270,9 +273,8 @@ def _write(path: Path, cuts: Sequence[Cut], *, copy: bool, progress: bool = Fals
     with replacing(path) as beside, _explained(path):
         container = _opened(beside, tags)
         with container:
-            writer = CopyWriter(container) if look is None else FilmWriter(container, look)
-            bar = tqdm(cuts, desc="joining", unit="moment", delay=2, leave=False, disable=hidden)
-            parts = [writer.add(cut) for cut in bar]
+            writer = CopyWriter(container, add_frames) if look is None else FilmWriter(container, look, add_frames)
+            parts = [writer.add(cut) for cut in cuts]
             writer.close()
     notes += tuple(note for part in parts for note in part.notes)
     return Written(parts[0].start, parts[-1].end, sum(part.frames for part in parts), tuple(dict.fromkeys(notes)))

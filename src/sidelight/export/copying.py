@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any
@@ -25,10 +25,11 @@ class CopyWriter:
 
     Args:
         container: opened for writing.
+        add_frames: called with the number of frames that were written since its last call.
     """
 
-    def __init__(self, container: OutputContainer) -> None:
-        self._container = container
+    def __init__(self, container: OutputContainer, add_frames: Callable[[int], object] = lambda frames: None) -> None:
+        self._container, self._add_frames = container, add_frames
         self._streams: dict[int, Any] = {}  # by the index of the source's stream
         self._ends: dict[int, int] = {}  # ticks after the last packet of each
         self._start = Fraction(0)  # seconds of the film at which the next cut begins
@@ -91,6 +92,8 @@ class CopyWriter:
                 if is_video:
                     frames, film_end = frames + 1, max(film_end, packet.pts + (packet.duration or step))
                 self._mux(packet, start)
+                if is_video:
+                    self._add_frames(1)
         if not frames:
             raise VideoError(f"{path} has no keyframe that can be copied; leave out --copy")
         self._start += (film_end - keyframe) * tick

@@ -9,7 +9,7 @@ within the moment, each with its own time. Sound is cut at the same seconds, to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -189,10 +189,13 @@ class FilmWriter:
     Args:
         container: opened for writing.
         look: the film's frames and sound.
+        add_frames: called with the number of frames that were written since its last call.
     """
 
-    def __init__(self, container: OutputContainer, look: Look) -> None:
-        self._container, self._look = container, look
+    def __init__(
+        self, container: OutputContainer, look: Look, add_frames: Callable[[int], object] = lambda frames: None
+    ) -> None:
+        self._container, self._look, self._add_frames = container, look, add_frames
         name, picture = _encoder_name(), look.picture
         video: Any = container.add_stream(name, rate=look.rate, options=VIDEO_ENCODERS[name])
         video.width, video.height, video.pix_fmt = picture.width, picture.height, picture.pixel_format
@@ -236,6 +239,7 @@ class FilmWriter:
             since = place.since(frame.seconds)
             self._write(converter.convert(frame.av_frame), self._start + since, sound)
             count, end, frame = count + 1, max(end, since), next(frames, None)
+            self._add_frames(1)
         self._fill(sound, None)
         self._start += end
         notes = [decoder.damage_message()] if decoder.damage.lost else []

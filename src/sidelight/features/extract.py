@@ -26,7 +26,10 @@ from sidelight.core.timeline import Timeline, clips_to_seconds
 from sidelight.features.growing import GrowingFeatures
 from sidelight.features.remote import store_at
 from sidelight.features.store import FeatureStore, HalfFeatures, VideoFeatures
+from sidelight.io.progress import Progress as ReadProgress
+from sidelight.io.progress import reporting
 from sidelight.video.damage import VideoError, warn
+from sidelight.video.read import probe
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
 if TYPE_CHECKING:
@@ -177,7 +180,7 @@ def encode_video_file(
     backbone: Backbone,
     *,
     folder: str | Path | None = None,
-    progress: bool = False,
+    progress: ReadProgress = False,
     on_damage: Callable[[str], None] | None = None,
     lock: AbstractContextManager[Any] | None = None,
 ) -> VideoFeatures:
@@ -191,7 +194,7 @@ def encode_video_file(
         backbone: the model.
         folder: where large features lie until the returned object is gone; the system's folder for temporary files
             unless given, or if the given one has no room.
-        progress: show a bar once this takes longer than 2 s, if stderr is a terminal.
+        progress: show a bar, or call a function with the part of the clips that has been read.
         on_damage: called with a sentence about damage and the notes of ``probe``; if None, a VideoWarning is issued.
         lock: held while the backbone computes, where several threads share it.
 
@@ -205,12 +208,14 @@ def encode_video_file(
     encoder = BatchEncoder(backbone, clips_at_once(backbone.device.type), lock)
     growing, duration = GrowingFeatures(folder, spare=True), 0.0
     decoding = DecodeWorkers({"": path}, sampling_of(backbone.spec), workers=0)
-    with _bar_of(path, backbone.spec.clip_seconds, shown=progress) as bar, decoding as decoded:
+    clips = math.ceil(probe(path).duration / backbone.spec.clip_seconds) if progress else None
+    bar = reporting(progress, total=clips, what="reading the video", unit="clip")
+    with bar as add_clips, decoding as decoded:
         for item in decoded:
             if isinstance(item, Chunk):
                 for _, features_KCD in encoder.put(None, item.pixels_CFSS3):
                     growing.put(features_KCD)
-                bar.update(len(item.pixels_CFSS3))
+                add_clips(len(item.pixels_CFSS3))
                 continue
             if item.error:
                 raise VideoError(item.error)
@@ -220,26 +225,6 @@ def encode_video_file(
     for _, features_KCD in encoder.flush():
         growing.put(features_KCD)
     return video_features(growing.finish(), duration, backbone.spec.clip_seconds)
-
-
-_BAR_AFTER_SECONDS = 2
-
-
-def _bar_of(path: str | Path, clip_seconds: float, *, shown: bool) -> Any:
-    """Return the progress bar of one video, in clips."""
-    from tqdm import tqdm
-
-    from sidelight.video.read import probe
-
-    clips = math.ceil(probe(path).duration / clip_seconds) if shown else None
-    return tqdm(
-        total=clips,
-        desc="reading the video",
-        unit="clip",
-        delay=_BAR_AFTER_SECONDS,
-        leave=False,
-        disable=None if shown else True,
-    )
 
 
 def encode_queries(

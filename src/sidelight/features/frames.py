@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -33,7 +34,9 @@ from sidelight.core.messages import count_of
 from sidelight.core.timeline import Timeline
 from sidelight.features.sources import content_digest
 from sidelight.io.files import replacing, sweep, write_text
+from sidelight.io.progress import Progress, reporting
 from sidelight.video.damage import VideoError, warn
+from sidelight.video.read import probe
 from sidelight.video.workers import Chunk, DecodeWorkers, End, Sampling
 
 _LOGGER = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ def read_frames(
     path: str | Path,
     sampling: Sampling,
     *,
-    progress: bool = False,
+    progress: Progress = False,
     on_damage: Callable[[str], None] = warn,
 ) -> VideoFrames:
     """Decode one video, without a cache: to a file without a name, which is mapped, so that memory stays bounded.
@@ -62,27 +65,24 @@ def read_frames(
     Args:
         path: the file.
         sampling: which frames, and how large.
-        progress: show a bar once this takes longer than 2 s, if stderr is a terminal.
+        progress: show a bar, or call a function with the part of the chunks that has been read.
         on_damage: called with a sentence about the damage or the times of the file; a VideoWarning unless given.
 
     Raises:
         VideoError: if the file cannot be read as a video.
         OSError: if there is no room for the frames.
     """
-    from tqdm import tqdm
-
     chunks, end = 0, End(vid="")
+    total = math.ceil(probe(path).duration / sampling.clip_seconds) if progress else None
     with tempfile.TemporaryFile() as file, DecodeWorkers({"": path}, sampling, workers=0) as decoded:
-        with tqdm(
-            desc="reading the video", unit="chunk", delay=2, leave=False, disable=None if progress else True
-        ) as bar:
+        with reporting(progress, total=total, what="reading the video", unit="chunk") as add_chunks:
             for item in decoded:
                 if isinstance(item, End):
                     end = item
                     continue
                 file.write(item.pixels_CFSS3.data)
                 chunks += len(item.pixels_CFSS3)
-                bar.update(len(item.pixels_CFSS3))
+                add_chunks(len(item.pixels_CFSS3))
         if end.error:
             raise VideoError(end.error)
         if end.warning:

@@ -6,7 +6,6 @@ import socket
 from asyncio import TimerHandle, Transport
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,15 @@ from sidelight import __version__
 from sidelight.server.errors import ServiceError
 from sidelight.server.guard import Guard
 from sidelight.server.jobs import Grounds
+from sidelight.server.page_files import page_files
 from sidelight.server.routes import router
 from sidelight.server.search import Searches
 from sidelight.server.service import Service
 from sidelight.server.settings import Settings
 
-_PAGE = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "timeline.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
 _HEADER_SECONDS = 10.0
+_LEAST_BYTES = 16 << 10
+"""That a client must take in this time, of an answer that has ended for the service."""
 _KINDS = {404: "not_found", 405: "wrong_method", 400: "invalid_request"}
 
 
@@ -52,7 +47,7 @@ def create_app(
         grounder: the model: a :class:`sidelight.Grounder`.
         folders: folders whose videos may be asked about.
         uploads: folder for uploads; no uploads unless given.
-        library: an object with the method ``search`` of a library, for ``POST v1/search``.
+        library: an object with the methods of a library that search, for ``POST v1/search``.
         settings: the limits.
 
     Raises:
@@ -71,7 +66,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        service.jobs.close()
+        service.close()
 
     app = FastAPI(
         title="sidelight",
@@ -130,11 +125,8 @@ def _sentence_of(error: Mapping[str, Any]) -> str:
 
 def _add_pages(app: FastAPI, service: Service) -> None:
     """Add the page, health and metrics."""
-    folder = files("sidelight.server") / "page"
-    for name, kind in _PAGE.items():
-        content = (folder / name).read_bytes()
-        for path in ("/", "/index.html") if name == "index.html" else (f"/{name}",):
-            app.router.add_route(path, _plain(content, kind), methods=["GET"])
+    for path, (content, kind) in page_files().items():
+        app.router.add_route(path, _plain(content, kind), methods=["GET"])
 
     @app.get("/healthz", summary="Whether the service runs")
     async def healthz() -> dict[str, str]:
@@ -155,26 +147,49 @@ def _plain(content: bytes, kind: str) -> Any:
 
 
 class _TimedProtocol(H11Protocol):
-    """Close a connection on which no whole head of a request arrives in time; uvicorn itself waits for ever."""
+    """Close a connection on which no whole head of a request arrives in time, or whose client does not read.
 
+    uvicorn itself waits for ever. The transport holds up to 64 KiB that the client has not taken; sending waits until
+    it holds less than 16 KiB. A client that takes longer than ``write_seconds`` for that loses its connection, so the
+    least rate is 48 KiB in this time.
+    """
+
+    write_seconds = 30.0
     _timer: TimerHandle | None = None
+    _write_timer: TimerHandle | None = None
+    _unread = 0
+    """Bytes that the client had not taken when the connection was looked at last."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch(None, first=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().resume_writing()
 
     def _watch(self, last: object, *, first: bool = False) -> None:
         """Close the connection if it waits for the same request as at the call before."""
         cycle: Any = self.cycle
         waits = cycle is None or cycle.response_complete
+        unread = self.transport.get_write_buffer_size()
         if waits and not first and cycle is last:
+            if unread and unread > self._unread - _LEAST_BYTES:  # close would wait until the client takes the rest
+                self.transport.abort()
+                return
             self.transport.close()
-            return
+        self._unread = unread
         self._timer = self.loop.call_later(_HEADER_SECONDS, self._watch, cycle if waits else self)
 
 
@@ -208,7 +223,7 @@ def run(app: FastAPI, bound: socket.socket, settings: Settings) -> None:
     """
     config = uvicorn.Config(
         app,
-        http=_TimedProtocol,
+        http=type("TimedProtocol", (_TimedProtocol,), {"write_seconds": settings.write_seconds}),
         ws="none",
         log_level="warning",
         access_log=False,

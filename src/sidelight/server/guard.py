@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from sidelight.server.errors import ServiceError, busy
+from sidelight.server.page_files import page_files
 from sidelight.server.settings import Settings
 
 Message = MutableMapping[str, Any]
@@ -21,7 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 COOKIE = "sidelight_session"
-_OPEN_PATHS = ("/", "/index.html", "/style.css", "/app.js", "/timeline.js", "/icon.svg", "/healthz", "/v1/session")
+_OPEN_PATHS = frozenset({*page_files(), "/healthz", "/v1/session"})
 """Paths that need no token: the page itself, which asks for it."""
 _UPLOADS = ("POST", "/v1/videos")
 _FORM_BYTES = 64 << 10

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from sidelight import __version__
 from sidelight.server import schemas
 from sidelight.server.errors import ServiceError
-from sidelight.server.exports import export_text, format_names
+from sidelight.server.exports import export_text, text_formats
 from sidelight.server.jobs import Grounds
 from sidelight.server.search import Searches, search_answer
 from sidelight.server.videos import Videos
@@ -114,7 +114,7 @@ def tools(grounder: Grounds, *, folders: Sequence[str | Path], library: Searches
 
     def export(
         answers: Annotated[list[schemas.AnswerBody], Field(min_length=1, max_length=32)],
-        format: Annotated[str, Field(description=f"one of {', '.join(format_names())}")],
+        format: Annotated[str, Field(description=f"one of {', '.join(text_formats())}")],
         padding: Annotated[float, Field(ge=0, le=600, description="seconds before and after each cut")] = 0.0,
     ) -> ToolFile:
         """Write moments for another program: a table, subtitles, chapters, a cut list or a timeline."""

@@ -15,13 +15,15 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from sidelight.server import schemas
-from sidelight.server.errors import ServiceError
-from sidelight.server.exports import export_text, format_names
+from sidelight.server.cuts import CutJob
+from sidelight.server.errors import ServiceError, busy
+from sidelight.server.exports import export_file, format_bodies
 from sidelight.server.guard import COOKIE, Guard
-from sidelight.server.jobs import Job
-from sidelight.server.search import search_answer
+from sidelight.server.jobs import GroundJob
+from sidelight.server.queue import Job
+from sidelight.server.search import Searches, image_answer, search_answer
 from sidelight.server.service import Service
-from sidelight.server.uploads import FIELD
+from sidelight.server.uploads import FIELD, receive_image
 from sidelight.server.videos import Video
 
 _WRONG: dict[int | str, dict[str, Any]] = {
@@ -79,19 +81,26 @@ async def facts_body(video: Video, service: Service) -> schemas.VideoFacts:
 @router.get("/models", summary="The model that answers, other models, and formats of exports")
 async def models(service: Here) -> schemas.ModelList:
     """List the models that sidelight knows; the loaded one answers."""
-    from sidelight.export.formats import FORMATS
-    from sidelight.training.named import NAMED_MODELS
+    from sidelight.training.named import EXAMPLE, NAMED_MODELS
 
     rows = [
-        schemas.ModelBody(name=name, answers=model.answers, languages=model.languages, loaded=name == service.model)
+        schemas.ModelBody(
+            name=name,
+            answers=model.answers,
+            languages=model.languages,
+            example=model.example,
+            loaded=name == service.model,
+        )
         for name, model in NAMED_MODELS.items()
         if not model.special or name == service.model
     ]
-    formats = [schemas.FormatBody(name=name, summary=FORMATS[name].summary) for name in format_names()]
+    loaded = NAMED_MODELS.get(service.model)
     return schemas.ModelList(
         model=service.model,
+        knows=loaded.answers if loaded else "",
+        example=loaded.example if loaded else EXAMPLE,
         models=rows,
-        formats=formats,
+        formats=format_bodies(),
         uploads=service.videos.uploads is not None,
         search=service.library is not None,
     )
@@ -184,14 +193,14 @@ async def ground(body: schemas.GroundRequest, request: Request, service: Here) -
 @router.get("/jobs/{name}", summary="A job and, once it is done, its answers")
 async def job(name: str, service: Here) -> schemas.JobBody:
     """Return the state of a job."""
-    return job_body(service.jobs.get(name), service)
+    return job_body(service.job(name), service)
 
 
-@router.delete("/jobs/{name}", summary="Cancel a job that waits")
+@router.delete("/jobs/{name}", summary="Cancel a job, or remove the files that it cut")
 async def cancel(name: str, service: Here) -> schemas.JobBody:
-    """Take a job out of the queue; a job that runs already ends by itself."""
-    known = service.jobs.get(name)
-    service.jobs.cancel(known)
+    """Take a job out of the queue, or stop it soon if it runs. The files of a finished job are removed."""
+    known = service.job(name)
+    await to_thread.run_sync(service.cancel, known)
     return job_body(known, service)
 
 
@@ -203,7 +212,7 @@ async def cancel(name: str, service: Here) -> schemas.JobBody:
 )
 async def events(name: str, request: Request, service: Here) -> StreamingResponse:
     """Send an event ``progress`` for each change and each second, and one event ``end`` with the answers."""
-    known = service.jobs.get(name)
+    known = service.job(name)
 
     async def stream() -> AsyncIterator[str]:
         last, sent = "", time.monotonic()
@@ -231,22 +240,66 @@ async def events(name: str, request: Request, service: Here) -> StreamingRespons
 )
 async def export(body: schemas.ExportRequest, service: Here) -> Response:
     """Return answers, also with edited moments, as a file for another program."""
-    text, name, kind, notes = await to_thread.run_sync(export_text, body, service.videos, limiter=service.decoders)
+    file = await to_thread.run_sync(export_file, body, service.videos, limiter=service.decoders)
     headers = {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}",
-        "Sidelight-Notes": json.dumps(notes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
+        "Sidelight-Notes": json.dumps(file.notes),
     }
-    return Response(text.encode("utf-8", "replace"), media_type=kind, headers=headers)
+    return Response(file.content, media_type=file.kind, headers=headers)
+
+
+@router.post("/cuts", status_code=202, summary="Cut moments into video files")
+async def cut(body: schemas.CutRequest, response: Response, service: Here) -> schemas.JobBody:
+    """Answer with a job, whose files can be downloaded once it is done."""
+    job = await to_thread.run_sync(service.cuts.submit, body, limiter=service.decoders)
+    response.headers["Location"] = f"v1/jobs/{job.id}"
+    return job_body(job, service)
+
+
+@router.get(
+    "/cuts/{name}/{number}",
+    summary="A file that a job has cut",
+    response_class=FileResponse,
+    responses={409: {"model": schemas.ErrorBody, "description": "the job is not done, or was cancelled"}},
+)
+async def cut_file(name: str, number: int, service: Here) -> FileResponse:
+    """Return a file of a job, to save it."""
+    job = service.job(name)
+    if not isinstance(job, CutJob):
+        raise ServiceError(404, "no_such_file", "this job cuts no files; POST v1/cuts makes one that does")
+    path = service.cuts.file(job, number).path
+    return FileResponse(path, media_type=mimetypes.guess_type(path.name)[0], filename=path.name)
+
+
+def _library_of(service: Service) -> Searches:
+    """Return the library, if there is one and not too many searches wait."""
+    if service.library is None:
+        raise ServiceError(404, "no_library", "this service has no library to search; ask about one video: v1/ground")
+    waiting = service.searchers.statistics().tasks_waiting
+    if waiting >= service.settings.queue:
+        raise busy(f"{waiting} searches wait", 2.0 * waiting)
+    return service.library
 
 
 @router.post("/search", summary="Find moments in all videos of the library")
 async def search(body: schemas.SearchRequest, service: Here) -> schemas.SearchAnswer:
-    """Search the library of the service."""
-    library = service.library
-    if library is None:
-        raise ServiceError(404, "no_library", "this service has no library to search; ask about one video: v1/ground")
+    """Search the library of the service by a sentence, or by a moment."""
+    library = _library_of(service)
+    return await to_thread.run_sync(search_answer, library, service.videos, body, limiter=service.searchers)
 
-    return await to_thread.run_sync(search_answer, library, service.videos, body, limiter=service.decoders)
+
+@router.post("/search/image", summary="Find moments that look like an image", openapi_extra=_UPLOAD_BODY)
+async def search_image(
+    request: Request, service: Here, top: schemas.SearchTop = 10, min_score: schemas.MinScore = 0.0
+) -> schemas.SearchAnswer:
+    """Search the library by a still image, which is sent as a form with one file. The answers have curves."""
+    library = _library_of(service)
+    content, name = await receive_image(request.headers.get("content-type", ""), request.stream())
+
+    def answer() -> schemas.SearchAnswer:
+        return image_answer(library, service.videos, content, name, top=top, min_score=min_score)
+
+    return await to_thread.run_sync(answer, limiter=service.searchers)
 
 
 @router.post("/session", status_code=204, summary="Get a cookie for the token, for browsers")
@@ -269,7 +322,7 @@ async def _has_ended(job: Job, seconds: float = 0.5) -> bool:
     return job.finished.done()
 
 
-def result_body(job: Job) -> schemas.GroundAnswer:
+def result_body(job: GroundJob) -> schemas.GroundAnswer:
     """Return the answers of a job that has ended.
 
     Raises:
@@ -279,14 +332,33 @@ def result_body(job: Job) -> schemas.GroundAnswer:
     return schemas.GroundAnswer(video=video_body(job.video), answers=answers)
 
 
-def job_body(job: Job, service: Service) -> schemas.JobBody:
-    """Return a job, with its answers once it is done."""
-    values = schemas.JobBody(id=job.id, state=job.state, position=service.jobs.position(job), progress=job.progress)
+def file_bodies(job: CutJob) -> list[schemas.CutFileBody]:
+    """Return what a client learns about the files of a job."""
+    return [
+        schemas.CutFileBody(
+            number=number,
+            name=file.path.name,
+            bytes=file.bytes,
+            video=file.video,
+            start=file.start,
+            end=file.end,
+            frames=file.frames,
+            notes=list(file.notes),
+        )
+        for number, file in enumerate(job.files, 1)
+    ]
+
+
+def job_body(job: GroundJob | CutJob, service: Service) -> schemas.JobBody:
+    """Return a job, with its answers or files once it is done."""
+    values = schemas.JobBody(id=job.id, state=job.state, position=service.position(job), progress=job.progress)
     if not job.finished.done():
         return values
     error = job.finished.exception()
     if isinstance(error, ServiceError):
         values.error = schemas.ErrorFields(kind=error.kind, message=error.message)
+    elif isinstance(job, CutJob):
+        values.files = file_bodies(job)
     else:
         values.result = result_body(job)
     return values

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sidelight.data.annotations import LONGEST_QUERY
 from sidelight.server.jobs import MOST_QUERIES
 
+MOST_ANSWERS = 100
+"""Hits of a search, and answers of an export."""
 Query = Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
 VideoKey = Annotated[str, Field(min_length=1, max_length=4096, description="id or name of a video")]
 Top = Annotated[int, Field(ge=1, le=1000, description="most moments of each answer, best first")]
+SearchTop = Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="most hits, best first")]
 MinScore = Annotated[float, Field(ge=0, le=1, description="leave out moments with a lower score")]
 Seconds = Annotated[float, Field(ge=0, le=86400 * 30)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -39,13 +42,36 @@ class GroundRequest(_Request):
         return [self.query] if isinstance(self.query, str) else self.query
 
 
-class SearchRequest(_Request):
-    """A query about all videos of the library."""
+class MomentOf(_Request):
+    """A moment of a video."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a person opens the door", "top": 10}]})
-    query: Query
-    top: Annotated[int, Field(ge=1, le=100)] = 10
+    video: VideoKey
+    start: Seconds
+    end: Seconds
+
+
+class SearchRequest(_Request):
+    """A query about all videos of the library: a sentence, or a moment whose like is searched."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "a person opens the door", "top": 10},
+                {"like": {"video": "holiday.mp4", "start": 4, "end": 9.5}},
+            ]
+        }
+    )
+    query: Query | None = None
+    like: Annotated[MomentOf | None, Field(description="instead of a query: moments that look like this one")] = None
+    top: SearchTop = 10
     min_score: MinScore = 0.0
+    answers: Annotated[bool, Field(description="send the curve of each video with a hit too")] = False
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> SearchRequest:
+        if (self.query is None) == (self.like is None):
+            raise ValueError("give either query or like")
+        return self
 
 
 class SessionRequest(_Request):
@@ -75,7 +101,9 @@ class TimelineBody(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """An answer of ``POST v1/ground``; moments may have been edited, and only the first three fields are needed."""
+    """An answer of ``POST v1/ground`` or ``POST v1/search``; moments may have been edited, and only the first three
+    fields are needed.
+    """
 
     model_config = ConfigDict(
         allow_inf_nan=False,
@@ -95,13 +123,29 @@ class AnswerBody(BaseModel):
     features: Annotated[str, Field(max_length=500)] | None = None
 
 
+Answers = Annotated[list[AnswerBody], Field(min_length=1, max_length=MOST_ANSWERS)]
+Padding = Annotated[float, Field(ge=0, le=600, description="seconds before and after each moment")]
+
+
+class CutRequest(_Request):
+    """Answers whose moments to cut into video files."""
+
+    answers: Answers
+    join: Annotated[bool, Field(description="one film of all moments, instead of a file each")] = False
+    exact: Annotated[
+        bool, Field(description="encode again, exact to a frame; false copies from the keyframe before each moment")
+    ] = True
+    top: Top | None = None
+    padding: Padding = 0.0
+
+
 class ExportRequest(_Request):
     """Answers to write for another program."""
 
     format: Annotated[str, Field(max_length=40, examples=["edl"], description="a name that GET v1/models lists")]
-    answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MOST_QUERIES)]
+    answers: Answers
     top: Top | None = None
-    padding: Annotated[float, Field(ge=0, le=600, description="seconds before and after each cut")] = 0.0
+    padding: Padding = 0.0
     media_folder: Annotated[
         str,
         Field(max_length=1000, description="folder in which your editing program finds the videos; never opened here"),
@@ -158,14 +202,33 @@ class GroundAnswer(BaseModel):
     ]
 
 
+class CutFileBody(BaseModel):
+    """A file that was cut; ``GET v1/cuts/{job}/{number}`` downloads it."""
+
+    number: int
+    name: str
+    bytes: int
+    video: Annotated[str | None, Field(description="null for a film of several moments")]
+    start: Annotated[float | None, Field(description="second of the video at which the file begins")]
+    end: float | None
+    frames: int | None
+    notes: list[str]
+
+
 class JobBody(BaseModel):
-    """A job of the queue."""
+    """A job of one of the queues."""
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     position: Annotated[int | None, Field(description="jobs that wait before this one; null if it does not wait")]
-    progress: Annotated[float | None, Field(description="0 to 1, estimated by earlier jobs; null if unknown")]
+    progress: Annotated[
+        float | None,
+        Field(
+            description="0 to 1: the part of the video that was read, or of the frames that were cut; null if unknown"
+        ),
+    ]
     result: GroundAnswer | None = None
+    files: Annotated[list[CutFileBody] | None, Field(description="of a job that cuts moments")] = None
     error: ErrorFields | None = None
 
 
@@ -174,6 +237,7 @@ class FormatBody(BaseModel):
 
     name: str
     summary: str
+    one_video: Annotated[bool, Field(description="whether it holds answers about one video only")]
 
 
 class ModelBody(BaseModel):
@@ -182,6 +246,7 @@ class ModelBody(BaseModel):
     name: str
     answers: Annotated[str, Field(description="what it answers about")]
     languages: str
+    example: Annotated[str, Field(description="a query that it can answer")]
     loaded: bool
 
 
@@ -189,6 +254,8 @@ class ModelList(BaseModel):
     """The model that answers, and what else there is."""
 
     model: Annotated[str, Field(description="the model of this service")]
+    knows: Annotated[str, Field(description="what this model answers about; empty if unknown")]
+    example: Annotated[str, Field(description="a query that this model can answer")]
     models: list[ModelBody]
     formats: list[FormatBody]
     uploads: bool
@@ -202,12 +269,17 @@ class HitBody(BaseModel):
     id: Annotated[str | None, Field(description="null for a video that this service may not show")]
     start: float
     end: float
-    score: float
+    score: Annotated[float, Field(description="of the model, within this video")]
+    fits: Annotated[float, Field(description="0 to 1, by which the hits of all videos are ordered")]
 
 
 class SearchAnswer(BaseModel):
     """The hits of a search, best first."""
 
-    query: str
+    query: Annotated[str, Field(description="the sentence, or words for the moment or the image")]
     hits: list[HitBody]
     notes: list[str]
+    answers: Annotated[
+        list[dict[str, Any]] | None,
+        Field(description="a grounding for each video with a hit, with the moments of the hits; null unless asked for"),
+    ] = None

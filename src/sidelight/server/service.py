@@ -8,7 +8,9 @@ from pathlib import Path
 from anyio import CapacityLimiter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
-from sidelight.server.jobs import Grounds, Jobs
+from sidelight.server.cuts import CutJob, Cuts
+from sidelight.server.errors import ServiceError
+from sidelight.server.jobs import GroundJob, Grounds, Jobs
 from sidelight.server.search import Searches
 from sidelight.server.settings import Settings
 from sidelight.server.uploads import Uploads
@@ -54,7 +56,38 @@ class Service:
             on_batch=self.metrics.on_batch,
         )
         self.metrics.queue.set_function(self.jobs.waiting)
+        self.cuts = Cuts(self.videos, settings)
         self.decoders = CapacityLimiter(_DECODERS)
+        self.searchers = CapacityLimiter(settings.searches_at_once)
+
+    def job(self, name: str) -> GroundJob | CutJob:
+        """Return a job by its id.
+
+        Raises:
+            ServiceError: 404 if there is none, or it is forgotten.
+        """
+        job = self.jobs.find(name) or self.cuts.find(name)
+        if job is None:
+            raise ServiceError(
+                404, "no_such_job", "there is no job of this id; finished jobs are kept for a while only"
+            )
+        return job
+
+    def cancel(self, job: GroundJob | CutJob) -> None:
+        """Cancel a job that waits or runs; remove the files of a finished one that cut moments."""
+        if isinstance(job, CutJob):
+            self.cuts.cancel(job)
+        else:
+            self.jobs.cancel(job)
+
+    def position(self, job: GroundJob | CutJob) -> int | None:
+        """Return how many jobs wait before this one; None if it does not wait."""
+        return self.cuts.position(job) if isinstance(job, CutJob) else self.jobs.position(job)
+
+    def close(self) -> None:
+        """End all jobs, and remove the files that were cut."""
+        self.cuts.close()
+        self.jobs.close()
 
 
 class Metrics:

@@ -47,13 +47,31 @@ class Settings:
     body_seconds: float = 20.0
     """Longest wait for a body that is no upload, and for the next part of an upload."""
 
+    searches_at_once: int = 2
+    """Searches of the library that run at the same time; others wait."""
+    cut_moments: int = 100
+    """Most moments that one job cuts."""
+    cut_seconds: float = 3600.0
+    """Longest sum of the moments that one job cuts."""
+    cut_bytes: int = 2 << 30
+    """Largest sum of the files that one job cuts."""
+    cuts_bytes: int = 8 << 30
+    """Largest sum of the files of all jobs that cut; the oldest ones are removed."""
+    cut_keep_seconds: float = 3600.0
+    """How long files that were cut can be downloaded."""
+    write_seconds: float = 30.0
+    """Longest time in which a client takes nothing of an answer that waits for it."""
+
     def __post_init__(self) -> None:
         check_types(self)
         require(self, 0 <= self.port <= 65535, "port", "between 0 and 65535")
-        for name in ("queue", "workers", "requests", "finished_jobs", "body_bytes", "uploads_at_once"):
+        for name in ("queue", "workers", "requests", "finished_jobs", "body_bytes", "uploads_at_once", "cut_moments"):
             require(self, getattr(self, name) >= 1, name, "1 or more")
         require(self, self.upload_bytes >= 1 and self.uploads_bytes >= self.upload_bytes, "uploads_bytes", "larger")
-        require(self, self.body_seconds > 0, "body_seconds", "above 0")
+        require(self, 1 <= self.cut_bytes <= self.cuts_bytes, "cuts_bytes", "cut_bytes or more")
+        for name in ("body_seconds", "cut_seconds", "cut_keep_seconds", "write_seconds"):
+            require(self, getattr(self, name) > 0, name, "above 0")
+        require(self, self.searches_at_once >= 1, "searches_at_once", "1 or more")
         if self.token is not None and not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},512}}", self.token):
             raise ValueError(f"token must be {SHORTEST_TOKEN} to 512 letters, digits and signs of ASCII without spaces")
         for name in self.allow_hosts:

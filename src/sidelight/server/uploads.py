@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,15 +23,25 @@ from sidelight.server.videos import UPLOADS, Video, Videos
 
 FIELD = "file"
 """Name of the form's field with the video."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 _LONGEST_NAME = 150
 _MOST_FILES = 10_000
 
 
-def checked_name(name: str) -> str:
+_Check = Callable[[str], str]
+
+
+def checked_name(name: str, *, suffixes: Iterable[str] = VIDEO_SUFFIXES, kind: str = "a video", usual: str = "") -> str:
     """Return the name of an uploaded file.
 
+    Args:
+        name: the name.
+        suffixes: those that are allowed.
+        kind: what the file must be.
+        usual: some of the suffixes, for the message.
+
     Raises:
-        ServiceError: 422 if it is a path, hidden, too long, unprintable, or has not the suffix of a video.
+        ServiceError: 422 if it is a path, hidden, too long, unprintable, or has not the suffix.
     """
     problem = ""
     if not name:
@@ -41,12 +52,35 @@ def checked_name(name: str) -> str:
         problem = "has a character that cannot be printed, or spaces around it"
     elif len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
         problem = f"is longer than {_LONGEST_NAME} bytes"
-    elif Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-        problem = f"has not the suffix of a video ({USUAL_SUFFIXES})"
+    elif Path(name).suffix.lower() not in suffixes:
+        problem = f"has not the suffix of {kind} ({usual or USUAL_SUFFIXES})"
     if problem:
+        example = "film.mp4" if kind == "a video" else "frame.jpg"
         shown = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ServiceError(422, "invalid_upload", f"the file's name {shown!r} {problem}; give a name such as film.mp4")
+        raise ServiceError(422, "invalid_upload", f"the file's name {shown!r} {problem}; give a name such as {example}")
     return name
+
+
+def checked_image_name(name: str) -> str:
+    """Return the name of an uploaded image; errors as :func:`checked_name`."""
+    return checked_name(name, suffixes=IMAGE_SUFFIXES, kind="an image", usual=", ".join(IMAGE_SUFFIXES))
+
+
+async def receive_image(content_type: str, body: AsyncIterator[bytes]) -> tuple[bytes, str]:
+    """Return the content and the name of the image in a body, whose size is that of any request.
+
+    Args:
+        content_type: the header of the request, with the boundary.
+        body: the parts of the body.
+
+    Raises:
+        ServiceError: if the body is no form with one file, or its name is not that of an image.
+    """
+    file = io.BytesIO()
+    form = _Form(content_type, file, checked_image_name)
+    async for part in body:
+        form.write(part)
+    return file.getvalue(), form.name()
 
 
 class Uploads:
@@ -154,14 +188,15 @@ class _Form:
     Args:
         content_type: the header of the request.
         file: where to write.
+        check: returns the name of the file, or raises a ServiceError.
     """
 
-    def __init__(self, content_type: str, file: IO[bytes]) -> None:
+    def __init__(self, content_type: str, file: IO[bytes], check: _Check = checked_name) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
             raise _not_a_form("expected multipart/form-data")
-        self._file, self._name = file, ""
+        self._file, self._check, self._name = file, check, ""
         self._files, self._ended = 0, False
         self._header = self._value = b""
         self._disposition = b""
@@ -215,8 +250,8 @@ class _Form:
         self._files += 1
         # The parser takes the last part of some paths, so the header itself is looked at too.
         if b"\\" in self._disposition or b"/" in self._disposition:
-            checked_name("/")
-        self._name = checked_name(options[b"filename"].decode("utf-8", "replace"))
+            self._check("/")
+        self._name = self._check(options[b"filename"].decode("utf-8", "replace"))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._file.write(data[start:end])

@@ -116,10 +116,9 @@ class Videos:
         """Return the name by which :meth:`find` finds a video; its id if another video has the same name."""
         return video.name if self._index()[1].get(video.name) == video else video.id
 
-    def video_of_path(self, path: str | Path) -> Video | None:
-        """Return the video of a file; None if it is not among the videos."""
-        real = Path(os.path.realpath(path))
-        return next((video for video in self.all() if video.path == real), None)
+    def by_path(self) -> dict[Path, Video]:
+        """Return all videos by their file, without links; of several names of a file, the first one."""
+        return {video.path: video for video in reversed(self.all())}
 
     def forget_list(self) -> None:
         """Look at the folders again at the next request."""

@@ -32,6 +32,8 @@ DEFAULT_MODEL = "r2-tuning/qvhighlights"
 """The model that answers where no other is named."""
 ONLY_TO_TRY = "to only try sidelight out, --model shapes needs no download, but knows nothing except drawn shapes"
 """Clause of announcements and messages about downloads."""
+EXAMPLE = "a person opens the door"
+"""A query for models that were trained on videos of people."""
 NEUTRAL_TOPIC = "the highlights of the video"
 """The sentence for which a model that reads sentences summarizes a video, where the user gives none."""
 
@@ -62,6 +64,8 @@ class NamedModel:
     """Return the folder of a checkpoint that the user converted; raises ValueError that says how, if it is not here."""
     special: bool = False
     """Knows one kind of video only, and is listed only when all models are."""
+    example: str = EXAMPLE
+    """A query that it can answer, for people who try it out."""
     topic: str = NEUTRAL_TOPIC
     """The sentence for which the model summarizes a video, where the user gives none."""
 
@@ -94,6 +98,11 @@ _R2_FACTS = {
     "charades-sta": ("moments of people at home", "Charades-STA"),
     "tacos": ("moments of cooking, one kitchen", "TACoS"),
     "ego4d-nlq": ("moments seen by a camera on the head", "Ego4D-NLQ"),
+}
+_R2_EXAMPLES = {
+    "qvhighlights": "a woman talks to the camera in her car",
+    "tacos": "the person peels a carrot",
+    "ego4d-nlq": "what did I put in the drawer?",
 }
 _R2_HIGHLIGHTS = {"youtube-highlights-": "YouTube Highlights", "tvsum-": "TVSum"}
 _TVSUM = {
@@ -147,6 +156,7 @@ def r2_tuning_model(run: str, published: PublishedRun) -> NamedModel:
         make=partial(_make_r2_tuning, run),
         version=[asdict(published), published.features().to_dict()],
         special=bool(prefix),
+        example=_TVSUM.get(domain, domain) if prefix else _R2_EXAMPLES.get(run, EXAMPLE),
         topic=_TVSUM.get(domain, domain) if prefix else NEUTRAL_TOPIC,
     )
 
@@ -190,6 +200,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
         trained_on="the shapes world",
         backbone="shapes",
         languages="English, 102 words",
+        example="a red ball is moving left",
         topic="something moves",
         licence="Apache-2.0",
     ),

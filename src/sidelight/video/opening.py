@@ -112,7 +112,11 @@ def open_image(path: str) -> tuple[InputContainer, VideoStream]:
         raise VideoError(f"{path} cannot be read ({error.strerror}); {expected} that you may read") from None
     except FFmpegError:
         raise VideoError(f"{path} is no image; {expected}, so check that a viewer shows it") from None
-    if not _is_still(container) or not container.streams.video:
+    stream: Any = next(iter(container.streams.video), None)
+    if stream is not None and stream.codec_context is None:  # such as SVG, which FFmpeg recognises and cannot draw
+        container.close()
+        raise VideoError(f"{path} is of a kind that cannot be read; {expected}")
+    if not _is_still(container) or stream is None:
         container.close()
         raise VideoError(f"{path} is no still image; {expected}, or name a moment of a video (FILE@START-END)")
     return container, container.streams.video[0]
