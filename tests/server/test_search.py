@@ -114,7 +114,7 @@ BOMB = (
         ("a.jpg", b"text", "is no image"),
         ("a.jpg", "FILM", "is no still image"),
         ("a.png", BOMB, "a.png"),
-        ("a.jpg", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", "no"),
+        ("a.jpg", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", "is a playlist"),
         ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>", "no"),
         ("a.mp4", "FILM", "has not the suffix of an image"),
         ("../a.jpg", "FRAME", "is a path"),

@@ -1,25 +1,10 @@
 // The timeline of an answer: frames, curve, moments with edges that can be moved, and the place of the player.
 
+import { clock, element } from "./dom.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const LANE = 36;
 const SHORTEST = 0.1; // seconds
-
-export function clock(seconds, digits = 1) {
-  const whole = Math.floor(seconds / 60);
-  const rest = (seconds - 60 * whole).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
-  if (whole < 60) return `${whole}:${rest}`;
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}:${rest}`;
-}
-
-function element(name, values = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(values)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== undefined) node.setAttribute(key, value);
-  }
-  node.append(...children);
-  return node;
-}
 
 function shape(name, values) {
   const node = document.createElementNS(SVG, name);
@@ -112,6 +97,12 @@ export class Timeline {
   #seconds(x) {
     const { left, width } = this.curve.getBoundingClientRect();
     return ((x - left) / width) * this.duration;
+  }
+
+  clear() {
+    this.root.replaceChildren();
+    this.moments = [];
+    this.head = null;
   }
 
   choose(index) {
