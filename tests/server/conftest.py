@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,14 @@ def server(
     settings = Settings(port=0, body_seconds=0.5, queue=2, workers=1, token=getattr(request, "param", None))
     (tmp_path / "arrived").mkdir()
     app = create_app(slow, folders=[films], uploads=tmp_path / "arrived", settings=settings)
+    with serving(app, settings) as address:
+        yield address
+        slow.go.set()
+
+
+@contextmanager
+def serving(app: FastAPI, settings: Settings) -> Iterator[tuple[str, int]]:
+    """Run a real server, and yield its host and port."""
     bound = bind(settings)
     thread = threading.Thread(target=run, args=(app, bound, settings), daemon=True)
     thread.start()
@@ -151,6 +160,5 @@ def server(
         except OSError:
             time.sleep(0.05)
     yield host, port
-    slow.go.set()
     app.state.uvicorn.should_exit = True
     thread.join(timeout=10)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
 
-from tests.server.conftest import SlowGrounder
+from sidelight import Grounder
+from sidelight.server.app import _TimedProtocol, create_app
+from sidelight.server.settings import Settings
+from tests.server.conftest import SlowGrounder, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::sidelight.OutsideWarning")
 QUERY = "an orange ball is moving"
@@ -292,6 +298,82 @@ def test_a_slow_head_is_given_up(server: tuple[str, int], monkeypatch: pytest.Mo
     start = time.monotonic()
     assert talk(server, b"GET /healthz HTTP/1.1\r\nHost: 127") == b""
     assert time.monotonic() - start < 5
+
+
+@pytest.fixture
+def large(grounder: Grounder, films: Path, tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the address of a server with a large file, for few and impatient requests."""
+    (tmp_path / "large").mkdir()
+    with open(tmp_path / "large" / "large.mp4", "wb") as file:
+        file.write((films / "a.mp4").read_bytes())
+        file.truncate(200 << 20)
+    settings = Settings(port=0, requests=2, write_seconds=1.0)
+    with serving(create_app(grounder, folders=[tmp_path / "large"], settings=settings), settings) as address:
+        yield address
+
+
+GET_LARGE = b"GET /v1/videos/large.mp4/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def test_a_client_that_reads_too_slowly_gives_its_place_back(large: tuple[str, int]) -> None:
+    connections = [socket.create_connection(large, timeout=10) for _ in range(2)]
+    for connection in connections:
+        connection.sendall(GET_LARGE)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    health = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert talk(large, health).startswith(b"HTTP/1.1 503"), "both places are taken"
+    deadline = time.monotonic() + 8
+    while not (answer := talk(large, health)).startswith(b"HTTP/1.1 200") and time.monotonic() < deadline:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.recv(1)  # a byte now and then is too slow
+        time.sleep(0.1)
+    assert answer.startswith(b"HTTP/1.1 200")
+    for connection in connections:
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(1 << 20):
+                received += len(part)
+        assert received < 100 << 20, "the connection was cut, and not only forgotten"
+        connection.close()
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_the_whole_file(large: tuple[str, int]) -> None:
+    with socket.create_connection(large, timeout=10) as connection:
+        connection.sendall(GET_LARGE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        received, start = 0, time.monotonic()
+        while part := connection.recv(4 << 20):
+            received += len(part)
+            if time.monotonic() - start < 2.5:
+                time.sleep(0.05)
+    assert received > 200 << 20
+
+
+@pytest.mark.parametrize(
+    ("unread", "ends"),
+    [
+        ([0, 0], ["close"]),
+        ([60_000, 59_999], ["abort"]),  # close would wait until the client takes the rest
+        ([60_000, 20_000, 0], ["close", "close"]),
+        ([60_000, 20_000, 19_000], ["close", "abort"]),
+    ],
+)
+def test_the_rest_of_an_answer_is_not_kept_for_ever(unread: list[int], ends: list[str]) -> None:
+    calls: list[str] = []
+    sizes = iter(unread)
+    protocol = _TimedProtocol.__new__(_TimedProtocol)
+    protocol.cycle = SimpleNamespace(response_complete=True)  # type: ignore[assignment]
+    protocol.loop = SimpleNamespace(call_later=lambda *arguments: None)  # type: ignore[assignment]
+    protocol.transport = SimpleNamespace(  # type: ignore[assignment]
+        get_write_buffer_size=lambda: next(sizes),
+        get_extra_info=lambda name: None,
+        close=lambda: calls.append("close"),
+        abort=lambda: calls.append("abort"),
+    )
+    protocol._watch(None)
+    for _ in unread[1:]:
+        protocol._watch(protocol.cycle)
+    assert calls == ends
 
 
 @pytest.mark.parametrize(

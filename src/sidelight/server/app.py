@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from asyncio import TimerHandle, Transport
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -172,12 +173,19 @@ class _TimedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+        self._write_timer = self.loop.call_later(self.write_seconds, self._reset)
 
     def resume_writing(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
         super().resume_writing()
+
+    def _reset(self) -> None:
+        """End the connection, and give up what the system still holds for it, which may be megabytes."""
+        bound = self.transport.get_extra_info("socket")
+        if bound is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _watch(self, last: object, *, first: bool = False) -> None:
         """Close the connection if it waits for the same request as at the call before."""
@@ -186,7 +194,7 @@ class _TimedProtocol(H11Protocol):
         unread = self.transport.get_write_buffer_size()
         if waits and not first and cycle is last:
             if unread and unread > self._unread - _LEAST_BYTES:  # close would wait until the client takes the rest
-                self.transport.abort()
+                self._reset()
                 return
             self.transport.close()
         self._unread = unread

@@ -18,7 +18,8 @@ export function show(target, text) {
   node.textContent = text ?? "";
 }
 
-export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+// A sentence with a capital at its start, unless it starts with the name of a file.
+export const capital = (text) => (/^\S*[./]\S/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
 
 export function fail(error) {
   if (error.name === "AbortError") return;

@@ -65,6 +65,9 @@ export function refreshHits() {
   $("save-all").hidden = !answersOfHits().length;
 }
 
+// A name that may break after its signs.
+const breakable = (name) => name.split(/(?<=[-_. ])/).flatMap((part) => [part, document.createElement("wbr")]);
+
 function hitCard(hit, i) {
   const moment = hit.moment ?? hit;
   const text = `${times(moment)}${moment.edited ? " *" : ""}`;
@@ -89,7 +92,7 @@ function hitCard(hit, i) {
         onclick: () => openHit(hit).catch(fail),
       },
       element("span", { class: "frame" }, image, element("span", { class: "time" }, text)),
-      element("span", { class: "name" }, hit.video.slice(slash)),
+      element("span", { class: "name" }, ...breakable(hit.video.slice(slash))),
       element("span", { class: "numbers" }, numbers),
     ),
   );
