@@ -97,8 +97,9 @@ export function searchImage(file) {
   return searchBy((signal) => json("POST", `v1/search/image?top=${$("top").value}`, form, signal));
 }
 
-$("ask").addEventListener("submit", (event) => {
+$("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (scope() === "one") await state.choosing;
   const query = $("query").value.trim();
   if (!query) {
     show("hint", "Type a sentence first");

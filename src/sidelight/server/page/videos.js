@@ -64,7 +64,9 @@ function upload(file) {
   request.send(form);
 }
 
-$("videos").addEventListener("change", () => choose($("videos").value).catch(fail));
+$("videos").addEventListener("change", () => {
+  state.choosing = choose($("videos").value).catch(fail);
+});
 $("file").addEventListener("change", () => $("file").files[0] && upload($("file").files[0]));
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
