@@ -50,6 +50,7 @@ class FakeLibrary:
 
     def __init__(self, *paths: str | Path) -> None:
         self.paths, self.searches = paths, list[tuple[object, ...]]()
+        self.is_calibrated = False
 
     def _result(self, top: int, *asked: object) -> Any:
         self.searches.append(asked)
@@ -66,10 +67,14 @@ class FakeLibrary:
             )
             for hit in hits
         ]
-        return SimpleNamespace(hits=hits[:top], groundings=groundings[:top], notes=("a note",))
+        limits = {"is_calibrated": self.is_calibrated, "best_left_out": None}
+        return SimpleNamespace(hits=hits[:top], groundings=groundings[:top], notes=("a note",), **limits)
 
-    def search(self, query: str, *, top: int, min_score: float) -> Any:
-        return self._result(top, query)
+    def search(self, query: str, *, top: int, min_score: float, min_relevance: float | None) -> Any:
+        result = self._result(top, query)
+        if min_relevance is not None and min_relevance > 0.4:
+            result.hits, result.groundings, result.best_left_out = [], [], 0.4
+        return result
 
     def search_like(self, video: Path, start: float, end: float, *, top: int, min_score: float) -> Any:
         return self._result(top, video, start, end)

@@ -19,7 +19,7 @@ from tests.server.conftest import SlowGrounder, serving
 
 pytest.importorskip("playwright", reason="the test of the page needs pip install playwright")
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Route, expect, sync_playwright
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -209,8 +209,8 @@ def test_search_a_library_open_a_hit_adjust_and_cut_it(searching: Page, films: P
     assert hits.count() >= 2
     expect(page.locator("#hits .guess")).to_contain_text("best guesses, also for what is never shown")
     label = hits.first.get_attribute("aria-label") or ""
-    name, span, fits, score = (part.strip() for part in label.removeprefix("Open ").split(","))
-    assert name in ("a.mp4", "b.mp4") and fits.startswith("fits 0.") and score.startswith("score ")
+    name, span, relevance, score = (part.strip() for part in label.removeprefix("Open ").split(","))
+    assert name in ("a.mp4", "b.mp4") and relevance.startswith("relevance 0.") and score.startswith("score ")
     image = hits.first.locator("img")
     expect(image).to_have_js_property("complete", True)
     assert int(image.evaluate("image => image.naturalHeight")) == 144
@@ -288,6 +288,28 @@ def test_the_page_says_what_the_model_knows_and_what_it_lacks(searching: Page) -
     page.get_by_role("button", name="Find").click()
     expect(page.get_by_text("Choose a video first")).to_be_visible()
     expect(page.get_by_label("Choose a video")).to_be_focused()
+
+
+def test_a_calibrated_library_may_say_that_there_is_none(searching: Page) -> None:
+    page, sent = searching, list[dict[str, object]]()
+
+    def answer(route: Route) -> None:
+        sent.append(dict(route.request.post_data_json or {}))
+        response = route.fetch()
+        values = response.json() | {"calibrated": True}
+        if sent[-1]["min_relevance"] is None:
+            values |= {"hits": [], "answers": [], "best_left_out": 0.123}
+        route.fulfill(response=response, json=values)
+
+    page.route("**/v1/search", answer)
+    search(page, "an orange ball is moving")
+    expect(page.get_by_text("No such moment in all videos: the best guess is 12 % likely")).to_be_visible()
+    page.get_by_role("button", name="Show the best guesses").click()
+    hits = page.get_by_role("list", name="Hits, best first").get_by_role("button")
+    expect(hits.first).to_contain_text("% likely")
+    expect(page.get_by_text("How likely a hit is right was learnt")).to_be_visible()
+    expect(page.get_by_role("button", name="Show the best guesses")).to_be_hidden()
+    assert [values["min_relevance"] for values in sent] == [None, 0]
 
 
 def test_moments_below_the_lowest_score_are_hidden(searching: Page) -> None:

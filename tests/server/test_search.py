@@ -47,8 +47,19 @@ def test_hits_have_names_and_no_paths(searching: TestClient, fake: FakeLibrary) 
     answer = searching.post("/v1/search", json={"query": QUERY, "top": 2}).json()
     assert [hit["video"] for hit in answer["hits"]] == ["a.mp4", "elsewhere.mp4"]
     assert answer["hits"][0]["id"] and answer["hits"][1]["id"] is None and answer["notes"] == ["a note"]
-    assert answer["hits"][0]["fits"] == 0.4 and answer["hits"][0]["score"] == 0.5
+    assert answer["hits"][0]["relevance"] == 0.4 and answer["hits"][0]["score"] == 0.5
     assert answer["answers"] is None and fake.searches[-1] == (QUERY,)
+
+
+def test_hits_may_be_too_little_relevant(searching: TestClient, fake: FakeLibrary) -> None:
+    fake.is_calibrated = True
+    answer = searching.post("/v1/search", json={"query": QUERY, "min_relevance": 0.5}).json()
+    assert answer["hits"] == [] and answer["best_left_out"] == 0.4 and answer["calibrated"]
+    answer = searching.post("/v1/search", json={"query": QUERY, "min_relevance": 0.3}).json()
+    assert len(answer["hits"]) == 2 and answer["best_left_out"] is None
+    like = {"video": "b.mp4", "start": 3, "end": 4.5}
+    message = error_of(searching.post("/v1/search", json={"like": like, "min_relevance": 0.3}), 422)
+    assert "min_relevance is for a query" in message
 
 
 def test_answers_come_with_curves_of_shown_videos(searching: TestClient, films: Path) -> None:
@@ -157,7 +168,8 @@ def test_a_real_library_is_searched_and_served(grounder: Grounder, films: Path, 
     with client_of(create_app(model, folders=folders, library=library)) as searching:
         answer = searching.post("/v1/search", json={"query": QUERY, "top": 3, "answers": True}).json()
         assert {hit["video"] for hit in answer["hits"]} <= {"a.mp4", "b.mp4"} and all(h["id"] for h in answer["hits"])
-        assert [hit["fits"] for hit in answer["hits"]] == sorted((h["fits"] for h in answer["hits"]), reverse=True)
+        relevance = [hit["relevance"] for hit in answer["hits"]]
+        assert relevance == sorted(relevance, reverse=True) and not answer["calibrated"]
         assert sum(len(one["moments"]) for one in answer["answers"]) == len(answer["hits"])
         assert searching.get("/v1/models").json()["search"]
         answers = [{key: one[key] for key in ("video", "query", "moments")} for one in answer["answers"]]

@@ -65,12 +65,18 @@ class SearchRequest(_Request):
     like: Annotated[MomentOf | None, Field(description="instead of a query: moments that look like this one")] = None
     top: SearchTop = 10
     min_score: MinScore = 0.0
+    min_relevance: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="of a query: leave out less relevant hits; the library's own limit unless given"),
+    ] = None
     answers: Annotated[bool, Field(description="send the curve of each video with a hit too")] = False
 
     @model_validator(mode="after")
     def _is_one_question(self) -> SearchRequest:
         if (self.query is None) == (self.like is None):
             raise ValueError("give either query or like")
+        if self.like is not None and self.min_relevance is not None:
+            raise ValueError("min_relevance is for a query; give min_score with like")
         return self
 
 
@@ -270,7 +276,7 @@ class HitBody(BaseModel):
     start: float
     end: float
     score: Annotated[float, Field(description="of the model, within this video")]
-    fits: Annotated[float, Field(description="0 to 1, by which the hits of all videos are ordered")]
+    relevance: Annotated[float, Field(description="0 to 1, by which the hits of all videos are ordered")]
 
 
 class SearchAnswer(BaseModel):
@@ -278,6 +284,10 @@ class SearchAnswer(BaseModel):
 
     query: Annotated[str, Field(description="the sentence, or words for the moment or the image")]
     hits: list[HitBody]
+    calibrated: Annotated[bool, Field(description="whether relevance is the probability that a hit is right")] = False
+    best_left_out: Annotated[
+        float | None, Field(description="relevance of the best hit, if all were left out for it")
+    ] = None
     notes: list[str]
     answers: Annotated[
         list[dict[str, Any]] | None,

@@ -21,10 +21,10 @@ class Searches(Protocol):
     """Searches many videos, as a library does.
 
     Each method returns a result with ``hits`` (each with ``video``, a path; ``moment``; and ``relevance``),
-    ``groundings`` (one for each video with a hit) and ``notes``.
+    ``groundings`` (one for each video with a hit), ``is_calibrated``, ``best_left_out`` and ``notes``.
     """
 
-    def search(self, query: str, *, top: int, min_score: float) -> Any:
+    def search(self, query: str, *, top: int, min_score: float, min_relevance: float | None) -> Any:
         """Return the moments in which a sentence is true."""
         ...
 
@@ -50,8 +50,12 @@ def search_answer(library: Searches, videos: Videos, request: schemas.SearchRequ
     """
     like, limits = request.like, {"top": request.top, "min_score": request.min_score}
     if like is None:
-        query = request.query or ""
-        return _answer(lambda: library.search(query, **limits), videos, query, answers=request.answers)  # type: ignore[arg-type]
+        query, least = request.query or "", request.min_relevance
+
+        def search_sentence() -> Any:
+            return library.search(query, min_relevance=least, **limits)  # type: ignore[arg-type]
+
+        return _answer(search_sentence, videos, query, answers=request.answers)
     video = videos.find(like.video)
     name = f"like {videos.key_of(video)}, {clock(like.start)} to {clock(like.end)}"
 
@@ -122,7 +126,7 @@ def _answer(
                 start=hit.moment.start,
                 end=hit.moment.end,
                 score=hit.moment.score,
-                fits=hit.relevance,
+                relevance=hit.relevance,
             )
         )
     shown = None
@@ -139,4 +143,11 @@ def _answer(
             for grounding, video in pairs
             if video is not None
         ]
-    return schemas.SearchAnswer(query=name, hits=hits, notes=list(result.notes), answers=shown)
+    return schemas.SearchAnswer(
+        query=name,
+        hits=hits,
+        calibrated=result.is_calibrated,
+        best_left_out=result.best_left_out,
+        notes=list(result.notes),
+        answers=shown,
+    )

@@ -2,7 +2,7 @@
 
 import { $, fail, show } from "./dom.js";
 import { closeAnswer, refreshAnswer } from "./answer.js";
-import { askVideo, leastScore, searchImage, searchLike, setScope, stopAsking } from "./ask.js";
+import { askVideo, leastScore, searchImage, searchLike, searchSentence, setScope, stopAsking } from "./ask.js";
 import { refreshHits } from "./hits.js";
 import { json } from "./service.js";
 import { actions, state } from "./state.js";
@@ -16,7 +16,7 @@ function noMoment(moments, where) {
 }
 
 Object.assign(actions, {
-  askVideo, closeAnswer, stopAsking, leastScore, noMoment, searchImage, searchLike, setScope,
+  askVideo, closeAnswer, stopAsking, leastScore, noMoment, searchImage, searchLike, searchSentence, setScope,
   hitsChanged: refreshHits,
 });
 

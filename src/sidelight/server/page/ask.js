@@ -81,8 +81,8 @@ async function searchBy(request) {
   showHits(result);
 }
 
-export const searchSentence = (query) => searchBy((signal) =>
-  json("POST", "v1/search", { query, top: Number($("top").value), answers: true }, signal));
+export const searchSentence = (query, least = null) => searchBy((signal) =>
+  json("POST", "v1/search", { query, top: Number($("top").value), min_relevance: least, answers: true }, signal));
 
 export function searchLike(moment) {
   const like = { video: state.video.id, start: moment.start, end: moment.end };

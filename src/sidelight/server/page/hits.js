@@ -52,13 +52,27 @@ export function showHits(result) {
   $("hits").scrollIntoView({ block: "nearest" });
 }
 
+const GUESSES = "Moments are the model’s best guesses, also for what is never shown. The relevance compares videos; the "
+  + "score compares the moments of one video.";
+const LIKELY = "How likely a hit is right was learnt from annotated queries. The score compares the moments of one video.";
+
+// Say that there is no hit, and whether a limit hides the best one.
+function noHit() {
+  const { best_left_out: best, calibrated } = state.result;
+  if (best === null) return actions.noMoment(hits, "in all videos");
+  const how = calibrated ? `is ${Math.round(100 * best)} % likely` : `has a relevance of ${best.toFixed(2)}`;
+  return `No such moment in all videos: the best guess ${how}, which is too little.`;
+}
+
 export function refreshHits() {
   if (!state.result) return;
   const shown = shownHits();
   const focus = document.activeElement?.dataset?.hit;
   const videos = new Set(shown.map((hit) => hit.id ?? hit.video)).size;
   show("hits-count", shown.length ? `${plural(shown.length, "moment")} in ${plural(videos, "video")}, best first` : "");
-  show("hits-none", shown.length ? "" : actions.noMoment(hits, "in all videos"));
+  show("hits-none", shown.length ? "" : noHit());
+  $("show-guesses").hidden = state.result.best_left_out === null;
+  show("hits-guess", state.result.calibrated ? LIKELY : GUESSES);
   showNotes($("hits-notes"), [...state.result.notes, ...shown.flatMap((hit) => hit.answer?.notes ?? [])]);
   $("hit-list").replaceChildren(...shown.map((hit, i) => hitCard(hit, i)));
   if (focus) $("hit-list").querySelector(`[data-hit="${focus}"]`)?.focus();
@@ -71,7 +85,9 @@ const breakable = (name) => name.split(/(?<=[-_. ])/).flatMap((part) => [part, d
 function hitCard(hit, i) {
   const moment = hit.moment ?? hit;
   const text = `${times(moment)}${moment.edited ? " *" : ""}`;
-  const numbers = `fits ${hit.fits.toFixed(2)}, score ${hit.score.toFixed(2)}`;
+  const relevance = state.result.calibrated
+    ? `${Math.round(100 * hit.relevance)} % likely` : `relevance ${hit.relevance.toFixed(2)}`;
+  const numbers = `${relevance}, score ${hit.score.toFixed(2)}`;
   const image = hit.id
     ? element("img", { src: thumbnailOf(hit.id, (moment.start + moment.end) / 2, 144), alt: "", loading: "lazy" })
     : element("span", { class: "no-image" }, "not served here");
@@ -111,6 +127,7 @@ async function openHit(hit) {
   $("answer-title").focus({ preventScroll: true });
 }
 
+$("show-guesses").addEventListener("click", () => actions.searchSentence(state.result.query, 0));
 $("back").addEventListener("click", () => {
   compact(false);
   $("hits").scrollIntoView({ block: "start" });
