@@ -4,7 +4,8 @@
     python benchmarks/service.py --minutes 1 --clients 4
 
 The service runs as its own process, with the model ``shapes``, on synthetic videos. Each client sends one request after
-the other: new and repeated queries, jobs with their events, thumbnails, ranges of files, lists, exports and uploads.
+the other: new and repeated queries, jobs with their events, thumbnails, ranges of files, lists, exports, cuts and
+uploads.
 Prints a row for each kind of request, then the memory of the service after a warm-up of a quarter of the time (30 s at
 most) and at the end. The exit code is 1 if a request failed (503, "come later", is counted apart).
 """
@@ -104,6 +105,15 @@ class Client:
             form = self.random.choice(("csv", "edl", "fcpxml", "ffmpeg"))
             self.request("POST", "/v1/export", {"format": form, "answers": self.answers[:1], "top": 3})
 
+    def cut(self) -> None:
+        """Cut a second of a video, wait for the file, and download it."""
+        answer = {"video": self.random.choice(self.videos), "query": "x", "moments": [{"start": 3, "end": 4}]}
+        job = self.request("POST", "/v1/cuts", {"answers": [answer]})
+        if job:
+            name = json.loads(job)["id"]
+            self.request("GET", f"/v1/jobs/{name}/events")
+            self.request("GET", f"/v1/cuts/{name}/1")
+
     def send(self) -> None:
         """Upload a video."""
         head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="film.mp4"\r\n\r\n'
@@ -115,7 +125,7 @@ class Client:
         kinds: list[tuple[str, Callable[[], None], int]] = [
             ("ground", self.ground, 30), ("job and events", self.job, 10), ("thumbnail", self.thumbnail, 25),
             ("part of a file", self.file, 20), ("list and facts", self.list, 10), ("export", self.export, 10),
-            ("upload", self.send, 1),
+            ("upload", self.send, 1), ("cut and download", self.cut, 3),
         ]  # fmt: skip
         while time.monotonic() < until:
             name, action, _ = self.random.choices(kinds, [kind[2] for kind in kinds])[0]
@@ -161,11 +171,11 @@ def measure(address: tuple[str, int], process: psutil.Process, films: Path, clie
     while any(thread.is_alive() for thread in threads):
         memory.append((time.monotonic() - start, process.memory_info().rss / 1e6))
         time.sleep(0.5)
-    print(f"{'request':<16}{'number':>8}{'p50 ms':>9}{'p95 ms':>9}{'max ms':>9}")
+    print(f"{'request':<18}{'number':>8}{'p50 ms':>9}{'p95 ms':>9}{'max ms':>9}")
     for name in sorted({name for worker in workers for name in worker.seconds}):
         times = 1000 * np.array([value for worker in workers for value in worker.seconds[name]])
         p50, p95 = np.percentile(times, [50, 95])
-        print(f"{name:<16}{len(times):>8}{p50:>9.0f}{p95:>9.0f}{times.max():>9.0f}")
+        print(f"{name:<18}{len(times):>8}{p50:>9.0f}{p95:>9.0f}{times.max():>9.0f}")
     failures = [failure for worker in workers for failure in worker.failures]
     warm = min(30, seconds / 4)
     after = next(megabytes for second, megabytes in memory if second >= warm)

@@ -77,7 +77,7 @@ def test_a_bar_shows_the_clips_of_a_long_video(
     monkeypatch.setattr("sys.stderr", terminal)
     clips = encode_video_file(video, backbone).timeline.num_clips
     assert terminal.getvalue() == ""
-    monkeypatch.setattr("sidelight.features.extract._BAR_AFTER_SECONDS", 0)
+    monkeypatch.setattr("sidelight.io.progress._BAR_AFTER_SECONDS", 0)
     encode_video_file(video, backbone, progress=True)
     assert f"reading the video:   0%|          | 0/{clips}" in terminal.getvalue()
 

@@ -52,8 +52,8 @@ class FakeLibrary:
         self.paths, self.searches = paths, list[tuple[object, ...]]()
         self.is_calibrated = False
 
-    def _result(self, top: int, *asked: object) -> Any:
-        self.searches.append(asked)
+    def _result(self, top: int, *question: object) -> Any:
+        self.searches.append(question)
         hits = [SimpleNamespace(video=str(path), moment=Moment(1, 2, 0.5), relevance=0.4) for path in self.paths]
         timeline = Timeline(duration=4, clip_seconds=2)
         groundings = [

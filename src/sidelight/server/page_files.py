@@ -17,9 +17,9 @@ _KINDS = {
 @cache
 def page_files() -> dict[str, tuple[bytes, str]]:
     """Return path below the service -> content and media type."""
-    found = {}
+    contents = {}
     for entry in (files("sidelight.server") / "page").iterdir():
         kind = _KINDS.get(f".{entry.name.rpartition('.')[2]}")
         if kind is not None:
-            found[f"/{entry.name}"] = (entry.read_bytes(), kind)
-    return {"/": found["/index.html"], **found}
+            contents[f"/{entry.name}"] = (entry.read_bytes(), kind)
+    return {"/": contents["/index.html"], **contents}

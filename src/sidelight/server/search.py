@@ -99,7 +99,7 @@ def image_answer(
 
 
 def _answer(
-    search: Callable[[], Any], videos: Videos, name: str, asked: Video | None = None, *, answers: bool
+    search: Callable[[], Any], videos: Videos, name: str, like_video: Video | None = None, *, answers: bool
 ) -> schemas.SearchAnswer:
     """Run a search and return its answer.
 
@@ -107,14 +107,16 @@ def _answer(
         search: runs it.
         videos: the videos that clients may see.
         name: the query, as clients see it.
-        asked: the video of the moment that is searched.
+        like_video: the video of the moment that is searched.
         answers: whether to return the groundings.
     """
     try:
         result = search()
     except ValueError as error:
         message = " ".join(str(error).split())
-        raise ServiceError(422, "invalid_request", videos.hide(message, asked) if asked else message) from None
+        raise ServiceError(
+            422, "invalid_request", videos.hide(message, like_video) if like_video else message
+        ) from None
     by_path = videos.by_path()
     hits = []
     for hit in result.hits:
