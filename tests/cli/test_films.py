@@ -121,7 +121,7 @@ def test_lines_of_answers_are_read(answers: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "there is nothing to write; give a file, or --clips, --join, --contact-sheet or --report"),
+        ("", "there is nothing to write; give a file, or --clips, --join, --thumbnails, --contact-sheet or --report"),
         ("--copy out.csv", "--copy says how --clips and --join cut"),
         ("--join film.avi", "a film must end in .mp4, .mov, .m4v, .mkv, got film.avi"),
         ("--report report.txt", "--report must end in .html, got report.txt"),

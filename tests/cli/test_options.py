@@ -64,12 +64,19 @@ OUTPUTS = {
     "--json": ("FILE/x",),
     "--plot": ("FILE/x.png", "NEW.txt"),
     "--clips": ("FILE/x",),
+    "--thumbnails": ("FILE/x",),
     "--join": ("FILE/x.mp4", "NEW.txt"),
     "--contact-sheet": ("FILE/x.png", "NEW.txt"),
     "--report": ("FILE/x.html", "NEW.txt"),
 }
 """Wrong values of outputs: a file in place of a folder."""
-FILMS = {"--clips": "NEW", "--join": "NEW.mp4", "--contact-sheet": "NEW.png", "--report": "NEW.html"}
+FILMS = {
+    "--clips": "NEW",
+    "--thumbnails": "NEW",
+    "--join": "NEW.mp4",
+    "--contact-sheet": "NEW.png",
+    "--report": "NEW.html",
+}
 """Right values of the outputs that people watch."""
 LINES: dict[str, Line] = {
     "ground": Line(

@@ -32,7 +32,7 @@ def commands() -> dict[str, Command]:
 
 
 def test_every_path_of_every_command_is_compared() -> None:
-    outputs = ("out", "json", "plot", "clips", "join", "contact_sheet", "report", "export", "uploads")
+    outputs = ("out", "json", "plot", "clips", "join", "thumbnails", "contact_sheet", "report", "export", "uploads")
     no_paths = {"query", "topic", "benchmark", "backbone", "domain", "device", "run", "layout", "name", "size"}
     no_paths |= {"host", "token", "allow_host"}
     no_paths |= {"since", "until", "like"}  # FILE@START-END; tests/library/test_search.py compares its file

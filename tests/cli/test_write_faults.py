@@ -103,7 +103,7 @@ CASES = {
     ),
     "summarize": Case(
         line="summarize IN/videos/VIDEO.mp4 --topic star --model IN/model --backbone-weights IN/backbone --device cpu "
-        "--json s.json --clips clips --join film.mp4 --contact-sheet sheet.png",
+        "--json s.json --clips clips --join film.mp4 --thumbnails frames --contact-sheet sheet.png",
         old=("s.json", "film.mp4", "sheet.png"),
         in_turn=True,
     ),

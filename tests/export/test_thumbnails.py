@@ -12,7 +12,7 @@ from PIL import Image
 
 from sidelight.core.grounding import Grounding, Moment
 from sidelight.core.timeline import Timeline
-from sidelight.export.thumbnails import as_jpeg, best_second, thumbnails
+from sidelight.export.thumbnails import as_jpeg, best_second, thumbnails, write_thumbnails
 from sidelight.video.read import frames_at, probe
 
 
@@ -70,3 +70,22 @@ def test_a_jpeg_has_the_colours_of_the_picture() -> None:
     image[:, :24] = (200, 30, 30)
     decoded = np.asarray(Image.open(io.BytesIO(as_jpeg(image)))).astype(int)
     assert decoded.shape == (32, 48, 3) and np.abs(decoded[:, :20] - (200, 30, 30)).max() < 12
+
+
+def test_thumbnails_are_files_named_as_clips_and_replace_only_thumbnails(tiny_world: Path, tmp_path: Path) -> None:
+    video = sorted((tiny_world / "videos").iterdir())[0]
+    answer = grounding(video, Moment(4, 8, 0.5), Moment(0, 2, 0.9))
+    folder = tmp_path / "new" / "frames"
+    paths = write_thumbnails([answer, answer], folder, height=48)
+    stem = video.stem.replace("_", "-").lower()
+    expected = [f"{stem}-x-{span}.jpg" for span in ("00000.00-00002.00", "00004.00-00008.00")]
+    expected += [name.replace(".jpg", "-2.jpg") for name in expected]
+    assert [path.name for path in paths] == expected and sorted(folder.iterdir()) == sorted(paths)
+    assert all(Image.open(path).height == 48 for path in paths)
+    assert write_thumbnails(answer, folder, top=1, height=64) == paths[:1] and Image.open(paths[0]).height == 64
+    paths[1].write_bytes(b"a picture of somebody else")
+    before = paths[0].read_bytes()
+    with pytest.raises(ValueError, match="exists and is no thumbnail"):
+        write_thumbnails(answer, folder)
+    assert paths[1].read_bytes() == b"a picture of somebody else" and paths[0].read_bytes() == before
+    assert write_thumbnails([], tmp_path / "none") == []

@@ -20,6 +20,7 @@ from sidelight.cli.shared import (
     Score,
     Seconds,
     SheetFile,
+    ThumbnailsFolder,
     require_range,
 )
 
@@ -39,6 +40,7 @@ def export(
     clips: ClipsFolder | None = None,
     join: JoinFile | None = None,
     copy: bool = False,
+    thumbnails: ThumbnailsFolder | None = None,
     contact_sheet: SheetFile | None = None,
     report: ReportFile | None = None,
 ) -> None:
@@ -50,7 +52,7 @@ def export(
 
     Args:
         answers: JSON file with one answer, or a list of answers; or JSON lines (.jsonl).
-        out: file to write; not needed with --clips, --join, --contact-sheet or --report.
+        out: file to write; not needed with --clips, --join, --thumbnails, --contact-sheet or --report.
         video: the video file, if it has moved since the answer.
         top: moments of each answer, best first; all unless given.
         min_score: leave out moments with a lower score. Unless given, moments with less than a quarter of the best
@@ -60,9 +62,19 @@ def export(
     """
     require_range(1, top=top)
     require_range(0, min_score=min_score)
-    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
+    films = Films(
+        clips=clips,
+        join=join,
+        copy=copy,
+        thumbnails=thumbnails,
+        contact_sheet=contact_sheet,
+        report=report,
+        padding=padding,
+    )
     if not (out or films):
-        raise ValueError("there is nothing to write; give a file, or --clips, --join, --contact-sheet or --report")
+        raise ValueError(
+            "there is nothing to write; give a file, or --clips, --join, --thumbnails, --contact-sheet or --report"
+        )
     if video is not None and not Path(video).is_file():
         raise ValueError(f"{video} does not exist; give the video that the answers are about")
     groundings = [grounding.at_least(min_score or 0.0) for grounding in read_answers(answers)]

@@ -27,6 +27,7 @@ class Films:
     clips: str | None = None
     join: str | None = None
     copy: bool = False
+    thumbnails: str | None = None
     contact_sheet: str | None = None
     report: str | None = None
     padding: float = 0.0
@@ -49,12 +50,13 @@ class Films:
 
     def options(self) -> list[str]:
         """Return the names of the options that were given."""
-        names = {"--clips": self.clips, "--join": self.join, "--contact-sheet": self.contact_sheet}
-        return [name for name, file in {**names, "--report": self.report}.items() if file]
+        cuts = {"--clips": self.clips, "--join": self.join, "--thumbnails": self.thumbnails}
+        pages = {"--contact-sheet": self.contact_sheet, "--report": self.report}
+        return [name for name, file in {**cuts, **pages}.items() if file]
 
     def without_cuts(self) -> Films:
-        """Return these files without clips and a film, for answers without a moment."""
-        return replace(self, clips=None, join=None, copy=False)
+        """Return these files without clips, a film and thumbnails, for answers without a moment."""
+        return replace(self, clips=None, join=None, copy=False, thumbnails=None)
 
     def write(self, groundings: Sequence[Grounding], *, video: str | None = None, player: bool = True) -> None:
         """Write the files and say so.
@@ -64,7 +66,7 @@ class Films:
             video: the video file, where the answers do not name it.
             player: whether the report shows the video.
         """
-        from sidelight.export import clips, report, sheet
+        from sidelight.export import clips, report, sheet, thumbnails
 
         if self.clips:
             cut = clips.cut_clips(
@@ -77,6 +79,9 @@ class Films:
             )
             print_notes(notes)
             print(f"wrote {self.join}")
+        if self.thumbnails:
+            frames = thumbnails.write_thumbnails(groundings, self.thumbnails, video=video)
+            print(f"wrote {count_of(len(frames), 'frame')} into {self.thumbnails}")
         if self.contact_sheet:
             print(f"wrote {sheet.contact_sheet(groundings, self.contact_sheet, video=video)}")
         if self.report:

@@ -30,6 +30,7 @@ from sidelight.cli.shared import (
     Score,
     Seconds,
     SheetFile,
+    ThumbnailsFolder,
     announced,
     report_to,
     require_package,
@@ -64,6 +65,7 @@ def ground(
     clips: ClipsFolder | None = None,
     join: JoinFile | None = None,
     copy: bool = False,
+    thumbnails: ThumbnailsFolder | None = None,
     contact_sheet: SheetFile | None = None,
     report: ReportFile | None = None,
     no_cache: bool = False,
@@ -107,7 +109,15 @@ def ground(
     require_range(1, top=top)
     require_range(0, 1, min_score=min_score)
     require_plot(plot)
-    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
+    films = Films(
+        clips=clips,
+        join=join,
+        copy=copy,
+        thumbnails=thumbnails,
+        contact_sheet=contact_sheet,
+        report=report,
+        padding=padding,
+    )
     if export:
         from sidelight.export.formats import format_of
 

@@ -26,6 +26,7 @@ from sidelight.cli.shared import (
     Score,
     Seconds,
     SheetFile,
+    ThumbnailsFolder,
     report_to,
     require_engine,
     require_package,
@@ -270,6 +271,7 @@ def search(
     clips: ClipsFolder | None = None,
     join: JoinFile | None = None,
     copy: bool = False,
+    thumbnails: ThumbnailsFolder | None = None,
     contact_sheet: SheetFile | None = None,
     report: ReportFile | None = None,
 ) -> int:
@@ -315,7 +317,15 @@ def search(
     require_range(0, 1, min_relevance=min_relevance)
     if (whole or min_relevance is not None) and not query:
         raise ValueError("--min-relevance and --whole are for sentences; --min-score fits --image and --like too")
-    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report, padding=padding)
+    films = Films(
+        clips=clips,
+        join=join,
+        copy=copy,
+        thumbnails=thumbnails,
+        contact_sheet=contact_sheet,
+        report=report,
+        padding=padding,
+    )
     if export:
         format_of(export, format)
     moment = _moment_of(like) if like else None

@@ -63,6 +63,15 @@ ClipsFolder = Annotated[
         "output folder",
     ),
 ]
+ThumbnailsFolder = Annotated[
+    str,
+    Option(
+        "DIR",
+        "write a frame of each moment as JPEG into this folder; a thumbnail of an earlier run is replaced, and no "
+        "other file",
+        "output folder",
+    ),
+]
 JoinFile = Annotated[
     str,
     Option(

@@ -22,6 +22,7 @@ from sidelight.cli.shared import (
     ReportFile,
     Seconds,
     SheetFile,
+    ThumbnailsFolder,
     announced,
     report_to,
     require_above_zero,
@@ -54,6 +55,7 @@ def summarize(
     clips: ClipsFolder | None = None,
     join: JoinFile | None = None,
     copy: bool = False,
+    thumbnails: ThumbnailsFolder | None = None,
     contact_sheet: SheetFile | None = None,
     report: ReportFile | None = None,
     no_cache: bool = False,
@@ -92,7 +94,7 @@ def summarize(
     require_above_zero(share=share, seconds=seconds)
     require_range(0, 1, share=share)
     require_plot(plot)
-    films = Films(clips=clips, join=join, copy=copy, contact_sheet=contact_sheet, report=report)
+    films = Films(clips=clips, join=join, copy=copy, thumbnails=thumbnails, contact_sheet=contact_sheet, report=report)
     if export:
         format_of(export, format)
     cache = None if no_cache else DEFAULT_CACHE

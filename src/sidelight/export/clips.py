@@ -203,17 +203,32 @@ def _paths(cuts: Sequence[Cut], folder: Path, names: dict[str, str], *, copy: bo
     """Return the file of each cut; no two are the same."""
     paths: list[Path] = []
     for cut in cuts:
-        source = Path(names[cut.source.path])
-        suffix = source.suffix.lower()
+        source = names[cut.source.path]
+        suffix = Path(source).suffix.lower()
         suffix = (suffix if suffix in COPIED_SUFFIXES else ".mkv") if copy else ".mp4"
-        start, end = cut.span
-        name = f"{slug(source.stem) or 'video'}-{slug(cut.query) or 'query'}-{start:08.2f}-{end:08.2f}"
-        number, path = 1, folder / f"{name}{suffix}"
-        while path in paths:
-            number += 1
-            path = folder / f"{name}-{number}{suffix}"
-        paths.append(path)
+        paths.append(new_path(folder, source, cut.query, cut.span, suffix, paths))
     return paths
+
+
+def new_path(
+    folder: Path, video: str, query: str, span: tuple[float, float], suffix: str, paths: Sequence[Path]
+) -> Path:
+    """Return the file of a moment in a folder: the names of video and query, and start and end in seconds.
+
+    Args:
+        folder: the folder.
+        video: name of the video.
+        query: the sentence.
+        span: start and end in seconds.
+        suffix: of the file.
+        paths: the files of other moments, of which the new one is none.
+    """
+    name = f"{slug(Path(video).stem) or 'video'}-{slug(query) or 'query'}-{span[0]:08.2f}-{span[1]:08.2f}"
+    number, path = 1, folder / f"{name}{suffix}"
+    while path in paths:
+        number += 1
+        path = folder / f"{name}-{number}{suffix}"
+    return path
 
 
 def slug(text: str) -> str:

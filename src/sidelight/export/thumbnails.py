@@ -1,7 +1,9 @@
-"""Small pictures of moments, as JPEG."""
+"""Frames of moments, as JPEG."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +12,72 @@ import numpy as np
 import numpy.typing as npt
 
 from sidelight.core.grounding import Grounding, Moment
+from sidelight.export.clips import new_path
+from sidelight.io.files import replacing, require_writable_folder
+from sidelight.io.storage import name_of
 from sidelight.video.damage import VideoError
 from sidelight.video.read import frames_at, probe
 
 FrameImage = npt.NDArray[np.uint8]
 """An RGB image (H, W, 3)."""
+_START = b"\xff\xd8"
+"""The first bytes of a JPEG."""
+_MARK = b"\xff\xfe\x00\x18sidelight, thumbnail 1"
+"""A comment of a JPEG, by which a thumbnail of an earlier run is known."""
+
+
+def write_thumbnails(
+    groundings: Grounding | Sequence[Grounding],
+    folder: str | Path,
+    *,
+    video: str | Path | None = None,
+    top: int | None = None,
+    height: int = 360,
+) -> list[Path]:
+    """Write a frame of each moment as JPEG, from where the highlight curve is highest in the moment.
+
+    The name of a file is that of the moment's clip. A thumbnail of an earlier run is replaced, and no other file.
+
+    Args:
+        groundings: one answer, or several.
+        folder: where to write; made if missing.
+        video: the video file, where the answers do not name it.
+        top: moments of each answer, best first; all unless given.
+        height: of the frames, in pixels; the width follows from the video.
+
+    Returns:
+        The files, answer by answer, best first.
+
+    Raises:
+        ValueError: if an answer names no video, or a file of that name exists and is no thumbnail.
+        VideoError: if a video cannot be read.
+    """
+    answers = [groundings] if isinstance(groundings, Grounding) else list(groundings)
+    folder = Path(folder)
+    require_writable_folder(folder)
+    paths: list[Path] = []
+    for answer in answers:
+        name = name_of(answer.video or video or "")
+        for moment in answer.moments if top is None else answer.top(top):
+            paths.append(new_path(folder, name, answer.query, (moment.start, moment.end), ".jpg", paths))
+    for path in paths:
+        if os.path.lexists(path) and not _is_thumbnail(path):
+            raise ValueError(f"{path} exists and is no thumbnail; give another folder, or remove the file")
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = iter(paths)
+    for answer in answers:
+        for jpeg in thumbnails(answer, video, top=top, height=height):
+            with replacing(next(waiting)) as beside:
+                beside.write_bytes(jpeg)
+    return paths
+
+
+def _is_thumbnail(path: Path) -> bool:
+    """Check whether a file is a thumbnail of an earlier run."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_START) + len(_MARK)) == _START + _MARK
 
 
 def thumbnails(
@@ -94,4 +157,5 @@ def as_jpeg(image_HW3: npt.NDArray[np.uint8]) -> bytes:
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "yuvj420p", Fraction(1, 25)
     encoder.options = {"qscale": "4"}
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24").reformat(format="yuvj420p")
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+    jpeg = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+    return _START + _MARK + jpeg[len(_START) :]
