@@ -330,7 +330,7 @@ def test_every_format_is_written_by_the_command(
     (tmp_path / "a.json").write_text(json.dumps([given.to_dict()]))
     out = tmp_path / f"out{FORMATS[name].suffix or '.edl'}"
     options = [] if FORMATS[name].suffix else ["--format", name]
-    assert main(["export", str(tmp_path / "a.json"), str(out), *options]) == 0
+    assert main(["export", str(tmp_path / "a.json"), str(out), *options, "--min-score", "0"]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     expected, notes = as_text([given], name, title="out")
     assert out.read_text() == expected and notes == ()
