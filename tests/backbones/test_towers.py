@@ -127,7 +127,7 @@ def test_weights_without_a_last_norm(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no trainable video backbone 'c3d'.* Known are shapes, videomae, i3d"):
+    with pytest.raises(ValueError, match=r"no trainable video backbone 'c3d'.* Known are shapes, videomae, i3d"):
         load_tower("c3d")
     with pytest.raises(ValueError, match="resolution must be a multiple of 8, the side of VideoMAE's patches; got 30"):
         tower_of("videomae", folder, resolution=30)
