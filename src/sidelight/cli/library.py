@@ -193,6 +193,8 @@ def library_calibrate(
     *,
     iou: Score = 0.5,
     device: Device | None = None,
+    backbone_weights: BackboneWeights | None = None,
+    offline: bool = False,
     json: JsonFile | None = None,
 ) -> None:
     """Learn how likely a hit is right, from annotated queries of the library's videos.
@@ -205,8 +207,10 @@ def library_calibrate(
         library: folder of the library.
         annotations: JSONL; vid is the name of a video file without its suffix.
         iou: overlap (IoU) with a true window from which a hit is right.
+        offline: use no network, only what is on this machine.
     """
     from sidelight.data.annotations import read_annotations
+    from sidelight.io.download import offline as without_network
     from sidelight.library import Library
 
     _require_lancedb()
@@ -214,9 +218,10 @@ def library_calibrate(
     if iou == 0:
         raise ValueError("--iou must be above 0: at 0 every moment would be right")
     rows = read_annotations(annotations)
-    opened = Library.open(library, device=device)
-    _require_outputs(opened, annotations, json=json)
-    report = opened.calibrate(rows, iou=iou, progress=True)
+    with without_network(offline):
+        opened = Library.open(library, device=device, backbone_weights=backbone_weights)
+        _require_outputs(opened, annotations, json=json)
+        report = opened.calibrate(rows, iou=iou, progress=True)
     absent = report.absent
     with report_to(json):
         print(f"{library}: calibrated with {count_of(report.queries, 'query')}; on queries that were set aside:")

@@ -168,7 +168,7 @@ class Cuts(JobQueue[CutJob]):
         """Forget the oldest jobs, so that the files of the next one fit; the queue's lock is held."""
         room = self._settings.cuts_bytes - self._settings.cut_bytes
         done = [job for job in self._jobs.values() if job.state == "done"]
-        while sum(file.bytes for job in done for file in job.files) > room:
+        while done and sum(file.bytes for job in done for file in job.files) > room:
             self.drop(done.pop(0))
 
     def dropped(self, job: CutJob) -> None:
