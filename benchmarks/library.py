@@ -82,7 +82,7 @@ def first_stage(count: int, width: int, queries: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    tables = Tables(folder_at(folder), width)
+    tables = Tables(folder_at(folder), width, is_new=True)
     for number in range(0, len(vectors_NE) // CLIPS, CLIPS):  # 100 videos at once: writing is not measured here
         block = vectors_NE[number * CLIPS : (number + CLIPS) * CLIPS]
         tables.put_clips(number // CLIPS, block)

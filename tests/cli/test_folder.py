@@ -161,3 +161,20 @@ def test_a_pattern_without_quotes_is_told(here: Path, capsys: pytest.CaptureFixt
     assert "films/c.mp4 is a file, not a sentence; for several videos, put the pattern into quotes" in (
         capsys.readouterr().err
     )
+
+
+def test_answers_of_changed_videos_are_made_again(here: Path, grounded: list[tuple[str, tuple[str, ...]]]) -> None:
+    Path("films/b.mp4").unlink()
+    assert run("films", "--json", "answers.jsonl") == 0
+    times = os.stat("films/a.mp4")
+    Path("films/c.mp4").replace("films/a.mp4")  # another film under this name, which looks old
+    os.utime("films/a.mp4", (1, times.st_mtime))
+    assert run("films", "--json", "answers.jsonl") == 0
+    assert [name for name, _ in grounded] == ["a.mp4", "c.mp4", "a.mp4"]
+
+
+@pytest.mark.parametrize("text", ['[{"my": "list"}]', "a diary", '{"format": "other'])
+def test_the_file_of_somebody_else_is_not_changed(here: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.jsonl").write_text(text)
+    assert run("films", "--json", "mine.jsonl") == 2
+    assert "give --json a new file" in capsys.readouterr().err and Path("mine.jsonl").read_text() == text

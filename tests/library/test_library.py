@@ -299,3 +299,20 @@ def test_lancedb_is_named_where_it_is_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["search", str(tmp_path), "a star"]) == 2
     assert 'a library needs LanceDB: pip install "sidelight[library]"' in capsys.readouterr().err
+
+
+def test_lost_tables_are_an_error_and_no_empty_library(library: Library, films: Path) -> None:
+    features = sorted((films.parent / "lib" / "features" / "videos").iterdir())
+    shutil.rmtree(films.parent / "lib" / "tables")
+    with pytest.raises(ValueError, match="tables is damaged or cannot be read"):
+        Library.open(films.parent / "lib", device="cpu").update()
+    assert sorted((films.parent / "lib" / "features" / "videos").iterdir()) == features
+
+
+def test_a_full_disk_is_no_damage(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(library._tables._videos, "checkout_latest", full)
+    with pytest.raises(ValueError, match=r"cannot be written .* free space"):
+        library.files()

@@ -296,7 +296,7 @@ def test_lancedb_reads_what_the_storage_of_the_features_reads(bucket: str) -> No
     """Check that an endpoint of one name in the environment leads both to the same storage."""
     folder = folder_at(f"{bucket}/some.lib")
     assert folder.table_options["allow_http"] == "true" and folder.table_options["aws_region"] == "us-east-1"
-    tables = Tables(folder, 4)
+    tables = Tables(folder, 4, is_new=True)
     tables.put_clips(1, np.eye(4, dtype=np.float16))
     assert tables.nearest(np.array([0, 1, 0, 0], np.float32), 1)[1].tolist() == [1]
     tables.build_index()

@@ -98,6 +98,7 @@ def test_filters(library: Library, built: Path) -> None:
     assert videos(Where(min_seconds=shortest + 0.5)) == {row.path for row in rows if row.duration > shortest}
     day = datetime.fromtimestamp(rows[0].modified / 1e9).date()
     assert videos(Where(since=day, until=day)) == everything
+    assert videos(Where(since=date.min, until=date.max)) == everything
     assert not videos(Where(since=date(day.year + 1, 1, 1))) and not videos(Where(until=date(day.year - 1, 1, 1)))
 
 
@@ -320,7 +321,7 @@ def test_an_index_gives_what_the_comparison_with_all_gives(tmp_path: Path, monke
     monkeypatch.setattr(tables_module, "INDEX_FROM", 3000)
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((4000, 16)).astype(np.float16)
-    tables = Tables(folder_at(tmp_path), 16)
+    tables = Tables(folder_at(tmp_path), 16, is_new=True)
     for video in range(40):
         tables.put_clips(video, vectors[video * 100 : (video + 1) * 100])
         if video == 20:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from sidelight.core.grounding import Grounding
 from sidelight.io.progress import Progress
 from sidelight.server.app import create_app
 from sidelight.server.errors import ServiceError
-from sidelight.server.exports import format_bodies
+from sidelight.server.exports import _shown_names, format_bodies
 from sidelight.server.jobs import Jobs
 from sidelight.server.page_files import page_files
+from sidelight.server.queue import Job, JobQueue
 from sidelight.server.settings import Settings
-from sidelight.server.videos import Videos
+from sidelight.server.videos import Video, Videos
 from tests.server.conftest import SlowGrounder, client_of
 
 QUERY = "an orange ball is moving"
@@ -384,3 +386,31 @@ def test_the_folder_of_a_model_is_not_shown(grounder: Grounder, films: Path, tmp
         answer = ground(client)["answers"][0]
         assert client.get("/healthz").json()["model"] == client.get("/v1/models").json()["model"] == "my-run"
     assert answer["model"] == "my-run" and answer["notes"] == ["the model my-run says: a.mp4"]
+
+
+def test_a_job_that_fails_unexpectedly_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(JobQueue[Job]):
+        def run(self, batch: Sequence[Job]) -> None:
+            (job,) = batch
+            if job.id == "bad":
+                raise RuntimeError("a bug")
+            job.succeed("fine")
+
+    queue = Broken(queue=9, workers=1, kept=9, name="jobs")
+    bad, good = queue.put(Job(id="bad")), queue.put(Job(id="good"))
+    assert good.finished.result(timeout=20) == "fine" and good.state == "done"
+    with pytest.raises(ServiceError, match="the service's log says why"):
+        bad.finished.result(timeout=20)
+    assert bad.state == "failed" and "a bug" in caplog.text
+    queue.close()
+
+
+def test_videos_of_one_name_are_two_files_in_a_timeline() -> None:
+    def video(name: str) -> Video:
+        return Video(id=name, name=name, path=Path("/x", name), size=1, modified=1, uploaded=False)
+
+    first, second, third = video("a/clip.mp4"), video("b/clip.mp4"), video("c.mp4")
+    assert _shown_names({"1": first, "2": third}) == {"1": "clip.mp4", "2": "c.mp4"}
+    assert _shown_names({"1": first, "2": second}) == {"1": "a/clip.mp4", "2": "b/clip.mp4"}
+    with pytest.raises(ServiceError, match="one after the other"):
+        _shown_names({"1": first, "2": first})

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from sidelight import Grounder
 from sidelight.export.thumbnails import as_jpeg
 from sidelight.server.app import create_app
+from sidelight.server.errors import without_paths
 from sidelight.video.read import frames_at
 from tests.server.conftest import FakeLibrary, client_of
 
@@ -49,6 +50,28 @@ def test_hits_have_names_and_no_paths(searching: TestClient, fake: FakeLibrary) 
     assert answer["hits"][0]["id"] and answer["hits"][1]["id"] is None and answer["notes"] == ["a note"]
     assert answer["hits"][0]["relevance"] == 0.4 and answer["hits"][0]["score"] == 0.5
     assert answer["answers"] is None and fake.searches[-1] == (QUERY,)
+
+
+def test_no_message_has_a_path(searching: TestClient, fake: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("/secret/films.lib/calibration.json is damaged; remove it")
+
+    monkeypatch.setattr(fake, "search", fail)
+    message = error_of(searching.post("/v1/search", json={"query": QUERY}), 422)
+    assert message == "calibration.json is damaged; remove it"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("no path, 1/2 and a/b", "no path, 1/2 and a/b"),
+        ("/srv/a.lib/x.json is\ndamaged", "x.json is damaged"),
+        ("see https://host/a/b (/tmp/c/d.mp4)", "see https://host/a/b (d.mp4)"),
+    ],
+)
+def test_paths_become_names(text: str, shown: str) -> None:
+    assert without_paths(text) == shown
 
 
 def test_hits_may_be_too_little_relevant(searching: TestClient, fake: FakeLibrary) -> None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sidelight.core.grounding import Grounding
     from sidelight.grounder import Grounder
 
+_STATE = "file"
+"""Field of a line with the size and the time of the video's file when it was answered."""
+_BEGIN = b'{"format": "sidelight.grounding/1"'
+"""The beginning of each line."""
 _NAMED = 3
 """How many videos a warning names."""
 
@@ -128,7 +132,7 @@ def _earlier_answers(lines: str | None) -> dict[tuple[str, str, str | None], Gro
     answers = {}
     rows = list(read_json_lines(lines, lenient=True))
     for line in rows:
-        if line.problem and line is rows[-1]:  # a killed run was writing this line
+        if line.problem and line is rows[-1] and _is_begun_answer(lines):  # a killed run was writing this line
             continue
         try:
             if line.problem:
@@ -139,9 +143,27 @@ def _earlier_answers(lines: str | None) -> dict[tuple[str, str, str | None], Gro
                 f"{lines}:{line.number}: {error}; give --json a new file, or one of an earlier run of this command"
             ) from None
         video = answer.video or ""
-        if not os.path.isfile(video) or os.path.getmtime(video) <= written:
+        state = line.values.get(_STATE)
+        is_same = state == _state_of(video) if state else os.path.isfile(video) and os.path.getmtime(video) <= written
+        if is_same or not os.path.isfile(video):
             answers[video, answer.query, answer.model] = answer
     return answers
+
+
+def _is_begun_answer(lines: str) -> bool:
+    """Check whether the last line of a file is the beginning of an answer, which a killed run was writing."""
+    with open(lines, "rb") as file:
+        tail = file.read().rpartition(b"\n")[2]
+    return tail.startswith(_BEGIN) or _BEGIN.startswith(tail)
+
+
+def _state_of(video: str) -> list[int] | None:
+    """Return size and time of a file, by which a changed one is known; None for an address."""
+    try:
+        state = os.stat(video)
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _ground_each(
@@ -175,6 +197,7 @@ def _ground_each(
                 with announced("loading the model"):
                     grounder = load()
             try:
+                state = _state_of(video)  # a file that changes while it is read counts as another one
                 with _collected(run.warnings, video), local_video(video) as file:
                     new = grounder.ground(file, missing, allow_playlists=allow_playlists)
             except (VideoError, StorageError, OSError) as error:
@@ -182,7 +205,7 @@ def _ground_each(
                 continue
             new = [replace(answer, video=video) for answer in new]
             if lines:
-                append_json_lines(lines, [answer.to_dict() for answer in new])
+                append_json_lines(lines, [{**answer.to_dict(), _STATE: state} for answer in new])
             answers |= {answer.query: answer for answer in new}
         run.kept += not missing
         run.groundings += [answer for answer in answers.values() if answer is not None]

@@ -355,10 +355,10 @@ def search(
         print(result.to_text(folder="."))
         if query:
             _print_reading(result, opened.grounder.name)
-        if export and result:
-            write_export(result.groundings, export, format=format, padding=padding)
     write_json(json, result.to_dict())
     with report_to(json):
+        if export and result:
+            write_export(result.groundings, export, format=format, padding=padding)
         (films if result else films.without_cuts()).write(result.groundings)
     return 0 if result else 1
 

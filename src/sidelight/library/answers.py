@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,10 @@ class Where:
             return False
         if self.max_seconds is not None and row.duration > self.max_seconds:
             return False
-        changed = row.modified / 1e9
-        if self.since is not None and changed < _midnight(self.since):
+        changed = date.fromtimestamp(row.modified / 1e9)  # the day in this machine's time zone
+        if self.since is not None and changed < self.since:
             return False
-        return self.until is None or changed < _midnight(self.until + timedelta(days=1))
-
-
-def _midnight(day: date) -> float:
-    """Return the second at which a day of this machine's time zone begins."""
-    return datetime(day.year, day.month, day.day).timestamp()
+        return self.until is None or changed <= self.until
 
 
 @dataclass(kw_only=True)

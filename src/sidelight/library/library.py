@@ -176,7 +176,8 @@ class Library:
     @cached_property
     def _tables(self) -> Tables:
         """Return files and embeddings."""
-        return Tables(self._folder, self._manifest.joint.video_dim)
+        is_new = not self._manifest.sources  # no video was ever added
+        return Tables(self._folder, self._manifest.joint.video_dim, is_new=is_new)
 
     # --- changes ------------------------------------------------------------------------------------------------------
 

@@ -298,6 +298,8 @@ def _candidate_hits(
     """
     rows: dict[int, VideoRow] = {}
     for row in limits.rows:
+        if row.number not in vectors:
+            continue  # only the files of candidates are looked up
         rows.setdefault(row.number, row)
         before = rows[row.number].path
         if not is_address(before) and not os.path.exists(before):  # prefer a copy that is there

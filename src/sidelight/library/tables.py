@@ -83,12 +83,13 @@ class Tables:
     Args:
         folder: the folder of the library; the tables lie in ``tables``.
         width: E.
+        is_new: make the tables unless they exist.
 
     Raises:
-        ValueError: if LanceDB is not installed, or a table is damaged.
+        ValueError: if LanceDB is not installed, or a table is damaged or missing.
     """
 
-    def __init__(self, folder: Folder, width: int) -> None:
+    def __init__(self, folder: Folder, width: int, *, is_new: bool = False) -> None:
         self._folder, self.width = folder, width
         import pyarrow as pa
 
@@ -110,8 +111,12 @@ class Tables:
         videos = pa.schema([*numbers.items(), *texts.items(), ("duration", pa.float64())])
         with self._sentences():
             database = lancedb.connect(folder.tables, storage_options=folder.table_options)
-            self._clips = database.create_table(_CLIPS, schema=clips, exist_ok=True)
-            self._videos = database.create_table(_VIDEOS, schema=videos, exist_ok=True)
+            if is_new:
+                database.create_table(_CLIPS, schema=clips, exist_ok=True)
+                database.create_table(_VIDEOS, schema=videos, exist_ok=True)
+            # Made nowhere else: with empty tables in place of lost ones, an update would delete all features.
+            self._clips = database.open_table(_CLIPS)
+            self._videos = database.open_table(_VIDEOS)
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -120,6 +125,10 @@ class Tables:
             yield
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             reason = first_line(error)[:200]
+            if "No space left" in str(error):
+                raise ValueError(
+                    f"{self._folder.tables} cannot be written (no space left); free space and run the command again"
+                ) from None
             raise ValueError(
                 f"{self._folder.tables} is damaged or cannot be read ({reason}); {self._folder.advice}"
             ) from None

@@ -130,6 +130,7 @@ class Writer:
         sources = [source for source in self._manifest.sources if source.rstrip("/") not in places]
         self._write_manifest(sources, dict.fromkeys([*self._manifest.excluded, *removed]))
         kept_numbers = {row.number for row in rows if row.id not in chosen}
+        self.check()
         self._tables.drop_videos(list(chosen))
         gone = {row.number: row.key for row in chosen.values() if row.number not in kept_numbers}
         self._tables.drop_clips(gone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class ServiceError(Exception):
     """A request cannot be answered; the message is one sentence without a path of this machine.
@@ -35,3 +37,8 @@ def busy(message: str, seconds: float) -> ServiceError:
         seconds: after which the client may try again; rounded up, between 1 and 120.
     """
     return ServiceError(503, "busy", f"{message}; try again later", retry_after=min(120, max(1, round(seconds + 0.5))))
+
+
+def without_paths(text: str) -> str:
+    """Return a text with the name alone where the path of a file of this machine stands, in one line."""
+    return re.sub(r"(?<![\w:/.])/(?:[^\s/]+/)+", "", " ".join(text.split()))

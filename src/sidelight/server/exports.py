@@ -161,14 +161,29 @@ def _text(
     if form.answers is not None:
         return form.answers([g if request.top is None else g.best(request.top) for g, _ in pairs]), ()
     assert form.cuts is not None
-    sources = {}
+    names, sources = _shown_names(named), {}
     for key, video in named.items():
         source = videos.readable(video, lambda video=video: read_source(video.path))  # type: ignore[misc]
-        shown_path = str(PurePosixPath(request.media_folder, PurePosixPath(video.name).name))
+        shown_path = str(PurePosixPath(request.media_folder, names[key]))
         notes = tuple(videos.hide(note, video) for note in source.notes)
         sources[key] = replace(source, path=shown_path, notes=notes)
     cuts = cuts_of([(g, sources[key]) for g, key in pairs], top=request.top, padding=request.padding)
     return form.cuts(cuts, title), tuple(note for source in sources.values() for note in source.notes)
+
+
+def _shown_names(named: dict[str, Video]) -> dict[str, str]:
+    """Return the name of each video in an export: the file's, or its path below its folder where names are equal.
+
+    Raises:
+        ServiceError: 422 if the paths of two videos are equal too; a timeline would take one file for both.
+    """
+    names = {key: PurePosixPath(video.name).name for key, video in named.items()}
+    if len(set(names.values())) < len(names):
+        names = {key: video.name for key, video in named.items()}
+    if len(set(names.values())) < len(names):
+        message = "two videos have the same name in their folders; export them one after the other"
+        raise ServiceError(422, "invalid_request", message)
+    return names
 
 
 def grounding_of(answer: AnswerBody, video: Video, videos: Videos) -> Grounding:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from sidelight import __version__
 from sidelight.server import schemas
-from sidelight.server.errors import ServiceError
+from sidelight.server.errors import ServiceError, without_paths
 from sidelight.server.exports import export_text, text_formats
 from sidelight.server.jobs import Grounds
 from sidelight.server.search import Searches, search_answer
@@ -144,6 +144,6 @@ def _with_sentences(function: Callable[P, T]) -> Callable[P, T]:
         except ServiceError as error:
             raise ToolError(error.message) from None
         except ValueError as error:
-            raise ToolError(" ".join(str(error).split())) from None
+            raise ToolError(without_paths(str(error))) from None
 
     return tool

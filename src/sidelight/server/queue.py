@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sidelight.server.errors import ServiceError, busy
 
+_LOGGER = logging.getLogger(__name__)
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -182,6 +184,11 @@ class JobQueue(Generic[J]):
             start = time.monotonic()
             try:
                 self.run(batch)
+            except Exception:  # the thread must go on with the next jobs
+                _LOGGER.exception("a job failed")
+                for job in batch:
+                    if not job.finished.done():
+                        job.fail(ServiceError(500, "internal", "the job failed; the service's log says why"))
             finally:
                 with self._ready:
                     self._seconds = 0.7 * self._seconds + 0.3 * (time.monotonic() - start)

@@ -54,7 +54,7 @@ _UPLOAD_BODY = {
         },
     }
 }
-_STEP_SECONDS, _BEAT_SECONDS = 0.2, 5.0
+_LOOK_SECONDS, _STEP_SECONDS, _BEAT_SECONDS = 0.02, 0.2, 5.0
 
 
 def service_of(request: Request) -> Service:
@@ -317,8 +317,9 @@ async def session(body: schemas.SessionRequest, request: Request, service: Here)
 
 async def _has_ended(job: Job, seconds: float = 0.5) -> bool:
     """Wait for a job, at most some seconds; return whether it has ended."""
-    if not job.finished.done():
-        await asyncio.wait([asyncio.wrap_future(job.finished)], timeout=seconds)
+    until = time.monotonic() + seconds
+    while not job.finished.done() and time.monotonic() < until:
+        await asyncio.sleep(_LOOK_SECONDS)
     return job.finished.done()
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sidelight.core.display import clock
 from sidelight.server import schemas
-from sidelight.server.errors import ServiceError
+from sidelight.server.errors import ServiceError, without_paths
 from sidelight.server.videos import Video, Videos
 
 _MOST_PIXELS = 50_000_000
@@ -113,10 +113,8 @@ def _answer(
     try:
         result = search()
     except ValueError as error:
-        message = " ".join(str(error).split())
-        raise ServiceError(
-            422, "invalid_request", videos.hide(message, like_video) if like_video else message
-        ) from None
+        message = videos.hide(str(error), like_video) if like_video else str(error)
+        raise ServiceError(422, "invalid_request", without_paths(message)) from None
     by_path = videos.by_path()
     hits = []
     for hit in result.hits:
@@ -150,6 +148,6 @@ def _answer(
         hits=hits,
         calibrated=result.is_calibrated,
         best_left_out=result.best_left_out,
-        notes=list(result.notes),
+        notes=[without_paths(note) for note in result.notes],
         answers=shown,
     )

@@ -25,8 +25,8 @@ UPLOADS = "uploads"
 """Name of the folder of uploads in the names of videos."""
 _LISTED_SECONDS = 2.0
 """For which a list of the files is used again."""
-_CACHED = 4096
-"""Facts, and thumbnails of some 8 kB, that are kept."""
+_CACHED, _CACHED_THUMBNAILS = 4096, 256
+"""Facts that are kept, and thumbnails of 8 to 400 kB."""
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Videos:
                 notes=tuple(self.hide(note, video) for note in info.notes),
             )
 
-        return self._cached(self._facts, (video.id, video.size, video.modified), read)
+        return self._cached(self._facts, (video.id, video.size, video.modified), read, most=_CACHED)
 
     def thumbnail(self, video: Video, seconds: float, height: int) -> bytes:
         """Return the frame at a second as JPEG.
@@ -186,7 +186,7 @@ class Videos:
             return as_jpeg(frame.image)
 
         key = (video.id, video.size, video.modified, seconds, height)
-        return self._cached(self._thumbnails, key, read)
+        return self._cached(self._thumbnails, key, read, most=_CACHED_THUMBNAILS)
 
     def readable(self, video: Video, read: Callable[[], T]) -> T:
         """Return what a function reads of a video.
@@ -204,7 +204,7 @@ class Videos:
             message = f"{video.name} cannot be read ({error.strerror}); was it moved or deleted?"
             raise ServiceError(404, "no_such_video", message) from None
 
-    def _cached(self, cache: OrderedDict[K, T], key: K, read: Callable[[], T]) -> T:
+    def _cached(self, cache: OrderedDict[K, T], key: K, read: Callable[[], T], *, most: int) -> T:
         with self._lock:
             if key in cache:
                 cache.move_to_end(key)
@@ -212,7 +212,7 @@ class Videos:
         value = read()
         with self._lock:
             cache[key] = value
-            while len(cache) > _CACHED:
+            while len(cache) > most:
                 cache.popitem(last=False)
         return value
 

@@ -13,6 +13,8 @@ export class SavePanel {
     this.root = root;
     this.answers = answers;
     this.number = ++panels;
+    this.job = null;
+    this.turn = 0; // of the last cut; an earlier one is cancelled
     this.#build(nouns);
   }
 
@@ -88,18 +90,21 @@ export class SavePanel {
       join,
       exact: this.exact.value === "exact",
     };
-    let mine = null;
+    const turn = ++this.turn;
+    const isLast = () => turn === this.turn;
     this.stop.hidden = false;
     try {
-      mine = new Job(await json("POST", "v1/cuts", body), (job) => show(this.status, showJob(job, this.progress, "Cutting")));
-      this.job = mine;
-      const ended = await mine.done;
-      this.#offer(ended);
+      const job = new Job(await json("POST", "v1/cuts", body), (now) => {
+        if (isLast()) show(this.status, showJob(now, this.progress, "Cutting"));
+      });
+      if (isLast()) this.job = job;
+      else job.cancel();
+      this.#offer(await job.done);
     } catch (error) {
-      show(this.status, error.name === "AbortError" ? "Cancelled" : "");
+      if (isLast()) show(this.status, error.name === "AbortError" ? "Cancelled" : "");
       fail(error);
     } finally {
-      if (this.job === mine) {
+      if (isLast()) {
         this.job = null;
         this.progress.hidden = this.stop.hidden = true;
       }

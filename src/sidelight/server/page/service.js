@@ -26,9 +26,16 @@ async function sentence(response) {
   }
 }
 
+let entering = null; // one dialog for all requests that wait for the token
+
 export function login() {
+  entering ??= askToken().finally(() => { entering = null; });
+  return entering;
+}
+
+function askToken() {
   const dialog = $("login");
-  if (!dialog.open) dialog.showModal();
+  dialog.showModal();
   return new Promise((resolve) => {
     $("login-form").onsubmit = async (event) => {
       event.preventDefault();

@@ -14,8 +14,11 @@ export async function listVideos(chosen) {
   return list.total;
 }
 
+let choices = 0; // a video that was chosen before another one may arrive after it
+
 // Load a video into the player. The answer about another video is hidden.
 export async function choose(id) {
+  const mine = ++choices;
   show("error");
   actions.stopAsking();
   actions.closeAnswer();
@@ -27,6 +30,7 @@ export async function choose(id) {
     return;
   }
   const video = await json("GET", `v1/videos/${encodeURIComponent(id)}`);
+  if (mine !== choices) return;
   state.video = video;
   $("watch").hidden = false;
   show("hint", "");
