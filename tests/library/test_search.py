@@ -14,6 +14,7 @@ import pytest
 from sidelight import Grounder, Grounding, OutsideWarning, VideoError
 from sidelight.cli.main import main
 from sidelight.data.annotations import Annotation
+from sidelight.export.thumbnails import as_jpeg
 from sidelight.library import Library, Where
 from sidelight.library import tables as tables_module
 from sidelight.library.folder import folder_at
@@ -346,3 +347,11 @@ def test_an_index_gives_what_the_comparison_with_all_gives(tmp_path: Path, monke
     assert tables.nearest(np.ones(16, np.float32), 1)[0].tolist() == [50]
     tables.drop_clips([12])
     assert 12 not in tables.nearest(query, 10)[0]
+
+
+@pytest.mark.parametrize("name", ["still.jpg", "still.jpeg", "still.JPG", "still", "still.png"])
+def test_a_jpeg_is_an_image_whatever_its_name(library: Library, built: Path, tmp_path: Path, name: str) -> None:
+    film = sorted((built / "films").iterdir())[0]
+    jpeg = tmp_path / name
+    jpeg.write_bytes(as_jpeg(next(iter(frames_at(film, [3.0]))).image))
+    assert library.search_image(jpeg, top=1)

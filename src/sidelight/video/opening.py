@@ -36,6 +36,8 @@ _IMAGE_KINDS = (
     *("pfm", "pgm", "pgmyuv", "pgx", "phm", "photocd", "png", "ppm", "psd", "qoi", "sgi", "sunrast", "svg", "tiff"),
     *("webp", "xbm", "xpm", "xwd"),
 )
+_JPEG = b"\xff\xd8\xff"
+"""The first bytes of a JPEG."""
 _FORMATS = ",".join((*_VIDEO_FORMATS, *_SOUND_FORMATS, "ico", *(f"{kind}_pipe" for kind in _IMAGE_KINDS)))
 
 
@@ -107,7 +109,10 @@ def open_image(path: str) -> tuple[InputContainer, VideoStream]:
     if is_address(path) or not os.path.isfile(path):
         raise VideoError(f"{path} is no file of this machine; {expected}, so check the path")
     try:
-        container = _open(path, _WHOLE)
+        with open(path, "rb") as file:
+            is_jpeg = file.read(len(_JPEG)) == _JPEG
+        # FFmpeg would open a file that is named .jpg as a series of images, which is not allowed.
+        container = _open(path, _WHOLE, kind="jpeg_pipe" if is_jpeg else None)
     except OSError as error:
         raise VideoError(f"{path} cannot be read ({error.strerror}); {expected} that you may read") from None
     except FFmpegError:
@@ -127,15 +132,21 @@ def _is_still(container: InputContainer) -> bool:
     return kind in ("image2", "ico") or kind.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1")
 
 
-def _open(path: str, part: Part) -> InputContainer:
-    """Open a file with FFmpeg, which may open no other file, or the files beside an allowed playlist."""
+def _open(path: str, part: Part, *, kind: str | None = None) -> InputContainer:
+    """Open a file with FFmpeg, which may open no other file, or the files beside an allowed playlist.
+
+    Args:
+        path: the file.
+        part: of the file.
+        kind: FFmpeg's format, where the name of the file would mislead it.
+    """
     settings = options_for_any_metadata(av.__version__)
     settings["options"] = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,subfile"}
     address = part.address(path)
     if is_playlist(path):
         settings["options"] = {"format_whitelist": f"hls,{_FORMATS}", "protocol_whitelist": "file"}
         address, settings["io_open"] = os.path.realpath(path), Opener(path)
-    container: InputContainer = av.open(address, **settings)
+    container: InputContainer = av.open(address, format=kind, **settings)
     return container
 
 
